@@ -1,0 +1,378 @@
+//! The sections: every key with its meaning and its default.
+//!
+//! The last line above each field is checked by a test against the code: its default, the values
+//! it allows, and when it takes effect.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+use super::units;
+
+/// When a group without a leader elects one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Election {
+    /// How long the node of a leader may be silent before the groups that it led look for another.
+    /// Shorter recovers sooner; too short for the network or the disk, and a slow moment costs an
+    /// election.
+    ///
+    /// Default `150ms`; allowed `10ms` to `60s`; takes effect at restart.
+    #[serde(with = "units::duration")]
+    pub timeout_min: Duration,
+    /// The longest election timeout. Each group draws its own between `timeout_min` and this, so
+    /// that two replicas rarely campaign at the same moment.
+    ///
+    /// Default `300ms`; allowed `10ms` to `60s`; takes effect at restart.
+    #[serde(with = "units::duration")]
+    pub timeout_max: Duration,
+}
+
+impl Default for Election {
+    fn default() -> Election {
+        Election {
+            timeout_min: Duration::from_millis(150),
+            timeout_max: Duration::from_millis(300),
+        }
+    }
+}
+
+/// The beats that nodes exchange, whatever the number of groups.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Liveness {
+    /// How often a node sends a beat to each of its peers. Shorter notices a silent node with less
+    /// spread and costs more idle CPU. Three intervals must fit into `election.timeout_min`.
+    ///
+    /// Default `25ms`; allowed `1ms` to `10s`; takes effect at restart.
+    #[serde(with = "units::duration")]
+    pub beat_interval: Duration,
+}
+
+impl Default for Liveness {
+    fn default() -> Liveness {
+        Liveness {
+            beat_interval: Duration::from_millis(25),
+        }
+    }
+}
+
+/// How a leader sends its log to a follower.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Replication {
+    /// The most bytes of entries in one append to one follower; one larger entry still goes alone.
+    /// Larger catches up with less overhead; smaller lets other groups in between.
+    ///
+    /// Default `256KiB`; allowed `4KiB` to `64MiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub max_append_bytes: ByteSize,
+    /// The most entries in one append to one follower.
+    ///
+    /// Default `8192`; allowed `1` to `1048576`; takes effect at restart.
+    pub max_append_entries: u32,
+    /// The most appends that may be on their way to one follower, per group. More hides a longer
+    /// round trip; with 1 the leader waits for each acknowledgement.
+    ///
+    /// Default `64`; allowed `1` to `4096`; takes effect at restart.
+    pub inflight_messages: u32,
+    /// The most entries that may be on their way to one follower, per group.
+    ///
+    /// Default `65536`; allowed `1` to `16777216`; takes effect at restart.
+    pub inflight_entries: u32,
+    /// The most bytes that may be on their way to one follower, per group. Bandwidth times round
+    /// trip is what keeps a link full.
+    ///
+    /// Default `8MiB`; allowed `64KiB` to `1GiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub inflight_bytes: ByteSize,
+    /// How long a leader waits for progress of a live follower before it probes and sends again.
+    ///
+    /// Default `100ms`; allowed `1ms` to `10s`; takes effect at restart.
+    #[serde(with = "units::duration")]
+    pub retry_interval: Duration,
+    /// How long news of a commit may wait for the next append to carry it to the followers; after
+    /// that it goes alone. It bounds how far a stale read on a follower lags in a quiet group.
+    /// Writers do not wait for it.
+    ///
+    /// Default `10ms`; allowed `100us` to `1s`; takes effect at restart.
+    #[serde(with = "units::duration")]
+    pub commit_notice_interval: Duration,
+}
+
+impl Default for Replication {
+    fn default() -> Replication {
+        Replication {
+            max_append_bytes: ByteSize::kib(256),
+            max_append_entries: 8192,
+            inflight_messages: 64,
+            inflight_entries: 65_536,
+            inflight_bytes: ByteSize::mib(8),
+            retry_interval: Duration::from_millis(100),
+            commit_notice_interval: Duration::from_millis(10),
+        }
+    }
+}
+
+/// What one turn of a shard takes in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Batch {
+    /// The most events that a shard drains from its inbox in one turn. More makes batches larger
+    /// under load; fewer makes a turn shorter.
+    ///
+    /// Default `4096`; allowed `1` to `1048576`; takes effect at restart.
+    pub turn_events: u32,
+    /// How long a turn waits for more events before it starts. With `0us` batches come from load
+    /// alone, which is right unless syncs are the bottleneck at low load.
+    ///
+    /// Default `0us`; allowed `0us` to `10ms`; takes effect at restart.
+    #[serde(with = "units::duration")]
+    pub turn_wait: Duration,
+    /// The largest payload of one proposal; a larger one is refused as too large.
+    ///
+    /// Default `1MiB`; allowed `1KiB` to `64MiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub max_proposal_bytes: ByteSize,
+}
+
+impl Default for Batch {
+    fn default() -> Batch {
+        Batch {
+            turn_events: 4096,
+            turn_wait: Duration::ZERO,
+            max_proposal_bytes: ByteSize::mib(1),
+        }
+    }
+}
+
+/// The threads that own the groups, and what they queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shards {
+    /// How many shard threads the node has; every group belongs to one. `0` takes one per four
+    /// cores, in a multiple of `wal.lanes`, because the flusher, the transport and the apply
+    /// workers need cores too.
+    ///
+    /// Default `1`; allowed `0` to `256`; takes effect at restart.
+    pub count: u32,
+    /// The most bytes waiting in the inbox of a shard. When it is full, proposals are refused as
+    /// busy and the append lanes of the transport are not read.
+    ///
+    /// Default `64MiB`; allowed `1MiB` to `16GiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub inbox_bytes: ByteSize,
+    /// The most proposed bytes of one group that are not committed yet. When it is full, proposals
+    /// to this group are refused as busy; others go on.
+    ///
+    /// Default `16MiB`; allowed `64KiB` to `16GiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub group_bytes: ByteSize,
+    /// How long a proposal, local or forwarded to the leader, waits for its result. After that it
+    /// ends as unknown: it may have committed or may still commit.
+    ///
+    /// Default `5s`; allowed `10ms` to `3600s`; takes effect at restart.
+    #[serde(with = "units::duration")]
+    pub proposal_timeout: Duration,
+}
+
+impl Default for Shards {
+    fn default() -> Shards {
+        Shards {
+            count: 1,
+            inbox_bytes: ByteSize::mib(64),
+            group_bytes: ByteSize::mib(16),
+            proposal_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The threads that run the state machines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Apply {
+    /// How many threads run the state machines; every group belongs to one. More helps when
+    /// applying takes more CPU than consensus.
+    ///
+    /// Default `1`; allowed `1` to `64`; takes effect at restart.
+    pub workers: u32,
+    /// The most committed bytes that wait for one worker. When it is full, proposals are refused as
+    /// busy until the worker has caught up.
+    ///
+    /// Default `64MiB`; allowed `1MiB` to `16GiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub queue_bytes: ByteSize,
+}
+
+impl Default for Apply {
+    fn default() -> Apply {
+        Apply {
+            workers: 1,
+            queue_bytes: ByteSize::mib(64),
+        }
+    }
+}
+
+/// The write-ahead log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Wal {
+    /// How batches are written. `"direct"` writes from the batch buffer and syncs the file;
+    /// `"mapped"` copies into the memory-mapped segment and syncs the mapping. Reads are the same
+    /// in both, and so is the format: the mode may be changed between two runs.
+    ///
+    /// Default `"direct"`; allowed `"direct"` or `"mapped"`; takes effect at restart.
+    pub mode: WalMode,
+    /// Whether the `"direct"` mode opens segments with `O_DIRECT`, past the page cache. Without
+    /// effect in the `"mapped"` mode.
+    ///
+    /// Default `true`; allowed `true` or `false`; takes effect at restart.
+    pub direct_io: bool,
+    /// How many write-ahead logs the node keeps side by side, each with its own syncs. One per
+    /// device; more on one device makes batches smaller. It must divide the number of shards, and
+    /// it is fixed when the data directory is made.
+    ///
+    /// Default `1`; allowed `1` to `64`; takes effect at restart.
+    pub lanes: u32,
+    /// The size of a segment file, a multiple of 4 KiB. Space comes back segment by segment, so
+    /// smaller ones come back sooner; larger ones rotate less often.
+    ///
+    /// Default `64MiB`; allowed `1MiB` to `1GiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub segment_bytes: ByteSize,
+    /// How many segments, written with zeros and synced ahead, wait for their turn in each lane.
+    /// More rides out a longer burst.
+    ///
+    /// Default `2`; allowed `1` to `64`; takes effect at restart.
+    pub pool_segments: u32,
+    /// The most bytes that one barrier makes durable. Larger raises throughput on slow syncs;
+    /// smaller bounds how long one sync takes.
+    ///
+    /// Default `4MiB`; allowed `64KiB` to `256MiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub max_batch_bytes: ByteSize,
+    /// The most bytes of one lane that wait to become durable. When it is full, proposals are
+    /// refused as busy.
+    ///
+    /// Default `64MiB`; allowed `1MiB` to `16GiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub max_pending_bytes: ByteSize,
+    /// How many bytes of log are written between two checkpoints of the index. It bounds what a
+    /// restart has to read; fewer means more checkpoint writes.
+    ///
+    /// Default `256MiB`; allowed `1MiB` to `1TiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub checkpoint_bytes: ByteSize,
+    /// How many recently written bytes each shard keeps in memory for replication and apply.
+    /// Followers further behind are served from the mapped segments.
+    ///
+    /// Default `32MiB`; allowed `1MiB` to `16GiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub tail_cache_bytes: ByteSize,
+    /// How much free space a new segment must leave on the device. Below it no segment is made, and
+    /// proposals are refused when the last one is full.
+    ///
+    /// Default `64MiB`; allowed `0B` to `1TiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub min_free_bytes: ByteSize,
+}
+
+impl Default for Wal {
+    fn default() -> Wal {
+        Wal {
+            mode: WalMode::Direct,
+            direct_io: true,
+            lanes: 1,
+            segment_bytes: ByteSize::mib(64),
+            pool_segments: 2,
+            max_batch_bytes: ByteSize::mib(4),
+            max_pending_bytes: ByteSize::mib(64),
+            checkpoint_bytes: ByteSize::mib(256),
+            tail_cache_bytes: ByteSize::mib(32),
+            min_free_bytes: ByteSize::mib(64),
+        }
+    }
+}
+
+/// The connections to the other nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Transport {
+    /// How many append lanes each pair of nodes has; a group always uses the same one. More keeps a
+    /// slow stream from holding up other groups.
+    ///
+    /// Default `1`; allowed `1` to `16`; takes effect at restart.
+    pub append_lanes: u8,
+    /// The largest frame, in both directions. All nodes of a cluster must agree: a node closes the
+    /// connection to a peer that sends a larger one.
+    ///
+    /// Default `4MiB`; allowed `64KiB` to `64MiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub max_frame_bytes: ByteSize,
+    /// The most bytes that wait in the queue of one peer and lane. When it is full, frames are
+    /// dropped and counted, and Raft sends again.
+    ///
+    /// Default `64MiB`; allowed `1MiB` to `16GiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub queue_bytes: ByteSize,
+    /// The largest UDP payload that path discovery tries. Ten of them are handed to the kernel at
+    /// once and must fit into 65,507 bytes, hence the limit.
+    ///
+    /// Default `6500`; allowed `1200` to `6550`; takes effect at restart.
+    pub max_mtu: u16,
+    /// How long a connection may be silent before it is closed and dialled again. Elections do not
+    /// wait for it; they go by beats.
+    ///
+    /// Default `2s`; allowed `100ms` to `60s`; takes effect at restart.
+    #[serde(with = "units::duration")]
+    pub idle_timeout: Duration,
+    /// How often a quiet connection is kept open by a packet.
+    ///
+    /// Default `500ms`; allowed `10ms` to `30s`; takes effect at restart.
+    #[serde(with = "units::duration")]
+    pub keep_alive: Duration,
+    /// How long to wait before a lost peer is dialled again. The wait doubles with each failure, up
+    /// to `backoff_max`.
+    ///
+    /// Default `10ms`; allowed `1ms` to `60s`; takes effect at restart.
+    #[serde(with = "units::duration")]
+    pub backoff_min: Duration,
+    /// The longest wait before a lost peer is dialled again.
+    ///
+    /// Default `1s`; allowed `1ms` to `60s`; takes effect at restart.
+    #[serde(with = "units::duration")]
+    pub backoff_max: Duration,
+    /// The most bytes that a peer may send on one connection before they are read. It must exceed
+    /// bandwidth times round trip to keep a link full.
+    ///
+    /// Default `16MiB`; allowed `64KiB` to `1GiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub receive_window: ByteSize,
+}
+
+impl Default for Transport {
+    fn default() -> Transport {
+        Transport {
+            append_lanes: 1,
+            max_frame_bytes: ByteSize::mib(4),
+            queue_bytes: ByteSize::mib(64),
+            max_mtu: 6500,
+            idle_timeout: Duration::from_secs(2),
+            keep_alive: Duration::from_millis(500),
+            backoff_min: Duration::from_millis(10),
+            backoff_max: Duration::from_secs(1),
+            receive_window: ByteSize::mib(16),
+        }
+    }
+}
+
+/// How batches reach the disk; see [`Wal::mode`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WalMode {
+    /// Written from the batch buffer, then the file is synced.
+    Direct,
+    /// Copied into the memory-mapped segment, then the mapping is synced.
+    Mapped,
+}
