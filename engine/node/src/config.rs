@@ -51,7 +51,7 @@ pub use sections::{
 ///     error.to_string(),
 ///     "unknown configuration key `wal.segment_byte`; did you mean `wal.segment_bytes`?"
 /// );
-/// # Ok::<(), polyraft::ConfigError>(())
+/// # Ok::<(), polyraft::config::ConfigError>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

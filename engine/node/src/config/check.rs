@@ -6,14 +6,14 @@ use bytesize::ByteSize;
 use toml::{Table, Value};
 
 use super::{
-    Config, ConfigError,
+    Config, ConfigError, WalMode,
     keys::{Allowed, KEYS, Key},
     units,
 };
 
 /// Room that a frame, a batch or a segment needs beside the proposals inside it, for its headers.
 const HEADERS: ByteSize = ByteSize::kib(4);
-/// Segments are written in whole pages of this size.
+/// Batches and segments are written in whole pages of this size.
 const PAGE: u64 = 4096;
 
 /// Refuses a section or a key that does not exist, and names the nearest that does.
@@ -225,20 +225,36 @@ fn wal(config: &Config) -> Result<(), ConfigError> {
     let segment = ("wal.segment_bytes", wal.segment_bytes);
     let proposal = ("batch.max_proposal_bytes", config.batch.max_proposal_bytes);
     holds(batch, proposal, "a proposal is written within one batch")?;
+    let append = (
+        "replication.max_append_bytes",
+        config.replication.max_append_bytes,
+    );
+    holds(
+        batch,
+        append,
+        "the entries of an append are written within one batch",
+    )?;
     holds(segment, batch, "a batch is written within one segment")?;
     at_least(
         ("wal.max_pending_bytes", wal.max_pending_bytes),
         batch,
         "a full batch must be able to wait while the one before it is written",
     )?;
-    if !wal.segment_bytes.as_u64().is_multiple_of(PAGE) {
-        return Err(ConfigError::Value {
-            key: segment.0.to_owned(),
-            value: format!("{:?}", units::size_text(segment.1)),
-            problem: "not a multiple of the page size".to_owned(),
-            allowed: "a whole number of pages of 4KiB".to_owned(),
-        });
-    }
+    at_least(
+        ("wal.checkpoint_bytes", wal.checkpoint_bytes),
+        segment,
+        "full segments are recycled behind a checkpoint",
+    )?;
+    [segment, batch].into_iter().try_for_each(whole_pages)?;
+    require(
+        !wal.direct_io || wal.mode == WalMode::Direct,
+        "wal.direct_io",
+        "wal.mode",
+        || {
+            "a mapping goes through the page cache, which `direct_io` is meant to pass by"
+                .to_owned()
+        },
+    )?;
     let (shards, lanes) = (config.shards.count, wal.lanes);
     require(shards % lanes == 0, "wal.lanes", "shards.count", || {
         format!(
@@ -299,6 +315,18 @@ fn transport(config: &Config) -> Result<(), ConfigError> {
 }
 
 type NamedSize = (&'static str, ByteSize);
+
+fn whole_pages((key, size): NamedSize) -> Result<(), ConfigError> {
+    match size.as_u64().is_multiple_of(PAGE) {
+        true => Ok(()),
+        false => Err(ConfigError::Value {
+            key: key.to_owned(),
+            value: format!("{:?}", units::size_text(size)),
+            problem: "not a multiple of the page size".to_owned(),
+            allowed: "a whole number of pages of 4KiB".to_owned(),
+        }),
+    }
+}
 
 /// The first must be no smaller than the second.
 fn at_least(outer: NamedSize, inner: NamedSize, why: &str) -> Result<(), ConfigError> {

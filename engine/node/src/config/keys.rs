@@ -142,9 +142,9 @@ pub(super) const KEYS: &[Key] = &[
     Key::new(
         "transport",
         "max_frame_bytes",
-        size(ByteSize::kib(64), ByteSize::mib(64)),
+        size(ByteSize::kib(512), ByteSize::mib(64)),
     ),
-    Key::new("transport", "queue_bytes", size(MIB, ByteSize::gib(16))),
+    Key::new("transport", "queue_bytes", size(MIB, GIB)),
     Key::new("transport", "max_mtu", Allowed::Count(1200, 6550)),
     Key::new("transport", "idle_timeout", millis(100, 60_000)),
     Key::new("transport", "keep_alive", millis(10, 30_000)),
@@ -153,6 +153,6 @@ pub(super) const KEYS: &[Key] = &[
     Key::new(
         "transport",
         "receive_window",
-        size(ByteSize::kib(64), ByteSize::gib(1)),
+        size(ByteSize::kib(64), ByteSize::mib(64)),
     ),
 ];

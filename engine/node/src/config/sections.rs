@@ -157,8 +157,9 @@ pub struct Shards {
     ///
     /// Default `1`; allowed `0` to `256`; takes effect at restart.
     pub count: u32,
-    /// The most bytes waiting in the inbox of a shard. When it is full, proposals are refused as
-    /// busy and the append lanes of the transport are not read.
+    /// The most bytes of proposals waiting in the inbox of a shard, and as many again of frames.
+    /// Proposals beyond it are refused as busy; frames beyond it stay with the sender, because the
+    /// append lanes are then not read.
     ///
     /// Default `64MiB`; allowed `1MiB` to `16GiB`; takes effect at restart.
     #[serde(with = "units::size")]
@@ -169,8 +170,10 @@ pub struct Shards {
     /// Default `16MiB`; allowed `64KiB` to `16GiB`; takes effect at restart.
     #[serde(with = "units::size")]
     pub group_bytes: ByteSize,
-    /// How long a proposal, local or forwarded to the leader, waits for its result. After that it
-    /// ends as unknown: it may have committed or may still commit.
+    /// How long a proposal waits for its group to have a leader, after which it ends as not
+    /// accepted, and how long a node waits for the answer to a proposal that it forwarded, after
+    /// which it ends as unknown. What this node's own leader has in its log waits until it is
+    /// committed or the leader steps down.
     ///
     /// Default `5s`; allowed `10ms` to `3600s`; takes effect at restart.
     #[serde(with = "units::duration")]
@@ -197,8 +200,8 @@ pub struct Apply {
     ///
     /// Default `1`; allowed `1` to `64`; takes effect at restart.
     pub workers: u32,
-    /// The most committed bytes that wait for one worker. When it is full, proposals are refused as
-    /// busy until the worker has caught up.
+    /// How many committed bytes may wait on this node to be applied. Beyond it the node refuses
+    /// proposals as busy until the state machines have caught up.
     ///
     /// Default `64MiB`; allowed `1MiB` to `16GiB`; takes effect at restart.
     #[serde(with = "units::size")]
@@ -224,10 +227,11 @@ pub struct Wal {
     ///
     /// Default `"direct"`; allowed `"direct"` or `"mapped"`; takes effect at restart.
     pub mode: WalMode,
-    /// Whether the `"direct"` mode opens segments with `O_DIRECT`, past the page cache. Without
-    /// effect in the `"mapped"` mode.
+    /// Whether the `"direct"` mode writes with `O_DIRECT`, past the page cache. It saves a copy and
+    /// CPU where the file system supports it; a follower that lags is then read from the device.
+    /// Not allowed in the `"mapped"` mode.
     ///
-    /// Default `true`; allowed `true` or `false`; takes effect at restart.
+    /// Default `false`; allowed `true` or `false`; takes effect at restart.
     pub direct_io: bool,
     /// How many write-ahead logs the node keeps side by side, each with its own syncs. One per
     /// device; more on one device makes batches smaller. It must divide the number of shards, and
@@ -241,37 +245,38 @@ pub struct Wal {
     /// Default `64MiB`; allowed `1MiB` to `1GiB`; takes effect at restart.
     #[serde(with = "units::size")]
     pub segment_bytes: ByteSize,
-    /// How many segments, written with zeros and synced ahead, wait for their turn in each lane.
+    /// How many segments each lane keeps ready, written with zeros and synced ahead of their use.
     /// More rides out a longer burst.
     ///
     /// Default `2`; allowed `1` to `64`; takes effect at restart.
     pub pool_segments: u32,
-    /// The most bytes that one barrier makes durable. Larger raises throughput on slow syncs;
-    /// smaller bounds how long one sync takes.
+    /// The most bytes that one barrier makes durable, a multiple of 4 KiB. Larger raises throughput
+    /// on slow syncs; smaller bounds how long one sync takes.
     ///
     /// Default `4MiB`; allowed `64KiB` to `256MiB`; takes effect at restart.
     #[serde(with = "units::size")]
     pub max_batch_bytes: ByteSize,
-    /// The most bytes of one lane that wait to become durable. When it is full, proposals are
-    /// refused as busy.
+    /// How many bytes of one lane may wait to become durable. Beyond it proposals are refused as
+    /// busy; what was accepted is written all the same.
     ///
     /// Default `64MiB`; allowed `1MiB` to `16GiB`; takes effect at restart.
     #[serde(with = "units::size")]
     pub max_pending_bytes: ByteSize,
     /// How many bytes of log are written between two checkpoints of the index. It bounds what a
-    /// restart has to read; fewer means more checkpoint writes.
+    /// restart has to read, and full segments are recycled only behind a checkpoint. Smaller means
+    /// more checkpoint writes.
     ///
     /// Default `256MiB`; allowed `1MiB` to `1TiB`; takes effect at restart.
     #[serde(with = "units::size")]
     pub checkpoint_bytes: ByteSize,
-    /// How many recently written bytes each shard keeps in memory for replication and apply.
-    /// Followers further behind are served from the mapped segments.
+    /// How many recently written bytes each shard keeps in memory for replication and apply; what
+    /// is not durable yet is kept in any case. Older entries are read from the mapped segments.
     ///
     /// Default `32MiB`; allowed `1MiB` to `16GiB`; takes effect at restart.
     #[serde(with = "units::size")]
     pub tail_cache_bytes: ByteSize,
-    /// How much free space a new segment must leave on the device. Below it no segment is made, and
-    /// proposals are refused when the last one is full.
+    /// How much free space new segments leave on the device. Where there is less, none is made, and
+    /// the log refuses what it has no room for.
     ///
     /// Default `64MiB`; allowed `0B` to `1TiB`; takes effect at restart.
     #[serde(with = "units::size")]
@@ -282,7 +287,7 @@ impl Default for Wal {
     fn default() -> Wal {
         Wal {
             mode: WalMode::Direct,
-            direct_io: true,
+            direct_io: false,
             lanes: 1,
             segment_bytes: ByteSize::mib(64),
             pool_segments: 2,
@@ -304,16 +309,16 @@ pub struct Transport {
     ///
     /// Default `1`; allowed `1` to `16`; takes effect at restart.
     pub append_lanes: u8,
-    /// The largest frame, in both directions. All nodes of a cluster must agree: a node closes the
-    /// connection to a peer that sends a larger one.
+    /// The largest frame, in both directions. Give all nodes of a cluster the same value: between
+    /// two nodes the smaller one counts, and what does not fit is not sent.
     ///
-    /// Default `4MiB`; allowed `64KiB` to `64MiB`; takes effect at restart.
+    /// Default `4MiB`; allowed `512KiB` to `64MiB`; takes effect at restart.
     #[serde(with = "units::size")]
     pub max_frame_bytes: ByteSize,
-    /// The most bytes that wait in the queue of one peer and lane. When it is full, frames are
-    /// dropped and counted, and Raft sends again.
+    /// The most bytes that wait in the queue of one peer and lane. What does not fit is dropped,
+    /// and Raft sends it again.
     ///
-    /// Default `64MiB`; allowed `1MiB` to `16GiB`; takes effect at restart.
+    /// Default `64MiB`; allowed `1MiB` to `1GiB`; takes effect at restart.
     #[serde(with = "units::size")]
     pub queue_bytes: ByteSize,
     /// The largest UDP payload that path discovery tries. Ten of them are handed to the kernel at
@@ -343,10 +348,10 @@ pub struct Transport {
     /// Default `1s`; allowed `1ms` to `60s`; takes effect at restart.
     #[serde(with = "units::duration")]
     pub backoff_max: Duration,
-    /// The most bytes that a peer may send on one connection before they are read. It must exceed
-    /// bandwidth times round trip to keep a link full.
+    /// The most unread bytes that a peer may have under way on each lane. It must exceed bandwidth
+    /// times round trip to keep a link full.
     ///
-    /// Default `16MiB`; allowed `64KiB` to `1GiB`; takes effect at restart.
+    /// Default `16MiB`; allowed `64KiB` to `64MiB`; takes effect at restart.
     #[serde(with = "units::size")]
     pub receive_window: ByteSize,
 }

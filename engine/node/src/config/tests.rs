@@ -60,7 +60,6 @@ fn odd_values_survive_a_round_trip() {
     config.batch.turn_wait = Duration::from_nanos(1_234);
     config.batch.max_proposal_bytes = ByteSize::b(100_001);
     config.wal.mode = WalMode::Mapped;
-    config.wal.direct_io = false;
     config.wal.min_free_bytes = ByteSize::b(0);
     config.shards.count = 0;
     let text = config.to_toml_string();
@@ -222,12 +221,18 @@ fn keys_that_contradict_each_other_are_refused_with_the_reason() {
         ("[wal]\nsegment_bytes = '4MiB'", "wal.segment_bytes"),
         ("[wal]\nmax_pending_bytes = '2MiB'", "wal.max_pending_bytes"),
         ("[wal]\nlanes = 2", "wal.lanes"),
+        ("[wal]\ncheckpoint_bytes = '32MiB'", "wal.checkpoint_bytes"),
+        ("[wal]\nmode = 'mapped'\ndirect_io = true", "wal.direct_io"),
+        (
+            "[wal]\nmax_batch_bytes = '2MiB'\n[replication]\nmax_append_bytes = '2MiB'",
+            "wal.max_batch_bytes",
+        ),
         (
             "[transport]\nmax_frame_bytes = '1MiB'",
             "transport.max_frame_bytes",
         ),
         (
-            "[batch]\nmax_proposal_bytes = '64KiB'\n[transport]\nmax_frame_bytes = '256KiB'",
+            "[batch]\nmax_proposal_bytes = '64KiB'\n[transport]\nmax_frame_bytes = '512KiB'\n[replication]\nmax_append_bytes = '510KiB'",
             "transport.max_frame_bytes",
         ),
         ("[transport]\nqueue_bytes = '2MiB'", "transport.queue_bytes"),
@@ -254,10 +259,15 @@ fn keys_that_contradict_each_other_are_refused_with_the_reason() {
 }
 
 #[test]
-fn segments_are_whole_pages() {
+fn segments_and_batches_are_whole_pages() {
     assert_eq!(
         refusal("[wal]\nsegment_bytes = '67108865B'"),
         "`wal.segment_bytes = \"67108865B\"`: not a multiple of the page size; \
+         allowed is a whole number of pages of 4KiB"
+    );
+    assert_eq!(
+        refusal("[wal]\nmax_batch_bytes = '2097153B'"),
+        "`wal.max_batch_bytes = \"2097153B\"`: not a multiple of the page size; \
          allowed is a whole number of pages of 4KiB"
     );
 }
