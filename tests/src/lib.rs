@@ -1,1 +1,277 @@
-//! (skeleton)
+//! Clusters of real nodes in one process, for tests: real QUIC on loopback, real files, real threads.
+//! Nothing here may wait for time to pass: it waits for conditions, with a deadline that fails the test.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use polyraft::{
+    Config, Entry, GroupId, Index, MachineError, Node, NodeId, OpenError, Read, Replies,
+    StateMachine, Tls,
+};
+use tempfile::TempDir;
+
+/// How long a condition may take to become true before a test fails. Far above what any of them needs.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A state machine that remembers everything: an append-only list of (index, payload).
+///
+/// It refuses to apply a payload twice, and the payload [`Ledger::POISON`] at all.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    entries: Vec<(Index, Bytes)>,
+}
+
+impl Ledger {
+    /// Applying this fails, which must quarantine the group.
+    pub const POISON: &'static [u8] = b"poison";
+    /// Applying this panics, which must quarantine the group.
+    pub const PANIC: &'static [u8] = b"panic";
+}
+
+impl StateMachine for Ledger {
+    fn open(_group: GroupId, _dir: &Path) -> Result<(Self, Index), MachineError> {
+        Ok((Ledger::default(), Index::ZERO))
+    }
+
+    fn apply(&mut self, entries: &[Entry], replies: &mut Replies) -> Result<(), MachineError> {
+        for entry in entries {
+            assert_ne!(entry.payload, Ledger::PANIC, "asked to panic");
+            if entry.payload == Ledger::POISON {
+                return Err("asked to fail".into());
+            }
+            if self
+                .entries
+                .last()
+                .is_some_and(|(last, _)| *last >= entry.index)
+            {
+                return Err(format!("index {} came again", entry.index).into());
+            }
+            self.entries.push((entry.index, entry.payload.clone()));
+            replies.push(Bytes::copy_from_slice(
+                &(self.entries.len() as u64).to_le_bytes(),
+            ));
+        }
+        Ok(())
+    }
+
+    fn query(&self, _query: &[u8]) -> Result<Bytes, MachineError> {
+        let mut all = BytesMut::new();
+        for (index, payload) in &self.entries {
+            all.put_u64_le(index.0);
+            all.put_u32_le(payload.len() as u32);
+            all.put_slice(payload);
+        }
+        Ok(all.freeze())
+    }
+
+    fn snapshot(&self, out: &mut dyn Write) -> Result<(), MachineError> {
+        Ok(out.write_all(&self.query(&[])?)?)
+    }
+
+    fn restore(&mut self, _last: Index, from: &mut dyn std::io::Read) -> Result<(), MachineError> {
+        let mut all = Vec::new();
+        from.read_to_end(&mut all)?;
+        self.entries = entries_of(Bytes::from(all)).into_iter().collect();
+        Ok(())
+    }
+}
+
+/// Reads the answer of a [`Ledger`] query.
+pub fn entries_of(mut answer: Bytes) -> BTreeMap<Index, Bytes> {
+    let mut entries = BTreeMap::new();
+    while answer.has_remaining() {
+        let index = Index(answer.get_u64_le());
+        let length = answer.get_u32_le() as usize;
+        entries.insert(index, answer.split_to(length));
+    }
+    entries
+}
+
+/// Nodes 1 to n of one cluster, each with its own directory and port. A slot is empty while its node is stopped.
+pub struct Cluster {
+    nodes: BTreeMap<u64, Node<Ledger>>,
+    addresses: Vec<(u64, SocketAddr)>,
+    config: Config,
+    dir: TempDir,
+}
+
+impl Cluster {
+    /// Describes a cluster of `nodes` and starts all of them.
+    pub async fn start(nodes: u64, config: Config) -> Cluster {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut cluster = Cluster {
+            nodes: BTreeMap::new(),
+            addresses: free_addresses(nodes),
+            config,
+            dir,
+        };
+        for id in 1..=nodes {
+            cluster.open(id).await.expect("a node opens");
+        }
+        cluster
+    }
+
+    /// Opens node `id`, which must be stopped.
+    pub async fn open(&mut self, id: u64) -> Result<(), OpenError> {
+        let address = self
+            .addresses
+            .iter()
+            .find(|(node, _)| *node == id)
+            .expect("a node of the cluster")
+            .1;
+        let node = Node::builder()
+            .id(id)
+            .cluster("test")
+            .data_dir(self.data_dir(id))
+            .listen(address)
+            .peers(self.addresses.iter().copied())
+            .tls(Tls::dev(self.dir.path().join("ca")))
+            .config(self.config.clone())
+            .open()
+            .await?;
+        self.nodes.insert(id, node);
+        Ok(())
+    }
+
+    /// Stops node `id`.
+    pub async fn stop(&mut self, id: u64) {
+        let node = self.nodes.remove(&id).expect("a running node");
+        node.shutdown().await.expect("a clean shutdown");
+    }
+
+    /// Stops every node that runs.
+    pub async fn stop_all(&mut self) {
+        for id in self.running() {
+            self.stop(id).await;
+        }
+    }
+
+    /// The directory of node `id`.
+    pub fn data_dir(&self, id: u64) -> PathBuf {
+        self.dir.path().join(format!("node-{id}"))
+    }
+
+    /// Node `id`, which must be running.
+    pub fn node(&self, id: u64) -> &Node<Ledger> {
+        &self.nodes[&id]
+    }
+
+    /// The nodes that run.
+    pub fn running(&self) -> Vec<u64> {
+        self.nodes.keys().copied().collect()
+    }
+
+    /// Waits until every running node knows a leader that runs, for each of the groups.
+    pub async fn led(&self, groups: std::ops::Range<u64>) {
+        let is_led = |node: &Node<Ledger>, group| {
+            node.group(group)
+                .leader()
+                .is_some_and(|(leader, _)| self.nodes.contains_key(&leader.0))
+        };
+        until("every group is led", async || {
+            groups
+                .clone()
+                .all(|group| self.nodes.values().all(|node| is_led(node, group)))
+        })
+        .await;
+    }
+
+    /// The node that leads `group`, as node `asked` sees it.
+    pub fn leader(&self, asked: u64, group: u64) -> u64 {
+        self.node(asked)
+            .group(group)
+            .leader()
+            .expect("a led group")
+            .0
+            .0
+    }
+
+    /// What node `id` has applied for `group`.
+    pub async fn applied(&self, id: u64, group: u64) -> BTreeMap<Index, Bytes> {
+        let answer = self
+            .node(id)
+            .group(group)
+            .read(Read::Stale, Bytes::new())
+            .await;
+        entries_of(answer.expect("a hosted group answers"))
+    }
+
+    /// Waits until every running node has applied `count` entries of `group`, and checks that they are the same.
+    pub async fn agree(&self, group: u64, count: usize) -> BTreeMap<Index, Bytes> {
+        until("every replica has applied everything", async || {
+            for id in self.running() {
+                if self.applied(id, group).await.len() < count {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+        let first = self.applied(self.running()[0], group).await;
+        for id in self.running() {
+            assert_eq!(
+                self.applied(id, group).await,
+                first,
+                "node {id} differs in group {group}"
+            );
+        }
+        first
+    }
+
+    /// Waits until node `asked` judges `peer` as `alive`.
+    pub async fn sees(&self, asked: u64, peer: u64, alive: bool) {
+        until("a peer's liveness is noticed", async || {
+            let peers = self.node(asked).status().peers;
+            peers
+                .iter()
+                .any(|status| status.node == NodeId(peer) && status.alive == alive)
+        })
+        .await;
+    }
+}
+
+/// Waits until `condition` holds; fails the test at [`DEADLINE`].
+pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Small segments and queues, so that a test node opens quickly and needs little disk.
+pub fn small_config() -> Config {
+    Config::from_toml_str(
+        r#"
+        [wal]
+        segment_bytes = "4MiB"
+        max_batch_bytes = "1MiB"
+        pool_segments = 1
+        checkpoint_bytes = "8MiB"
+        min_free_bytes = "1MiB"
+        [batch]
+        max_proposal_bytes = "256KiB"
+        "#,
+    )
+    .expect("a valid configuration")
+}
+
+/// Ports that were free a moment ago. Nodes have to know each other's before the first one starts.
+fn free_addresses(nodes: u64) -> Vec<(u64, SocketAddr)> {
+    let sockets: Vec<(u64, UdpSocket)> = (1..=nodes)
+        .map(|id| {
+            (
+                id,
+                UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free UDP port"),
+            )
+        })
+        .collect();
+    sockets
+        .iter()
+        .map(|(id, socket)| (*id, socket.local_addr().expect("a bound socket")))
+        .collect()
+}

@@ -1,1 +1,41 @@
-//! (skeleton)
+//! Polyraft: thousands of Raft groups that share, per node, one write-ahead log, one QUIC connection to each peer and
+//! a few threads.
+//!
+//! This crate owns the runtime: shards and their turns, node-pair liveness, dispatch, apply workers and the public
+//! API. It must never reach into a group's consensus state except through the core's one verb, `step`.
+//!
+//! Open a [`Node`] with a [`StateMachine`], create groups, and propose through a [`GroupHandle`].
+
+mod apply;
+mod clock;
+mod completion;
+pub mod config;
+mod directory;
+mod error;
+mod event;
+mod group;
+mod liveness;
+mod machine;
+mod node;
+mod router;
+mod shard;
+mod status;
+mod wheel;
+mod wire;
+
+pub use polyraft_raft::{GroupId, Index, LogPosition, NodeId, Role, Term};
+pub use polyraft_storage::WalStats;
+pub use polyraft_transport::{NetworkStats, Tls};
+
+pub use crate::completion::{Committed, Completion, CompletionQueue};
+pub use crate::config::Config;
+pub use crate::error::{Error, MachineError, OpenError};
+pub use crate::group::{GroupHandle, Read};
+pub use crate::machine::{Entry, Replies, StateMachine};
+pub use crate::node::{Node, NodeBuilder};
+pub use crate::status::{Counters, GroupStatus, NodeStatus, PeerStatus};
+
+/// The README's example is compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

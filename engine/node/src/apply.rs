@@ -1,0 +1,297 @@
+//! Apply workers: threads that own the state machines and feed them committed entries in order.
+//! A worker must never touch the log or the network; what it did goes back to the shard's inbox.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use crossbeam::channel::{Receiver, Sender};
+use polyraft_raft::{GroupId, Index, Term};
+use polyraft_storage::{EntryBlock, EntryKind};
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+use crate::completion::{Committed, ReplyTo};
+use crate::error::Error;
+use crate::event::{Applied, ShardEvent};
+use crate::machine::{Entry, Replies, StateMachine};
+
+/// Work for an apply worker.
+pub(crate) enum Task {
+    /// Open the state machine of a group and tell the shard how far it is.
+    Open { group: GroupId },
+    /// Apply what one turn of a shard committed.
+    Apply(Vec<Committing>),
+    /// Answer a query from the state as it is now.
+    Query {
+        group: GroupId,
+        query: Bytes,
+        reply: tokio::sync::oneshot::Sender<Result<Bytes, Error>>,
+    },
+    /// Leave the loop.
+    Stop,
+}
+
+/// Entries of one group that are committed and durable: `first..end`, covered by `blocks`.
+pub(crate) struct Committing {
+    pub(crate) group: GroupId,
+    pub(crate) first: Index,
+    pub(crate) end: Index,
+    pub(crate) blocks: SmallVec<[EntryBlock; 2]>,
+    pub(crate) waiting: Vec<WaitingReply>,
+}
+
+impl Committing {
+    /// What the blocks keep in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.blocks.iter().map(EntryBlock::len_bytes).sum()
+    }
+}
+
+/// A caller of this leader that waits for the entry at `index`, appended in `term`.
+#[derive(Debug)]
+pub(crate) struct WaitingReply {
+    pub(crate) index: Index,
+    pub(crate) term: Term,
+    /// What its payload counts towards the group's bound.
+    pub(crate) bytes: usize,
+    pub(crate) reply: ReplyTo,
+}
+
+/// Bytes handed to workers and not applied yet. Proposals are refused while it is over its bound.
+#[derive(Debug, Default)]
+pub(crate) struct ApplyBacklog(AtomicUsize);
+
+impl ApplyBacklog {
+    pub(crate) fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The state machines of the groups that one worker serves.
+pub(crate) struct Applier<M> {
+    machines: FxHashMap<GroupId, Machine<M>>,
+    machines_dir: PathBuf,
+    inboxes: Arc<[Sender<ShardEvent>]>,
+    backlog: Arc<ApplyBacklog>,
+    entries: Vec<Entry>,
+    replies: Replies,
+}
+
+enum Machine<M> {
+    Running(M),
+    Stopped(String),
+}
+
+impl<M: StateMachine> Applier<M> {
+    pub(crate) fn new(
+        data_dir: &Path,
+        inboxes: Arc<[Sender<ShardEvent>]>,
+        backlog: Arc<ApplyBacklog>,
+    ) -> Self {
+        Applier {
+            machines: FxHashMap::default(),
+            machines_dir: data_dir.join("machines"),
+            inboxes,
+            backlog,
+            entries: Vec::new(),
+            replies: Replies::default(),
+        }
+    }
+
+    /// Serves tasks until told to stop.
+    pub(crate) fn run(mut self, tasks: Receiver<Task>) {
+        while let Ok(task) = tasks.recv() {
+            if matches!(task, Task::Stop) {
+                return;
+            }
+            self.perform(task);
+        }
+    }
+
+    /// Does one task; everything it has to say goes to a shard's inbox or to the caller.
+    pub(crate) fn perform(&mut self, task: Task) {
+        match task {
+            Task::Open { group } => self.open(group),
+            Task::Apply(work) => self.apply(work),
+            Task::Query {
+                group,
+                query,
+                reply,
+            } => {
+                // A caller that no longer waits is no error.
+                let _ = reply.send(self.query(group, &query));
+            }
+            Task::Stop => {}
+        }
+    }
+
+    fn tell(&self, shard: usize, event: ShardEvent) {
+        // A closed inbox means that the node is shutting down.
+        let _ = self.inboxes[shard].send(event);
+    }
+
+    fn shard_of(&self, group: GroupId) -> usize {
+        polyraft_raft::shard_of(group, self.inboxes.len())
+    }
+
+    fn open(&mut self, group: GroupId) {
+        let dir = self.machines_dir.join(group.to_string());
+        let opened = guarded(|| M::open(group, &dir).map_err(|error| error.to_string()));
+        let applied = match opened {
+            Ok((machine, applied)) => {
+                self.machines.insert(group, Machine::Running(machine));
+                Ok(applied)
+            }
+            Err(reason) => {
+                self.machines
+                    .insert(group, Machine::Stopped(reason.clone()));
+                Err(reason)
+            }
+        };
+        self.tell(self.shard_of(group), ShardEvent::Opened { group, applied });
+    }
+
+    fn apply(&mut self, work: Vec<Committing>) {
+        // A task comes from one shard's turn, so all of its groups live there.
+        let Some(shard) = work.first().map(|first| self.shard_of(first.group)) else {
+            return;
+        };
+        let bytes: usize = work.iter().map(Committing::bytes).sum();
+        let applied = work
+            .into_iter()
+            .map(|committing| self.apply_group(committing))
+            .collect();
+        self.backlog.0.fetch_sub(bytes, Ordering::Relaxed);
+        self.tell(shard, ShardEvent::Applied(applied));
+    }
+
+    fn apply_group(&mut self, work: Committing) -> Applied {
+        let group = work.group;
+        let last = Index(work.end.0 - 1);
+        let machine = match self.machines.get_mut(&group) {
+            Some(Machine::Running(machine)) => machine,
+            Some(Machine::Stopped(reason)) => {
+                refuse(work.waiting, reason);
+                return Applied {
+                    group,
+                    through: Index(work.first.0 - 1),
+                    fault: Some(reason.clone()),
+                };
+            }
+            None => unreachable!("a group is applied only after its state machine was opened"),
+        };
+        self.entries.clear();
+        self.replies.clear();
+        for block in &work.blocks {
+            if block.kind() != EntryKind::Normal {
+                continue;
+            }
+            let (first, end) = (block.first().max(work.first), block.end().min(work.end));
+            let indexes = (first.0..end.0).map(Index);
+            self.entries.extend(indexes.map(|index| Entry {
+                index,
+                term: block.term(),
+                payload: block.entry_bytes(index),
+            }));
+        }
+        let result = guarded(|| {
+            if self.entries.is_empty() {
+                return Ok(());
+            }
+            machine
+                .apply(&self.entries, &mut self.replies)
+                .map_err(|error| error.to_string())?;
+            if self.replies.len() == self.entries.len() {
+                return Ok(());
+            }
+            let (replies, entries) = (self.replies.len(), self.entries.len());
+            Err(format!(
+                "the state machine gave {replies} replies to {entries} entries"
+            ))
+        });
+        match result {
+            Ok(()) => {
+                answer(work.waiting, &self.entries, &mut self.replies);
+                // Holding the payloads would hold the log's memory.
+                self.entries.clear();
+                Applied {
+                    group,
+                    through: last,
+                    fault: None,
+                }
+            }
+            Err(reason) => {
+                refuse(work.waiting, &reason);
+                self.entries.clear();
+                self.machines
+                    .insert(group, Machine::Stopped(reason.clone()));
+                Applied {
+                    group,
+                    through: Index(work.first.0 - 1),
+                    fault: Some(reason),
+                }
+            }
+        }
+    }
+
+    fn query(&self, group: GroupId, query: &[u8]) -> Result<Bytes, Error> {
+        match self.machines.get(&group) {
+            Some(Machine::Running(machine)) => {
+                guarded(|| machine.query(query).map_err(|error| error.to_string()))
+                    .map_err(Error::Query)
+            }
+            Some(Machine::Stopped(reason)) => Err(Error::Fault {
+                reason: reason.clone(),
+            }),
+            None => Err(Error::NoSuchGroup { group }),
+        }
+    }
+}
+
+/// Gives each waiting caller the reply to its entry.
+///
+/// An entry of another term at the awaited index means that a later leader's entry took the place: the proposal is
+/// then in no log that counts, and never will be.
+fn answer(waiting: Vec<WaitingReply>, entries: &[Entry], replies: &mut Replies) {
+    let mut applied = entries.iter().zip(replies.drain()).peekable();
+    for WaitingReply {
+        index, term, reply, ..
+    } in waiting
+    {
+        while applied.next_if(|(entry, _)| entry.index < index).is_some() {}
+        match applied.next_if(|(entry, _)| entry.index == index && entry.term == term) {
+            Some((_, bytes)) => reply.answer(Ok(Committed {
+                index,
+                reply: bytes,
+            })),
+            None => reply.answer(Err(Error::NotLeader { hint: None })),
+        }
+    }
+}
+
+/// The entries are committed, but their replies are lost with the state machine.
+fn refuse(waiting: Vec<WaitingReply>, reason: &str) {
+    for WaitingReply { reply, .. } in waiting {
+        reply.answer(Err(Error::Fault {
+            reason: reason.to_owned(),
+        }));
+    }
+}
+
+/// Runs user code; a panic becomes an error of this group alone.
+fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        Err(format!("the state machine panicked: {text}"))
+    })
+}

@@ -1,0 +1,34 @@
+//! The one place that reads the system's monotonic clock.
+//! Nothing below the edges may ask for the time: it comes in with each turn.
+
+use std::time::{Duration, Instant};
+
+use polyraft_raft::Tick;
+
+/// Counts microseconds since the node was opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    origin: Instant,
+}
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Clock {
+            origin: Instant::now(),
+        }
+    }
+
+    pub(crate) fn now(&self) -> Tick {
+        Tick(micros(self.origin.elapsed()))
+    }
+
+    /// How long until `at`; zero when it has passed.
+    pub(crate) fn until(&self, at: Tick) -> Duration {
+        Duration::from_micros(at.0.saturating_sub(self.now().0))
+    }
+}
+
+/// A duration in the engine's unit.
+pub(crate) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,166 @@
+//! What can go wrong, said so that a caller knows what to do next.
+//! It must never hide whether a proposal may have been committed.
+
+use std::path::PathBuf;
+
+use polyraft_raft::{GroupId, NodeId};
+use polyraft_storage::StorageError;
+use polyraft_transport::TransportError;
+
+use crate::config::ConfigError;
+
+/// Why an operation on a running node did not succeed.
+///
+/// [`Error::is_retryable`] says whether the same request may simply be sent again, and
+/// [`Error::may_have_committed`] whether a proposal's outcome is open.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// No leader took the proposal: it is in nobody's log and never will be. Retry it, at `hint` if given.
+    #[error("group has no reachable leader{}; the proposal was not accepted, retry", hint.map(|n| format!(" here (node {n} may lead)")).unwrap_or_default())]
+    NotLeader {
+        /// The node that was last known to lead the group.
+        hint: Option<NodeId>,
+    },
+    /// A byte bound is reached; the proposal was refused before it entered any log. Retry after a pause.
+    #[error("{what} is full ({limit} bytes); the proposal was not accepted, retry after a pause")]
+    Busy {
+        /// The bound that was hit, by its configuration key.
+        what: &'static str,
+        /// The bound, in bytes.
+        limit: u64,
+    },
+    /// The proposal entered a log, but this node can't tell whether it commits. Retrying may apply it twice.
+    #[error("the outcome is unknown: {why}; the proposal may have been committed")]
+    Unknown {
+        /// What was lost on the way.
+        why: &'static str,
+    },
+    /// The group or the whole node has stopped to protect its data. Retrying here is of no use.
+    #[error("stopped to protect its data: {reason}")]
+    Fault {
+        /// What happened and what an operator should do.
+        reason: String,
+    },
+    /// This node hosts no replica of the group. Create it first, or ask a member.
+    #[error(
+        "this node hosts no replica of group {group}; create the group or ask one of its members"
+    )]
+    NoSuchGroup {
+        /// The group asked for.
+        group: GroupId,
+    },
+    /// The group exists with other members than those given.
+    #[error("group {group} exists already, with members {members:?}")]
+    GroupExists {
+        /// The group in question.
+        group: GroupId,
+        /// Its members.
+        members: Vec<NodeId>,
+    },
+    /// The member list can't form a group.
+    #[error("bad member list: {why}")]
+    BadMembers {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Not enough members answered in time; the groups may exist on some of them. Calling again is safe.
+    #[error("nodes {missing:?} have not created the groups in time; call create_groups again")]
+    CreateTimeout {
+        /// The members that have not answered.
+        missing: Vec<NodeId>,
+    },
+    /// The payload is larger than `batch.max_proposal_bytes`.
+    #[error("a proposal of {bytes} bytes is over batch.max_proposal_bytes = {limit}")]
+    TooLarge {
+        /// The payload's size.
+        bytes: usize,
+        /// The configured bound.
+        limit: usize,
+    },
+    /// The state machine refused a query.
+    #[error("the state machine refused the query: {0}")]
+    Query(String),
+    /// The node has been shut down.
+    #[error("the node is shut down")]
+    Closed,
+}
+
+impl Error {
+    /// Whether sending the same request again is both safe (it was not accepted) and worth trying.
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            Error::NotLeader { .. } | Error::Busy { .. } | Error::CreateTimeout { .. }
+        )
+    }
+
+    /// Whether the proposal may have been, or may yet be, committed and applied.
+    pub fn may_have_committed(&self) -> bool {
+        matches!(
+            self,
+            Error::Unknown { .. } | Error::Closed | Error::Fault { .. }
+        )
+    }
+}
+
+/// Why a node could not be opened. Nothing on disk has been changed that a corrected call could not reopen.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The builder lacks something or was given something impossible.
+    #[error("cannot open the node: {0}")]
+    Builder(String),
+    /// The configuration is out of bounds.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data directory can't be used.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The network side can't start.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// A thread or another resource of the system could not be had.
+    #[error("cannot start {what}: {source}")]
+    System {
+        /// What was being started.
+        what: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+/// An error of a state machine. The group it belongs to is quarantined: it stops applying, other groups go on.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// An input or output failed.
+    #[error("state machine I/O at {path}: {source}")]
+    Io {
+        /// The file or directory concerned.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// Anything else the state machine has to say.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<std::io::Error> for MachineError {
+    fn from(source: std::io::Error) -> Self {
+        MachineError::Io {
+            path: PathBuf::new(),
+            source,
+        }
+    }
+}
+
+impl From<String> for MachineError {
+    fn from(message: String) -> Self {
+        MachineError::Other(message)
+    }
+}
+
+impl From<&str> for MachineError {
+    fn from(message: &str) -> Self {
+        MachineError::Other(message.to_owned())
+    }
+}

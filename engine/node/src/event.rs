@@ -1,0 +1,143 @@
+//! Everything that can happen to a shard, as one type: the vocabulary of its inbox.
+//! Nothing may reach a shard by another way, so that a node without its edges is a function of its events.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use polyraft_raft::{GroupId, Index, NodeId, Term, Tick};
+use polyraft_storage::Durable;
+use smallvec::SmallVec;
+
+use crate::completion::{Outcome, ReplyTo};
+use crate::error::Error;
+use crate::status::GroupStatus;
+
+/// One thing that happened.
+#[derive(Debug)]
+pub(crate) enum ShardEvent {
+    /// A caller of this node, or another node's forward, proposes `payload`.
+    Propose {
+        group: GroupId,
+        payload: Bytes,
+        reply: ReplyTo,
+    },
+    /// A frame arrived; the shard reads the records of its own groups in it.
+    Frame {
+        from: NodeId,
+        frame: Bytes,
+        at: Tick,
+    },
+    /// The WAL made everything up to a batch durable.
+    Durable(Durable),
+    /// Apply workers went through these entries.
+    Applied(Vec<Applied>),
+    /// A worker opened a group's state machine, or could not.
+    Opened {
+        group: GroupId,
+        applied: Result<Index, String>,
+    },
+    /// The outcome of a proposal that another node forwarded to this one.
+    ForwardDone {
+        group: GroupId,
+        origin: NodeId,
+        request: u64,
+        outcome: Outcome,
+    },
+    /// The connection to another node came up, with the incarnation it showed. For the home shard.
+    LinkUp { node: NodeId, incarnation: u64 },
+    /// The home shard judges another node alive or silent.
+    Peer { node: NodeId, alive: bool },
+    /// `by` claims (a term) or no longer claims (none) to lead these groups.
+    Claims {
+        by: NodeId,
+        changes: Vec<(GroupId, Option<Term>)>,
+    },
+    /// Groups of this node began or ceased to lead, as another shard saw it. For the home shard.
+    ClaimsChanged(Vec<Claim>),
+    /// A replica has just been opened; the home shard tells what is claimed of its group.
+    ClaimWanted { group: GroupId },
+    /// Part of a `create_groups`, on the shard that owns these groups.
+    Create {
+        origin: CreateOrigin,
+        groups: GroupRanges,
+        members: Members,
+    },
+    /// A caller of this node creates groups everywhere. For the home shard.
+    CreateEverywhere {
+        groups: GroupRanges,
+        members: Members,
+        reply: CreateReply,
+    },
+    /// A shard of this node has durably created its part of a request, or refuses it. For the home shard.
+    Created {
+        origin: CreateOrigin,
+        result: Result<(), Error>,
+    },
+    /// Somebody asks for a group's status.
+    GroupStatus { group: GroupId, reply: StatusReply },
+    /// The WAL wants a checkpoint or relocation work from every shard.
+    Maintain,
+    /// The WAL has stopped for good.
+    WalFailed(String),
+    /// Finish: answer everything, then leave the loop.
+    Shutdown,
+}
+
+/// How far one group's state machine has come.
+#[derive(Debug)]
+pub(crate) struct Applied {
+    pub(crate) group: GroupId,
+    pub(crate) through: Index,
+    /// Why the state machine stopped, if it did.
+    pub(crate) fault: Option<String>,
+}
+
+/// A group that this node began (`leads`) or ceased to lead, and the nodes to tell.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(crate) group: GroupId,
+    pub(crate) term: Option<Term>,
+    pub(crate) members: Members,
+}
+
+/// The voters that a group is created with, sorted.
+pub(crate) type Members = SmallVec<[NodeId; 4]>;
+
+/// Group ids as half-open ranges, sorted and disjoint.
+pub(crate) type GroupRanges = Vec<Range<u64>>;
+
+/// Who waits for a creation: a request number of the node that coordinates it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct CreateOrigin {
+    pub(crate) node: NodeId,
+    pub(crate) request: u64,
+}
+
+pub(crate) type CreateReply = tokio::sync::oneshot::Sender<Result<(), Error>>;
+pub(crate) type StatusReply = tokio::sync::oneshot::Sender<Result<GroupStatus, Error>>;
+
+/// Packs ids into sorted, disjoint ranges.
+pub(crate) fn ranges(ids: impl IntoIterator<Item = u64>) -> GroupRanges {
+    let mut ids: Vec<u64> = ids.into_iter().collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let mut ranges: GroupRanges = Vec::new();
+    for id in ids {
+        match ranges.last_mut() {
+            Some(range) if range.end == id => range.end = id + 1,
+            _ => ranges.push(id..id + 1),
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_become_sorted_disjoint_ranges() {
+        assert_eq!(ranges([5, 1, 2, 2, 3, 9]), vec![1..4, 5..6, 9..10]);
+        assert!(ranges([]).is_empty());
+    }
+}

@@ -1,0 +1,114 @@
+//! The contract between the engine and the user's state machine.
+//! The engine must never hand a state machine an entry that is not committed and durable on this node.
+
+use std::io::{Read, Write};
+use std::path::Path;
+
+use bytes::Bytes;
+use polyraft_raft::{GroupId, Index, Term};
+
+use crate::error::MachineError;
+
+/// One committed proposal, as it was given to `propose`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its place in the group's log. Indexes grow, with gaps where the engine's own entries (no-ops) stand.
+    pub index: Index,
+    /// The term of the leader that appended it.
+    pub term: Term,
+    /// The proposal's bytes; a slice of the log, valid for as long as it is held.
+    pub payload: Bytes,
+}
+
+/// Collects one reply for each entry of a batch, in order.
+#[derive(Debug, Default)]
+pub struct Replies {
+    replies: Vec<Bytes>,
+}
+
+impl Replies {
+    /// The reply to the next entry; `propose` returns it to the caller.
+    pub fn push(&mut self, reply: impl Into<Bytes>) {
+        self.replies.push(reply.into());
+    }
+
+    /// How many replies were given so far.
+    pub fn len(&self) -> usize {
+        self.replies.len()
+    }
+
+    /// Whether no reply was given yet.
+    pub fn is_empty(&self) -> bool {
+        self.replies.is_empty()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.replies.clear();
+    }
+
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = Bytes> + '_ {
+        self.replies.drain(..)
+    }
+}
+
+/// What a group replicates: a deterministic function of its log.
+///
+/// Each group on each node has an instance of its own, used by one apply worker at a time. Entries come in log
+/// order, each exactly once per opening, starting after the index that [`StateMachine::open`] returned. A panic
+/// or an error quarantines the group on this node; other groups go on.
+///
+/// ```
+/// use std::io::{Read, Write};
+/// use std::path::Path;
+/// use bytes::Bytes;
+/// use polyraft::{Entry, GroupId, Index, MachineError, Replies, StateMachine};
+///
+/// /// Adds up the lengths of all proposals.
+/// struct Adder(u64);
+///
+/// impl StateMachine for Adder {
+///     fn open(_group: GroupId, _dir: &Path) -> Result<(Self, Index), MachineError> {
+///         Ok((Adder(0), Index::ZERO)) // in memory only: replay the whole log
+///     }
+///     fn apply(&mut self, entries: &[Entry], replies: &mut Replies) -> Result<(), MachineError> {
+///         for entry in entries {
+///             self.0 += entry.payload.len() as u64;
+///             replies.push(Bytes::copy_from_slice(&self.0.to_le_bytes()));
+///         }
+///         Ok(())
+///     }
+///     fn query(&self, _query: &[u8]) -> Result<Bytes, MachineError> {
+///         Ok(Bytes::copy_from_slice(&self.0.to_le_bytes()))
+///     }
+///     fn snapshot(&self, out: &mut dyn Write) -> Result<(), MachineError> {
+///         Ok(out.write_all(&self.0.to_le_bytes())?)
+///     }
+///     fn restore(&mut self, _last: Index, from: &mut dyn Read) -> Result<(), MachineError> {
+///         let mut sum = [0; 8];
+///         from.read_exact(&mut sum)?;
+///         self.0 = u64::from_le_bytes(sum);
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait StateMachine: Sized + Send + 'static {
+    /// Opens the state of `group` and says the last index whose effect it holds durably.
+    ///
+    /// `dir` is a directory of the group's own; it does not exist until the state machine makes it. Return
+    /// [`Index::ZERO`] when nothing is kept on disk: the whole log is then applied again.
+    fn open(group: GroupId, dir: &Path) -> Result<(Self, Index), MachineError>;
+
+    /// Applies committed entries in order and pushes exactly one reply for each.
+    ///
+    /// Must depend on nothing but the state and the entries, or replicas drift apart.
+    fn apply(&mut self, entries: &[Entry], replies: &mut Replies) -> Result<(), MachineError>;
+
+    /// Answers a query from the current state, without changing it.
+    fn query(&self, query: &[u8]) -> Result<Bytes, MachineError>;
+
+    /// Writes the whole state, so that [`StateMachine::restore`] can rebuild it elsewhere.
+    fn snapshot(&self, out: &mut dyn Write) -> Result<(), MachineError>;
+
+    /// Replaces the state by a snapshot that covers the log through `last`.
+    fn restore(&mut self, last: Index, from: &mut dyn Read) -> Result<(), MachineError>;
+}

@@ -1,0 +1,641 @@
+//! A node: its threads and parts, put together from a configuration and taken apart again.
+//! It must never serve before its log is recovered, nor leave a thread behind after `shutdown`.
+
+use std::hash::{BuildHasher, RandomState};
+use std::marker::PhantomData;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use crossbeam::channel::{self, Receiver};
+use parking_lot::Mutex;
+use polyraft_raft::{GroupId, NodeId, NodeSet, Settings};
+use polyraft_storage::{
+    DataDir, Durable, FileDisk, Opened, StorageError, Wal, WalObserver, WalOptions, WalStats,
+    WalThreads,
+};
+use polyraft_transport::{Identity, Network, Options, QuicNetwork, Tls};
+
+use crate::apply::{Applier, ApplyBacklog, Task};
+use crate::clock::{Clock, micros};
+use crate::completion::SlotPool;
+use crate::config::{Config, WalMode};
+use crate::directory::Directory;
+use crate::error::{Error, OpenError};
+use crate::event::{Members, ShardEvent, ranges};
+use crate::group::GroupHandle;
+use crate::liveness::Intervals;
+use crate::machine::StateMachine;
+use crate::router::{CHANCE_BITS, Router};
+use crate::shard::{HomeOptions, InboxGauge, Limits, Shard, ShardOptions, Shared};
+use crate::status::{AllCounters, NodeStatus, PeerStatus};
+
+/// Answered reply slots kept for reuse; more callers than this at once cost an allocation each.
+const POOLED_SLOTS: usize = 16_384;
+
+/// The most members that a group may have.
+const MAX_MEMBERS: usize = 15;
+
+/// One member of a cluster: the groups that it hosts share its threads, its log and its connections.
+///
+/// Cloning gives another handle to the same node. The node runs until [`Node::shutdown`]; dropping the last handle
+/// shuts it down too, waiting for its threads.
+pub struct Node<M: StateMachine> {
+    inner: Arc<Inner>,
+    machine: PhantomData<fn() -> M>,
+}
+
+impl<M: StateMachine> Clone for Node<M> {
+    fn clone(&self) -> Self {
+        Node {
+            inner: Arc::clone(&self.inner),
+            machine: PhantomData,
+        }
+    }
+}
+
+impl<M: StateMachine> std::fmt::Debug for Node<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node")
+            .field("id", &self.inner.shared.node)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What all handles of a node share.
+pub(crate) struct Inner {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) slots: Arc<SlotPool>,
+    pub(crate) max_proposal_bytes: usize,
+    pub(crate) inbox_bytes: usize,
+    peers: Vec<NodeId>,
+    wals: Vec<Wal>,
+    network: Arc<dyn Network>,
+    router: Arc<Router>,
+    running: Mutex<Option<Running>>,
+}
+
+/// What has to be stopped, in this order.
+struct Running {
+    shards: Vec<JoinHandle<()>>,
+    network: Arc<dyn Network>,
+    wal_threads: Vec<WalThreads>,
+    workers: Vec<JoinHandle<()>>,
+    data_dir: Arc<DataDir>,
+}
+
+/// Collects what a node needs, then opens it.
+#[derive(Debug)]
+pub struct NodeBuilder<M> {
+    id: Option<u64>,
+    cluster: String,
+    data_dir: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    peers: Vec<(u64, SocketAddr)>,
+    tls: Option<Tls>,
+    config: Config,
+    machine: PhantomData<fn() -> M>,
+}
+
+impl<M: StateMachine> NodeBuilder<M> {
+    /// This node's number in the cluster, 1 or more. It must never change for a data directory.
+    pub fn id(mut self, id: u64) -> Self {
+        self.id = Some(id);
+        self
+    }
+
+    /// The cluster's name, `polyraft` if not given. Nodes of different clusters refuse each other.
+    pub fn cluster(mut self, name: impl Into<String>) -> Self {
+        self.cluster = name.into();
+        self
+    }
+
+    /// Where the node keeps its log and its identity. Made if missing; locked while the node is open.
+    pub fn data_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.data_dir = Some(path.into());
+        self
+    }
+
+    /// The UDP address to listen on; port 0 lets the system choose.
+    pub fn listen(mut self, address: SocketAddr) -> Self {
+        self.listen = Some(address);
+        self
+    }
+
+    /// All nodes of the cluster and their addresses. This node's own entry is ignored.
+    pub fn peers(mut self, peers: impl IntoIterator<Item = (u64, SocketAddr)>) -> Self {
+        self.peers = peers.into_iter().collect();
+        self
+    }
+
+    /// Where the certificates come from.
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Everything that can be tuned; the defaults if not given.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Recovers the log, opens the state machines and joins the cluster.
+    ///
+    /// Groups that the data directory holds come back by themselves. The call returns when this node takes part; it
+    /// does not wait for the other nodes.
+    ///
+    /// # Errors
+    /// Says what is missing or wrong and what to do. The data directory is then as it was.
+    pub async fn open(self) -> Result<Node<M>, OpenError> {
+        blocking("polyraft-open", move || self.open_blocking())
+            .await
+            .map_err(|source| OpenError::System {
+                what: "a thread".to_owned(),
+                source,
+            })?
+    }
+
+    fn open_blocking(self) -> Result<Node<M>, OpenError> {
+        let missing = |what: &str| OpenError::Builder(format!("{what} is not given"));
+        let id = self.id.ok_or_else(|| missing("id"))?;
+        let path = self.data_dir.clone().ok_or_else(|| missing("data_dir"))?;
+        let listen = self.listen.ok_or_else(|| missing("listen"))?;
+        let tls = self.tls.clone().ok_or_else(|| missing("tls"))?;
+        if id == 0 || self.peers.iter().any(|(peer, _)| *peer == 0) {
+            return Err(OpenError::Builder("node ids start at 1".to_owned()));
+        }
+        self.config.validate()?;
+        let config = &self.config;
+        let node = NodeId(id);
+        let peers: Vec<(NodeId, SocketAddr)> = self
+            .peers
+            .iter()
+            .filter(|(peer, _)| *peer != id)
+            .map(|(peer, at)| (NodeId(*peer), *at))
+            .collect();
+        let peer_ids: Vec<NodeId> = peers.iter().map(|(peer, _)| *peer).collect();
+
+        let lanes = config.wal.lanes as usize;
+        let shards = config.shard_count();
+        let data_dir = Arc::new(DataDir::open(
+            Arc::new(FileDisk),
+            &path,
+            &self.cluster,
+            node,
+            lanes,
+        )?);
+        let opened = polyraft_storage::open(&data_dir, &wal_options(config), shards)?;
+        tracing::info!(%node, report = ?opened.report, "the log is recovered");
+
+        let (inbox_senders, inboxes): (Vec<_>, Vec<_>) =
+            (0..shards).map(|_| channel::unbounded()).unzip();
+        let (worker_senders, worker_tasks): (Vec<_>, Vec<_>) = (0..config.apply.workers)
+            .map(|_| channel::unbounded())
+            .unzip();
+        let shared = Arc::new(Shared {
+            node,
+            opening: data_dir.incarnation(),
+            incarnation: incarnation(&data_dir),
+            clock: Clock::start(),
+            inboxes: inbox_senders.into(),
+            gauges: (0..shards).map(|_| InboxGauge::default()).collect(),
+            workers: worker_senders.into(),
+            backlog: Arc::new(ApplyBacklog::default()),
+            directory: Directory::default(),
+            counters: AllCounters::new(shards),
+            alive_peers: Mutex::new(NodeSet::new(node)),
+            fault: Mutex::new(None),
+            is_closed: AtomicBool::new(false),
+        });
+        let inbox_bytes = bytes(config.shards.inbox_bytes);
+        let router = Arc::new(Router::new(
+            Arc::clone(&shared),
+            Arc::clone(&data_dir),
+            inbox_bytes,
+        ));
+        let options = transport_options(
+            config,
+            &self.cluster,
+            &shared,
+            &data_dir,
+            listen,
+            peers,
+            tls,
+        );
+        let network: Arc<dyn Network> =
+            Arc::new(QuicNetwork::start(options, Arc::clone(&router) as _)?);
+
+        let mut running = Running {
+            shards: Vec::new(),
+            network: Arc::clone(&network),
+            wal_threads: Vec::new(),
+            workers: Vec::new(),
+            data_dir: Arc::clone(&data_dir),
+        };
+        let options = ShardOptions {
+            settings: settings(config),
+            limits: limits(config),
+            network: Arc::clone(&network),
+            peers: peer_ids.clone(),
+        };
+        let started = running
+            .start_workers::<M>(&shared, &path, worker_tasks)
+            .and_then(|()| running.start_shards(config, &shared, &options, opened, inboxes));
+        let wals = match started {
+            Ok(wals) => wals,
+            Err(error) => {
+                running.stop(&shared);
+                return Err(error);
+            }
+        };
+        let inner = Inner {
+            shared,
+            slots: Arc::new(SlotPool::new(POOLED_SLOTS)),
+            max_proposal_bytes: bytes(config.batch.max_proposal_bytes),
+            inbox_bytes,
+            peers: peer_ids,
+            wals,
+            network,
+            router,
+            running: Mutex::new(Some(running)),
+        };
+        Ok(Node {
+            inner: Arc::new(inner),
+            machine: PhantomData,
+        })
+    }
+}
+
+impl Running {
+    fn start_workers<M: StateMachine>(
+        &mut self,
+        shared: &Arc<Shared>,
+        path: &Path,
+        queues: Vec<Receiver<Task>>,
+    ) -> Result<(), OpenError> {
+        for (worker, tasks) in queues.into_iter().enumerate() {
+            let applier = Applier::<M>::new(
+                path,
+                Arc::clone(&shared.inboxes),
+                Arc::clone(&shared.backlog),
+            );
+            let name = format!("n{}-apply-{worker}", shared.node);
+            self.workers.push(spawn(name, move || applier.run(tasks))?);
+        }
+        Ok(())
+    }
+
+    /// Starts the WAL's threads, then the shards that write to it.
+    fn start_shards(
+        &mut self,
+        config: &Config,
+        shared: &Arc<Shared>,
+        options: &ShardOptions,
+        opened: Opened,
+        inboxes: Vec<Receiver<ShardEvent>>,
+    ) -> Result<Vec<Wal>, OpenError> {
+        let lanes = opened.wals.len();
+        for wal in &opened.wals {
+            let observer = Observer {
+                shared: Arc::clone(shared),
+                lanes,
+            };
+            self.wal_threads.push(wal.start(Arc::new(observer))?);
+        }
+        let home = HomeOptions {
+            incarnation: shared.incarnation,
+            intervals: Intervals {
+                beat: micros(config.liveness.beat_interval),
+                silence: micros(config.election.timeout_min),
+            },
+        };
+        for (index, (log, inbox)) in opened.logs.into_iter().zip(inboxes).enumerate() {
+            let wal = opened.wals[index % lanes].clone();
+            let home = (index == 0).then(|| home.clone());
+            let shard = Shard::new(index, Arc::clone(shared), options, log, wal, home);
+            let name = format!("n{}-shard-{index}", shared.node);
+            self.shards.push(spawn(name, move || shard.run(inbox))?);
+        }
+        Ok(opened.wals)
+    }
+
+    /// Stops everything, so that nothing runs whose receiver is gone: shards, network, WAL, workers.
+    fn stop(self, shared: &Shared) {
+        shared.is_closed.store(true, Ordering::Release);
+        shared.tell_all(|| ShardEvent::Shutdown);
+        join_all(self.shards);
+        self.network.shutdown();
+        drop(self.wal_threads);
+        for worker in shared.workers.iter() {
+            let _ = worker.send(Task::Stop);
+        }
+        join_all(self.workers);
+        // Last of all: the lock on the data directory.
+        drop(self.data_dir);
+    }
+}
+
+impl<M: StateMachine> Node<M> {
+    /// Starts to describe a node.
+    pub fn builder() -> NodeBuilder<M> {
+        NodeBuilder {
+            id: None,
+            cluster: "polyraft".to_owned(),
+            data_dir: None,
+            listen: None,
+            peers: Vec::new(),
+            tls: None,
+            config: Config::default(),
+            machine: PhantomData,
+        }
+    }
+
+    /// This node's id.
+    pub fn id(&self) -> NodeId {
+        self.inner.shared.node
+    }
+
+    /// The UDP address that the node listens on.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.inner.network.local_addr()
+    }
+
+    /// Creates groups on all of their members and waits until every living member, and a majority, holds them
+    /// durably. A member that is down gets a group when it hears of it first.
+    ///
+    /// Calling it again with the same members does nothing; that holds after a restart too. Any node may be asked,
+    /// whether it is a member or not.
+    ///
+    /// # Errors
+    /// [`Error::BadMembers`], [`Error::GroupExists`] with other members, or [`Error::CreateTimeout`] when too few
+    /// members answer within ten seconds.
+    pub async fn create_groups(
+        &self,
+        groups: impl IntoIterator<Item = u64>,
+        members: &[u64],
+    ) -> Result<(), Error> {
+        let groups = ranges(groups);
+        let members = self.check_members(members)?;
+        if groups.last().is_some_and(|range| range.end == u64::MAX) {
+            return Err(Error::BadMembers {
+                why: format!("group id {} is reserved", u64::MAX - 1),
+            });
+        }
+        if groups.is_empty() {
+            return Ok(());
+        }
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        self.inner.shared.tell(
+            0,
+            ShardEvent::CreateEverywhere {
+                groups,
+                members,
+                reply,
+            },
+        );
+        answer.await.unwrap_or(Err(Error::Closed))
+    }
+
+    fn check_members(&self, members: &[u64]) -> Result<Members, Error> {
+        let mut sorted: Members = members.iter().copied().map(NodeId).collect();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let is_known = |node: &NodeId| *node == self.id() || self.inner.peers.contains(node);
+        let why = if sorted.is_empty() || sorted.len() > MAX_MEMBERS {
+            format!(
+                "a group has 1 to {MAX_MEMBERS} members, not {}",
+                sorted.len()
+            )
+        } else if sorted.len() != members.len() {
+            "a member is named twice".to_owned()
+        } else if let Some(stranger) = sorted.iter().find(|node| !is_known(node)) {
+            format!(
+                "node {stranger} is not among the peers that node {} was opened with",
+                self.id()
+            )
+        } else {
+            return Ok(sorted);
+        };
+        Err(Error::BadMembers { why })
+    }
+
+    /// A handle to a group. It need not exist yet.
+    pub fn group(&self, group: u64) -> GroupHandle<M> {
+        GroupHandle::new(Arc::clone(&self.inner), GroupId(group))
+    }
+
+    /// How the node is.
+    pub fn status(&self) -> NodeStatus {
+        let inner = &self.inner;
+        let counters = inner.shared.counters.sum();
+        let alive = inner.shared.alive_peers.lock().clone();
+        let mut wal = WalStats::default();
+        inner.wals.iter().for_each(|lane| wal.merge(&lane.stats()));
+        let peers = inner.peers.iter().map(|node| PeerStatus {
+            node: *node,
+            alive: alive.contains(*node),
+            round_trip: inner.network.round_trip(*node),
+            refused: inner.router.refusal(*node),
+        });
+        NodeStatus {
+            id: self.id(),
+            opening: inner.shared.opening,
+            groups: counters.groups,
+            led: counters.led,
+            leaderless: counters.leaderless,
+            quarantined: counters.quarantined,
+            fault: inner.shared.fault.lock().clone(),
+            peers: peers.collect(),
+            wal,
+            network: inner.network.stats(),
+            counters,
+        }
+    }
+
+    /// Stops the node: answers every caller, writes what is queued, closes connections, joins all threads and
+    /// unlocks the data directory. Calling it again does nothing.
+    ///
+    /// Proposals under way end with [`Error::Closed`]: they may or may not have been committed.
+    ///
+    /// # Errors
+    /// [`Error::Fault`] when the node had stopped serving before.
+    pub async fn shutdown(&self) -> Result<(), Error> {
+        let inner = Arc::clone(&self.inner);
+        let stopped = blocking("polyraft-shutdown", move || inner.stop()).await;
+        if stopped.is_err() {
+            self.inner.stop();
+        }
+        match self.inner.shared.fault.lock().clone() {
+            Some(reason) => Err(Error::Fault { reason }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Inner {
+    fn stop(&self) {
+        // The lock is held until the end, so that every caller returns to a stopped node.
+        let mut running = self.running.lock();
+        if let Some(running) = running.take() {
+            running.stop(&self.shared);
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Passes the WAL's news into the inboxes of the shards that write to it.
+struct Observer {
+    shared: Arc<Shared>,
+    lanes: usize,
+}
+
+impl Observer {
+    fn tell(&self, lane: usize, event: impl Fn() -> ShardEvent) {
+        for shard in (lane..self.shared.inboxes.len()).step_by(self.lanes) {
+            self.shared.tell(shard, event());
+        }
+    }
+}
+
+impl WalObserver for Observer {
+    fn durable(&self, durable: &Durable) {
+        self.tell(durable.lane, || ShardEvent::Durable(*durable));
+    }
+
+    fn failed(&self, error: &StorageError) {
+        self.shared
+            .tell_all(|| ShardEvent::WalFailed(error.to_string()));
+    }
+
+    fn maintain(&self) {
+        self.shared.tell_all(|| ShardEvent::Maintain);
+    }
+}
+
+/// Names this opening of the data directory among all that ever were: which one it is, and chance. A directory that
+/// was put back to an earlier state counts the same opening again, but draws another number.
+fn incarnation(data_dir: &DataDir) -> u64 {
+    let chance = RandomState::new().hash_one(std::process::id());
+    (data_dir.incarnation() << CHANCE_BITS) | (chance >> (64 - CHANCE_BITS))
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        election_timeout_min: micros(config.election.timeout_min),
+        election_timeout_max: micros(config.election.timeout_max),
+        retry_interval: micros(config.replication.retry_interval),
+        commit_notice_interval: micros(config.replication.commit_notice_interval),
+        max_append_entries: config.replication.max_append_entries,
+        max_append_bytes: config.replication.max_append_bytes.as_u64(),
+        inflight_messages: config.replication.inflight_messages,
+        inflight_entries: u64::from(config.replication.inflight_entries),
+        inflight_bytes: config.replication.inflight_bytes.as_u64(),
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        turn_events: config.batch.turn_events as usize,
+        turn_wait: config.batch.turn_wait,
+        group_bytes: bytes(config.shards.group_bytes),
+        wal_bytes: config.wal.max_pending_bytes.as_u64(),
+        apply_bytes: bytes(config.apply.queue_bytes),
+        proposal_timeout: micros(config.shards.proposal_timeout),
+        // Long enough for the other members to create the group, short against their election timeouts.
+        campaign_delay: micros(config.election.timeout_min) / 8,
+        append_lanes: config.transport.append_lanes as usize,
+    }
+}
+
+fn wal_options(config: &Config) -> WalOptions {
+    let wal = &config.wal;
+    WalOptions {
+        mode: match wal.mode {
+            WalMode::Direct => polyraft_storage::WalMode::Direct,
+            WalMode::Mapped => polyraft_storage::WalMode::Mapped,
+        },
+        direct_io: wal.direct_io,
+        segment_bytes: wal.segment_bytes.as_u64(),
+        pool_segments: wal.pool_segments as usize,
+        max_batch_bytes: bytes(wal.max_batch_bytes),
+        max_pending_bytes: wal.max_pending_bytes.as_u64(),
+        checkpoint_bytes: wal.checkpoint_bytes.as_u64(),
+        tail_cache_bytes: bytes(wal.tail_cache_bytes),
+        lanes: wal.lanes as usize,
+        min_free_bytes: wal.min_free_bytes.as_u64(),
+    }
+}
+
+fn transport_options(
+    config: &Config,
+    cluster: &str,
+    shared: &Shared,
+    data_dir: &DataDir,
+    listen: SocketAddr,
+    peers: Vec<(NodeId, SocketAddr)>,
+    tls: Tls,
+) -> Options {
+    let transport = &config.transport;
+    let identity = Identity {
+        cluster: cluster.to_owned(),
+        node: shared.node,
+        store: data_dir.store().0,
+        incarnation: shared.incarnation,
+    };
+    Options {
+        peers,
+        append_lanes: transport.append_lanes,
+        max_frame_bytes: bytes(transport.max_frame_bytes),
+        queue_bytes: bytes(transport.queue_bytes),
+        max_mtu: transport.max_mtu,
+        idle_timeout: transport.idle_timeout,
+        keep_alive: transport.keep_alive,
+        backoff_min: transport.backoff_min,
+        backoff_max: transport.backoff_max,
+        receive_window: u32::try_from(transport.receive_window.as_u64()).unwrap_or(u32::MAX),
+        ..Options::new(identity, listen, tls)
+    }
+}
+
+/// A configured size, which validation keeps far below the address space.
+fn bytes(size: crate::config::ByteSize) -> usize {
+    usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
+}
+
+fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
+    let thread = std::thread::Builder::new().name(name.clone()).spawn(run);
+    thread.map_err(|source| OpenError::System {
+        what: format!("thread {name}"),
+        source,
+    })
+}
+
+fn join_all(threads: Vec<JoinHandle<()>>) {
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a thread of the node panicked");
+        }
+    }
+}
+
+/// Runs blocking work on a thread of its own, so that no particular async runtime is needed.
+async fn blocking<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<T> {
+    let (done, result) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || done.send(run()))?;
+    result
+        .await
+        .map_err(|_| std::io::Error::other("the thread panicked"))
+}

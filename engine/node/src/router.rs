@@ -1,0 +1,200 @@
+//! The node's side of the transport: who is let in, and which shard's inbox a frame goes to.
+//! It runs on the transport's thread and must never block it, nor decode more than record heads.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use polyraft_raft::NodeId;
+use polyraft_storage::{DataDir, PeerSeen, StoreId};
+use polyraft_transport::{Hello, Lane, LinkEvent, Receiver};
+use rustc_hash::FxHashMap;
+
+use crate::event::ShardEvent;
+use crate::shard::Shared;
+use crate::wire;
+
+/// The low bits of an incarnation are chance; the others count the openings of the data directory.
+pub(crate) const CHANCE_BITS: u32 = 24;
+
+/// Passes what the transport has to say into the shards' inboxes.
+pub(crate) struct Router {
+    shared: Arc<Shared>,
+    data_dir: Arc<DataDir>,
+    /// A shard's inbox takes no more frames while it holds this many bytes of them.
+    inbox_bytes: usize,
+    refusals: Mutex<FxHashMap<NodeId, String>>,
+}
+
+impl Router {
+    pub(crate) fn new(shared: Arc<Shared>, data_dir: Arc<DataDir>, inbox_bytes: usize) -> Self {
+        Router {
+            shared,
+            data_dir,
+            inbox_bytes,
+            refusals: Mutex::default(),
+        }
+    }
+
+    /// Why the link with `node` is refused, if it is.
+    pub(crate) fn refusal(&self, node: NodeId) -> Option<String> {
+        self.refusals.lock().get(&node).cloned()
+    }
+}
+
+impl Receiver for Router {
+    /// A node that comes back with less than it once had must not vote: it may have forgotten votes and entries that
+    /// others count on.
+    fn admit(&self, peer: &Hello) -> Result<(), String> {
+        let who = &peer.identity;
+        let seen = PeerSeen {
+            store: StoreId(who.store),
+            incarnation: who.incarnation,
+        };
+        let known = self
+            .data_dir
+            .peers()
+            .into_iter()
+            .find(|(node, _)| *node == who.node);
+        match known {
+            Some((_, known)) if known == seen => return Ok(()),
+            Some((_, known)) => check_continuity(who.node, known, seen)?,
+            None => {}
+        }
+        self.data_dir.note_peer(who.node, seen).map_err(|error| {
+            format!(
+                "node {} can't remember its peers: {error}",
+                self.shared.node
+            )
+        })
+    }
+
+    fn frame(&self, from: NodeId, _lane: Lane, frame: Bytes) {
+        let at = self.shared.clock.now();
+        let deliver = |shard: usize| {
+            self.shared.gauges[shard]
+                .frames
+                .fetch_add(frame.len(), Ordering::Relaxed);
+            self.shared.tell(
+                shard,
+                ShardEvent::Frame {
+                    from,
+                    frame: frame.clone(),
+                    at,
+                },
+            );
+        };
+        let shards = self.shared.inboxes.len();
+        if shards == 1 {
+            return deliver(0);
+        }
+        let mut has_records = vec![false; shards];
+        wire::shards_in(
+            &frame,
+            |group| self.shared.shard_of(group),
+            |shard| has_records[shard] = true,
+        );
+        (0..shards)
+            .filter(|shard| has_records[*shard])
+            .for_each(deliver);
+    }
+
+    fn ready(&self, _lane: Lane) -> bool {
+        let fullest = self
+            .shared
+            .gauges
+            .iter()
+            .map(|gauge| gauge.frames.load(Ordering::Relaxed))
+            .max();
+        fullest.unwrap_or(0) < self.inbox_bytes
+    }
+
+    fn link(&self, peer: NodeId, event: LinkEvent) {
+        match event {
+            LinkEvent::Up { hello, .. } => {
+                self.refusals.lock().remove(&peer);
+                let incarnation = hello.identity.incarnation;
+                self.shared.tell(
+                    0,
+                    ShardEvent::LinkUp {
+                        node: peer,
+                        incarnation,
+                    },
+                );
+            }
+            // Silence is judged by beats: a connection may break and return within a few milliseconds.
+            LinkEvent::Down { reason } => {
+                tracing::debug!(at = %self.shared.node, %peer, %reason, "link down")
+            }
+            LinkEvent::Refused { reason } => {
+                let is_new =
+                    self.refusals.lock().insert(peer, reason.clone()).as_ref() != Some(&reason);
+                if is_new {
+                    tracing::error!(at = %self.shared.node, %peer, %reason, "the link is refused");
+                }
+            }
+        }
+    }
+}
+
+/// Refuses a peer whose data directory is not the one it had, or is an older state of it.
+fn check_continuity(node: NodeId, known: PeerSeen, seen: PeerSeen) -> Result<(), String> {
+    if known.store != seen.store {
+        return Err(format!(
+            "node {node} comes with another data directory than before: it was wiped or replaced. It may have \
+             forgotten votes and entries that this cluster counts on. Bring the old directory back, or give the new \
+             one a node id that was never used"
+        ));
+    }
+    let (known_opening, opening) = (
+        known.incarnation >> CHANCE_BITS,
+        seen.incarnation >> CHANCE_BITS,
+    );
+    if opening <= known_opening && seen != known {
+        return Err(format!(
+            "node {node}'s data directory was rolled back: it shows opening {opening}, but another opening \
+             {known_opening} was seen before. It may have forgotten votes and entries that this cluster counts on. Bring the newest state back, or join \
+             with an empty directory under a node id that was never used"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(store: u128, opening: u64, chance: u64) -> PeerSeen {
+        PeerSeen {
+            store: StoreId(store),
+            incarnation: opening << CHANCE_BITS | chance,
+        }
+    }
+
+    #[test]
+    fn a_restarted_peer_is_admitted() {
+        assert_eq!(
+            check_continuity(NodeId(2), seen(7, 3, 9), seen(7, 4, 1)),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn a_wiped_peer_is_refused_and_told_why() {
+        let reason = check_continuity(NodeId(2), seen(7, 3, 9), seen(8, 1, 9)).unwrap_err();
+        assert!(reason.contains("wiped or replaced"), "{reason}");
+    }
+
+    #[test]
+    fn a_rolled_back_peer_is_refused_and_told_why() {
+        let reason = check_continuity(NodeId(2), seen(7, 3, 9), seen(7, 2, 9)).unwrap_err();
+        assert!(reason.contains("rolled back"), "{reason}");
+    }
+
+    #[test]
+    fn a_restored_copy_that_counts_the_same_opening_again_is_refused() {
+        let reason = check_continuity(NodeId(2), seen(7, 3, 9), seen(7, 3, 11)).unwrap_err();
+        assert!(reason.contains("rolled back"), "{reason}");
+    }
+}

@@ -1,0 +1,214 @@
+//! Creating groups and opening their replicas.
+//! A creation must never be acknowledged before the WAL made it durable.
+
+use std::collections::VecDeque;
+
+use polyraft_raft::{
+    Configuration, Env, Group, GroupId, HardState, Index, LogPosition, NodeId, Restored, Tick,
+};
+use polyraft_storage::{Lsn, RecoveredGroup, StorageError};
+
+use super::replica::Replica;
+use super::{Deferred, Shard};
+use crate::apply::Task;
+use crate::error::Error;
+use crate::event::{CreateOrigin, GroupRanges, ShardEvent};
+use crate::status::GroupStatus;
+
+/// Creations of this shard that wait for the disk.
+#[derive(Debug, Default)]
+pub(super) struct Creations {
+    /// Done in this turn, so their batch is not known yet.
+    fresh: Vec<(CreateOrigin, Result<(), Error>)>,
+    /// By the batch that has to be durable first.
+    waiting: VecDeque<(Lsn, CreateOrigin, Result<(), Error>)>,
+}
+
+impl Shard {
+    /// Creates the groups of `groups` that live on this shard, unless they exist.
+    pub(super) fn create(
+        &mut self,
+        origin: CreateOrigin,
+        groups: &GroupRanges,
+        members: &[NodeId],
+    ) {
+        let configuration = Configuration::simple(members.iter().copied());
+        let mut result = Ok(());
+        for id in groups.iter().cloned().flatten() {
+            let group = GroupId(id);
+            if self.shared.shard_of(group) != self.index {
+                continue;
+            }
+            let existing = match (self.slot(group), self.opening.get(&group)) {
+                (Some(slot), _) => Some(self.replicas[slot as usize].group.configuration()),
+                (None, Some((found, _))) => Some(&found.configuration),
+                (None, None) => None,
+            };
+            match existing {
+                Some(existing) if *existing == configuration => {}
+                Some(existing) => {
+                    result = Err(Error::GroupExists {
+                        group,
+                        members: existing.nodes().collect(),
+                    });
+                }
+                None => {
+                    if let Err(error) = self.create_group(group, &configuration, members) {
+                        result = Err(Error::Fault {
+                            reason: error.to_string(),
+                        });
+                    }
+                }
+            }
+        }
+        self.creations.fresh.push((origin, result));
+    }
+
+    fn create_group(
+        &mut self,
+        group: GroupId,
+        configuration: &Configuration,
+        members: &[NodeId],
+    ) -> Result<(), StorageError> {
+        self.log.create(group, configuration)?;
+        // First leaders are spread over the members by the group's number; the others wait for an election timeout.
+        let campaigns = members[(group.0 % members.len() as u64) as usize] == self.shared.node;
+        let empty = RecoveredGroup {
+            group,
+            configuration: configuration.clone(),
+            hard_state: HardState::default(),
+            base: LogPosition::default(),
+            runs: Default::default(),
+            last: Index::ZERO,
+            fault: None,
+        };
+        self.opening.insert(group, (empty, campaigns));
+        // A closed queue means that the node is shutting down.
+        let _ = self.shared.worker_of(group).send(Task::Open { group });
+        Ok(())
+    }
+
+    /// The turn's records have their batch now; creations wait for it.
+    pub(super) fn await_creations(&mut self) {
+        let lsn = self.submitted;
+        let fresh = self
+            .creations
+            .fresh
+            .drain(..)
+            .map(|(origin, result)| (lsn, origin, result));
+        self.creations.waiting.extend(fresh);
+        self.finish_creations();
+    }
+
+    /// Reports creations whose batch is durable.
+    pub(super) fn finish_creations(&mut self) {
+        let durable = self.durable;
+        while let Some((_, origin, result)) = self
+            .creations
+            .waiting
+            .pop_front_if(|(lsn, ..)| *lsn <= durable)
+        {
+            self.shared.tell(0, ShardEvent::Created { origin, result });
+        }
+    }
+
+    /// A state machine is open, or not: its replica starts, or is quarantined.
+    pub(super) fn opened(&mut self, group: GroupId, applied: Result<Index, String>) {
+        let Some((found, campaigns)) = self.opening.remove(&group) else {
+            return;
+        };
+        let fault = found.fault.clone().or_else(|| why_not(&found, &applied));
+        let applied = applied
+            .unwrap_or(found.base.index)
+            .clamp(found.base.index, found.last);
+        // What the state machine holds durably was committed, whatever the last hard state said.
+        let hard_state = HardState {
+            commit: found.hard_state.commit.clamp(applied, found.last),
+            ..found.hard_state
+        };
+        let restored = Restored {
+            hard_state,
+            configuration: found.configuration,
+            base: found.base,
+            runs: found.runs,
+            last: found.last,
+            applied,
+        };
+        let slot =
+            u32::try_from(self.replicas.len()).expect("fewer than 4 billion replicas on a node");
+        let env = Env {
+            now: self.now,
+            settings: &self.settings,
+            alive: &self.alive,
+        };
+        let core = Group::new(
+            group,
+            self.shared.node,
+            self.seed(group),
+            &env,
+            restored,
+            &mut self.outbox,
+        );
+        self.slots.insert(group, slot);
+        self.replicas
+            .push(Replica::new(core, self.shared.directory.add(group)));
+        self.counters().groups.add(1);
+        self.counters().leaderless.add(1);
+        self.touch(slot);
+        if let Some(reason) = fault {
+            return self.quarantine(slot, reason);
+        }
+        self.shared.tell(0, ShardEvent::ClaimWanted { group });
+        if campaigns {
+            self.deferred.push_back((
+                Tick(self.now.0 + self.limits.campaign_delay),
+                Deferred::Campaign(slot),
+            ));
+        }
+    }
+
+    /// Differs between groups, nodes and openings, so that timers never fall into step.
+    fn seed(&self, group: GroupId) -> u64 {
+        let mixed =
+            group.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ self.shared.incarnation.rotate_left(32);
+        mixed ^ self.shared.node.0.wrapping_mul(0xD1B5_4A32_D192_ED03)
+    }
+
+    pub(super) fn group_status(&self, group: GroupId) -> Result<GroupStatus, Error> {
+        let slot = self.slot(group).ok_or(Error::NoSuchGroup { group })?;
+        let replica = &self.replicas[slot as usize];
+        let core = &replica.group;
+        Ok(GroupStatus {
+            group,
+            role: core.role(),
+            term: core.term(),
+            leader: core.leader(),
+            last: core.last(),
+            durable: core.durable(),
+            committed: core.committed(),
+            applied: core.applied(),
+            members: core.configuration().nodes().collect(),
+            fault: replica.fault.clone(),
+        })
+    }
+}
+
+/// Why a replica can't go on from where its log and its state machine are.
+fn why_not(found: &RecoveredGroup, applied: &Result<Index, String>) -> Option<String> {
+    match applied {
+        Err(reason) => Some(reason.clone()),
+        Ok(applied) if *applied > found.last => Some(format!(
+            "the state machine holds index {applied}, but the log ends at {}: the WAL is older than the state \
+             machine, as after restoring a backup of it alone. Restore both from the same moment, or remove this \
+             replica and add it anew",
+            found.last
+        )),
+        Ok(applied) if *applied < found.base.index => Some(format!(
+            "the state machine holds index {applied}, but the log starts after {}: the state machine's files are \
+             older than the log, or were removed. Restore both from the same moment, or remove this replica and add \
+             it anew",
+            found.base.index
+        )),
+        Ok(_) => None,
+    }
+}

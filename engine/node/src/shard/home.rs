@@ -1,0 +1,578 @@
+//! The work of shard 0 for the whole node: liveness of the other nodes, claims, and the coordination of creations.
+//! It must never step a group of another shard; it tells that shard.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use polyraft_raft::{Event, GroupId, NodeId, Term, Tick};
+use rustc_hash::FxHashMap;
+
+use super::outgoing::NODE_LEVEL;
+use super::{Payloads, Shard, parse_blocks};
+use crate::error::Error;
+use crate::event::{Claim, CreateOrigin, CreateReply, GroupRanges, Members, ShardEvent};
+use crate::liveness::{Action, Intervals, Liveness};
+use crate::wire::{self, Record, Records};
+
+/// How long a creation waits for members before it asks them again, and before it gives up. Microseconds.
+const CREATE_RETRY: u64 = 200_000;
+const CREATE_TIMEOUT: u64 = 10_000_000;
+
+/// Claims in one record of a table: 16 bytes each, far below a frame's bound.
+const CLAIMS_PER_RECORD: usize = 16_384;
+
+/// What the home shard needs beyond the others.
+#[derive(Debug, Clone)]
+pub(crate) struct HomeOptions {
+    pub(crate) incarnation: u64,
+    pub(crate) intervals: Intervals,
+}
+
+/// The state of shard 0 that belongs to the node.
+#[derive(Debug)]
+pub(super) struct Home {
+    liveness: Liveness,
+    actions: Vec<Action>,
+    /// Creations that a caller of this node waits for.
+    creations: Vec<Creation>,
+    last_request: u64,
+    /// Creations, by whoever asked, of which some shards of this node have not reported yet.
+    parts: FxHashMap<CreateOrigin, Parts>,
+}
+
+#[derive(Debug)]
+struct Creation {
+    request: u64,
+    groups: GroupRanges,
+    members: Members,
+    missing: Members,
+    reply: CreateReply,
+    retry_at: Tick,
+    gives_up_at: Tick,
+}
+
+#[derive(Debug)]
+struct Parts {
+    missing: usize,
+    result: Result<(), Error>,
+}
+
+impl Home {
+    pub(super) fn new(options: HomeOptions, peers: &[NodeId]) -> Self {
+        Home {
+            liveness: Liveness::new(
+                options.incarnation,
+                options.intervals,
+                peers.iter().copied(),
+            ),
+            actions: Vec::new(),
+            creations: Vec::new(),
+            last_request: 0,
+            parts: FxHashMap::default(),
+        }
+    }
+
+    /// When the home shard has to look at the node's affairs at the latest.
+    pub(super) fn deadline(&self) -> Option<Tick> {
+        let creations = self
+            .creations
+            .iter()
+            .map(|creation| creation.retry_at.min(creation.gives_up_at));
+        creations.chain(self.liveness.deadline()).min()
+    }
+
+    /// Answers everybody who waits for a creation.
+    pub(super) fn fail_all(&mut self, error: &Error) {
+        for creation in self.creations.drain(..) {
+            let _ = creation.reply.send(Err(error.clone()));
+        }
+    }
+}
+
+impl Shard {
+    fn home(&mut self) -> &mut Home {
+        self.home
+            .as_mut()
+            .expect("node-level events go to shard 0 only")
+    }
+
+    /// Reads the records of a frame that belong to this shard.
+    pub(super) fn frame(&mut self, from: NodeId, frame: Bytes, at: Tick) {
+        self.shared.gauges[self.index]
+            .frames
+            .fetch_sub(frame.len(), Ordering::Relaxed);
+        if let Some(home) = &mut self.home {
+            home.liveness.heard(at, from);
+        }
+        let (index, shards) = (self.index, self.shared.inboxes.len());
+        let mut records = Records::new(frame);
+        while let Some(record) = records.next_for(|group| match group {
+            Some(group) => shards == 1 || polyraft_raft::shard_of(group, shards) == index,
+            None => index == 0,
+        }) {
+            match record {
+                Ok(record) => self.record(from, record, at),
+                Err(error) => {
+                    tracing::warn!(%from, %error, "a record was dropped");
+                    self.counters().rejected_messages.add(1);
+                }
+            }
+        }
+    }
+
+    fn record(&mut self, from: NodeId, record: Record, at: Tick) {
+        match record {
+            Record::Group {
+                group,
+                message,
+                blocks,
+            } => self.message(from, group, message, blocks),
+            Record::Forward {
+                group,
+                request,
+                payload,
+            } => self.forwarded(from, group, request, payload),
+            Record::ForwardReply { request, outcome } => {
+                self.forward_replied(from, request, outcome)
+            }
+            Record::UnknownGroup { group } => self.create_at(from, group),
+            Record::Beat(beat) => {
+                self.with_liveness(|liveness, actions| liveness.beat(at, from, beat, actions))
+            }
+            Record::ClaimsDelta {
+                from_version,
+                version,
+                changes,
+            } => self.with_liveness(|liveness, actions| {
+                liveness.delta(from, from_version, version, changes, actions);
+            }),
+            Record::ClaimsTable {
+                version,
+                is_first,
+                is_last,
+                claims,
+            } => self.with_liveness(|liveness, actions| {
+                liveness.table(from, version, is_first, is_last, claims, actions);
+            }),
+            Record::ClaimsRequest => self.home().liveness.table_requested(from),
+            Record::Create {
+                request,
+                groups,
+                members,
+            } => {
+                if members.contains(&self.shared.node) {
+                    self.create_parts(
+                        CreateOrigin {
+                            node: from,
+                            request,
+                        },
+                        groups,
+                        members,
+                    );
+                }
+            }
+            Record::CreateReply { request, result } => self.member_created(from, request, result),
+        }
+    }
+
+    /// Steps a group with a message from another node.
+    fn message(
+        &mut self,
+        from: NodeId,
+        group: GroupId,
+        message: polyraft_raft::Message,
+        bytes: Bytes,
+    ) {
+        let Some(slot) = self.slot(group) else {
+            let counters = self.shared.counters.shard(self.index);
+            if !self.opening.contains_key(&group)
+                && let Some(frame) = self
+                    .outgoing
+                    .append(from, group, wire::HEAD_BYTES, counters)
+            {
+                wire::put_unknown_group(frame, group);
+            }
+            return;
+        };
+        if !self.replicas[slot as usize]
+            .group
+            .configuration()
+            .contains(from)
+        {
+            return self.counters().rejected_messages.add(1);
+        }
+        let mut blocks = std::mem::take(&mut self.blocks);
+        if parse_blocks(bytes, &mut blocks).is_ok() && are_the_entries_of(&blocks, group, &message)
+        {
+            self.step(
+                slot,
+                Event::Message { from, message },
+                Payloads::Received(&blocks),
+            );
+        } else {
+            tracing::warn!(%from, %group, "an append whose blocks don't match its range was dropped");
+            self.counters().rejected_messages.add(1);
+        }
+        blocks.clear();
+        self.blocks = blocks;
+    }
+
+    // ---- liveness and claims ----
+
+    fn with_liveness(&mut self, change: impl FnOnce(&mut Liveness, &mut Vec<Action>)) {
+        let home = self.home();
+        let mut actions = std::mem::take(&mut home.actions);
+        change(&mut home.liveness, &mut actions);
+        for action in actions.drain(..) {
+            self.act(action);
+        }
+        self.home().actions = actions;
+    }
+
+    pub(super) fn link_up(&mut self, node: NodeId, incarnation: u64) {
+        let now = self.now;
+        self.with_liveness(|liveness, actions| liveness.link_up(now, node, incarnation, actions));
+    }
+
+    /// Sends beats and claims that are due, judges silence, and looks after creations.
+    pub(super) fn run_home(&mut self, is_drained: bool) {
+        if self.home.is_none() {
+            return;
+        }
+        let now = self.now;
+        if is_drained {
+            self.with_liveness(|liveness, actions| liveness.poll(now, actions));
+        }
+        self.retry_creations();
+    }
+
+    fn act(&mut self, action: Action) {
+        let counters = self.shared.counters.shard(self.index);
+        match action {
+            Action::Beat { to, beat } => {
+                if let Some(frame) = self.outgoing.liveness(to) {
+                    wire::put_beat(frame, &beat);
+                }
+            }
+            Action::Delta {
+                to,
+                from_version,
+                version,
+                changes,
+            } => {
+                let bytes = wire::HEAD_BYTES + 16 + changes.len() * 16;
+                if bytes > self.outgoing.max_record_bytes() {
+                    // The peer will miss it and ask for the table, which goes in parts.
+                    return;
+                }
+                if let Some(frame) = self.outgoing.append(to, NODE_LEVEL, bytes, counters) {
+                    wire::put_claims_delta(frame, from_version, version, &changes);
+                }
+            }
+            Action::Table {
+                to,
+                version,
+                claims,
+            } => {
+                let parts = claims.len().div_ceil(CLAIMS_PER_RECORD).max(1);
+                for part in 0..parts {
+                    let claims = claims
+                        .chunks(CLAIMS_PER_RECORD)
+                        .nth(part)
+                        .unwrap_or_default();
+                    let bytes = wire::HEAD_BYTES + 10 + claims.len() * 16;
+                    if let Some(frame) = self.outgoing.append(to, NODE_LEVEL, bytes, counters) {
+                        wire::put_claims_table(
+                            frame,
+                            version,
+                            part == 0,
+                            part + 1 == parts,
+                            claims,
+                        );
+                    }
+                }
+            }
+            Action::RequestTable { from } => {
+                if let Some(frame) =
+                    self.outgoing
+                        .append(from, NODE_LEVEL, wire::HEAD_BYTES, counters)
+                {
+                    wire::put_claims_request(frame);
+                }
+            }
+            Action::Peer { node, alive } => {
+                let mut peers = self.shared.alive_peers.lock();
+                if alive {
+                    peers.insert(node);
+                } else {
+                    peers.remove(node);
+                }
+                drop(peers);
+                tracing::info!(at = %self.shared.node, %node, alive, "a peer's liveness changed");
+                for shard in 1..self.shared.inboxes.len() {
+                    self.shared.tell(shard, ShardEvent::Peer { node, alive });
+                }
+                self.peer_changed(node, alive);
+            }
+            Action::Claims { by, changes } => {
+                let shards = self.shared.inboxes.len();
+                if shards == 1 {
+                    return self.claims_changed(by, changes);
+                }
+                let mut by_shard: Vec<Vec<_>> = vec![Vec::new(); shards];
+                for change in changes {
+                    by_shard[self.shared.shard_of(change.0)].push(change);
+                }
+                for (shard, changes) in by_shard
+                    .into_iter()
+                    .enumerate()
+                    .filter(|(_, changes)| !changes.is_empty())
+                {
+                    self.shared.tell(shard, ShardEvent::Claims { by, changes });
+                }
+            }
+        }
+    }
+
+    /// Another node leads, or no longer leads, groups of this shard.
+    pub(super) fn claims_changed(&mut self, by: NodeId, changes: Vec<(GroupId, Option<Term>)>) {
+        for (group, term) in changes {
+            if let Some(slot) = self.slot(group) {
+                let event = match term {
+                    Some(term) => Event::Claimed { by, term },
+                    None => Event::Unclaimed { by },
+                };
+                self.step(slot, event, Payloads::None);
+            }
+        }
+    }
+
+    /// Groups of this shard began or ceased to lead: the home shard tells the peers.
+    pub(super) fn report_claims(&mut self, claims: Vec<Claim>) {
+        if self.home.is_some() {
+            self.tell_claims(claims);
+        } else {
+            self.shared.tell(0, ShardEvent::ClaimsChanged(claims));
+        }
+    }
+
+    pub(super) fn tell_claims(&mut self, claims: Vec<Claim>) {
+        let liveness = &mut self.home().liveness;
+        for claim in claims {
+            liveness.claim(claim.group, claim.term, &claim.members);
+        }
+    }
+
+    /// A replica that was just opened missed the claims that came before.
+    pub(super) fn tell_claim(&mut self, group: GroupId) {
+        if let Some((by, term)) = self.home().liveness.claim_on(group) {
+            let shard = self.shared.shard_of(group);
+            self.shared.tell(
+                shard,
+                ShardEvent::Claims {
+                    by,
+                    changes: vec![(group, Some(term))],
+                },
+            );
+        }
+    }
+
+    // ---- creations ----
+
+    /// A caller of this node creates groups on all of their members.
+    pub(super) fn create_everywhere(
+        &mut self,
+        groups: GroupRanges,
+        members: Members,
+        reply: CreateReply,
+    ) {
+        let now = self.now;
+        let home = self.home();
+        home.last_request += 1;
+        let request = home.last_request;
+        home.creations.push(Creation {
+            request,
+            groups: groups.clone(),
+            members: members.clone(),
+            missing: members.clone(),
+            reply,
+            retry_at: Tick(now.0 + CREATE_RETRY),
+            gives_up_at: Tick(now.0 + CREATE_TIMEOUT),
+        });
+        for member in &members {
+            self.ask_to_create(*member, request, &groups, &members);
+        }
+    }
+
+    fn ask_to_create(
+        &mut self,
+        member: NodeId,
+        request: u64,
+        groups: &GroupRanges,
+        members: &Members,
+    ) {
+        if member == self.shared.node {
+            let origin = CreateOrigin {
+                node: member,
+                request,
+            };
+            return self.create_parts(origin, groups.clone(), members.clone());
+        }
+        let counters = self.shared.counters.shard(self.index);
+        // A scattered set of groups can be larger than a frame; pieces of it are answered one by one.
+        let bytes = wire::HEAD_BYTES + 9 + members.len() * 8 + groups.len() * 16;
+        if let Some(frame) = self.outgoing.append(member, NODE_LEVEL, bytes, counters) {
+            wire::put_create(frame, request, groups, members);
+        }
+    }
+
+    /// Has every shard of this node create its part.
+    fn create_parts(&mut self, origin: CreateOrigin, groups: GroupRanges, members: Members) {
+        let shards = self.shared.inboxes.len();
+        let parts = Parts {
+            missing: shards,
+            result: Ok(()),
+        };
+        if self.home().parts.contains_key(&origin) && origin.request != 0 {
+            return; // Asked again while the first request is under way.
+        }
+        if origin.request != 0 {
+            self.home().parts.insert(origin, parts);
+        }
+        for shard in 1..shards {
+            let (groups, members) = (groups.clone(), members.clone());
+            self.shared.tell(
+                shard,
+                ShardEvent::Create {
+                    origin,
+                    groups,
+                    members,
+                },
+            );
+        }
+        self.create(origin, &groups, &members);
+    }
+
+    /// A shard of this node is done with its part.
+    pub(super) fn created(&mut self, origin: CreateOrigin, result: Result<(), Error>) {
+        let Some(parts) = self.home().parts.get_mut(&origin) else {
+            return;
+        };
+        parts.missing -= 1;
+        if parts.result.is_ok() {
+            parts.result = result;
+        }
+        if parts.missing > 0 {
+            return;
+        }
+        let Some(Parts { result, .. }) = self.home().parts.remove(&origin) else {
+            return;
+        };
+        if origin.node == self.shared.node {
+            return self.member_created(origin.node, origin.request, result);
+        }
+        let counters = self.shared.counters.shard(self.index);
+        if let Some(frame) = self
+            .outgoing
+            .append(origin.node, NODE_LEVEL, 1024, counters)
+        {
+            wire::put_create_reply(frame, origin.request, &result);
+        }
+    }
+
+    /// A member answered a creation of this node.
+    fn member_created(&mut self, member: NodeId, request: u64, result: Result<(), Error>) {
+        let home = self.home();
+        let Some(at) = home
+            .creations
+            .iter()
+            .position(|creation| creation.request == request)
+        else {
+            return;
+        };
+        if let Err(error) = result {
+            let _ = home.creations.swap_remove(at).reply.send(Err(error));
+            return;
+        }
+        home.creations[at]
+            .missing
+            .retain(|missing| *missing != member);
+        self.finish_created(at);
+    }
+
+    /// A creation is over when a majority has it, and everybody who lives. The others get it with their first
+    /// message about the group.
+    fn finish_created(&mut self, at: usize) -> bool {
+        let node = self.shared.node;
+        let home = self.home();
+        let creation = &home.creations[at];
+        let has_majority = creation.missing.len() < creation.members.len().div_ceil(2);
+        let lives = |member: &NodeId| *member == node || home.liveness.is_alive(*member);
+        let is_over =
+            creation.missing.is_empty() || has_majority && !creation.missing.iter().any(lives);
+        if is_over {
+            let _ = home.creations.swap_remove(at).reply.send(Ok(()));
+        }
+        is_over
+    }
+
+    fn retry_creations(&mut self) {
+        let now = self.now;
+        let mut at = 0;
+        while at < self.home().creations.len() {
+            let creation = &mut self.home().creations[at];
+            if creation.gives_up_at <= now {
+                let creation = self.home().creations.swap_remove(at);
+                let missing = creation.missing.to_vec();
+                let _ = creation.reply.send(Err(Error::CreateTimeout { missing }));
+                continue;
+            }
+            if creation.retry_at <= now {
+                creation.retry_at = Tick(now.0 + CREATE_RETRY);
+                let (request, groups) = (creation.request, creation.groups.clone());
+                let (members, missing) = (creation.members.clone(), creation.missing.clone());
+                if self.finish_created(at) {
+                    continue;
+                }
+                for member in missing {
+                    self.ask_to_create(member, request, &groups, &members);
+                }
+            }
+            at += 1;
+        }
+    }
+
+    /// A member has never heard of a group that it belongs to: it was down when the group was created.
+    fn create_at(&mut self, member: NodeId, group: GroupId) {
+        let Some(slot) = self.slot(group) else { return };
+        let configuration = self.replicas[slot as usize].group.configuration();
+        if !configuration.contains(member) {
+            return;
+        }
+        let members: Members = configuration.nodes().collect();
+        let counters = self.shared.counters.shard(self.index);
+        let bytes = wire::HEAD_BYTES + 9 + members.len() * 8 + 16;
+        if let Some(frame) = self.outgoing.append(member, NODE_LEVEL, bytes, counters) {
+            wire::put_create(frame, 0, &crate::event::ranges([group.0]), &members);
+        }
+    }
+}
+
+/// Whether the blocks that came with a message are exactly the entries that it announces.
+fn are_the_entries_of(
+    blocks: &[polyraft_storage::EntryBlock],
+    group: GroupId,
+    message: &polyraft_raft::Message,
+) -> bool {
+    let polyraft_raft::Message::Append { entries, .. } = message else {
+        return blocks.is_empty();
+    };
+    let mut next = entries.first;
+    for block in blocks {
+        if block.group() != group || block.term() != entries.term || block.first() != next {
+            return false;
+        }
+        next = block.end();
+    }
+    next == entries.end
+}

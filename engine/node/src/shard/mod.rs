@@ -1,0 +1,526 @@
+//! A shard: one thread, the groups that it owns, and their turn. Drain what has arrived, step all, dispatch once.
+//! It must never wait for a disk, a socket or a state machine; they answer through the inbox.
+
+mod create;
+mod home;
+mod outgoing;
+mod proposals;
+mod replica;
+mod turn;
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
+use parking_lot::Mutex;
+use polyraft_raft::{
+    Env, Event, GroupId, NodeId, NodeSet, Origin, Outbox, Role, Settings, Tick, WriteId, WriteKind,
+    shard_of,
+};
+use polyraft_storage::{
+    BlockError, EntryBlock, EntryKind, Lsn, RecoveredGroup, ShardLog, StorageError, Wal,
+};
+use polyraft_transport::Network;
+use rustc_hash::FxHashMap;
+
+use self::create::Creations;
+use self::home::Home;
+pub(crate) use self::home::HomeOptions;
+use self::outgoing::Outgoing;
+use self::proposals::Forwards;
+use self::replica::{Proposal, Replica};
+use crate::apply::{ApplyBacklog, Committing, Task};
+use crate::clock::Clock;
+use crate::directory::Directory;
+use crate::error::Error;
+use crate::event::{Claim, ShardEvent};
+use crate::status::{AllCounters, ShardCounters};
+use crate::wheel::Wheel;
+
+/// What a shard may hold and how long things may take. Bytes and microseconds.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    pub(crate) turn_events: usize,
+    pub(crate) turn_wait: std::time::Duration,
+    pub(crate) group_bytes: usize,
+    pub(crate) wal_bytes: u64,
+    pub(crate) apply_bytes: usize,
+    pub(crate) proposal_timeout: u64,
+    pub(crate) campaign_delay: u64,
+    pub(crate) append_lanes: usize,
+}
+
+/// What all shards of a node are given alike.
+pub(crate) struct ShardOptions {
+    pub(crate) settings: Settings,
+    pub(crate) limits: Limits,
+    pub(crate) network: Arc<dyn Network>,
+    pub(crate) peers: Vec<NodeId>,
+}
+
+/// What every part of a node shares. Written by its owner, read by anybody.
+pub(crate) struct Shared {
+    pub(crate) node: NodeId,
+    /// Which opening of the data directory this is, and the number that peers know it by.
+    pub(crate) opening: u64,
+    pub(crate) incarnation: u64,
+    pub(crate) clock: Clock,
+    pub(crate) inboxes: Arc<[Sender<ShardEvent>]>,
+    pub(crate) gauges: Box<[InboxGauge]>,
+    pub(crate) workers: Arc<[Sender<Task>]>,
+    pub(crate) backlog: Arc<ApplyBacklog>,
+    pub(crate) directory: Directory,
+    pub(crate) counters: AllCounters,
+    pub(crate) alive_peers: Mutex<NodeSet>,
+    /// Why the whole node has stopped serving, once it has.
+    pub(crate) fault: Mutex<Option<String>>,
+    pub(crate) is_closed: AtomicBool,
+}
+
+/// Bytes that wait in one shard's inbox.
+#[derive(Debug, Default)]
+pub(crate) struct InboxGauge {
+    pub(crate) proposals: AtomicUsize,
+    pub(crate) frames: AtomicUsize,
+}
+
+impl Shared {
+    pub(crate) fn shard_of(&self, group: GroupId) -> usize {
+        shard_of(group, self.inboxes.len())
+    }
+
+    /// The worker that owns a group's state machine.
+    pub(crate) fn worker_of(&self, group: GroupId) -> &Sender<Task> {
+        &self.workers[shard_of(group, self.workers.len())]
+    }
+
+    /// Puts an event into a shard's inbox. After a shutdown it is dropped, which answers whoever waits.
+    pub(crate) fn tell(&self, shard: usize, event: ShardEvent) {
+        let _ = self.inboxes[shard].send(event);
+    }
+
+    pub(crate) fn tell_all(&self, event: impl Fn() -> ShardEvent) {
+        for shard in 0..self.inboxes.len() {
+            self.tell(shard, event());
+        }
+    }
+}
+
+/// One shard. `handle` takes an event, `end_turn` does what follows from all of them.
+pub(crate) struct Shard {
+    index: usize,
+    shared: Arc<Shared>,
+    settings: Settings,
+    limits: Limits,
+    now: Tick,
+
+    replicas: Vec<Replica>,
+    slots: FxHashMap<GroupId, u32>,
+    /// Recovered or created groups whose state machine is being opened; true: campaign once it is.
+    opening: FxHashMap<GroupId, (RecoveredGroup, bool)>,
+    /// Nodes that live, this one included.
+    alive: NodeSet,
+
+    outbox: Outbox,
+    touched: Vec<u32>,
+    fired: Vec<u32>,
+    wheel: Wheel,
+    /// Writes under way to the disk, in the order of their batches.
+    written: VecDeque<Written>,
+    /// The newest batch that this shard wrote into, and the newest that is durable.
+    submitted: Lsn,
+    durable: Lsn,
+    /// Replicas to look at again at a time; times only grow.
+    deferred: VecDeque<(Tick, Deferred)>,
+
+    log: ShardLog,
+    wal: Wal,
+    outgoing: Outgoing,
+    blocks: Vec<EntryBlock>,
+    applies: Vec<Vec<Committing>>,
+    /// What refuses new proposals in this turn, if anything does.
+    overload: Option<Error>,
+    forwards: Forwards,
+    creations: Creations,
+    /// The WAL has asked for a checkpoint or relocation work.
+    maintenance_is_due: bool,
+    /// Buffers that turns reuse.
+    proposals: Vec<Proposal>,
+    retouch: Vec<u32>,
+    /// Present on shard 0.
+    home: Option<Home>,
+    claims: Vec<Claim>,
+    fault: Option<Error>,
+    is_stopping: bool,
+}
+
+/// The newest write of a replica in a batch.
+#[derive(Debug)]
+struct Written {
+    lsn: Lsn,
+    slot: u32,
+    id: WriteId,
+}
+
+/// Something to do for a replica at a later time.
+#[derive(Debug, Clone, Copy)]
+enum Deferred {
+    /// Its creation is over; it is the first of the members and starts the first election.
+    Campaign(u32),
+    /// Proposals that were held may have found a leader or their deadline.
+    Proposals(u32),
+}
+
+impl Shard {
+    pub(crate) fn new(
+        index: usize,
+        shared: Arc<Shared>,
+        options: &ShardOptions,
+        log: ShardLog,
+        wal: Wal,
+        home: Option<HomeOptions>,
+    ) -> Self {
+        let limits = options.limits.clone();
+        let now = shared.clock.now();
+        let alive = NodeSet::new(shared.node);
+        let opening = log
+            .groups()
+            .map(|found| (found.group, (found, false)))
+            .collect();
+        Shard {
+            index,
+            settings: options.settings,
+            now,
+            replicas: Vec::new(),
+            slots: FxHashMap::default(),
+            opening,
+            alive,
+            outbox: Outbox::default(),
+            touched: Vec::new(),
+            fired: Vec::new(),
+            wheel: Wheel::new(now),
+            written: VecDeque::new(),
+            submitted: Lsn(0),
+            durable: Lsn(0),
+            deferred: VecDeque::new(),
+            log,
+            wal,
+            outgoing: Outgoing::new(
+                Arc::clone(&options.network),
+                &options.peers,
+                limits.append_lanes,
+            ),
+            blocks: Vec::new(),
+            applies: shared.workers.iter().map(|_| Vec::new()).collect(),
+            overload: None,
+            forwards: Forwards::default(),
+            creations: Creations::default(),
+            maintenance_is_due: false,
+            proposals: Vec::new(),
+            retouch: Vec::new(),
+            home: home.map(|home| Home::new(home, &options.peers)),
+            claims: Vec::new(),
+            fault: None,
+            is_stopping: false,
+            limits,
+            shared,
+        }
+    }
+
+    /// The shard's thread: a turn for each burst of events, and one for each timer.
+    pub(crate) fn run(mut self, inbox: Receiver<ShardEvent>) {
+        self.open_recovered();
+        while !self.is_stopping {
+            let first = match self.next_deadline() {
+                Some(deadline) => match inbox.recv_timeout(self.shared.clock.until(deadline)) {
+                    Ok(event) => Some(event),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                },
+                None => match inbox.recv() {
+                    Ok(event) => Some(event),
+                    Err(_) => return,
+                },
+            };
+            let has_work = first.is_some();
+            self.begin_turn(self.shared.clock.now());
+            if let Some(event) = first {
+                self.handle(event);
+            }
+            if has_work && !self.limits.turn_wait.is_zero() {
+                std::thread::sleep(self.limits.turn_wait);
+            }
+            let mut left = self.limits.turn_events;
+            while left > 0
+                && let Ok(event) = inbox.try_recv()
+            {
+                self.handle(event);
+                left -= 1;
+            }
+            self.end_turn(left > 0);
+        }
+    }
+
+    fn counters(&self) -> &ShardCounters {
+        self.shared.counters.shard(self.index)
+    }
+
+    fn slot(&self, group: GroupId) -> Option<u32> {
+        self.slots.get(&group).copied()
+    }
+
+    fn touch(&mut self, slot: u32) {
+        let replica = &mut self.replicas[slot as usize];
+        if !replica.is_touched {
+            replica.is_touched = true;
+            self.touched.push(slot);
+        }
+    }
+
+    /// Asks the apply workers to open the state machine of every recovered group.
+    pub(crate) fn open_recovered(&mut self) {
+        for group in self.opening.keys() {
+            let _ = self
+                .shared
+                .worker_of(*group)
+                .send(Task::Open { group: *group });
+        }
+    }
+
+    /// Takes one event. Its consequences leave with the end of the turn.
+    pub(crate) fn handle(&mut self, event: ShardEvent) {
+        if self.fault.is_some() {
+            return self.handle_after_fault(event);
+        }
+        match event {
+            ShardEvent::Propose {
+                group,
+                payload,
+                reply,
+            } => self.propose(group, payload, reply),
+            ShardEvent::Frame { from, frame, at } => self.frame(from, frame, at),
+            ShardEvent::Durable(durable) => self.batch_durable(&durable),
+            ShardEvent::Applied(applied) => self.applied(applied),
+            ShardEvent::Opened { group, applied } => self.opened(group, applied),
+            ShardEvent::ForwardDone {
+                group,
+                origin,
+                request,
+                outcome,
+            } => {
+                self.send_forward_reply(group, origin, request, &outcome);
+            }
+            ShardEvent::LinkUp { node, incarnation } => self.link_up(node, incarnation),
+            ShardEvent::Peer { node, alive } => self.peer_changed(node, alive),
+            ShardEvent::Claims { by, changes } => self.claims_changed(by, changes),
+            ShardEvent::ClaimsChanged(claims) => self.tell_claims(claims),
+            ShardEvent::ClaimWanted { group } => self.tell_claim(group),
+            ShardEvent::Create {
+                origin,
+                groups,
+                members,
+            } => self.create(origin, &groups, &members),
+            ShardEvent::CreateEverywhere {
+                groups,
+                members,
+                reply,
+            } => {
+                self.create_everywhere(groups, members, reply);
+            }
+            ShardEvent::Created { origin, result } => self.created(origin, result),
+            ShardEvent::GroupStatus { group, reply } => {
+                let _ = reply.send(self.group_status(group));
+            }
+            ShardEvent::Maintain => self.maintenance_is_due = true,
+            ShardEvent::WalFailed(reason) => self.fail(reason),
+            ShardEvent::Shutdown => self.is_stopping = true,
+        }
+    }
+
+    /// A stopped node answers and does nothing else; its silence makes the others elect new leaders.
+    fn handle_after_fault(&mut self, event: ShardEvent) {
+        let Some(error) = &self.fault else { return };
+        match event {
+            ShardEvent::Propose { payload, reply, .. } => {
+                self.shared.gauges[self.index]
+                    .proposals
+                    .fetch_sub(payload.len(), Ordering::Relaxed);
+                reply.answer(Err(error.clone()));
+            }
+            ShardEvent::Frame { frame, .. } => {
+                self.shared.gauges[self.index]
+                    .frames
+                    .fetch_sub(frame.len(), Ordering::Relaxed);
+            }
+            ShardEvent::CreateEverywhere { reply, .. } => {
+                let _ = reply.send(Err(error.clone()));
+            }
+            ShardEvent::GroupStatus { group, reply } => {
+                let _ = reply.send(self.group_status(group));
+            }
+            ShardEvent::Shutdown => self.is_stopping = true,
+            _ => {}
+        }
+    }
+
+    /// Stops serving for good: the log can no longer be trusted to keep what it is given.
+    fn fail(&mut self, reason: String) {
+        tracing::error!(node = %self.shared.node, %reason, "the node stops");
+        let error = Error::Fault {
+            reason: reason.clone(),
+        };
+        self.shared.fault.lock().get_or_insert(reason);
+        for replica in &mut self.replicas {
+            replica.fail_all(&error);
+            replica.cell.publish(None, replica.group.term());
+        }
+        self.forwards.fail_all(&error);
+        if let Some(home) = &mut self.home {
+            home.fail_all(&error);
+        }
+        self.outbox.clear();
+        self.fault = Some(error);
+    }
+
+    /// Steps a replica's core with one event and carries out the writes that follow from it.
+    fn step(&mut self, slot: u32, event: Event<'_>, payloads: Payloads<'_>) {
+        let replica = &mut self.replicas[slot as usize];
+        if replica.fault.is_some() {
+            return;
+        }
+        let env = Env {
+            now: self.now,
+            settings: &self.settings,
+            alive: &self.alive,
+        };
+        let (group, outbox) = (&mut replica.group, &mut self.outbox);
+        // A panic in one group must not take the others with it.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| group.step(&env, event, outbox))) {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            return self.quarantine(
+                slot,
+                format!("an invariant is broken: {}", text.unwrap_or_default()),
+            );
+        }
+        self.touch(slot);
+        if !self.outbox.writes.is_empty() {
+            self.write(slot, payloads);
+        }
+    }
+
+    /// Puts the writes of the last step into the WAL's turn buffer.
+    fn write(&mut self, slot: u32, payloads: Payloads<'_>) {
+        let mut writes = std::mem::take(&mut self.outbox.writes);
+        for write in writes.drain(..) {
+            if let Err(error) = self.write_one(write.group, write.kind, payloads) {
+                self.quarantine(slot, format!("the log does not take a record: {error}"));
+                break;
+            }
+            self.replicas[slot as usize].asked = write.id;
+        }
+        self.outbox.writes = writes;
+    }
+
+    fn write_one(
+        &mut self,
+        group: GroupId,
+        kind: WriteKind,
+        payloads: Payloads<'_>,
+    ) -> Result<(), StorageError> {
+        let (entries, origin) = match kind {
+            WriteKind::HardState(state) => return self.log.hard_state(group, state),
+            WriteKind::Truncate { from } => return self.log.truncate(group, from),
+            WriteKind::Append { entries, origin } => (entries, origin),
+        };
+        match (origin, payloads) {
+            (Origin::Noop, _) => {
+                let nothing: [&[u8]; 1] = [&[]];
+                self.log.append(group, entries, EntryKind::Noop, nothing)
+            }
+            (Origin::Proposed, Payloads::Proposed(proposed)) => {
+                let payloads = proposed.iter().map(|proposal| &proposal.payload[..]);
+                self.log.append(group, entries, EntryKind::Normal, payloads)
+            }
+            (Origin::Received, Payloads::Received(blocks)) => {
+                // The core may want only the end of what came: the log has the rest already.
+                blocks
+                    .iter()
+                    .filter(|block| block.end() > entries.first)
+                    .try_for_each(|block| {
+                        if block.first() >= entries.first {
+                            return self.log.append_block(block);
+                        }
+                        let cut = block
+                            .cut(entries.first, block.end())
+                            .expect("the range is inside the block");
+                        self.log.append_block(&cut)
+                    })
+            }
+            (origin, _) => panic!("the core appends {origin:?} entries that nobody brought"),
+        }
+    }
+
+    /// Takes one replica out of service; its group goes on with the others.
+    fn quarantine(&mut self, slot: u32, reason: String) {
+        let replica = &mut self.replicas[slot as usize];
+        if replica.fault.is_some() {
+            return;
+        }
+        let group = replica.group.id();
+        tracing::error!(node = %self.shared.node, %group, %reason, "a replica is quarantined");
+        replica.fail_all(&Error::Fault {
+            reason: reason.clone(),
+        });
+        replica.fault = Some(reason);
+        // What its last step left behind must not leave.
+        self.outbox.writes.clear();
+        self.outbox.sends.retain(|send| send.group != group);
+        self.outbox.applies.retain(|apply| apply.group != group);
+        self.outbox.claims.retain(|claim| claim.group != group);
+        self.outbox.timers.retain(|timer| timer.group != group);
+        self.outbox.proposed.clear();
+        if replica.shown.leads {
+            let members = replica.group.configuration().nodes().collect();
+            self.claims.push(Claim {
+                group,
+                term: None,
+                members,
+            });
+        }
+        self.counters().quarantined.add(1);
+        self.touch(slot);
+    }
+}
+
+/// Where the bytes of appended entries are.
+#[derive(Clone, Copy)]
+enum Payloads<'a> {
+    None,
+    Proposed(&'a [Proposal]),
+    Received(&'a [EntryBlock]),
+}
+
+/// Entry blocks that came with an Append.
+fn parse_blocks(mut bytes: Bytes, blocks: &mut Vec<EntryBlock>) -> Result<(), BlockError> {
+    blocks.clear();
+    while !bytes.is_empty() {
+        let length = EntryBlock::encoded_len(&bytes)?;
+        if length > bytes.len() {
+            return Err(BlockError::Length {
+                have: bytes.len(),
+                need: length,
+            });
+        }
+        blocks.push(EntryBlock::parse(bytes.split_to(length))?);
+    }
+    Ok(())
+}
+
+/// Whether a replica leads, for readers of this module.
+fn leads(replica: &Replica) -> bool {
+    replica.fault.is_none() && replica.group.role() == Role::Leader
+}

@@ -1,0 +1,111 @@
+//! The frames that a turn sends: one per peer and lane, filled record by record.
+//! A frame must never exceed the transport's bound; the record that would not fit starts the next one.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use polyraft_raft::{GroupId, NodeId, shard_of};
+use polyraft_transport::{Lane, Network};
+
+use crate::status::ShardCounters;
+
+/// Frames under construction.
+pub(super) struct Outgoing {
+    network: Arc<dyn Network>,
+    peers: Vec<PeerFrames>,
+    append_lanes: usize,
+    max_frame_bytes: usize,
+}
+
+struct PeerFrames {
+    node: NodeId,
+    liveness: BytesMut,
+    /// One a lane.
+    append: Vec<BytesMut>,
+}
+
+impl Outgoing {
+    pub(super) fn new(network: Arc<dyn Network>, peers: &[NodeId], append_lanes: usize) -> Self {
+        let peers = peers.iter().map(|node| PeerFrames {
+            node: *node,
+            liveness: BytesMut::new(),
+            append: (0..append_lanes).map(|_| BytesMut::new()).collect(),
+        });
+        Outgoing {
+            peers: peers.collect(),
+            append_lanes,
+            max_frame_bytes: network.max_frame_bytes(),
+            network,
+        }
+    }
+
+    /// The largest record that can be sent.
+    pub(super) fn max_record_bytes(&self) -> usize {
+        self.max_frame_bytes
+    }
+
+    /// The frame to `to` on the lane of `group`, with room for `bytes` more; nothing when `to` is no peer.
+    ///
+    /// Node-level records name [`NODE_LEVEL`] and travel in order on the first lane.
+    pub(super) fn append(
+        &mut self,
+        to: NodeId,
+        group: GroupId,
+        bytes: usize,
+        counters: &ShardCounters,
+    ) -> Option<&mut BytesMut> {
+        let peer = self.peers.iter_mut().find(|peer| peer.node == to)?;
+        let lane = if group == NODE_LEVEL {
+            0
+        } else {
+            shard_of(group, self.append_lanes)
+        };
+        let frame = &mut peer.append[lane];
+        if !frame.is_empty() && frame.len() + bytes > self.max_frame_bytes {
+            send(&*self.network, to, lane, frame, counters);
+        }
+        Some(frame)
+    }
+
+    /// The liveness frame to `to`.
+    pub(super) fn liveness(&mut self, to: NodeId) -> Option<&mut BytesMut> {
+        self.peers
+            .iter_mut()
+            .find(|peer| peer.node == to)
+            .map(|peer| &mut peer.liveness)
+    }
+
+    /// Hands every frame of the turn to the transport. What it can't take now is lost; Raft sends it again.
+    pub(super) fn send_all(&mut self, counters: &ShardCounters) {
+        for peer in &mut self.peers {
+            if !peer.liveness.is_empty() {
+                counters.beats.add(1);
+                let _ =
+                    self.network
+                        .send(peer.node, Lane::Liveness, peer.liveness.split().freeze());
+            }
+            for (lane, frame) in peer.append.iter_mut().enumerate() {
+                if !frame.is_empty() {
+                    send(&*self.network, peer.node, lane, frame, counters);
+                }
+            }
+        }
+    }
+}
+
+/// Stands for "no group" where a lane is chosen. No group may have this id.
+pub(super) const NODE_LEVEL: GroupId = GroupId(u64::MAX);
+
+fn send(
+    network: &dyn Network,
+    to: NodeId,
+    lane: usize,
+    frame: &mut BytesMut,
+    counters: &ShardCounters,
+) {
+    counters.group_frames.add(1);
+    let lane = u8::try_from(lane).expect("the configuration bounds lanes to 255");
+    if let Err(error) = network.send(to, Lane::Append(lane), frame.split().freeze()) {
+        tracing::trace!(%to, %error, "a frame was not taken");
+    }
+}

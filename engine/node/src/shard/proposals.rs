@@ -1,0 +1,351 @@
+//! Proposals on a shard: taken, appended by a leader, sent on to one, or held until there is one.
+//! A proposal must never be sent a second time unless the first attempt surely entered no log.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use polyraft_raft::{Event, GroupId, NodeId, Role, Tick};
+use rustc_hash::FxHashMap;
+
+use super::replica::Proposal;
+use super::{Deferred, Payloads, Shard};
+use crate::apply::WaitingReply;
+use crate::completion::{Outcome, ReplyTo};
+use crate::error::Error;
+use crate::wire;
+
+/// How long a refused forward waits before it is tried again, in microseconds.
+const RETRY_PAUSE: u64 = 20_000;
+
+/// Proposals sent to the leader's node, until it answers.
+#[derive(Debug, Default)]
+pub(super) struct Forwards {
+    open: FxHashMap<u64, Forward>,
+    /// Deadlines in the order in which they were set; an answered request's entry is skipped.
+    expiries: VecDeque<(Tick, u64)>,
+    last_request: u64,
+}
+
+#[derive(Debug)]
+struct Forward {
+    group: GroupId,
+    to: NodeId,
+    proposal: Proposal,
+}
+
+impl Forwards {
+    /// When the oldest forward gives up.
+    pub(super) fn deadline(&self) -> Option<Tick> {
+        self.expiries.front().map(|(at, _)| *at)
+    }
+
+    /// Whatever went to a node that is gone may or may not have been committed there.
+    pub(super) fn peer_lost(&mut self, node: NodeId) {
+        let lost = self.open.extract_if(|_, forward| forward.to == node);
+        for (_, forward) in lost {
+            forward.proposal.reply.answer(Err(Error::Unknown {
+                why: "the leader's node fell silent",
+            }));
+        }
+    }
+
+    /// Answers every caller with `error`.
+    pub(super) fn fail_all(&mut self, error: &Error) {
+        for (_, forward) in self.open.drain() {
+            forward.proposal.reply.answer(Err(error.clone()));
+        }
+        self.expiries.clear();
+    }
+}
+
+impl Shard {
+    /// What refuses new proposals now, judged once a turn.
+    pub(super) fn judge_overload(&self) -> Option<Error> {
+        let limit = self.limits.wal_bytes;
+        if self.wal.pending_bytes() > limit {
+            return Some(Error::Busy {
+                what: "wal.max_pending_bytes",
+                limit,
+            });
+        }
+        let limit = self.limits.apply_bytes;
+        (self.shared.backlog.bytes() > limit).then_some(Error::Busy {
+            what: "apply.queue_bytes",
+            limit: limit as u64,
+        })
+    }
+
+    /// Takes a proposal from a caller of this node or from another node.
+    pub(super) fn propose(&mut self, group: GroupId, payload: Bytes, reply: ReplyTo) {
+        self.shared.gauges[self.index]
+            .proposals
+            .fetch_sub(payload.len(), Ordering::Relaxed);
+        self.take(group, payload, reply);
+    }
+
+    fn take(&mut self, group: GroupId, payload: Bytes, reply: ReplyTo) {
+        let Some(slot) = self.slot(group) else {
+            let is_opening = self.opening.contains_key(&group);
+            let error = if is_opening {
+                Error::NotLeader { hint: None }
+            } else {
+                Error::NoSuchGroup { group }
+            };
+            return reply.answer(Err(error));
+        };
+        let replica = &mut self.replicas[slot as usize];
+        let refusal = if let Some(reason) = &replica.fault {
+            Some(Error::Fault {
+                reason: reason.clone(),
+            })
+        } else if replica.pending_bytes + payload.len() > self.limits.group_bytes {
+            Some(Error::Busy {
+                what: "shards.group_bytes",
+                limit: self.limits.group_bytes as u64,
+            })
+        } else {
+            self.overload.clone()
+        };
+        if let Some(error) = refusal {
+            self.counters().busy.add(1);
+            return reply.answer(Err(error));
+        }
+        replica.pending_bytes += payload.len();
+        let deadline = Tick(self.now.0 + self.limits.proposal_timeout);
+        replica.gathered.push(Proposal {
+            payload,
+            reply,
+            deadline,
+        });
+        self.touch(slot);
+    }
+
+    /// A proposal of a caller on `origin`, which takes this node for the leader's.
+    pub(super) fn forwarded(
+        &mut self,
+        origin: NodeId,
+        group: GroupId,
+        request: u64,
+        payload: Bytes,
+    ) {
+        let inbox = self.shared.inboxes[self.index].clone();
+        self.take(
+            group,
+            payload,
+            ReplyTo::forwarded(group, origin, request, inbox),
+        );
+    }
+
+    /// Brings the proposals of a replica on their way: into the log, to the leader's node, or into waiting.
+    pub(super) fn settle_proposals(&mut self, slot: u32) {
+        let replica = &mut self.replicas[slot as usize];
+        if replica.gathered.is_empty() && replica.held.is_empty() || replica.fault.is_some() {
+            return;
+        }
+        let mut proposals = std::mem::take(&mut self.proposals);
+        proposals.extend(replica.held.drain(..));
+        proposals.append(&mut replica.gathered);
+        let (role, leader) = (replica.group.role(), replica.group.leader());
+        match leader {
+            _ if role == Role::Leader => self.append_proposals(slot, &mut proposals),
+            Some(leader) if leader != self.shared.node => {
+                self.forward_proposals(slot, leader, &mut proposals)
+            }
+            _ => self.hold_proposals(slot, &mut proposals),
+        }
+        self.proposals = proposals;
+    }
+
+    /// Appends proposals in as few entry blocks as the bounds on an append allow.
+    fn append_proposals(&mut self, slot: u32, proposals: &mut Vec<Proposal>) {
+        let mut start = 0;
+        while start < proposals.len() {
+            let end = start + block_len(&proposals[start..], &self.settings);
+            let count =
+                u32::try_from(end - start).expect("bounded by replication.max_append_entries");
+            self.step(
+                slot,
+                Event::Propose { count },
+                Payloads::Proposed(&proposals[start..end]),
+            );
+            // A panic of the core leaves no outcome; the replica is quarantined then.
+            let Some(proposed) = self.outbox.proposed.pop() else {
+                break;
+            };
+            let Ok(range) = proposed.outcome else { break };
+            let waiting = &mut self.replicas[slot as usize].waiting;
+            let mut index = range.first;
+            for proposal in &mut proposals[start..end] {
+                let bytes = proposal.payload.len();
+                waiting.push_back(WaitingReply {
+                    index,
+                    term: range.term,
+                    bytes,
+                    reply: proposal.reply.take(),
+                });
+                index = index.next();
+            }
+            self.counters().proposals.add(u64::from(count));
+            start = end;
+        }
+        let refused = proposals.drain(..).skip(start);
+        let replica = &mut self.replicas[slot as usize];
+        for proposal in refused {
+            replica.pending_bytes = replica.pending_bytes.saturating_sub(proposal.payload.len());
+            proposal.reply.answer(Err(Error::NotLeader {
+                hint: replica.group.leader(),
+            }));
+        }
+    }
+
+    /// Sends proposals to the leader's node. Those that came from another node go back with a hint instead.
+    fn forward_proposals(&mut self, slot: u32, leader: NodeId, proposals: &mut Vec<Proposal>) {
+        let replica = &mut self.replicas[slot as usize];
+        let group = replica.group.id();
+        for proposal in proposals.drain(..) {
+            let bytes = proposal.payload.len();
+            replica.pending_bytes -= bytes;
+            let counters = self.shared.counters.shard(self.index);
+            let frame = self
+                .outgoing
+                .append(leader, group, wire::HEAD_BYTES + 8 + bytes, counters);
+            match frame {
+                Some(frame) if !proposal.reply.is_forwarded() => {
+                    self.forwards.last_request += 1;
+                    let request = self.forwards.last_request;
+                    wire::put_forward(frame, group, request, &proposal.payload);
+                    self.forwards
+                        .expiries
+                        .push_back((Tick(self.now.0 + self.limits.proposal_timeout), request));
+                    self.forwards.open.insert(
+                        request,
+                        Forward {
+                            group,
+                            to: leader,
+                            proposal,
+                        },
+                    );
+                    counters.forwarded.add(1);
+                }
+                _ => proposal
+                    .reply
+                    .answer(Err(Error::NotLeader { hint: Some(leader) })),
+            }
+        }
+    }
+
+    /// Keeps proposals until somebody leads or their time is over.
+    fn hold_proposals(&mut self, slot: u32, proposals: &mut Vec<Proposal>) {
+        let now = self.now;
+        let replica = &mut self.replicas[slot as usize];
+        for proposal in proposals.drain(..) {
+            if proposal.deadline <= now || proposal.reply.is_forwarded() {
+                replica.pending_bytes -= proposal.payload.len();
+                proposal.reply.answer(Err(Error::NotLeader { hint: None }));
+            } else {
+                replica.held.push_back(proposal);
+            }
+        }
+        if !replica.held.is_empty() {
+            self.look_again(slot);
+        }
+    }
+
+    /// Looks at a replica's held proposals again after a pause.
+    fn look_again(&mut self, slot: u32) {
+        self.deferred
+            .push_back((Tick(self.now.0 + RETRY_PAUSE), Deferred::Proposals(slot)));
+    }
+
+    /// The leader's node answered a forward.
+    pub(super) fn forward_replied(&mut self, from: NodeId, request: u64, outcome: Outcome) {
+        if self
+            .forwards
+            .open
+            .get(&request)
+            .is_none_or(|forward| forward.to != from)
+        {
+            return; // Its deadline has passed, and the caller was told.
+        }
+        let Some(Forward {
+            group, proposal, ..
+        }) = self.forwards.open.remove(&request)
+        else {
+            return;
+        };
+        let slot = self.slot(group);
+        match (outcome, slot) {
+            // It surely entered no log, so it may look for the leader again.
+            (Err(Error::NotLeader { .. }), Some(slot)) if proposal.deadline > self.now => {
+                let replica = &mut self.replicas[slot as usize];
+                replica.pending_bytes += proposal.payload.len();
+                replica.held.push_back(proposal);
+                self.look_again(slot);
+            }
+            (outcome, _) => proposal.reply.answer(outcome),
+        }
+    }
+
+    /// Gives up on forwards that were not answered in time.
+    pub(super) fn expire_forwards(&mut self) {
+        while let Some((_, request)) = self
+            .forwards
+            .expiries
+            .pop_front_if(|(at, _)| *at <= self.now)
+        {
+            if let Some(forward) = self.forwards.open.remove(&request) {
+                forward.proposal.reply.answer(Err(Error::Unknown {
+                    why: "the leader did not answer in time",
+                }));
+            }
+        }
+    }
+
+    /// Sends the outcome of another node's proposal back to it.
+    pub(super) fn send_forward_reply(
+        &mut self,
+        group: GroupId,
+        origin: NodeId,
+        request: u64,
+        outcome: &Outcome,
+    ) {
+        let too_large = Err(Error::Fault {
+            reason: "the reply is over transport.max_frame_bytes".to_owned(),
+        });
+        let mut bytes = reply_bytes(outcome);
+        let outcome = if bytes > self.outgoing.max_record_bytes() {
+            &too_large
+        } else {
+            outcome
+        };
+        bytes = bytes.min(self.outgoing.max_record_bytes());
+        let counters = self.shared.counters.shard(self.index);
+        if let Some(frame) = self.outgoing.append(origin, group, bytes, counters) {
+            wire::put_forward_reply(frame, group, request, outcome);
+        }
+    }
+}
+
+/// A bound on the size of a forward's reply on the wire.
+fn reply_bytes(outcome: &Outcome) -> usize {
+    let body = match outcome {
+        Ok(committed) => committed.reply.len(),
+        Err(Error::Fault { reason }) => reason.len() + 64,
+        Err(_) => 256,
+    };
+    wire::HEAD_BYTES + 32 + body
+}
+
+/// How many of the first proposals go into one entry block: as many as one append may carry, and at least one.
+fn block_len(proposals: &[Proposal], settings: &polyraft_raft::Settings) -> usize {
+    let mut bytes = 0;
+    let fits = proposals
+        .iter()
+        .take(settings.max_append_entries as usize)
+        .take_while(|proposal| {
+            bytes += proposal.payload.len() as u64 + 4;
+            bytes <= settings.max_append_bytes
+        });
+    fits.count().max(1)
+}

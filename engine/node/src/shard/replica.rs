@@ -1,0 +1,91 @@
+//! One group's replica on its shard: the Raft core, and the callers and bytes that belong to it.
+//! It must never hold anything that grows with the group's log.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use polyraft_raft::{Group, NodeId, Term, Tick, WriteId};
+
+use crate::apply::WaitingReply;
+use crate::completion::ReplyTo;
+use crate::directory::GroupCell;
+use crate::error::Error;
+
+/// A proposal on its way to a leader.
+#[derive(Debug)]
+pub(super) struct Proposal {
+    pub(super) payload: Bytes,
+    pub(super) reply: ReplyTo,
+    /// Until when it may wait for a leader or for the leader's node.
+    pub(super) deadline: Tick,
+}
+
+/// A replica, owned by its shard.
+#[derive(Debug)]
+pub(super) struct Replica {
+    pub(super) group: Group,
+    pub(super) cell: Arc<GroupCell>,
+    /// Proposals of this turn.
+    pub(super) gathered: Vec<Proposal>,
+    /// Proposals that wait for somebody to lead.
+    pub(super) held: VecDeque<Proposal>,
+    /// Callers whose entries are in this leader's log, by index.
+    pub(super) waiting: VecDeque<WaitingReply>,
+    /// Payload bytes of all three.
+    pub(super) pending_bytes: usize,
+    /// The newest write that the core has asked for, and the newest that went to the WAL.
+    pub(super) asked: WriteId,
+    pub(super) submitted: WriteId,
+    /// The newest write that a barrier of this turn covered, until the core is told.
+    pub(super) durable: Option<WriteId>,
+    pub(super) is_touched: bool,
+    /// What the counters and the cell say of it now.
+    pub(super) shown: Shown,
+    /// Why it is quarantined; then it is never stepped again.
+    pub(super) fault: Option<String>,
+}
+
+/// The part of a replica's state that is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Shown {
+    pub(super) leader: Option<NodeId>,
+    pub(super) term: Term,
+    pub(super) leads: bool,
+}
+
+impl Replica {
+    pub(super) fn new(group: Group, cell: Arc<GroupCell>) -> Self {
+        Replica {
+            group,
+            cell,
+            gathered: Vec::new(),
+            held: VecDeque::new(),
+            waiting: VecDeque::new(),
+            pending_bytes: 0,
+            asked: WriteId(0),
+            submitted: WriteId(0),
+            durable: None,
+            is_touched: false,
+            shown: Shown::default(),
+            fault: None,
+        }
+    }
+
+    /// Answers the callers whose entries are in the log of a leader that is one no more.
+    pub(super) fn forget_waiting(&mut self, error: &Error) {
+        for waiting in self.waiting.drain(..) {
+            self.pending_bytes -= waiting.bytes;
+            waiting.reply.answer(Err(error.clone()));
+        }
+    }
+
+    /// Answers every caller with `error`.
+    pub(super) fn fail_all(&mut self, error: &Error) {
+        self.forget_waiting(error);
+        for proposal in self.gathered.drain(..).chain(self.held.drain(..)) {
+            proposal.reply.answer(Err(error.clone()));
+        }
+        self.pending_bytes = 0;
+    }
+}

@@ -1,0 +1,412 @@
+//! The end of a turn: everything that follows from the events drained, dispatched once. One WAL batch, one frame per
+//! peer and lane, one task per apply worker.
+//! It must never send what depends on durability: the core does not emit that before its `Durable` event.
+
+use polyraft_raft::{Apply, Env, Event, Message, NodeId, Send, Tick};
+use polyraft_storage::{Durable, EntryBlock};
+use smallvec::SmallVec;
+
+use super::replica::Shown;
+use super::{Deferred, Payloads, Shard, Written, leads};
+use crate::apply::{Committing, Task};
+use crate::error::Error;
+use crate::event::{Applied, Claim};
+use crate::wire;
+
+/// Log bytes handed to an apply worker in one piece, so that a restart's replay doesn't come as one huge slice.
+const APPLY_PIECE_BYTES: u64 = 1 << 20;
+
+impl Shard {
+    /// When the next turn has to come, whatever arrives.
+    pub(super) fn next_deadline(&self) -> Option<Tick> {
+        if self.fault.is_some() {
+            return None;
+        }
+        if self.maintenance_is_due || !self.touched.is_empty() {
+            return Some(self.now);
+        }
+        let timers = self.wheel.next();
+        let deferred = self.deferred.front().map(|(at, _)| *at);
+        let home = self.home.as_ref().and_then(|home| home.deadline());
+        [timers, deferred, home, self.forwards.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Starts a turn at `now`.
+    pub(crate) fn begin_turn(&mut self, now: Tick) {
+        self.now = now.max(self.now);
+        self.overload = self.judge_overload();
+    }
+
+    /// Ends a turn. `is_drained` says that nothing is left in the inbox, so that silence can be judged.
+    pub(crate) fn end_turn(&mut self, is_drained: bool) {
+        if self.fault.is_some() {
+            return;
+        }
+        if is_drained {
+            self.fire_timers();
+        }
+        self.run_deferred();
+        self.expire_forwards();
+        // Settling may touch replicas that were not touched before; each is settled once.
+        let mut next = 0;
+        while next < self.touched.len() {
+            let slot = self.touched[next];
+            next += 1;
+            self.settle_durable(slot);
+            self.settle_proposals(slot);
+            self.flush(slot);
+        }
+        if !self.submit() {
+            return;
+        }
+        self.dispatch_claims();
+        self.run_home(is_drained);
+        self.dispatch_timers();
+        self.dispatch_sends();
+        self.dispatch_applies();
+        self.show_touched();
+        self.outgoing
+            .send_all(self.shared.counters.shard(self.index));
+        self.maintain();
+        self.counters().turns.add(1);
+    }
+
+    fn fire_timers(&mut self) {
+        let mut fired = std::mem::take(&mut self.fired);
+        self.wheel.fire(self.now, &mut fired);
+        for slot in fired.drain(..) {
+            self.step(slot, Event::Timer, Payloads::None);
+        }
+        self.fired = fired;
+    }
+
+    fn run_deferred(&mut self) {
+        while let Some((at, what)) = self.deferred.front().copied()
+            && at <= self.now
+        {
+            self.deferred.pop_front();
+            match what {
+                Deferred::Campaign(slot)
+                    if self.replicas[slot as usize].group.leader().is_none() =>
+                {
+                    self.step(slot, Event::Campaign, Payloads::None);
+                }
+                Deferred::Campaign(_) => {}
+                Deferred::Proposals(slot) => self.touch(slot),
+            }
+        }
+    }
+
+    /// Tells a replica once what the barriers of this turn made durable.
+    fn settle_durable(&mut self, slot: u32) {
+        if let Some(through) = self.replicas[slot as usize].durable.take() {
+            self.step(slot, Event::Durable { through }, Payloads::None);
+        }
+    }
+
+    /// Lets a leader send what its followers lack.
+    fn flush(&mut self, slot: u32) {
+        let replica = &mut self.replicas[slot as usize];
+        if leads(replica) {
+            let view = self.log.view(replica.group.id());
+            let env = Env {
+                now: self.now,
+                settings: &self.settings,
+                alive: &self.alive,
+            };
+            replica
+                .group
+                .step(&env, Event::Flush { log: &view }, &mut self.outbox);
+        }
+    }
+
+    /// Hands the turn's records to the group commit. False: the WAL is out of service, and so is the node.
+    fn submit(&mut self) -> bool {
+        match self.log.submit() {
+            Ok(Some(lsn)) => self.submitted = lsn,
+            Ok(None) => {}
+            Err(error) => {
+                self.fail(error.to_string());
+                return false;
+            }
+        }
+        for slot in &self.touched {
+            let replica = &mut self.replicas[*slot as usize];
+            if replica.asked > replica.submitted {
+                replica.submitted = replica.asked;
+                self.written.push_back(Written {
+                    lsn: self.submitted,
+                    slot: *slot,
+                    id: replica.asked,
+                });
+            }
+        }
+        self.await_creations();
+        true
+    }
+
+    /// A barrier covers everything up to a batch.
+    pub(super) fn batch_durable(&mut self, durable: &Durable) {
+        self.log.on_durable(durable);
+        self.durable = self.durable.max(durable.lsn);
+        while let Some(written) = self
+            .written
+            .pop_front_if(|written| written.lsn <= self.durable)
+        {
+            self.replicas[written.slot as usize].durable = Some(written.id);
+            self.touch(written.slot);
+        }
+        self.finish_creations();
+    }
+
+    /// State machines have come further, or one of them has stopped.
+    pub(super) fn applied(&mut self, applied: Vec<Applied>) {
+        for Applied {
+            group,
+            through,
+            fault,
+        } in applied
+        {
+            let Some(slot) = self.slot(group) else {
+                continue;
+            };
+            if through > self.replicas[slot as usize].group.applied() {
+                self.step(slot, Event::Applied { through }, Payloads::None);
+            }
+            if let Some(reason) = fault {
+                self.quarantine(slot, reason);
+            }
+        }
+    }
+
+    /// Leaders that ceased to be one release their callers; the peers learn who leads now.
+    fn dispatch_claims(&mut self) {
+        for change in self.outbox.claims.drain(..) {
+            let Some(slot) = self.slots.get(&change.group) else {
+                continue;
+            };
+            let replica = &mut self.replicas[*slot as usize];
+            if !change.leads {
+                replica.forget_waiting(&Error::Unknown {
+                    why: "the leader stepped down",
+                });
+            }
+            let members = replica.group.configuration().nodes().collect();
+            self.claims.push(Claim {
+                group: change.group,
+                term: change.leads.then_some(change.term),
+                members,
+            });
+        }
+        if !self.claims.is_empty() {
+            let claims = std::mem::take(&mut self.claims);
+            self.report_claims(claims);
+        }
+    }
+
+    fn dispatch_timers(&mut self) {
+        for timer in self.outbox.timers.drain(..) {
+            if let Some(slot) = self.slots.get(&timer.group) {
+                self.wheel.arm(*slot, timer.at);
+            }
+        }
+    }
+
+    fn dispatch_sends(&mut self) {
+        let mut sends = std::mem::take(&mut self.outbox.sends);
+        for send in sends.drain(..) {
+            self.dispatch_send(&send);
+        }
+        self.outbox.sends = sends;
+    }
+
+    fn dispatch_send(&mut self, send: &Send) {
+        let mut blocks = std::mem::take(&mut self.blocks);
+        blocks.clear();
+        if let Message::Append { entries, .. } = send.message
+            && !entries.is_empty()
+            && let Err(error) = self.log.blocks(
+                send.group,
+                entries.first,
+                entries.end,
+                u64::MAX,
+                &mut blocks,
+            )
+        {
+            self.blocks = blocks;
+            if let Some(slot) = self.slot(send.group) {
+                self.quarantine(slot, format!("the log can't be read: {error}"));
+            }
+            return;
+        }
+        if let Message::Append { entries, .. } = send.message {
+            trim(&mut blocks, entries.first, entries.end);
+        }
+        let bytes = wire::APPEND_BYTES + blocks.iter().map(EntryBlock::len_bytes).sum::<usize>();
+        let counters = self.shared.counters.shard(self.index);
+        if bytes > self.outgoing.max_record_bytes() {
+            tracing::error!(group = %send.group, bytes, "an append is over transport.max_frame_bytes");
+        } else if let Some(frame) = self.outgoing.append(send.to, send.group, bytes, counters) {
+            counters.group_messages.add(1);
+            wire::put_message(
+                frame,
+                send.group,
+                &send.message,
+                blocks.iter().map(|block| &block.as_bytes()[..]),
+            );
+        }
+        self.blocks = blocks;
+    }
+
+    fn dispatch_applies(&mut self) {
+        let mut applies = std::mem::take(&mut self.outbox.applies);
+        for apply in applies.drain(..) {
+            self.dispatch_apply(&apply);
+        }
+        self.outbox.applies = applies;
+        for (worker, work) in self.applies.iter_mut().enumerate() {
+            if !work.is_empty() {
+                let work = std::mem::take(work);
+                self.shared
+                    .backlog
+                    .add(work.iter().map(Committing::bytes).sum());
+                let _ = self.shared.workers[worker].send(Task::Apply(work));
+            }
+        }
+    }
+
+    fn dispatch_apply(&mut self, apply: &Apply) {
+        let Some(slot) = self.slot(apply.group) else {
+            return;
+        };
+        let worker = polyraft_raft::shard_of(apply.group, self.applies.len());
+        let mut first = apply.first;
+        while first < apply.end {
+            self.blocks.clear();
+            let read = self.log.blocks(
+                apply.group,
+                first,
+                apply.end,
+                APPLY_PIECE_BYTES,
+                &mut self.blocks,
+            );
+            let end = match read {
+                Ok(end) => end,
+                Err(error) => {
+                    return self
+                        .quarantine(slot, format!("a committed entry can't be read: {error}"));
+                }
+            };
+            let replica = &mut self.replicas[slot as usize];
+            let mut waiting = Vec::new();
+            while let Some(reply) = replica.waiting.pop_front_if(|reply| reply.index < end) {
+                replica.pending_bytes -= reply.bytes;
+                waiting.push(reply);
+            }
+            let blocks: SmallVec<[EntryBlock; 2]> = self.blocks.drain(..).collect();
+            self.applies[worker].push(Committing {
+                group: apply.group,
+                first,
+                end,
+                blocks,
+                waiting,
+            });
+            self.shared
+                .counters
+                .shard(self.index)
+                .applied
+                .add(end.0 - first.0);
+            first = end;
+        }
+    }
+
+    /// Publishes what changed of the replicas touched in this turn, and forgets that they were touched.
+    fn show_touched(&mut self) {
+        let counters = self.shared.counters.shard(self.index);
+        for slot in self.touched.drain(..) {
+            let replica = &mut self.replicas[slot as usize];
+            replica.is_touched = false;
+            let is_running = replica.fault.is_none();
+            let shown = Shown {
+                leader: replica.group.leader().filter(|_| is_running),
+                term: replica.group.term(),
+                leads: leads(replica),
+            };
+            let before = std::mem::replace(&mut replica.shown, shown);
+            if before == shown {
+                continue;
+            }
+            replica.cell.publish(shown.leader, shown.term);
+            match (before.leads, shown.leads) {
+                (false, true) => counters.led.add(1),
+                (true, false) => counters.led.sub(1),
+                _ => {}
+            }
+            match (before.leader.is_some(), shown.leader.is_some()) {
+                (false, true) => counters.leaderless.sub(1),
+                (true, false) => counters.leaderless.add(1),
+                _ => {}
+            }
+            if !replica.held.is_empty() {
+                self.retouch.push(slot);
+            }
+        }
+        // A new leader may take what was held for want of one.
+        let mut retouch = std::mem::take(&mut self.retouch);
+        for slot in retouch.drain(..) {
+            self.touch(slot);
+        }
+        self.retouch = retouch;
+    }
+
+    /// Gives the WAL a slice of the work that it asked for, after everything urgent has left.
+    fn maintain(&mut self) {
+        if self.maintenance_is_due {
+            match self.log.maintain() {
+                Ok(more) => self.maintenance_is_due = more,
+                Err(error) => self.fail(error.to_string()),
+            }
+        }
+    }
+
+    /// The home shard judges another node alive or silent.
+    pub(super) fn peer_changed(&mut self, node: NodeId, alive: bool) {
+        if alive {
+            self.alive.insert(node);
+        } else {
+            self.alive.remove(node);
+            self.forwards.peer_lost(node);
+        }
+        for slot in 0..self.replicas.len() {
+            if self.replicas[slot].group.configuration().contains(node) {
+                let event = if alive {
+                    Event::PeerUp { node }
+                } else {
+                    Event::PeerDown { node }
+                };
+                self.step(slot as u32, event, Payloads::None);
+            }
+        }
+    }
+}
+
+/// Cuts blocks that stick out of `first..end`, so that exactly the range is left.
+fn trim(blocks: &mut [EntryBlock], first: polyraft_raft::Index, end: polyraft_raft::Index) {
+    if let Some(block) = blocks.first_mut()
+        && block.first() < first
+    {
+        *block = block
+            .cut(first, block.end())
+            .expect("the range is inside the block");
+    }
+    if let Some(block) = blocks.last_mut()
+        && block.end() > end
+    {
+        *block = block
+            .cut(block.first(), end)
+            .expect("the range is inside the block");
+    }
+}

@@ -1,0 +1,890 @@
+//! The records inside a frame: what nodes say to each other, byte by byte. `docs/wire-format.md` has the map.
+//! Decoding must never panic, and never allocate by a length that it has not checked against the bytes at hand.
+//!
+//! A frame is a sequence of records. A record is a 16-byte head (kind, body length, group) and its body, all
+//! integers little-endian. Records about a whole node carry group 0 in the head and a node-level kind.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use polyraft_raft::{EntryRange, GroupId, Index, LogPosition, Message, NodeId, Term};
+
+use crate::completion::{Committed, Outcome};
+use crate::error::Error;
+use crate::event::{GroupRanges, Members};
+use crate::liveness::Beat;
+
+/// Bytes of a record's head: kind (1), zero (3), body length (4), group (8).
+pub(crate) const HEAD_BYTES: usize = 16;
+
+/// What a record is about. The numbers are the format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Kind {
+    PreVote = 1,
+    PreVoteReply = 2,
+    Vote = 3,
+    VoteReply = 4,
+    Append = 5,
+    Matched = 6,
+    Conflict = 7,
+    Stale = 8,
+    UnknownGroup = 16,
+    Forward = 17,
+    ForwardReply = 18,
+    // Node-level records: the home shard reads them, whatever their group field says.
+    Beat = 32,
+    ClaimsDelta = 33,
+    ClaimsTable = 34,
+    ClaimsRequest = 35,
+    Create = 36,
+    CreateReply = 37,
+}
+
+impl Kind {
+    fn from_byte(byte: u8) -> Option<Kind> {
+        use Kind::*;
+        [
+            PreVote,
+            PreVoteReply,
+            Vote,
+            VoteReply,
+            Append,
+            Matched,
+            Conflict,
+            Stale,
+            UnknownGroup,
+            Forward,
+            ForwardReply,
+            Beat,
+            ClaimsDelta,
+            ClaimsTable,
+            ClaimsRequest,
+            Create,
+            CreateReply,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == byte)
+    }
+
+    fn is_node_level(self) -> bool {
+        self as u8 >= Kind::Beat as u8
+    }
+}
+
+/// One record, decoded.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Record {
+    /// A Raft message of a group. `blocks` holds the entry blocks of an Append, else nothing.
+    Group {
+        group: GroupId,
+        message: Message,
+        blocks: Bytes,
+    },
+    /// The sender got a message for a group that it does not host.
+    UnknownGroup { group: GroupId },
+    /// A proposal for the group's leader, which the sender takes the receiver to be.
+    Forward {
+        group: GroupId,
+        request: u64,
+        payload: Bytes,
+    },
+    /// The answer to a forward.
+    ForwardReply { request: u64, outcome: Outcome },
+    /// The sender lives.
+    Beat(Beat),
+    /// Changes of the groups that the sender leads.
+    ClaimsDelta {
+        from_version: u64,
+        version: u64,
+        changes: Vec<(GroupId, Option<Term>)>,
+    },
+    /// A part of the whole table of groups that the sender leads.
+    ClaimsTable {
+        version: u64,
+        is_first: bool,
+        is_last: bool,
+        claims: Vec<(GroupId, Term)>,
+    },
+    /// The sender asks for the whole table.
+    ClaimsRequest,
+    /// Create these groups with these members; request 0 wants no answer.
+    Create {
+        request: u64,
+        groups: GroupRanges,
+        members: Members,
+    },
+    /// The answer to a create: an empty refusal means success.
+    CreateReply {
+        request: u64,
+        result: Result<(), Error>,
+    },
+}
+
+/// Why a frame could not be read further. Records before the damage stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WireError {
+    #[error("a record is cut short")]
+    Short,
+    #[error("record kind {0} is unknown")]
+    Kind(u8),
+    #[error("a {0} record holds an impossible value")]
+    Value(&'static str),
+}
+
+// ---- writing ----
+
+/// Writes a record's head now and its length when the body is there.
+fn record(out: &mut BytesMut, kind: Kind, group: GroupId, body: impl FnOnce(&mut BytesMut)) {
+    let start = out.len();
+    out.put_u8(kind as u8);
+    out.put_bytes(0, 3);
+    out.put_u32_le(0);
+    out.put_u64_le(group.0);
+    body(out);
+    let length = u32::try_from(out.len() - start - HEAD_BYTES).expect("frames are far below 4 GiB");
+    out[start + 4..start + 8].copy_from_slice(&length.to_le_bytes());
+}
+
+fn put_position(out: &mut BytesMut, position: LogPosition) {
+    out.put_u64_le(position.term.0);
+    out.put_u64_le(position.index.0);
+}
+
+/// Bytes of an Append record without its blocks.
+pub(crate) const APPEND_BYTES: usize = HEAD_BYTES + 7 * 8;
+
+/// Writes a group's message; for an Append with entries `blocks` are their entry blocks, in order.
+pub(crate) fn put_message<'b>(
+    out: &mut BytesMut,
+    group: GroupId,
+    message: &Message,
+    blocks: impl Iterator<Item = &'b [u8]>,
+) {
+    match *message {
+        Message::PreVote { term, last } => record(out, Kind::PreVote, group, |out| {
+            out.put_u64_le(term.0);
+            put_position(out, last);
+        }),
+        Message::PreVoteReply { term, granted } => record(out, Kind::PreVoteReply, group, |out| {
+            out.put_u64_le(term.0);
+            out.put_u8(granted.into());
+        }),
+        Message::Vote {
+            term,
+            last,
+            transfer,
+        } => record(out, Kind::Vote, group, |out| {
+            out.put_u64_le(term.0);
+            put_position(out, last);
+            out.put_u8(transfer.into());
+        }),
+        Message::VoteReply { term, granted } => record(out, Kind::VoteReply, group, |out| {
+            out.put_u64_le(term.0);
+            out.put_u8(granted.into());
+        }),
+        Message::Append {
+            term,
+            prev,
+            entries,
+            commit,
+        } => record(out, Kind::Append, group, |out| {
+            out.put_u64_le(term.0);
+            put_position(out, prev);
+            out.put_u64_le(entries.term.0);
+            out.put_u64_le(entries.first.0);
+            out.put_u64_le(entries.end.0);
+            out.put_u64_le(commit.0);
+            blocks.for_each(|block| out.put_slice(block));
+        }),
+        Message::Matched {
+            term,
+            matched,
+            commit,
+        } => record(out, Kind::Matched, group, |out| {
+            out.put_u64_le(term.0);
+            out.put_u64_le(matched.0);
+            out.put_u64_le(commit.0);
+        }),
+        Message::Conflict {
+            term,
+            rejected,
+            hint,
+        } => record(out, Kind::Conflict, group, |out| {
+            out.put_u64_le(term.0);
+            out.put_u64_le(rejected.0);
+            put_position(out, hint);
+        }),
+        Message::Stale { term } => record(out, Kind::Stale, group, |out| out.put_u64_le(term.0)),
+    }
+}
+
+/// Writes the news that a message came for a group that is not here.
+pub(crate) fn put_unknown_group(out: &mut BytesMut, group: GroupId) {
+    record(out, Kind::UnknownGroup, group, |_| {});
+}
+
+/// Writes a proposal for the leader's node.
+pub(crate) fn put_forward(out: &mut BytesMut, group: GroupId, request: u64, payload: &[u8]) {
+    record(out, Kind::Forward, group, |out| {
+        out.put_u64_le(request);
+        out.put_slice(payload);
+    });
+}
+
+/// Writes the answer to a forwarded proposal.
+pub(crate) fn put_forward_reply(
+    out: &mut BytesMut,
+    group: GroupId,
+    request: u64,
+    outcome: &Outcome,
+) {
+    record(out, Kind::ForwardReply, group, |out| {
+        out.put_u64_le(request);
+        match outcome {
+            Ok(committed) => {
+                out.put_u8(0);
+                out.put_u64_le(committed.index.0);
+                out.put_slice(&committed.reply);
+            }
+            Err(error) => put_error(out, error),
+        }
+    });
+}
+
+/// Writes a beat.
+pub(crate) fn put_beat(out: &mut BytesMut, beat: &Beat) {
+    record(out, Kind::Beat, GroupId(0), |out| {
+        out.put_u64_le(beat.incarnation);
+        out.put_u64_le(beat.sequence);
+        out.put_u64_le(beat.heard);
+        out.put_u64_le(beat.claims_version);
+    });
+}
+
+/// Writes changed claims; no term stands for a claim given up.
+pub(crate) fn put_claims_delta(
+    out: &mut BytesMut,
+    from_version: u64,
+    version: u64,
+    changes: &[(GroupId, Option<Term>)],
+) {
+    record(out, Kind::ClaimsDelta, GroupId(0), |out| {
+        out.put_u64_le(from_version);
+        out.put_u64_le(version);
+        for (group, term) in changes {
+            out.put_u64_le(group.0);
+            // Nobody leads in term 0, so it can say "no longer".
+            out.put_u64_le(term.map_or(0, |term| term.0));
+        }
+    });
+}
+
+/// Writes one part of the table of claims.
+pub(crate) fn put_claims_table(
+    out: &mut BytesMut,
+    version: u64,
+    is_first: bool,
+    is_last: bool,
+    claims: &[(GroupId, Term)],
+) {
+    record(out, Kind::ClaimsTable, GroupId(0), |out| {
+        out.put_u64_le(version);
+        out.put_u8(is_first.into());
+        out.put_u8(is_last.into());
+        for (group, term) in claims {
+            out.put_u64_le(group.0);
+            out.put_u64_le(term.0);
+        }
+    });
+}
+
+/// Writes the wish for the whole table.
+pub(crate) fn put_claims_request(out: &mut BytesMut) {
+    record(out, Kind::ClaimsRequest, GroupId(0), |_| {});
+}
+
+/// Writes a request to create groups.
+pub(crate) fn put_create(
+    out: &mut BytesMut,
+    request: u64,
+    groups: &[std::ops::Range<u64>],
+    members: &[NodeId],
+) {
+    record(out, Kind::Create, GroupId(0), |out| {
+        out.put_u64_le(request);
+        out.put_u8(u8::try_from(members.len()).expect("checked when the request was made"));
+        members.iter().for_each(|member| out.put_u64_le(member.0));
+        for range in groups {
+            out.put_u64_le(range.start);
+            out.put_u64_le(range.end);
+        }
+    });
+}
+
+/// Writes the answer to a create.
+pub(crate) fn put_create_reply(out: &mut BytesMut, request: u64, result: &Result<(), Error>) {
+    record(out, Kind::CreateReply, GroupId(0), |out| {
+        out.put_u64_le(request);
+        match result {
+            Ok(()) => out.put_u8(0),
+            Err(error) => put_error(out, error),
+        }
+    });
+}
+
+/// Errors cross the wire as a code that keeps what the caller must know: retry, or outcome open, or neither.
+fn put_error(out: &mut BytesMut, error: &Error) {
+    match error {
+        Error::NotLeader { hint } => {
+            out.put_u8(1);
+            out.put_u64_le(hint.map_or(0, |node| node.0));
+        }
+        Error::Busy { limit, .. } => {
+            out.put_u8(2);
+            out.put_u64_le(*limit);
+        }
+        Error::Unknown { .. } | Error::Closed => out.put_u8(3),
+        Error::NoSuchGroup { group } => {
+            out.put_u8(4);
+            out.put_u64_le(group.0);
+        }
+        Error::GroupExists { group, members } => {
+            out.put_u8(5);
+            out.put_u64_le(group.0);
+            members.iter().for_each(|member| out.put_u64_le(member.0));
+        }
+        other => {
+            out.put_u8(6);
+            out.put_slice(other.to_string().as_bytes());
+        }
+    }
+}
+
+// ---- reading ----
+
+/// Walks the records of a frame.
+pub(crate) struct Records {
+    rest: Bytes,
+}
+
+impl Records {
+    pub(crate) fn new(frame: Bytes) -> Self {
+        Records { rest: frame }
+    }
+
+    /// The next record that `is_mine` wants, by its group (none: node-level). Others are skipped unread.
+    pub(crate) fn next_for(
+        &mut self,
+        is_mine: impl Fn(Option<GroupId>) -> bool,
+    ) -> Option<Result<Record, WireError>> {
+        while !self.rest.is_empty() {
+            let (kind, group, body) = match self.split() {
+                Ok(parts) => parts,
+                Err(error) => {
+                    self.rest.clear();
+                    return Some(Err(error));
+                }
+            };
+            if is_mine((!kind.is_node_level()).then_some(group)) {
+                return Some(decode(kind, group, body));
+            }
+        }
+        None
+    }
+
+    fn split(&mut self) -> Result<(Kind, GroupId, Bytes), WireError> {
+        if self.rest.len() < HEAD_BYTES {
+            return Err(WireError::Short);
+        }
+        let kind = Kind::from_byte(self.rest[0]).ok_or(WireError::Kind(self.rest[0]))?;
+        let length = u32::from_le_bytes(self.rest[4..8].try_into().expect("four bytes")) as usize;
+        let group = GroupId(u64::from_le_bytes(
+            self.rest[8..16].try_into().expect("eight bytes"),
+        ));
+        if self.rest.len() - HEAD_BYTES < length {
+            return Err(WireError::Short);
+        }
+        self.rest.advance(HEAD_BYTES);
+        Ok((kind, group, self.rest.split_to(length)))
+    }
+}
+
+/// Which shards a frame has records for: `shard_of` says where a group lives, node-level records go home (0).
+/// Stops at damage; the shards that read the frame will report it.
+pub(crate) fn shards_in(
+    frame: &Bytes,
+    shard_of: impl Fn(GroupId) -> usize,
+    mut visit: impl FnMut(usize),
+) {
+    let mut records = Records::new(frame.clone());
+    while !records.rest.is_empty() {
+        match records.split() {
+            Ok((kind, group, _)) => visit(if kind.is_node_level() {
+                0
+            } else {
+                shard_of(group)
+            }),
+            Err(_) => return visit(0),
+        }
+    }
+}
+
+/// Reads integers off a body, each checked against what is left.
+struct Body(Bytes);
+
+impl Body {
+    fn u64(&mut self) -> Result<u64, WireError> {
+        self.0.try_get_u64_le().map_err(|_| WireError::Short)
+    }
+
+    fn u8(&mut self) -> Result<u8, WireError> {
+        self.0.try_get_u8().map_err(|_| WireError::Short)
+    }
+
+    fn bool(&mut self, what: &'static str) -> Result<bool, WireError> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(WireError::Value(what)),
+        }
+    }
+
+    fn term(&mut self) -> Result<Term, WireError> {
+        self.u64().map(Term)
+    }
+
+    fn index(&mut self) -> Result<Index, WireError> {
+        self.u64().map(Index)
+    }
+
+    fn position(&mut self) -> Result<LogPosition, WireError> {
+        Ok(LogPosition {
+            term: self.term()?,
+            index: self.index()?,
+        })
+    }
+
+    /// The rest as pairs of integers; its length must fit exactly.
+    fn pairs<T>(
+        mut self,
+        what: &'static str,
+        make: impl Fn(u64, u64) -> T,
+    ) -> Result<Vec<T>, WireError> {
+        if !self.0.len().is_multiple_of(16) {
+            return Err(WireError::Value(what));
+        }
+        let mut pairs = Vec::with_capacity(self.0.len() / 16);
+        while !self.0.is_empty() {
+            pairs.push(make(self.u64()?, self.u64()?));
+        }
+        Ok(pairs)
+    }
+
+    fn text(self) -> String {
+        String::from_utf8_lossy(&self.0).into_owned()
+    }
+
+    fn error(mut self) -> Result<Error, WireError> {
+        Ok(match self.u8()? {
+            1 => Error::NotLeader {
+                hint: Some(self.u64()?).filter(|id| *id != 0).map(NodeId),
+            },
+            2 => Error::Busy {
+                what: "the leader's queue",
+                limit: self.u64()?,
+            },
+            3 => Error::Unknown {
+                why: "the leader lost track of the forwarded proposal",
+            },
+            4 => Error::NoSuchGroup {
+                group: GroupId(self.u64()?),
+            },
+            5 => {
+                let group = GroupId(self.u64()?);
+                let mut members = Vec::with_capacity(self.0.len() / 8);
+                while !self.0.is_empty() {
+                    members.push(NodeId(self.u64()?));
+                }
+                Error::GroupExists { group, members }
+            }
+            6 => Error::Fault {
+                reason: self.text(),
+            },
+            _ => return Err(WireError::Value("error")),
+        })
+    }
+}
+
+fn decode(kind: Kind, group: GroupId, body: Bytes) -> Result<Record, WireError> {
+    let mut body = Body(body);
+    let message = match kind {
+        Kind::PreVote => Message::PreVote {
+            term: body.term()?,
+            last: body.position()?,
+        },
+        Kind::PreVoteReply => Message::PreVoteReply {
+            term: body.term()?,
+            granted: body.bool("pre-vote reply")?,
+        },
+        Kind::Vote => Message::Vote {
+            term: body.term()?,
+            last: body.position()?,
+            transfer: body.bool("vote")?,
+        },
+        Kind::VoteReply => Message::VoteReply {
+            term: body.term()?,
+            granted: body.bool("vote reply")?,
+        },
+        Kind::Append => {
+            let (term, prev) = (body.term()?, body.position()?);
+            let entries = EntryRange {
+                term: body.term()?,
+                first: body.index()?,
+                end: body.index()?,
+            };
+            let is_next = prev.index.0.checked_add(1) == Some(entries.first.0);
+            if !is_next || entries.end < entries.first || entries.term > term || prev.term > term {
+                return Err(WireError::Value("append"));
+            }
+            Message::Append {
+                term,
+                prev,
+                entries,
+                commit: body.index()?,
+            }
+        }
+        Kind::Matched => Message::Matched {
+            term: body.term()?,
+            matched: body.index()?,
+            commit: body.index()?,
+        },
+        Kind::Conflict => Message::Conflict {
+            term: body.term()?,
+            rejected: body.index()?,
+            hint: body.position()?,
+        },
+        Kind::Stale => Message::Stale { term: body.term()? },
+        Kind::UnknownGroup => return Ok(Record::UnknownGroup { group }),
+        Kind::Forward => {
+            return Ok(Record::Forward {
+                group,
+                request: body.u64()?,
+                payload: body.0,
+            });
+        }
+        Kind::ForwardReply => {
+            let request = body.u64()?;
+            let outcome = if body.0.first() == Some(&0) {
+                body.u8()?;
+                Ok(Committed {
+                    index: body.index()?,
+                    reply: body.0,
+                })
+            } else {
+                Err(body.error()?)
+            };
+            return Ok(Record::ForwardReply { request, outcome });
+        }
+        Kind::Beat => {
+            return Ok(Record::Beat(Beat {
+                incarnation: body.u64()?,
+                sequence: body.u64()?,
+                heard: body.u64()?,
+                claims_version: body.u64()?,
+            }));
+        }
+        Kind::ClaimsDelta => {
+            let (from_version, version) = (body.u64()?, body.u64()?);
+            let changes = body.pairs("claims delta", |group, term| {
+                (GroupId(group), Some(Term(term)).filter(|term| term.0 != 0))
+            })?;
+            return Ok(Record::ClaimsDelta {
+                from_version,
+                version,
+                changes,
+            });
+        }
+        Kind::ClaimsTable => {
+            let version = body.u64()?;
+            let (is_first, is_last) = (body.bool("claims table")?, body.bool("claims table")?);
+            let claims = body.pairs("claims table", |group, term| (GroupId(group), Term(term)))?;
+            return Ok(Record::ClaimsTable {
+                version,
+                is_first,
+                is_last,
+                claims,
+            });
+        }
+        Kind::ClaimsRequest => return Ok(Record::ClaimsRequest),
+        Kind::Create => {
+            let (request, count) = (body.u64()?, body.u8()?);
+            let mut members = Members::new();
+            for _ in 0..count {
+                members.push(NodeId(body.u64()?));
+            }
+            let groups = body.pairs("create", |start, end| start..end)?;
+            let is_sorted = groups.windows(2).all(|pair| pair[0].end < pair[1].start);
+            if members.is_empty()
+                || !is_sorted
+                || groups.iter().any(|range| range.start >= range.end)
+            {
+                return Err(WireError::Value("create"));
+            }
+            return Ok(Record::Create {
+                request,
+                groups,
+                members,
+            });
+        }
+        Kind::CreateReply => {
+            let request = body.u64()?;
+            let result = if body.0.first() == Some(&0) {
+                Ok(())
+            } else {
+                Err(body.error()?)
+            };
+            return Ok(Record::CreateReply { request, result });
+        }
+    };
+    let blocks = if kind == Kind::Append {
+        body.0
+    } else {
+        Bytes::new()
+    };
+    Ok(Record::Group {
+        group,
+        message,
+        blocks,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn decode_all(frame: BytesMut) -> Vec<Result<Record, WireError>> {
+        let mut records = Records::new(frame.freeze());
+        std::iter::from_fn(|| records.next_for(|_| true)).collect()
+    }
+
+    #[test]
+    fn every_message_comes_back_as_it_was_sent() {
+        let last = LogPosition {
+            term: Term(2),
+            index: Index(8),
+        };
+        let entries = EntryRange {
+            term: Term(3),
+            first: Index(9),
+            end: Index(11),
+        };
+        let messages = [
+            Message::PreVote {
+                term: Term(4),
+                last,
+            },
+            Message::PreVoteReply {
+                term: Term(4),
+                granted: true,
+            },
+            Message::Vote {
+                term: Term(4),
+                last,
+                transfer: false,
+            },
+            Message::VoteReply {
+                term: Term(4),
+                granted: false,
+            },
+            Message::Append {
+                term: Term(3),
+                prev: last,
+                entries,
+                commit: Index(7),
+            },
+            Message::Matched {
+                term: Term(3),
+                matched: Index(10),
+                commit: Index(7),
+            },
+            Message::Conflict {
+                term: Term(3),
+                rejected: Index(8),
+                hint: last,
+            },
+            Message::Stale { term: Term(9) },
+        ];
+        for message in messages {
+            let blocks: &[&[u8]] = if matches!(message, Message::Append { .. }) {
+                &[b"block", b"s"]
+            } else {
+                &[]
+            };
+            let mut frame = BytesMut::new();
+            put_message(&mut frame, GroupId(7), &message, blocks.iter().copied());
+            let blocks = Bytes::from(blocks.concat());
+            assert_eq!(
+                decode_all(frame),
+                vec![Ok(Record::Group {
+                    group: GroupId(7),
+                    message,
+                    blocks
+                })]
+            );
+        }
+    }
+
+    #[test]
+    fn an_appends_fixed_part_has_its_stated_size() {
+        let prev = LogPosition {
+            term: Term(1),
+            index: Index(1),
+        };
+        let entries = EntryRange {
+            term: Term(1),
+            first: Index(2),
+            end: Index(2),
+        };
+        let mut frame = BytesMut::new();
+        let message = Message::Append {
+            term: Term(1),
+            prev,
+            entries,
+            commit: Index(1),
+        };
+        put_message(&mut frame, GroupId(1), &message, std::iter::empty());
+        assert_eq!(frame.len(), APPEND_BYTES);
+    }
+
+    #[test]
+    fn errors_keep_their_meaning_across_the_wire() {
+        let errors = [
+            Error::NotLeader {
+                hint: Some(NodeId(3)),
+            },
+            Error::NotLeader { hint: None },
+            Error::NoSuchGroup { group: GroupId(4) },
+            Error::GroupExists {
+                group: GroupId(4),
+                members: vec![NodeId(1), NodeId(2)],
+            },
+        ];
+        for error in errors {
+            let mut frame = BytesMut::new();
+            put_forward_reply(&mut frame, GroupId(4), 12, &Err(error.clone()));
+            assert_eq!(
+                decode_all(frame),
+                vec![Ok(Record::ForwardReply {
+                    request: 12,
+                    outcome: Err(error)
+                })]
+            );
+        }
+        let mut frame = BytesMut::new();
+        put_forward_reply(&mut frame, GroupId(4), 1, &Err(Error::Closed));
+        let [
+            Ok(Record::ForwardReply {
+                outcome: Err(error),
+                ..
+            }),
+        ] = &decode_all(frame)[..]
+        else {
+            panic!("one reply");
+        };
+        assert!(
+            error.may_have_committed(),
+            "a closing leader may still have committed: {error}"
+        );
+    }
+
+    #[test]
+    fn node_level_records_come_back_as_they_were_sent() {
+        let mut frame = BytesMut::new();
+        let beat = Beat {
+            incarnation: 1,
+            sequence: 2,
+            heard: 3,
+            claims_version: 4,
+        };
+        put_beat(&mut frame, &beat);
+        put_claims_delta(
+            &mut frame,
+            3,
+            4,
+            &[(GroupId(1), Some(Term(2))), (GroupId(2), None)],
+        );
+        put_claims_table(&mut frame, 4, true, false, &[(GroupId(1), Term(2))]);
+        put_claims_request(&mut frame);
+        put_create(&mut frame, 5, &[1..3, 5..6], &[NodeId(1), NodeId(2)]);
+        put_create_reply(&mut frame, 5, &Ok(()));
+        let expected = vec![
+            Ok(Record::Beat(beat)),
+            Ok(Record::ClaimsDelta {
+                from_version: 3,
+                version: 4,
+                changes: vec![(GroupId(1), Some(Term(2))), (GroupId(2), None)],
+            }),
+            Ok(Record::ClaimsTable {
+                version: 4,
+                is_first: true,
+                is_last: false,
+                claims: vec![(GroupId(1), Term(2))],
+            }),
+            Ok(Record::ClaimsRequest),
+            Ok(Record::Create {
+                request: 5,
+                groups: vec![1..3, 5..6],
+                members: Members::from_slice(&[NodeId(1), NodeId(2)]),
+            }),
+            Ok(Record::CreateReply {
+                request: 5,
+                result: Ok(()),
+            }),
+        ];
+        assert_eq!(decode_all(frame), expected);
+    }
+
+    #[test]
+    fn an_append_that_skips_an_index_is_refused() {
+        let prev = LogPosition {
+            term: Term(1),
+            index: Index(4),
+        };
+        let entries = EntryRange {
+            term: Term(1),
+            first: Index(6),
+            end: Index(7),
+        };
+        let mut frame = BytesMut::new();
+        let message = Message::Append {
+            term: Term(1),
+            prev,
+            entries,
+            commit: Index(0),
+        };
+        put_message(&mut frame, GroupId(1), &message, std::iter::empty());
+        assert_eq!(decode_all(frame), vec![Err(WireError::Value("append"))]);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let frame = Bytes::from(bytes);
+            shards_in(&frame, |group| group.0 as usize % 4, |_| {});
+            let mut records = Records::new(frame);
+            while records.next_for(|_| true).is_some() {}
+        }
+
+        #[test]
+        fn damaged_records_never_panic(kind in 0u8..40, body in proptest::collection::vec(any::<u8>(), 0..90)) {
+            let mut frame = BytesMut::new();
+            frame.put_u8(kind);
+            frame.put_bytes(0, 3);
+            frame.put_u32_le(body.len() as u32);
+            frame.put_u64_le(1);
+            frame.put_slice(&body);
+            decode_all(frame);
+        }
+    }
+}
