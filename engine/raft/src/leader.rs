@@ -1,0 +1,311 @@
+//! Leading: appending proposals, sending them, counting acknowledgements, committing. Appends leave only in a
+//! flush, once per turn; an entry of an older term is never committed by counting (Raft paper, 5.4.2).
+
+use smallvec::SmallVec;
+
+use crate::group::{Group, Part};
+use crate::{
+    EntryRange, Env, Index, LogExtents, LogPosition, Message, NodeId, NotLeader, Origin, Outbox,
+    Progress, ProgressState, Proposed, Send, SnapshotNeeded, Term, Tick, Write, WriteKind,
+};
+
+/// What a replica needs only while it leads.
+#[derive(Debug)]
+pub(crate) struct Leading {
+    /// Every member but this one.
+    pub(crate) peers: SmallVec<[Progress; 2]>,
+    /// Index of the entry that started the term: nothing before it commits by counting.
+    term_start: Index,
+    /// When news of a commit that nobody has carried yet is sent alone.
+    notice_at: Option<Tick>,
+}
+
+impl Leading {
+    pub(crate) fn new(others: impl Iterator<Item = NodeId>, next: Index, env: &Env<'_>) -> Leading {
+        let peers = others
+            .map(|n| Progress::new(n, next, env.alive.contains(n), env.now))
+            .collect();
+        Leading {
+            peers,
+            term_start: next,
+            notice_at: None,
+        }
+    }
+
+    #[inline]
+    fn peer(&mut self, node: NodeId) -> Option<&mut Progress> {
+        self.peers.iter_mut().find(|p| p.node == node)
+    }
+}
+
+impl Group {
+    pub(crate) fn propose(&mut self, count: u32, out: &mut Outbox) {
+        let outcome = match self.part {
+            Part::Leader(_) => Ok(self.append_own(count, Origin::Proposed, out)),
+            _ => Err(NotLeader { hint: self.leader }),
+        };
+        out.proposed.push(Proposed {
+            group: self.id,
+            outcome,
+        });
+    }
+
+    /// Appends `count` entries of this term to the own log.
+    pub(crate) fn append_own(
+        &mut self,
+        count: u32,
+        origin: Origin,
+        out: &mut Outbox,
+    ) -> EntryRange {
+        let first = self.log.last_index().next();
+        let entries = EntryRange {
+            term: self.term,
+            first,
+            end: Index(first.0 + u64::from(count)),
+        };
+        if !entries.is_empty() {
+            self.log.append(entries);
+            let id = self.durability.append(entries.last());
+            out.writes.push(Write {
+                group: self.id,
+                id,
+                kind: WriteKind::Append { entries, origin },
+            });
+        }
+        entries
+    }
+
+    pub(crate) fn hear_matched(
+        &mut self,
+        env: &Env<'_>,
+        from: NodeId,
+        term: Term,
+        matched: Index,
+        commit: Index,
+        out: &mut Outbox,
+    ) {
+        if self.catch_up(env, term, out) {
+            return;
+        }
+        let last = self.log.last_index();
+        let progress = match &mut self.part {
+            Part::Leader(leading) if term == self.term => leading.peer(from),
+            _ => None,
+        };
+        let Some(progress) = progress else {
+            return self.drop_stale();
+        };
+        assert!(
+            matched <= last,
+            "{from} acknowledged {matched}, which was never sent to it"
+        );
+        if progress.acknowledge(matched, commit, env.now) && matched > self.committed {
+            self.advance_commit();
+            self.hand_out(out);
+        }
+    }
+
+    pub(crate) fn hear_conflict(
+        &mut self,
+        env: &Env<'_>,
+        from: NodeId,
+        term: Term,
+        rejected: Index,
+        hint: LogPosition,
+        out: &mut Outbox,
+    ) {
+        if self.catch_up(env, term, out) {
+            return;
+        }
+        // Skips, in one step, every entry of a term that the follower cannot have.
+        let agreed = self.log.last_with_term_at_most(hint.term, hint.index);
+        let progress = match &mut self.part {
+            Part::Leader(leading) if term == self.term => leading.peer(from),
+            _ => None,
+        };
+        if progress.is_some_and(|p| p.refuse(rejected, agreed.index, env.now)) {
+            self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
+        } else {
+            self.drop_stale();
+        }
+    }
+
+    /// Commits what a quorum holds durably, this replica included only as far as its own disk is.
+    pub(crate) fn advance_commit(&mut self) {
+        let Part::Leader(leading) = &self.part else {
+            return;
+        };
+        let matched = |node: NodeId| {
+            if node == self.node {
+                return self.durability.durable();
+            }
+            leading
+                .peers
+                .iter()
+                .find(|p| p.node == node)
+                .map_or(Index::ZERO, |p| p.matched)
+        };
+        let reached = self.configuration.committed(matched);
+        debug_assert_eq!(reached, self.configuration.committed_naively(matched));
+        if reached >= leading.term_start {
+            self.committed = self.committed.max(reached);
+        }
+    }
+
+    /// End of a turn: sends every follower what it has room for, and sees that a deadline stands while
+    /// anybody is behind.
+    pub(crate) fn flush(&mut self, env: &Env<'_>, log: &dyn LogExtents, out: &mut Outbox) {
+        let Part::Leader(leading) = &mut self.part else {
+            return;
+        };
+        let (last, commit, settings) = (self.log.last_index(), self.committed, env.settings);
+        // Followers usually want the same entries: ask for their size once.
+        let mut asked = (EntryRange::default(), 0, (Index::ZERO, 0));
+        for progress in &mut leading.peers {
+            while progress.next <= last
+                || (progress.state == ProgressState::Probe && progress.is_behind(last, commit))
+            {
+                let Some((max_entries, max_bytes)) = progress.room(settings) else {
+                    break;
+                };
+                let prev = progress.next.prev();
+                let Some(prev_term) = self.log.term_at(prev) else {
+                    let base = self.log.base();
+                    progress.need_snapshot(base.index, env.now);
+                    out.snapshots.push(SnapshotNeeded {
+                        group: self.id,
+                        to: progress.node,
+                        base,
+                    });
+                    break;
+                };
+                let mut entries = self.log.run_from(progress.next);
+                let mut bytes = 0;
+                if !entries.is_empty() {
+                    let most = max_entries.min(u64::from(settings.max_append_entries.max(1)));
+                    let max_bytes = max_bytes.min(settings.max_append_bytes);
+                    entries.end = entries.end.min(Index(entries.first.0.saturating_add(most)));
+                    if (asked.0, asked.1) != (entries, max_bytes) {
+                        asked = (
+                            entries,
+                            max_bytes,
+                            log.extent(entries.first, entries.end, max_bytes),
+                        );
+                        let end = asked.2.0;
+                        assert!(
+                            end > entries.first && end <= entries.end,
+                            "an extent of {entries} ends at {end}"
+                        );
+                    }
+                    (entries.end, bytes) = asked.2;
+                }
+                let prev = LogPosition {
+                    term: prev_term,
+                    index: prev,
+                };
+                let message = Message::Append {
+                    term: self.term,
+                    prev,
+                    entries,
+                    commit,
+                };
+                out.sends.push(Send {
+                    group: self.id,
+                    to: progress.node,
+                    message,
+                });
+                progress.sent(entries, bytes, commit, env.now);
+            }
+        }
+        self.arm_leader_timer(env, out);
+    }
+
+    /// The leader's deadline has come: takes appends that nobody answered for lost, and sends news of commits
+    /// that found no append to ride on. What was lost is sent again by the flush of this turn.
+    pub(crate) fn retry(&mut self, env: &Env<'_>, out: &mut Outbox) {
+        let Part::Leader(leading) = &mut self.part else {
+            return;
+        };
+        let (last, commit) = (self.log.last_index(), self.committed);
+        let notice_is_due = leading.notice_at.is_some_and(|at| env.now >= at);
+        if notice_is_due {
+            leading.notice_at = None;
+        }
+        for progress in leading
+            .peers
+            .iter_mut()
+            .filter(|p| p.alive && p.is_behind(last, commit))
+        {
+            if progress.is_waiting() && env.now.since(progress.since) >= env.settings.retry_interval
+            {
+                self.counters.timeouts = self.counters.timeouts.wrapping_add(1);
+                progress.give_up_waiting(env.now);
+                if let ProgressState::Snapshot { .. } = progress.state {
+                    let base = self.log.base();
+                    out.snapshots.push(SnapshotNeeded {
+                        group: self.id,
+                        to: progress.node,
+                        base,
+                    });
+                }
+            } else if notice_is_due && progress.wants_notice(commit) {
+                // After everything on the way, so that the follower may take all of the commit.
+                let prev = progress.next.prev();
+                let Some(prev_term) = self.log.term_at(prev) else {
+                    continue;
+                };
+                let entries = EntryRange::empty(prev_term, progress.next);
+                let prev = LogPosition {
+                    term: prev_term,
+                    index: prev,
+                };
+                let message = Message::Append {
+                    term: self.term,
+                    prev,
+                    entries,
+                    commit,
+                };
+                out.sends.push(Send {
+                    group: self.id,
+                    to: progress.node,
+                    message,
+                });
+                progress.sent(entries, 0, commit, env.now);
+            }
+        }
+        self.arm_leader_timer(env, out);
+    }
+
+    /// Sees that the deadline is not later than the next thing to do. An earlier one may stand: it costs
+    /// one look, and far less than moving the timer at every acknowledgement.
+    fn arm_leader_timer(&mut self, env: &Env<'_>, out: &mut Outbox) {
+        let Part::Leader(leading) = &mut self.part else {
+            return;
+        };
+        let (last, commit) = (self.log.last_index(), self.committed);
+        let (mut due, mut wants_notice) = (None, false);
+        for progress in leading
+            .peers
+            .iter()
+            .filter(|p| p.alive && p.is_behind(last, commit))
+        {
+            let since = if progress.is_waiting() {
+                progress.since
+            } else {
+                env.now
+            };
+            let retry_at = since.after(env.settings.retry_interval);
+            due = Some(due.map_or(retry_at, |at: Tick| at.min(retry_at)));
+            wants_notice |= progress.wants_notice(commit);
+        }
+        leading.notice_at = wants_notice.then(|| {
+            leading
+                .notice_at
+                .unwrap_or(env.now.after(env.settings.commit_notice_interval))
+        });
+        let due = due.map(|at| leading.notice_at.map_or(at, |notice| at.min(notice)));
+        if let Some(at) = due.filter(|&at| self.deadline.is_none_or(|deadline| deadline > at)) {
+            self.set_deadline(at, out);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! What a step wants done. The shard owns one outbox, hands it through all groups of a turn, dispatches it
+//! once and clears it; its vectors keep their room, so a steady state allocates nothing.
+
+use crate::{
+    EntryRange, GroupId, HardState, Index, LogPosition, Message, NodeId, Term, Tick, WriteId,
+};
+
+/// The effects of one or many steps, in the order in which they arose within each kind.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Outbox {
+    /// Records for the write-ahead log, in log order.
+    pub writes: Vec<Write>,
+    /// Messages to other nodes. None of them may be held back for a write of the same outbox, and none has
+    /// to be: what depends on durability is produced only after it.
+    pub sends: Vec<Send>,
+    /// Entries for the state machine.
+    pub applies: Vec<Apply>,
+    /// Answers to proposals, in the order of the proposals.
+    pub proposed: Vec<Proposed>,
+    /// Changes of deadlines.
+    pub timers: Vec<TimerSet>,
+    /// Changes of leadership for the node's liveness to announce.
+    pub claims: Vec<ClaimChange>,
+    /// Followers that need a snapshot.
+    pub snapshots: Vec<SnapshotNeeded>,
+}
+
+impl Outbox {
+    /// Empties it and keeps the room.
+    pub fn clear(&mut self) {
+        self.writes.clear();
+        self.sends.clear();
+        self.applies.clear();
+        self.proposed.clear();
+        self.timers.clear();
+        self.claims.clear();
+        self.snapshots.clear();
+    }
+
+    /// Whether nothing wants to be done.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+            && self.sends.is_empty()
+            && self.applies.is_empty()
+            && self.proposed.is_empty()
+            && self.timers.is_empty()
+            && self.claims.is_empty()
+            && self.snapshots.is_empty()
+    }
+}
+
+/// A record to be made durable; [`Event::Durable`](crate::Event::Durable) reports it by its id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Write {
+    /// The group that writes.
+    pub group: GroupId,
+    /// Names the write within the group.
+    pub id: WriteId,
+    /// What to write.
+    pub kind: WriteKind,
+}
+
+/// What a [`Write`] puts into the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WriteKind {
+    /// Term, vote and commit hint.
+    HardState(HardState),
+    /// Drop every entry at or after `from`. Never at or below the commit index.
+    Truncate {
+        /// The first dropped index.
+        from: Index,
+    },
+    /// Append entries right after the log's end.
+    Append {
+        /// Which entries.
+        entries: EntryRange,
+        /// Where their bytes come from.
+        origin: Origin,
+    },
+}
+
+/// Where the bytes of appended entries come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// The [`Event::Propose`](crate::Event::Propose) being stepped.
+    Proposed,
+    /// The append message being stepped. The range is a suffix of the message's.
+    Received,
+    /// Nowhere: the empty entry with which a leader starts its term.
+    Noop,
+}
+
+/// A message to another node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Send {
+    /// The group that speaks.
+    pub group: GroupId,
+    /// The receiving node; never the own one.
+    pub to: NodeId,
+    /// What is said.
+    pub message: Message,
+}
+
+/// Entries `first..end` are committed and durable here: apply them. Each index is handed out once, in order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Apply {
+    /// The group.
+    pub group: GroupId,
+    /// First index to apply.
+    pub first: Index,
+    /// Index after the last one to apply.
+    pub end: Index,
+}
+
+/// The answer to one [`Event::Propose`](crate::Event::Propose).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Proposed {
+    /// The group.
+    pub group: GroupId,
+    /// The entries' places, or why there are none. A place is not yet a commit.
+    pub outcome: Result<EntryRange, NotLeader>,
+}
+
+/// A proposal came to a replica that does not lead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NotLeader {
+    /// Who does, as far as known.
+    pub hint: Option<NodeId>,
+}
+
+/// The group's deadline from now on. It replaces the one before; without one, the old deadline stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TimerSet {
+    /// The group.
+    pub group: GroupId,
+    /// When to step [`Event::Timer`](crate::Event::Timer), at the earliest.
+    pub at: Tick,
+}
+
+/// The replica began or ceased to lead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ClaimChange {
+    /// The group.
+    pub group: GroupId,
+    /// The term it leads, or led.
+    pub term: Term,
+    /// Whether it leads now.
+    pub leads: bool,
+}
+
+/// A follower is so far behind that the entries it needs are purged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SnapshotNeeded {
+    /// The group.
+    pub group: GroupId,
+    /// The follower.
+    pub to: NodeId,
+    /// The snapshot must reach at least this place. Asked again at every retry until the follower has
+    /// it: an edge that is already sending one ignores the repetition.
+    pub base: LogPosition,
+}

@@ -1,0 +1,300 @@
+//! How far one follower is, as its leader knows it. Exists only while leading. It knows no terms of entries
+//! and sends nothing: it is told what was sent and answered, and says whether more may go.
+
+use crate::inflight::Inflight;
+use crate::{EntryRange, Index, NodeId, Settings, Tick};
+
+/// How the leader sends to a follower.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProgressState {
+    /// The common prefix is not known: one append at a time, until the follower accepts one.
+    Probe,
+    /// The follower accepts: appends are pipelined, as many as the window holds.
+    Replicate,
+    /// The follower needs entries that were purged: no entries are sent until it has a snapshot.
+    Snapshot {
+        /// The snapshot reaches at least this index.
+        through: Index,
+    },
+}
+
+/// A leader's knowledge of one follower.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Progress {
+    /// The follower.
+    pub node: NodeId,
+    /// How to send to it.
+    pub state: ProgressState,
+    /// Equal and durable there through this index; `matched < next`. Never goes back within a term.
+    pub matched: Index,
+    /// The next index to send.
+    pub next: Index,
+    /// Whether its node is alive. Nothing is sent to a dead one.
+    pub alive: bool,
+    /// The highest commit index told to it since it was last known to listen.
+    pub commit_sent: Index,
+    /// The highest commit index that it answered with.
+    pub commit_acked: Index,
+    /// Appends on the way.
+    pub inflight: Inflight,
+    /// In [`ProgressState::Probe`]: the probe is out and not answered.
+    pub(crate) probing: bool,
+    /// Since when something is awaited from it without any progress.
+    pub(crate) since: Tick,
+}
+
+impl Progress {
+    /// A follower of which nothing is known but the leader's own log end.
+    pub(crate) fn new(node: NodeId, next: Index, alive: bool, now: Tick) -> Progress {
+        Progress {
+            node,
+            state: ProgressState::Probe,
+            matched: Index::ZERO,
+            next,
+            alive,
+            commit_sent: Index::ZERO,
+            commit_acked: Index::ZERO,
+            inflight: Inflight::default(),
+            probing: false,
+            since: now,
+        }
+    }
+
+    /// Whether an answer is awaited.
+    pub(crate) fn is_waiting(&self) -> bool {
+        match self.state {
+            ProgressState::Probe => self.probing || self.commit_sent > self.commit_acked,
+            ProgressState::Replicate => {
+                !self.inflight.is_empty() || self.commit_sent > self.commit_acked
+            }
+            ProgressState::Snapshot { .. } => true,
+        }
+    }
+
+    /// Whether it lacks entries through `last`, or the news that `committed` is.
+    pub(crate) fn is_behind(&self, last: Index, committed: Index) -> bool {
+        self.matched < last || self.commit_acked < committed
+    }
+
+    /// Whether it accepts appends and was not told of `committed` yet.
+    pub(crate) fn wants_notice(&self, committed: Index) -> bool {
+        self.state == ProgressState::Replicate && self.commit_sent < committed
+    }
+
+    /// Entries and bytes that the next append may have; `None` when it must wait.
+    pub(crate) fn room(&mut self, settings: &Settings) -> Option<(u64, u64)> {
+        if !self.alive {
+            return None;
+        }
+        match self.state {
+            ProgressState::Probe if self.probing => None,
+            ProgressState::Probe => Some((u64::MAX, u64::MAX)),
+            ProgressState::Replicate => self.inflight.room(settings),
+            ProgressState::Snapshot { .. } => None,
+        }
+    }
+
+    /// An append with the leader's commit index was sent.
+    pub(crate) fn sent(&mut self, entries: EntryRange, bytes: u64, commit: Index, now: Tick) {
+        if !self.is_waiting() {
+            self.since = now;
+        }
+        match self.state {
+            ProgressState::Replicate if !entries.is_empty() => {
+                self.inflight.push(entries, bytes);
+                self.next = entries.end;
+            }
+            ProgressState::Replicate | ProgressState::Snapshot { .. } => {}
+            ProgressState::Probe => self.probing = true,
+        }
+        // The follower takes the commit index only as far as this append proves its log.
+        self.commit_sent = self.commit_sent.max(commit.min(entries.last()));
+    }
+
+    /// The follower is equal and durable through `matched`, and knows `commit`. Returns whether `matched` is news.
+    pub(crate) fn acknowledge(&mut self, matched: Index, commit: Index, now: Tick) -> bool {
+        let advanced = matched > self.matched;
+        if advanced || commit > self.commit_acked {
+            self.since = now;
+        }
+        self.commit_acked = self.commit_acked.max(commit);
+        self.commit_sent = self.commit_sent.max(commit);
+        if advanced {
+            self.matched = matched;
+            self.inflight.acknowledge(matched);
+        }
+        let accepts = match self.state {
+            // An equal answer to a probe counts too: the follower has what was asked about, not yet durable.
+            ProgressState::Probe => matched >= self.matched,
+            ProgressState::Replicate => false,
+            ProgressState::Snapshot { through } => matched >= through,
+        };
+        if accepts {
+            self.state = ProgressState::Replicate;
+            self.probing = false;
+            self.inflight.clear();
+            self.next = self.matched.next();
+        }
+        self.next = self.next.max(self.matched.next());
+        advanced
+    }
+
+    /// The follower refused an append after `rejected`; the logs may agree through `hint`. Returns whether
+    /// this was news: of many refused appends of a pipeline only the first one is, or each would be answered
+    /// by another resend.
+    pub(crate) fn refuse(&mut self, rejected: Index, hint: Index, now: Tick) -> bool {
+        let is_news = match self.state {
+            ProgressState::Probe => {
+                self.probing && rejected == self.next.prev() && rejected > self.matched
+            }
+            ProgressState::Replicate => rejected > self.matched && rejected < self.next,
+            ProgressState::Snapshot { .. } => false,
+        };
+        if is_news {
+            if self.state == ProgressState::Replicate {
+                self.inflight.shrink();
+            }
+            self.since = now;
+            self.probe_from(rejected.min(hint.next()));
+        }
+        is_news
+    }
+
+    /// Nothing came back for too long: take everything on the way for lost.
+    pub(crate) fn give_up_waiting(&mut self, now: Tick) {
+        self.since = now;
+        if !matches!(self.state, ProgressState::Snapshot { .. }) {
+            self.inflight.shrink();
+            self.probe_from(self.matched.next());
+        }
+    }
+
+    /// The node went silent: send nothing until it is back.
+    pub(crate) fn down(&mut self) {
+        self.alive = false;
+        self.probe_from(self.matched.next());
+    }
+
+    /// The node is back, perhaps restarted: it may have forgotten what was committed, and appends may be lost.
+    pub(crate) fn up(&mut self, now: Tick) {
+        self.alive = true;
+        self.since = now;
+        self.commit_acked = Index::ZERO;
+        self.probe_from(self.matched.next());
+    }
+
+    /// What it needs is purged.
+    pub(crate) fn need_snapshot(&mut self, through: Index, now: Tick) {
+        self.state = ProgressState::Snapshot { through };
+        self.probing = false;
+        self.inflight.clear();
+        self.since = now;
+    }
+
+    fn probe_from(&mut self, next: Index) {
+        self.state = ProgressState::Probe;
+        self.probing = false;
+        self.inflight.clear();
+        self.commit_sent = self.commit_acked;
+        self.next = next.max(self.matched.next());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Term;
+
+    fn range(first: u64, end: u64) -> EntryRange {
+        EntryRange {
+            term: Term(1),
+            first: Index(first),
+            end: Index(end),
+        }
+    }
+
+    fn replicating(matched: u64) -> Progress {
+        let mut progress = Progress::new(NodeId(2), Index(matched + 1), true, Tick(0));
+        progress.acknowledge(Index(matched), Index::ZERO, Tick(0));
+        assert_eq!(progress.state, ProgressState::Replicate);
+        progress
+    }
+
+    #[test]
+    fn one_probe_at_a_time() {
+        let mut progress = Progress::new(NodeId(2), Index(5), true, Tick(0));
+        let settings = Settings::default();
+        assert!(progress.room(&settings).is_some());
+        progress.sent(range(5, 6), 10, Index(0), Tick(1));
+        assert_eq!(progress.room(&settings), None);
+        progress.give_up_waiting(Tick(2));
+        assert!(progress.room(&settings).is_some());
+    }
+
+    #[test]
+    fn of_many_conflicts_only_the_first_is_news() {
+        let mut progress = replicating(10);
+        for first in [11, 21, 31] {
+            progress.sent(range(first, first + 10), 10, Index(0), Tick(1));
+        }
+        assert!(progress.refuse(Index(20), Index(10), Tick(2)));
+        assert_eq!(
+            (progress.state, progress.next),
+            (ProgressState::Probe, Index(11))
+        );
+        assert!(!progress.refuse(Index(30), Index(10), Tick(2)));
+        progress.sent(range(11, 41), 30, Index(0), Tick(2));
+        assert!(!progress.refuse(Index(30), Index(10), Tick(3)));
+        assert_eq!(progress.next, Index(11));
+    }
+
+    #[test]
+    fn a_conflict_never_goes_below_what_matched() {
+        let mut progress = replicating(10);
+        progress.sent(range(11, 21), 10, Index(0), Tick(1));
+        assert!(!progress.refuse(Index(9), Index(3), Tick(2)));
+        progress.sent(range(21, 22), 10, Index(0), Tick(1));
+        assert!(progress.refuse(Index(20), Index(3), Tick(2)));
+        assert_eq!(progress.next, Index(11));
+    }
+
+    #[test]
+    fn a_late_acknowledgement_ends_a_probe() {
+        let mut progress = replicating(10);
+        progress.sent(range(11, 21), 10, Index(0), Tick(1));
+        progress.give_up_waiting(Tick(9));
+        assert!(progress.acknowledge(Index(20), Index(0), Tick(10)));
+        assert_eq!(
+            (progress.state, progress.next),
+            (ProgressState::Replicate, Index(21))
+        );
+    }
+
+    #[test]
+    fn a_node_that_comes_back_is_told_the_commit_again() {
+        let mut progress = replicating(10);
+        progress.acknowledge(Index(10), Index(10), Tick(1));
+        assert!(!progress.is_behind(Index(10), Index(10)));
+        progress.down();
+        progress.up(Tick(2));
+        assert!(progress.is_behind(Index(10), Index(10)));
+        assert_eq!(progress.state, ProgressState::Probe);
+    }
+
+    #[test]
+    fn a_snapshot_ends_when_the_follower_has_reached_it() {
+        let mut progress = Progress::new(NodeId(2), Index(5), true, Tick(0));
+        progress.need_snapshot(Index(20), Tick(1));
+        assert!(!progress.refuse(Index(4), Index(0), Tick(1)));
+        progress.acknowledge(Index(7), Index(0), Tick(2));
+        assert_eq!(
+            progress.state,
+            ProgressState::Snapshot { through: Index(20) }
+        );
+        progress.acknowledge(Index(20), Index(0), Tick(2));
+        assert_eq!(
+            (progress.state, progress.next),
+            (ProgressState::Replicate, Index(21))
+        );
+    }
+}
