@@ -1,0 +1,135 @@
+//! What a network knows of one peer.
+//!
+//! Owns the peer's address, its queues and its current link. It must never hold more than one link:
+//! a newer one replaces the older.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use polyraft_raft::NodeId;
+use quinn::Connection;
+use tokio::sync::Notify;
+
+use super::link::LinkState;
+use super::queue::LaneQueue;
+use crate::{Lane, Options, SendError};
+
+pub(super) struct Peer {
+    pub node: NodeId,
+    addr: Mutex<SocketAddr>,
+    /// Told when the address changes.
+    pub moved: Notify,
+    /// By lane number on the wire.
+    queues: Box<[LaneQueue]>,
+    link: Mutex<Option<Link>>,
+    /// Whether there has been a link before.
+    met: AtomicBool,
+    /// The last refusal that was logged as news.
+    last_refusal: Mutex<Option<String>>,
+}
+
+/// The link that is up.
+pub(super) struct Link {
+    pub number: u64,
+    pub connection: Connection,
+    pub state: Arc<LinkState>,
+    /// Longest frame that both sides take.
+    pub frame_limit: usize,
+}
+
+impl Peer {
+    pub fn new(node: NodeId, addr: SocketAddr, options: &Options) -> Peer {
+        let queues = 2 + usize::from(options.append_lanes);
+        Peer {
+            node,
+            addr: Mutex::new(addr),
+            moved: Notify::new(),
+            queues: (0..queues)
+                .map(|_| LaneQueue::new(options.queue_bytes))
+                .collect(),
+            link: Mutex::default(),
+            met: AtomicBool::new(false),
+            last_refusal: Mutex::default(),
+        }
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        *self.addr.lock()
+    }
+
+    /// Changes the address. A link that is up stays; an attempt to make one starts anew.
+    pub fn move_to(&self, addr: SocketAddr) {
+        *self.addr.lock() = addr;
+        self.moved.notify_one();
+    }
+
+    pub fn queue(&self, lane: Lane) -> Option<&LaneQueue> {
+        self.queues.get(usize::from(lane.to_wire()))
+    }
+
+    pub fn lanes(&self) -> impl Iterator<Item = Lane> {
+        (0..self.queues.len() as u8).filter_map(Lane::from_wire)
+    }
+
+    pub fn send(&self, lane: Lane, frame: Bytes) -> Result<(), SendError> {
+        self.queue(lane).ok_or(SendError::UnknownPeer)?.push(frame)
+    }
+
+    pub fn queued_bytes(&self) -> usize {
+        self.queues.iter().map(LaneQueue::bytes).sum()
+    }
+
+    /// Lets every writer end once its queue is empty.
+    pub fn end_queues(&self) {
+        self.queues.iter().for_each(LaneQueue::end);
+    }
+
+    /// Makes `link` the current one; whether there had been one before it, at any time.
+    pub fn install(&self, link: Link) -> bool {
+        for queue in &self.queues {
+            queue.open(link.number);
+        }
+        *self.last_refusal.lock() = None;
+        *self.link.lock() = Some(link);
+        self.met.swap(true, Ordering::Relaxed)
+    }
+
+    /// Takes the current link away, if it is this one or if any will do. Returns it with the number
+    /// of frames that were queued and are now lost.
+    pub fn uninstall(&self, number: Option<u64>) -> Option<(Link, u64)> {
+        let mut link = self.link.lock();
+        if number.is_some() && link.as_ref().map(|link| link.number) != number {
+            return None;
+        }
+        let link = link.take()?;
+        link.state.end();
+        let dropped = self.queues.iter().map(LaneQueue::close).sum();
+        Some((link, dropped))
+    }
+
+    pub fn is_linked(&self) -> bool {
+        self.link.lock().is_some()
+    }
+
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.link.lock().as_ref().map(|link| link.connection.rtt())
+    }
+
+    pub fn frame_limit(&self) -> Option<usize> {
+        self.link.lock().as_ref().map(|link| link.frame_limit)
+    }
+
+    /// Whether this refusal differs from the last one, so that it is worth a line in the log.
+    pub fn is_news(&self, reason: &str) -> bool {
+        let mut last = self.last_refusal.lock();
+        if last.as_deref() == Some(reason) {
+            return false;
+        }
+        *last = Some(reason.to_owned());
+        true
+    }
+}

@@ -1,0 +1,216 @@
+//! The queue in front of one lane to one peer.
+//!
+//! Owns the frames between `send` and the lane's writer, and their bound in bytes. It must never
+//! block the sender, nor wake the writer while it is awake: a wakeup of the network's thread is a
+//! system call.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::SendError;
+
+#[derive(Debug)]
+pub(super) struct LaneQueue {
+    limit: usize,
+    state: Mutex<State>,
+    wake: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The link that drains this queue; `None` while the peer is not connected.
+    link: Option<u64>,
+    frames: VecDeque<Bytes>,
+    /// Bytes of `frames`, and of those which the writer has taken but not handed on.
+    bytes: usize,
+    /// Whether the writer waits to be woken.
+    parked: bool,
+    /// Whether the writer ends once the queue is empty.
+    ending: bool,
+}
+
+impl LaneQueue {
+    pub fn new(limit: usize) -> LaneQueue {
+        LaneQueue {
+            limit,
+            state: Mutex::default(),
+            wake: Notify::new(),
+        }
+    }
+
+    /// Adds a frame, from any thread.
+    pub fn push(&self, frame: Bytes) -> Result<(), SendError> {
+        let wake = {
+            let mut state = self.state.lock();
+            if state.link.is_none() || state.ending {
+                return Err(SendError::Disconnected);
+            }
+            if state.bytes + frame.len() > self.limit {
+                return Err(SendError::Full {
+                    queued: state.bytes,
+                    limit: self.limit,
+                });
+            }
+            state.bytes += frame.len();
+            state.frames.push_back(frame);
+            std::mem::take(&mut state.parked)
+        };
+        if wake {
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.state.lock().bytes
+    }
+
+    /// Begins to take frames for a link. What an earlier link left is dropped; returns how many.
+    pub fn open(&self, link: u64) -> u64 {
+        let mut state = self.state.lock();
+        let dropped = state.frames.len() as u64;
+        *state = State {
+            link: Some(link),
+            ..State::default()
+        };
+        dropped
+    }
+
+    /// Ends the link: frames that no writer has taken are dropped; returns how many.
+    pub fn close(&self) -> u64 {
+        let dropped = {
+            let mut state = self.state.lock();
+            let dropped = state.frames.len() as u64;
+            *state = State::default();
+            dropped
+        };
+        self.wake.notify_one();
+        dropped
+    }
+
+    /// Takes no more frames; the writer ends once it has written what is queued.
+    pub fn end(&self) {
+        self.state.lock().ending = true;
+        self.wake.notify_one();
+    }
+
+    /// Waits for frames and moves about `budget` bytes of them, at least one frame, into `batch`.
+    /// Returns their bytes, or `None` when the writer of `link` has nothing left to do.
+    pub async fn next(&self, link: u64, budget: usize, batch: &mut Vec<Bytes>) -> Option<usize> {
+        loop {
+            {
+                let mut state = self.state.lock();
+                if state.link != Some(link) {
+                    return None;
+                }
+                let mut taken = 0;
+                while taken < budget
+                    && let Some(frame) = state.frames.pop_front()
+                {
+                    taken += frame.len();
+                    batch.push(frame);
+                }
+                if !batch.is_empty() {
+                    return Some(taken);
+                }
+                if state.ending {
+                    return None;
+                }
+                state.parked = true;
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    /// The writer of `link` has handed on `bytes` that it took.
+    pub fn done(&self, link: u64, bytes: usize) {
+        let mut state = self.state.lock();
+        if state.link == Some(link) {
+            state.bytes -= bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    /// Polls once; the queue's futures either are ready or wait for a sender.
+    fn poll<T>(future: impl Future<Output = T>) -> Option<T> {
+        match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(value) => Some(value),
+            Poll::Pending => None,
+        }
+    }
+
+    fn frame(bytes: usize) -> Bytes {
+        Bytes::from(vec![1; bytes])
+    }
+
+    #[test]
+    fn bytes_count_until_the_writer_handed_them_on() {
+        let queue = LaneQueue::new(100);
+        assert_eq!(queue.push(frame(1)), Err(SendError::Disconnected));
+        queue.open(1);
+        queue.push(frame(60)).unwrap();
+        let full = SendError::Full {
+            queued: 60,
+            limit: 100,
+        };
+        assert_eq!(queue.push(frame(41)), Err(full));
+        let mut batch = Vec::new();
+        assert_eq!(poll(queue.next(1, 10, &mut batch)), Some(Some(60)));
+        assert_eq!(queue.push(frame(41)), Err(full));
+        queue.done(1, 60);
+        assert_eq!(queue.push(frame(41)), Ok(()));
+        assert_eq!(queue.bytes(), 41);
+    }
+
+    #[test]
+    fn late_completion_of_an_old_link_is_ignored() {
+        let queue = LaneQueue::new(100);
+        queue.open(1);
+        queue.push(frame(60)).unwrap();
+        let mut batch = Vec::new();
+        assert_eq!(poll(queue.next(1, 10, &mut batch)), Some(Some(60)));
+        queue.push(frame(10)).unwrap();
+        assert_eq!(queue.close(), 1);
+        queue.open(2);
+        queue.push(frame(7)).unwrap();
+        queue.done(1, 60);
+        assert_eq!(queue.bytes(), 7);
+        assert_eq!(poll(queue.next(1, 10, &mut Vec::new())), Some(None));
+    }
+
+    #[test]
+    fn sleeping_writer_is_woken_once_per_burst() {
+        let queue = LaneQueue::new(100);
+        queue.open(1);
+        let mut batch = Vec::new();
+        assert_eq!(poll(queue.next(1, 100, &mut batch)), None);
+        assert!(queue.state.lock().parked);
+        queue.push(frame(1)).unwrap();
+        assert!(!queue.state.lock().parked);
+        queue.push(frame(2)).unwrap();
+        assert_eq!(poll(queue.next(1, 100, &mut batch)), Some(Some(3)));
+        assert_eq!(batch.len(), 2);
+    }
+
+    #[test]
+    fn ending_queue_gives_out_what_it_holds_first() {
+        let queue = LaneQueue::new(100);
+        queue.open(1);
+        queue.push(frame(5)).unwrap();
+        queue.end();
+        assert_eq!(queue.push(frame(1)), Err(SendError::Disconnected));
+        assert_eq!(poll(queue.next(1, 9, &mut Vec::new())), Some(Some(5)));
+        assert_eq!(poll(queue.next(1, 9, &mut Vec::new())), Some(None));
+    }
+}
