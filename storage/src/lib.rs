@@ -1,1 +1,44 @@
-//! (skeleton)
+//! The write-ahead log that all Raft groups of a node share, and the identity of the node's data directory.
+//!
+//! This crate owns bytes on disk and their durability. It must never know what a leader is, talk to a peer, or decide what to
+//! write: it is told ranges, hard states and blocks, and reports what became durable.
+//!
+//! - [`EntryBlock`]: entries encoded once, for disk, wire and memory.
+//! - [`DataDir`]: identity, lock, memory of peers.
+//! - [`open`]: recovery; gives one [`ShardLog`] per shard and one [`Wal`] per lane.
+//!
+//! `docs/wal-format.md` has the byte maps and the recovery rules.
+
+mod batch;
+mod block;
+mod checkpoint;
+mod data_dir;
+mod disk;
+mod error;
+mod format;
+mod group;
+mod lane;
+mod maintenance;
+mod mapping;
+mod options;
+mod pool;
+mod recovery;
+mod replay;
+mod shard;
+mod stats;
+mod tail;
+mod upkeep;
+mod wal;
+
+pub use batch::Lsn;
+pub use block::{BLOCK_HEADER_BYTES, EntryBlock, EntryKind, pack};
+pub use data_dir::{DataDir, PeerSeen, StoreId};
+pub use disk::{Disk, FileDisk, SegmentFile, SegmentSpec};
+pub use error::{BlockError, ReadError, StorageError};
+pub use group::RecoveredGroup;
+pub use lane::{Durable, WalObserver};
+pub use options::{WalMode, WalOptions};
+pub use recovery::{RecoveryReport, Rot, TornTail};
+pub use shard::ShardLog;
+pub use stats::WalStats;
+pub use wal::{Opened, Wal, WalThreads, open};

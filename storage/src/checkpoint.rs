@@ -1,0 +1,278 @@
+//! Owns the bytes of the index checkpoint. Must never do I/O and never trust a count before the bytes back it.
+
+use std::sync::Arc;
+
+use bytes::BufMut;
+use polyraft_raft::{GroupId, HardState, Index, LogPosition, NodeId, Term};
+use rustc_hash::FxHashMap;
+
+use crate::batch::Lsn;
+use crate::block::{u32_at, u64_at};
+use crate::format::{parse_configuration, put_configuration};
+use crate::group::{BlockRef, GroupLog, Interned, Place, Where};
+
+const MAGIC: &[u8; 8] = b"PRWALCKP";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 88;
+/// Fixed part of an entry: ids and flags (24), three lengths (12), hard state and base (40).
+const ENTRY_BYTES: usize = 76;
+const BLOCK_BYTES: usize = 40;
+const TOMBSTONE: u32 = 1;
+const VOTED: u32 = 2;
+
+/// A place in the stream of records: behind everything that lies before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Position {
+    pub(crate) lsn: Lsn,
+    /// Offset in the batch's body.
+    pub(crate) offset: u32,
+}
+
+/// Where the next recovery begins to read: the batch after the newest one that was durable when the checkpoint began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ReplayFrom {
+    pub(crate) segment: u64,
+    pub(crate) offset: u64,
+    pub(crate) lsn: Lsn,
+}
+
+/// The fixed part of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CheckpointHeader {
+    pub(crate) lane: u32,
+    pub(crate) store: u128,
+    pub(crate) replay: ReplayFrom,
+    /// Every batch up to here was durable when it was written.
+    pub(crate) durable: Lsn,
+    pub(crate) entries: u64,
+}
+
+impl CheckpointHeader {
+    /// The whole file.
+    pub(crate) fn encode(&self, sections: &[Section]) -> Vec<u8> {
+        let body: usize = sections.iter().map(|section| section.bytes.len()).sum();
+        let crc = sections
+            .iter()
+            .fold(0, |crc, section| crc32c::crc32c_append(crc, &section.bytes));
+        let mut file = Vec::with_capacity(HEADER_BYTES + body);
+        file.extend_from_slice(MAGIC);
+        file.put_u32_le(VERSION);
+        file.put_u32_le(self.lane);
+        file.put_u128_le(self.store);
+        file.put_u64_le(self.replay.segment);
+        file.put_u64_le(self.replay.offset);
+        file.put_u64_le(self.replay.lsn.0);
+        file.put_u64_le(self.durable.0);
+        file.put_u64_le(self.entries);
+        file.put_u64_le(body as u64);
+        file.put_u32_le(crc);
+        let crc = crc32c::crc32c(&file);
+        file.put_u32_le(crc);
+        for section in sections {
+            file.extend_from_slice(&section.bytes);
+        }
+        file
+    }
+
+    fn parse(file: &[u8]) -> Result<Self, &'static str> {
+        if file.len() < HEADER_BYTES || &file[..8] != MAGIC {
+            return Err("no checkpoint header");
+        }
+        if crc32c::crc32c(&file[..84]) != u32_at(file, 84) {
+            return Err("the checkpoint header fails its checksum");
+        }
+        if u32_at(file, 8) != VERSION {
+            return Err("a checkpoint of an unknown format version");
+        }
+        let body = &file[HEADER_BYTES..];
+        if body.len() as u64 != u64_at(file, 72) || crc32c::crc32c(body) != u32_at(file, 80) {
+            return Err("the checkpoint fails its checksum");
+        }
+        Ok(Self {
+            lane: u32_at(file, 12),
+            store: u128::from(u64_at(file, 16)) | u128::from(u64_at(file, 24)) << 64,
+            replay: ReplayFrom {
+                segment: u64_at(file, 32),
+                offset: u64_at(file, 40),
+                lsn: Lsn(u64_at(file, 48)),
+            },
+            durable: Lsn(u64_at(file, 56)),
+            entries: u64_at(file, 64),
+        })
+    }
+}
+
+/// One shard's part.
+#[derive(Debug, Default)]
+pub(crate) struct Section {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) entries: u64,
+    /// Block bytes by segment.
+    pub(crate) live: FxHashMap<u64, u64>,
+}
+
+/// A block reference in a section whose place was not known when it was written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patch {
+    at: usize,
+    pub(crate) turn: u64,
+}
+
+impl Section {
+    /// Appends a group as of `position`. Blocks without a place yet are noted in `patches`.
+    pub(crate) fn put_group(
+        &mut self,
+        group: GroupId,
+        log: &GroupLog,
+        position: Position,
+        patches: &mut Vec<Patch>,
+    ) {
+        let mut configuration = Vec::new();
+        put_configuration(&mut configuration, &log.configuration);
+        let fault = log.fault.as_deref().unwrap_or("");
+        let state = log.hard_state;
+        let flags = if state.vote.is_some() { VOTED } else { 0 };
+        self.put_entry(group, flags, position);
+        self.bytes.put_u32_le(configuration.len() as u32);
+        self.bytes.put_u32_le(fault.len() as u32);
+        self.bytes.put_u32_le(log.blocks.len() as u32);
+        for value in [
+            state.term.0,
+            state.vote.map_or(0, |node| node.0),
+            state.commit.0,
+            log.base.term.0,
+            log.base.index.0,
+        ] {
+            self.bytes.put_u64_le(value);
+        }
+        self.bytes.extend_from_slice(&configuration);
+        self.bytes.extend_from_slice(fault.as_bytes());
+        for block in &log.blocks {
+            self.bytes.put_u64_le(block.first.0);
+            self.bytes.put_u64_le(block.term.0);
+            let segment = match block.place.get() {
+                Where::Segment(segment) => {
+                    *self.live.entry(segment).or_default() += u64::from(block.bytes);
+                    segment
+                }
+                Where::Turn(turn) => {
+                    patches.push(Patch {
+                        at: self.bytes.len(),
+                        turn,
+                    });
+                    0
+                }
+            };
+            self.bytes.put_u64_le(segment);
+            self.bytes.put_u32_le(block.offset);
+            self.bytes.put_u32_le(block.bytes);
+            self.bytes.put_u32_le(block.count);
+            self.bytes.put_u32_le(block.packed);
+        }
+    }
+
+    /// Appends a tombstone.
+    pub(crate) fn put_tombstone(&mut self, group: GroupId, position: Position) {
+        self.put_entry(group, TOMBSTONE, position);
+        self.bytes.put_bytes(0, ENTRY_BYTES - 24);
+    }
+
+    fn put_entry(&mut self, group: GroupId, flags: u32, position: Position) {
+        self.entries += 1;
+        self.bytes.put_u64_le(group.0);
+        self.bytes.put_u64_le(position.lsn.0);
+        self.bytes.put_u32_le(position.offset);
+        self.bytes.put_u32_le(flags);
+    }
+
+    /// Fills in a place that has become known.
+    pub(crate) fn patch(&mut self, patch: Patch, segment: u64, base: u32) {
+        let offset = u32_at(&self.bytes, patch.at + 8) + base;
+        self.bytes[patch.at..patch.at + 8].copy_from_slice(&segment.to_le_bytes());
+        self.bytes[patch.at + 8..patch.at + 12].copy_from_slice(&offset.to_le_bytes());
+        *self.live.entry(segment).or_default() += u64::from(u32_at(&self.bytes, patch.at + 12));
+    }
+}
+
+/// One group or tombstone of a loaded checkpoint.
+pub(crate) struct Loaded {
+    pub(crate) group: GroupId,
+    /// Records of the group before this position are in `log` already.
+    pub(crate) position: Position,
+    /// `None` for a tombstone.
+    pub(crate) log: Option<GroupLog>,
+}
+
+/// Reads a whole checkpoint file, calling `each` for its entries in order.
+pub(crate) fn load(
+    file: &[u8],
+    interned: &mut Interned,
+    mut each: impl FnMut(Loaded),
+) -> Result<CheckpointHeader, &'static str> {
+    let header = CheckpointHeader::parse(file)?;
+    let mut rest = &file[HEADER_BYTES..];
+    for _ in 0..header.entries {
+        each(load_entry(&mut rest, interned).ok_or("a checkpoint entry does not parse")?);
+    }
+    if !rest.is_empty() {
+        return Err("the checkpoint has bytes behind its last entry");
+    }
+    Ok(header)
+}
+
+fn load_entry(rest: &mut &[u8], interned: &mut Interned) -> Option<Loaded> {
+    let entry = take(rest, ENTRY_BYTES)?;
+    let group = GroupId(u64_at(entry, 0));
+    let position = Position {
+        lsn: Lsn(u64_at(entry, 8)),
+        offset: u32_at(entry, 16),
+    };
+    let flags = u32_at(entry, 20);
+    if flags & TOMBSTONE != 0 {
+        return Some(Loaded {
+            group,
+            position,
+            log: None,
+        });
+    }
+    let [configuration, fault, blocks] = [24, 28, 32].map(|at| u32_at(entry, at) as usize);
+    let vote = NodeId(u64_at(entry, 44));
+    let mut log = GroupLog::new(Arc::default());
+    log.hard_state = HardState {
+        term: Term(u64_at(entry, 36)),
+        vote: (flags & VOTED != 0).then_some(vote),
+        commit: Index(u64_at(entry, 52)),
+    };
+    log.base = LogPosition {
+        term: Term(u64_at(entry, 60)),
+        index: Index(u64_at(entry, 68)),
+    };
+    log.configuration = interned.share(parse_configuration(take(rest, configuration)?)?);
+    if fault > 0 {
+        log.fault = Some(String::from_utf8_lossy(take(rest, fault)?).into());
+    }
+    let refs = take(rest, blocks.checked_mul(BLOCK_BYTES)?)?;
+    log.blocks.reserve_exact(blocks);
+    for block in refs.chunks_exact(BLOCK_BYTES) {
+        log.blocks.push_back(BlockRef {
+            first: Index(u64_at(block, 0)),
+            term: Term(u64_at(block, 8)),
+            place: Place::segment(u64_at(block, 16)),
+            offset: u32_at(block, 24),
+            bytes: u32_at(block, 28),
+            count: u32_at(block, 32),
+            packed: u32_at(block, 36),
+        });
+    }
+    Some(Loaded {
+        group,
+        position,
+        log: Some(log),
+    })
+}
+
+fn take<'a>(rest: &mut &'a [u8], bytes: usize) -> Option<&'a [u8]> {
+    let (head, tail) = rest.split_at_checked(bytes)?;
+    *rest = tail;
+    Some(head)
+}

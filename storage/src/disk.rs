@@ -1,0 +1,224 @@
+//! Owns the seam to the disk: every file operation of this crate goes through [`Disk`] and [`SegmentFile`].
+//! Must never retry, and never report success before the operating system did.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustix::fs::{Advice, FlockOperation, OFlags};
+
+use crate::format::PAGE_BYTES;
+use crate::mapping::FileSegment;
+use crate::options::WalMode;
+
+/// How a segment file is to be used.
+#[derive(Clone, Copy, Debug)]
+pub struct SegmentSpec {
+    /// Append path.
+    pub mode: WalMode,
+    /// Whether batches bypass the page cache.
+    pub direct_io: bool,
+}
+
+/// A file system: the real one, or a simulated one that loses what was not synced.
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// Creates a directory and its parents, durably. It may exist.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// Makes creations, renames and removals in a directory durable.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// Names in a directory, sorted. A missing directory is empty.
+    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+    /// A whole file.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// Length of a file.
+    fn file_bytes(&self, path: &Path) -> io::Result<u64>;
+    /// Writes a whole file, new or truncated, and syncs it. Its name is durable only after `sync_dir`.
+    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
+    /// Overwrites a part of an existing file and syncs it. Needs no free space.
+    fn overwrite(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Renames within a directory.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Takes an exclusive lock until the guard is dropped; `WouldBlock` when somebody has it.
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
+    /// Fills a file, new or recycled, with `bytes` real zeros and syncs it.
+    fn zero_segment(&self, path: &Path, bytes: u64, spec: SegmentSpec) -> io::Result<()>;
+    /// Opens a segment file for reading and appending.
+    fn open_segment(&self, path: &Path, spec: SegmentSpec) -> io::Result<Arc<dyn SegmentFile>>;
+    /// Free bytes on the file system of a directory.
+    fn free_bytes(&self, path: &Path) -> io::Result<u64>;
+    /// Bits nobody can guess.
+    fn entropy(&self) -> io::Result<u128>;
+
+    /// Replaces a small file atomically and durably.
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let temporary = path.with_extension("tmp");
+        self.write_new(&temporary, bytes)?;
+        self.rename(&temporary, path)?;
+        self.sync_dir(path.parent().unwrap_or(Path::new(".")))
+    }
+}
+
+/// One open segment. Offsets and lengths given to `write` are multiples of 4096.
+pub trait SegmentFile: Send + Sync + fmt::Debug {
+    /// Length of the file in bytes.
+    fn len(&self) -> u64;
+    /// Whether it has no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Writes; durable only after `sync`. `bytes` must start at a page boundary in memory.
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// The barrier: what was written to the range is on stable storage afterwards.
+    fn sync(&self, offset: u64, bytes: u64) -> io::Result<()>;
+    /// Bytes of the file without a copy. They keep the segment open. The range must not be written any more.
+    fn read(self: Arc<Self>, offset: u64, bytes: usize) -> Bytes;
+}
+
+/// The machine's file system.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct FileDisk;
+
+/// What a mapped segment is zeroed with: large writes would fill the page cache with large folios, and
+/// a later msync of one page would then write the whole folio.
+const SMALL_FILL: usize = PAGE_BYTES;
+const LARGE_FILL: usize = 1 << 20;
+
+impl Disk for FileDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        if path.is_dir() {
+            return Ok(());
+        }
+        let parent = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        if let Some(parent) = parent {
+            self.create_dir(parent)?;
+        }
+        match fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        self.sync_dir(parent.unwrap_or(Path::new(".")))
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        fs::read(path)
+    }
+
+    fn file_bytes(&self, path: &Path) -> io::Result<u64> {
+        Ok(fs::metadata(path)?.len())
+    }
+
+    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut file = File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    }
+
+    fn overwrite(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let file = OpenOptions::new().write(true).open(path)?;
+        file.write_all_at(bytes, offset)?;
+        file.sync_all()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Box::new(file))
+    }
+
+    fn zero_segment(&self, path: &Path, bytes: u64, spec: SegmentSpec) -> io::Result<()> {
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)?;
+        // Pages cached by an earlier use would keep their large folios.
+        drop_cache(&file)?;
+        let fill = vec![
+            0;
+            if spec.mode == WalMode::Mapped {
+                SMALL_FILL
+            } else {
+                LARGE_FILL
+            }
+        ];
+        let mut at = 0;
+        while at < bytes {
+            let step = (bytes - at).min(fill.len() as u64);
+            file.write_all_at(&fill[..step as usize], at)?;
+            at += step;
+        }
+        file.set_len(bytes)?;
+        file.sync_all()?;
+        if spec.direct_io {
+            drop_cache(&file)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn open_segment(&self, path: &Path, spec: SegmentSpec) -> io::Result<Arc<dyn SegmentFile>> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let direct = match spec.direct_io {
+            true => Some(
+                OpenOptions::new()
+                    .write(true)
+                    .custom_flags(OFlags::DIRECT.bits() as i32)
+                    .open(path)?,
+            ),
+            false => None,
+        };
+        Ok(Arc::new(FileSegment::new(file, direct, spec.mode)?))
+    }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(path)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn entropy(&self) -> io::Result<u128> {
+        let mut bytes = [0; 16];
+        io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
+        Ok(u128::from_le_bytes(bytes))
+    }
+}
+
+fn drop_cache(file: &File) -> io::Result<()> {
+    Ok(rustix::fs::fadvise(file, 0, None, Advice::DontNeed)?)
+}

@@ -1,0 +1,453 @@
+//! Owns the bytes of segment headers, batch headers and control records (docs/wal-format.md has the maps).
+//! Must never do I/O, and never trust a length before it has been held against the bytes at hand.
+
+use bytes::{BufMut, BytesMut};
+use polyraft_raft::{
+    Configuration, EntryRange, GroupId, HardState, Index, LogPosition, NodeId, Term,
+};
+
+use crate::block::{
+    BLOCK_HEADER_BYTES, BLOCK_MAGIC, EntryBlock, is_intact, u16_at, u32_at, u64_at,
+};
+
+/// Unit of batch alignment and of everything that is written in place.
+pub const PAGE_BYTES: usize = 4096;
+/// The first batch of a segment starts here.
+pub const SEGMENT_HEADER_BYTES: u64 = PAGE_BYTES as u64;
+/// Bytes of a batch header; records follow.
+pub const BATCH_HEADER_BYTES: usize = 64;
+/// Bytes of a control record's header; its payload follows.
+pub const CONTROL_HEADER_BYTES: usize = 24;
+
+const SEGMENT_MAGIC: &[u8; 8] = b"PRWALSEG";
+const BATCH_MAGIC: u32 = u32::from_le_bytes(*b"PRBT");
+const CONTROL_MAGIC: u16 = u16::from_le_bytes(*b"PR");
+const VERSION: u16 = 1;
+
+/// The header of a segment file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentHeader {
+    /// The lane it belongs to.
+    pub lane: u32,
+    /// The data directory's store id: a file copied in from elsewhere is recognised.
+    pub store: u128,
+    /// Position of the segment in the lane's history; grows with each preparation, gaps are allowed.
+    pub sequence: u64,
+    /// Fresh for each preparation; batches repeat it, so what an earlier use left behind cannot pass for a batch.
+    pub salt: u64,
+    /// Length of the file.
+    pub bytes: u64,
+    /// The node's incarnation that prepared it.
+    pub incarnation: u64,
+}
+
+impl SegmentHeader {
+    /// The header's page.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut page = Vec::with_capacity(PAGE_BYTES);
+        page.extend_from_slice(SEGMENT_MAGIC);
+        page.put_u32_le(u32::from(VERSION));
+        page.put_u32_le(self.lane);
+        page.put_u128_le(self.store);
+        page.put_u64_le(self.sequence);
+        page.put_u64_le(self.salt);
+        page.put_u64_le(self.bytes);
+        page.put_u64_le(self.incarnation);
+        let crc = crc32c::crc32c(&page);
+        page.put_u32_le(crc);
+        page.resize(PAGE_BYTES, 0);
+        page
+    }
+
+    /// Reads a header page; the error says what does not fit.
+    pub fn parse(page: &[u8]) -> Result<Self, &'static str> {
+        if page.len() < 68 || &page[..8] != SEGMENT_MAGIC {
+            return Err("no segment header");
+        }
+        if crc32c::crc32c(&page[..64]) != u32_at(page, 64) {
+            return Err("segment header checksum mismatch");
+        }
+        if u32_at(page, 8) != u32::from(VERSION) {
+            return Err("segment of an unknown format version");
+        }
+        Ok(Self {
+            lane: u32_at(page, 12),
+            store: u128::from(u64_at(page, 16)) | u128::from(u64_at(page, 24)) << 64,
+            sequence: u64_at(page, 32),
+            salt: u64_at(page, 40),
+            bytes: u64_at(page, 48),
+            incarnation: u64_at(page, 56),
+        })
+    }
+}
+
+/// The header of a batch: what one barrier made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchHeader {
+    /// The segment's salt.
+    pub salt: u64,
+    /// Number of the batch in its lane, from 1, without gaps.
+    pub lsn: u64,
+    /// Highest batch known durable when this one was written.
+    pub last_durable: u64,
+    /// Bytes of records after the header, padding not counted.
+    pub body_bytes: u32,
+    /// Number of records.
+    pub records: u32,
+    /// The node's incarnation that wrote it.
+    pub incarnation: u64,
+    /// crc32c of the records.
+    pub body_crc: u32,
+}
+
+impl BatchHeader {
+    /// Writes the header into the first bytes of a batch.
+    pub fn encode(&self, into: &mut [u8]) {
+        into[0..4].copy_from_slice(&BATCH_MAGIC.to_le_bytes());
+        into[4..8].copy_from_slice(&u32::from(VERSION).to_le_bytes());
+        into[8..16].copy_from_slice(&self.salt.to_le_bytes());
+        into[16..24].copy_from_slice(&self.lsn.to_le_bytes());
+        into[24..32].copy_from_slice(&self.last_durable.to_le_bytes());
+        into[32..36].copy_from_slice(&self.body_bytes.to_le_bytes());
+        into[36..40].copy_from_slice(&self.records.to_le_bytes());
+        into[40..48].copy_from_slice(&self.incarnation.to_le_bytes());
+        into[48..52].copy_from_slice(&self.body_crc.to_le_bytes());
+        into[52..60].fill(0);
+        let crc = crc32c::crc32c(&into[..60]);
+        into[60..64].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    /// Reads a header whose own checksum matches; anything else is `None`.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() < BATCH_HEADER_BYTES || u32_at(bytes, 0) != BATCH_MAGIC {
+            return None;
+        }
+        if crc32c::crc32c(&bytes[..60]) != u32_at(bytes, 60)
+            || u32_at(bytes, 4) != u32::from(VERSION)
+        {
+            return None;
+        }
+        Some(Self {
+            salt: u64_at(bytes, 8),
+            lsn: u64_at(bytes, 16),
+            last_durable: u64_at(bytes, 24),
+            body_bytes: u32_at(bytes, 32),
+            records: u32_at(bytes, 36),
+            incarnation: u64_at(bytes, 40),
+            body_crc: u32_at(bytes, 48),
+        })
+    }
+
+    /// Bytes that the batch takes in its segment.
+    pub fn padded(&self) -> u64 {
+        padded(self.body_bytes as usize)
+    }
+}
+
+/// Bytes that a batch with `body` bytes of records takes in its segment.
+pub fn padded(body: usize) -> u64 {
+    (BATCH_HEADER_BYTES + body).next_multiple_of(PAGE_BYTES) as u64
+}
+
+/// One record of a batch, decoded.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Record {
+    /// An entry block, exactly as packed.
+    Block {
+        /// Its entries.
+        range: EntryRange,
+    },
+    /// A group begins.
+    Create(Configuration),
+    /// Term, vote and commit hint.
+    HardState(HardState),
+    /// Entries from here on are gone.
+    Truncate {
+        /// First index that goes.
+        from: Index,
+    },
+    /// Entries up to here are gone.
+    Purge {
+        /// Last position that goes.
+        through: LogPosition,
+    },
+    /// The group is gone and must not come back by itself.
+    Tombstone,
+    /// An entry block that was written before and moved here; it begins `CONTROL_HEADER_BYTES` into the record.
+    Relocated {
+        /// Its entries.
+        range: EntryRange,
+    },
+}
+
+/// A record with its place in the batch body.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Located {
+    /// Byte offset in the body.
+    pub offset: u32,
+    /// Bytes it takes.
+    pub bytes: u32,
+    /// The group it belongs to.
+    pub group: GroupId,
+    /// What it says.
+    pub record: Record,
+}
+
+/// A record that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordDamage {
+    /// Byte offset in the body.
+    pub offset: u32,
+    /// Whose record it was, when its header is intact; reading may then go on behind it.
+    pub group: Option<GroupId>,
+    /// What is wrong.
+    pub reason: &'static str,
+}
+
+/// Walks the records of a batch body. Stops after damage that cannot be attributed to a group.
+pub struct Records<'a> {
+    body: &'a [u8],
+    at: usize,
+    verify: bool,
+}
+
+impl<'a> Records<'a> {
+    /// `verify` checks each record's own checksum; without it the caller has checked the batch as a whole.
+    pub fn new(body: &'a [u8], verify: bool) -> Self {
+        Self {
+            body,
+            at: 0,
+            verify,
+        }
+    }
+
+    fn next_record(&mut self) -> Result<Located, RecordDamage> {
+        let offset = self.at as u32;
+        let rest = &self.body[self.at..];
+        let unknown = |reason| RecordDamage {
+            offset,
+            group: None,
+            reason,
+        };
+        if rest.len() < CONTROL_HEADER_BYTES {
+            return Err(unknown("the record is cut short"));
+        }
+        if u16_at(rest, 0) == BLOCK_MAGIC {
+            let (group, range, bytes) = block_header(rest).map_err(unknown)?;
+            self.at += bytes;
+            if self.verify && !is_intact(&rest[..bytes]) {
+                return Err(RecordDamage {
+                    offset,
+                    group: Some(group),
+                    reason: "an entry block fails its checksum",
+                });
+            }
+            return Ok(Located {
+                offset,
+                bytes: bytes as u32,
+                group,
+                record: Record::Block { range },
+            });
+        }
+        if u16_at(rest, 0) != CONTROL_MAGIC {
+            return Err(unknown("no record begins here"));
+        }
+        if crc32c::crc32c(&rest[..20]) != u32_at(rest, 20) {
+            return Err(unknown("a record header fails its checksum"));
+        }
+        let payload_bytes = u32_at(rest, 4) as usize;
+        let bytes = CONTROL_HEADER_BYTES + payload_bytes.next_multiple_of(8);
+        if bytes > rest.len() {
+            return Err(unknown("a record is longer than its batch"));
+        }
+        let group = GroupId(u64_at(rest, 8));
+        let payload = &rest[CONTROL_HEADER_BYTES..CONTROL_HEADER_BYTES + payload_bytes];
+        self.at += bytes;
+        let damage = |reason| RecordDamage {
+            offset,
+            group: Some(group),
+            reason,
+        };
+        if self.verify && control_crc(rest[3], payload) != u32_at(rest, 16) {
+            return Err(damage("a record fails its checksum"));
+        }
+        let record = control_payload(rest[3], rest[2], payload)
+            .ok_or_else(|| damage("a record of unknown form"))?;
+        if self.verify && rest[3] == RELOCATED && !is_intact(payload) {
+            return Err(damage("a relocated entry block fails its checksum"));
+        }
+        Ok(Located {
+            offset,
+            bytes: bytes as u32,
+            group,
+            record,
+        })
+    }
+}
+
+impl Iterator for Records<'_> {
+    type Item = Result<Located, RecordDamage>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.at >= self.body.len() {
+            return None;
+        }
+        let item = self.next_record();
+        if matches!(item, Err(RecordDamage { group: None, .. })) {
+            self.at = self.body.len();
+        }
+        Some(item)
+    }
+}
+
+fn block_header(rest: &[u8]) -> Result<(GroupId, EntryRange, usize), &'static str> {
+    let bytes =
+        EntryBlock::encoded_len(rest).map_err(|_| "an entry block header fails its checks")?;
+    if bytes > rest.len() {
+        return Err("an entry block is longer than its batch");
+    }
+    let (group, _, range) =
+        EntryBlock::peek(rest).map_err(|_| "an entry block header fails its checks")?;
+    Ok((group, range, bytes))
+}
+
+const CREATE: u8 = 1;
+const HARD_STATE: u8 = 2;
+const TRUNCATE: u8 = 3;
+const PURGE: u8 = 4;
+const TOMBSTONE: u8 = 5;
+const RELOCATED: u8 = 6;
+
+fn control_payload(kind: u8, version: u8, payload: &[u8]) -> Option<Record> {
+    if u16::from(version) != VERSION {
+        return None;
+    }
+    match (kind, payload.len()) {
+        (CREATE, _) => parse_configuration(payload).map(Record::Create),
+        (HARD_STATE, 32) => Some(Record::HardState(HardState {
+            term: Term(u64_at(payload, 0)),
+            vote: (u64_at(payload, 8) != 0).then(|| NodeId(u64_at(payload, 16))),
+            commit: Index(u64_at(payload, 24)),
+        })),
+        (TRUNCATE, 8) => Some(Record::Truncate {
+            from: Index(u64_at(payload, 0)),
+        }),
+        (PURGE, 16) => Some(Record::Purge {
+            through: LogPosition {
+                term: Term(u64_at(payload, 0)),
+                index: Index(u64_at(payload, 8)),
+            },
+        }),
+        (TOMBSTONE, 0) => Some(Record::Tombstone),
+        (RELOCATED, _) => {
+            let (_, range, bytes) = block_header(payload).ok()?;
+            (bytes == payload.len()).then_some(Record::Relocated { range })
+        }
+        _ => None,
+    }
+}
+
+/// Appends the record that creates a group.
+pub fn put_create(buffer: &mut BytesMut, group: GroupId, configuration: &Configuration) {
+    let mut payload = Vec::new();
+    put_configuration(&mut payload, configuration);
+    put_control(buffer, CREATE, group, &payload);
+}
+
+/// Appends a hard state.
+pub fn put_hard_state(buffer: &mut BytesMut, group: GroupId, state: &HardState) {
+    let mut payload = [0; 32];
+    payload[0..8].copy_from_slice(&state.term.0.to_le_bytes());
+    payload[8..16].copy_from_slice(&u64::from(state.vote.is_some()).to_le_bytes());
+    payload[16..24].copy_from_slice(&state.vote.map_or(0, |node| node.0).to_le_bytes());
+    payload[24..32].copy_from_slice(&state.commit.0.to_le_bytes());
+    put_control(buffer, HARD_STATE, group, &payload);
+}
+
+/// Appends a truncation.
+pub fn put_truncate(buffer: &mut BytesMut, group: GroupId, from: Index) {
+    put_control(buffer, TRUNCATE, group, &from.0.to_le_bytes());
+}
+
+/// Appends a purge.
+pub fn put_purge(buffer: &mut BytesMut, group: GroupId, through: LogPosition) {
+    let mut payload = [0; 16];
+    payload[0..8].copy_from_slice(&through.term.0.to_le_bytes());
+    payload[8..16].copy_from_slice(&through.index.0.to_le_bytes());
+    put_control(buffer, PURGE, group, &payload);
+}
+
+/// Appends a tombstone.
+pub fn put_tombstone(buffer: &mut BytesMut, group: GroupId) {
+    put_control(buffer, TOMBSTONE, group, &[]);
+}
+
+/// Appends a block that moves.
+pub fn put_relocated(buffer: &mut BytesMut, block: &EntryBlock) {
+    put_control(buffer, RELOCATED, block.group(), block.as_bytes());
+}
+
+fn put_control(buffer: &mut BytesMut, kind: u8, group: GroupId, payload: &[u8]) {
+    let start = buffer.len();
+    buffer.put_u16_le(CONTROL_MAGIC);
+    buffer.put_u8(VERSION as u8);
+    buffer.put_u8(kind);
+    buffer.put_u32_le(payload.len() as u32);
+    buffer.put_u64_le(group.0);
+    buffer.put_u32_le(control_crc(kind, payload));
+    let crc = crc32c::crc32c(&buffer[start..]);
+    buffer.put_u32_le(crc);
+    buffer.put_slice(payload);
+    buffer.put_bytes(0, payload.len().next_multiple_of(8) - payload.len());
+}
+
+/// A relocated block carries its own checksum: only its header is covered twice.
+fn control_crc(kind: u8, payload: &[u8]) -> u32 {
+    let covered = if kind == RELOCATED {
+        payload.len().min(BLOCK_HEADER_BYTES)
+    } else {
+        payload.len()
+    };
+    crc32c::crc32c(&payload[..covered])
+}
+
+/// Four counted lists of node ids: incoming voters, outgoing voters, learners, next learners.
+pub fn put_configuration(into: &mut Vec<u8>, configuration: &Configuration) {
+    let lists = [
+        configuration.voters(),
+        configuration.outgoing(),
+        configuration.learners(),
+        configuration.learners_next(),
+    ];
+    for list in &lists {
+        into.put_u32_le(list.len() as u32);
+    }
+    for node in lists.iter().flat_map(|list| list.iter()) {
+        into.put_u64_le(node.0);
+    }
+}
+
+/// Reads what [`put_configuration`] wrote, to the last byte.
+pub fn parse_configuration(bytes: &[u8]) -> Option<Configuration> {
+    if bytes.len() < 16 {
+        return None;
+    }
+    let counts: [usize; 4] = std::array::from_fn(|at| u32_at(bytes, 4 * at) as usize);
+    let total = counts
+        .iter()
+        .try_fold(0usize, |sum, count| sum.checked_add(*count))?;
+    if total.checked_mul(8)?.checked_add(16)? != bytes.len() {
+        return None;
+    }
+    let mut nodes = bytes[16..]
+        .chunks_exact(8)
+        .map(|node| NodeId(u64_at(node, 0)));
+    let [voters, outgoing, learners, learners_next] =
+        counts.map(|count| nodes.by_ref().take(count).collect::<Vec<_>>());
+    Some(Configuration::joint(
+        voters,
+        outgoing,
+        learners,
+        learners_next,
+    ))
+}

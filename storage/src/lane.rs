@@ -1,0 +1,499 @@
+//! Owns one lane of the log: group commit, its watermark, rotation and poisoning.
+//! Must never report a batch durable before its barrier returned, and never retry a failed one.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::batch::{Batch, Lsn, Queue, Tally};
+use crate::data_dir::DataDir;
+use crate::error::StorageError;
+use crate::format::{BATCH_HEADER_BYTES, BatchHeader, SEGMENT_HEADER_BYTES, padded};
+use crate::maintenance::{Maintenance, ReplayFrom};
+use crate::options::WalOptions;
+use crate::pool::{Segment, Segments};
+use crate::stats::Counters;
+
+/// The watermark of a lane: every batch up to `lsn` is on stable storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Durable {
+    /// The lane.
+    pub lane: usize,
+    /// Highest durable batch; grows from report to report.
+    pub lsn: Lsn,
+}
+
+/// Hears what becomes of a lane's batches. Called on the lane's flusher thread: must be short and must not block.
+pub trait WalObserver: Send + Sync {
+    /// The watermark moved. Only the newest one matters.
+    fn durable(&self, durable: &Durable);
+    /// A write or sync failed and the lane is closed: the node has to stop.
+    fn failed(&self, error: &StorageError);
+    /// Every shard of the lane should call [`crate::ShardLog::maintain`] between turns until it returns false.
+    fn maintain(&self);
+}
+
+/// A turn piece that became durable: where it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placed {
+    pub(crate) turn: u64,
+    pub(crate) segment: u64,
+    pub(crate) offset: u32,
+}
+
+/// What the flusher and the shards of a lane share.
+pub(crate) struct Lane {
+    pub(crate) index: usize,
+    pub(crate) options: WalOptions,
+    pub(crate) segments: Segments,
+    pub(crate) maintenance: Maintenance,
+    pub(crate) counters: Counters,
+    queue: Mutex<Queue>,
+    wake_flusher: Condvar,
+    writer: Mutex<Writer>,
+    /// By shard of the lane: pieces that were placed and not yet collected.
+    placed: Vec<Mutex<Vec<Placed>>>,
+    observer: RwLock<Option<Arc<dyn WalObserver>>>,
+    tender: Mutex<Tender>,
+    wake_tender: Condvar,
+    stopping: AtomicBool,
+    pending: AtomicU64,
+    durable: AtomicU64,
+    incarnation: u64,
+    /// Keeps the directory locked as long as anything may write to it.
+    dir: DataDir,
+}
+
+struct Writer {
+    active: Arc<Segment>,
+    offset: u64,
+    /// Since the last checkpoint was asked for.
+    bytes_since_checkpoint: u64,
+}
+
+#[derive(Default)]
+struct Tender {
+    wanted: bool,
+}
+
+/// Where recovery left off.
+pub(crate) struct Tip {
+    pub(crate) active: Arc<Segment>,
+    pub(crate) offset: u64,
+    pub(crate) durable: Lsn,
+    /// Log bytes that the next recovery would replay.
+    pub(crate) bytes_since_checkpoint: u64,
+}
+
+impl Lane {
+    pub(crate) fn new(
+        index: usize,
+        dir: DataDir,
+        options: WalOptions,
+        shards: usize,
+        segments: Segments,
+        tip: Tip,
+        checkpoint: PathBuf,
+    ) -> Result<Self, StorageError> {
+        let queue = Queue::new(options.max_batch_bytes, Lsn(tip.durable.0 + 1))
+            .map_err(|error| StorageError::io(dir.path(), "allocating batch buffers", &error))?;
+        let counters = Counters::default();
+        counters.active_offset.store(tip.offset, Ordering::Relaxed);
+        Ok(Self {
+            index,
+            maintenance: Maintenance::new(
+                Arc::clone(dir.disk()),
+                checkpoint,
+                index,
+                dir.store().0,
+                shards,
+                options.segment_bytes,
+            ),
+            counters,
+            queue: Mutex::new(queue),
+            wake_flusher: Condvar::new(),
+            writer: Mutex::new(Writer {
+                active: tip.active,
+                offset: tip.offset,
+                bytes_since_checkpoint: tip.bytes_since_checkpoint,
+            }),
+            placed: (0..shards).map(|_| Mutex::default()).collect(),
+            observer: RwLock::new(None),
+            tender: Mutex::default(),
+            wake_tender: Condvar::new(),
+            stopping: AtomicBool::new(false),
+            pending: AtomicU64::new(0),
+            durable: AtomicU64::new(tip.durable.0),
+            incarnation: dir.incarnation(),
+            segments,
+            options,
+            dir,
+        })
+    }
+
+    pub(crate) fn observe(&self, observer: Arc<dyn WalObserver>) {
+        *self.observer.write() = Some(observer);
+    }
+
+    pub(crate) fn durable(&self) -> Lsn {
+        Lsn(self.durable.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn pending_bytes(&self) -> u64 {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// Hands a shard's pieces to the group commit: one copy under a short lock, all of them or none.
+    /// `placed` hears of each piece where it went.
+    pub(crate) fn submit<'a>(
+        &self,
+        shard: usize,
+        pieces: impl Iterator<Item = (u64, &'a [u8], Tally)> + Clone,
+        mut placed: impl FnMut(Lsn, u32),
+    ) -> Result<(), StorageError> {
+        let mut queue = self.queue.lock();
+        if let Some(error) = &queue.closed {
+            return Err(error.clone());
+        }
+        if let Some((needed, pool)) = self.segments.shortage() {
+            self.check_room(&queue, pieces.clone(), needed, pool)?;
+        }
+        for (turn, bytes, tally) in pieces {
+            let (lsn, offset) = queue.push(shard, turn, bytes, tally).map_err(|error| {
+                let error = StorageError::io(self.dir.path(), "allocating a batch buffer", &error);
+                queue.closed = Some(error.clone());
+                error
+            })?;
+            placed(lsn, offset);
+        }
+        self.pending.store(queue.pending, Ordering::Relaxed);
+        // A busy flusher looks at the queue again by itself: no system call then.
+        if std::mem::take(&mut queue.asleep) {
+            drop(queue);
+            self.wake_flusher.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Refuses a turn that might not find room in the prepared segments. Turns without entries may use
+    /// the last quarter of a segment: votes, truncations and purges are what gets a node out of a full disk.
+    fn check_room<'a>(
+        &self,
+        queue: &Queue,
+        pieces: impl Iterator<Item = (u64, &'a [u8], Tally)>,
+        needed: u64,
+        pool: u64,
+    ) -> Result<(), StorageError> {
+        let (mut wanted, mut blocks) = (queue.padded_bytes(), 0);
+        for (_, bytes, tally) in pieces {
+            wanted += padded(bytes.len());
+            blocks += tally.blocks;
+        }
+        let reserve = if blocks > 0 {
+            self.options.segment_bytes / 4
+        } else {
+            0
+        };
+        let used = self.counters.active_offset.load(Ordering::Relaxed);
+        let room = (self.options.segment_bytes - used.min(self.options.segment_bytes)) + pool;
+        if wanted + reserve > room {
+            return Err(StorageError::DiskFull {
+                path: self.segments.dir().to_owned(),
+                needed,
+            });
+        }
+        Ok(())
+    }
+
+    /// Writes the oldest waiting batch and makes it durable. Returns false when none waits or the disk is full.
+    pub(crate) fn pump(&self) -> Result<bool, StorageError> {
+        let mut writer = self.writer.lock();
+        let taken = {
+            let mut queue = self.queue.lock();
+            if let Some(error) = &queue.closed {
+                return Err(error.clone());
+            }
+            queue.take()
+        };
+        let taken = taken.map_err(|error| {
+            self.poison(StorageError::io(
+                self.dir.path(),
+                "allocating a batch buffer",
+                &error,
+            ))
+        })?;
+        let Some(batch) = taken else { return Ok(false) };
+        self.commit(&mut writer, batch)
+    }
+
+    /// Ends the log: proves the last batch durable with an empty one behind it, and takes no more.
+    pub(crate) fn close(&self) -> Result<(), StorageError> {
+        while self.pump()? {}
+        let mut writer = self.writer.lock();
+        let mark = {
+            let mut queue = self.queue.lock();
+            if queue.closed.is_some() {
+                return Ok(());
+            }
+            if queue.pending > 0 {
+                return Err(StorageError::DiskFull {
+                    path: self.segments.dir().to_owned(),
+                    needed: queue.padded_bytes(),
+                });
+            }
+            let mark = queue.take_mark();
+            queue.closed = Some(StorageError::Stopped);
+            mark
+        };
+        let mark = mark.map_err(|error| {
+            StorageError::io(self.dir.path(), "allocating a batch buffer", &error)
+        })?;
+        self.commit(&mut writer, mark).map(|_| ())
+    }
+
+    fn commit(&self, writer: &mut Writer, mut batch: Batch) -> Result<bool, StorageError> {
+        match self.write(writer, &mut batch) {
+            Ok(offset) => {
+                self.complete(writer, batch, offset);
+                Ok(true)
+            }
+            // Nothing was written: the batch waits until a purge or the operator made room.
+            Err(error @ StorageError::DiskFull { .. }) => {
+                self.queue.lock().put_back(batch);
+                tracing::warn!(%error, "the log waits for disk space");
+                Ok(false)
+            }
+            Err(error) => Err(self.poison(error)),
+        }
+    }
+
+    /// Returns the batch's offset in the active segment.
+    fn write(&self, writer: &mut Writer, batch: &mut Batch) -> Result<u64, StorageError> {
+        let bytes = padded(batch.body_bytes());
+        if writer.offset + bytes > writer.active.header.bytes {
+            writer.active = self.segments.activate()?;
+            writer.offset = SEGMENT_HEADER_BYTES;
+            self.want_tending();
+        }
+        let (head, body) = batch.buffer.split_at_mut(BATCH_HEADER_BYTES);
+        let body_bytes = batch.len - BATCH_HEADER_BYTES;
+        body[body_bytes..bytes as usize - BATCH_HEADER_BYTES].fill(0);
+        let header = BatchHeader {
+            salt: writer.active.header.salt,
+            lsn: batch.lsn.0,
+            last_durable: self.durable().0,
+            body_bytes: body_bytes as u32,
+            records: batch.tally.records,
+            incarnation: self.incarnation,
+            body_crc: crc32c::crc32c(&body[..body_bytes]),
+        };
+        header.encode(head);
+
+        let fail = |action| {
+            let path = self
+                .segments
+                .dir()
+                .join(crate::pool::slot_name(writer.active.slot));
+            move |error: std::io::Error| StorageError::io(path, action, &error)
+        };
+        let file = &writer.active.file;
+        file.write(writer.offset, &batch.buffer[..bytes as usize])
+            .map_err(fail("writing a batch"))?;
+        let started = Instant::now();
+        file.sync(writer.offset, bytes)
+            .map_err(fail("syncing a batch"))?;
+        self.counters.barrier(started.elapsed());
+        Ok(writer.offset)
+    }
+
+    fn complete(&self, writer: &mut Writer, batch: Batch, offset: u64) {
+        let bytes = padded(batch.body_bytes());
+        let lsn = batch.lsn;
+        writer.offset += bytes;
+        writer.bytes_since_checkpoint += bytes;
+        self.counters.batch(&batch.tally, bytes, writer.offset);
+        let segment = writer.active.header.sequence;
+        for piece in &batch.pieces {
+            let placed = Placed {
+                turn: piece.turn,
+                segment,
+                offset: offset as u32 + piece.offset,
+            };
+            self.placed[piece.shard].lock().push(placed);
+        }
+        self.durable.store(lsn.0, Ordering::Release);
+        {
+            let mut queue = self.queue.lock();
+            queue.done(batch);
+            self.pending.store(queue.pending, Ordering::Relaxed);
+        }
+        let observer = self.observer.read();
+        if let Some(observer) = &*observer {
+            observer.durable(&Durable {
+                lane: self.index,
+                lsn,
+            });
+        }
+        let wanted = writer.bytes_since_checkpoint >= self.options.checkpoint_bytes;
+        if wanted
+            && self.maintenance.begin(ReplayFrom {
+                segment,
+                offset: writer.offset,
+                lsn: Lsn(lsn.0 + 1),
+            })
+        {
+            writer.bytes_since_checkpoint = 0;
+            if let Some(observer) = &*observer {
+                observer.maintain();
+            }
+        }
+    }
+
+    /// Asks for a checkpoint as if enough log had been written. Returns false while one is under way.
+    pub(crate) fn request_checkpoint(&self) -> bool {
+        let mut writer = self.writer.lock();
+        let from = ReplayFrom {
+            segment: writer.active.header.sequence,
+            offset: writer.offset,
+            lsn: Lsn(self.durable().0 + 1),
+        };
+        let begun = self.maintenance.begin(from);
+        if begun {
+            writer.bytes_since_checkpoint = 0;
+            if let Some(observer) = &*self.observer.read() {
+                observer.maintain();
+            }
+        }
+        begun
+    }
+
+    /// Closes the lane for good. What a failed sync left on the disk is unknown, and a second sync that succeeds would
+    /// prove nothing (the kernel drops the dirty pages of a failed one).
+    pub(crate) fn poison(&self, error: StorageError) -> StorageError {
+        let poisoned = match error {
+            StorageError::Poisoned { .. } => error,
+            error => StorageError::Poisoned {
+                reason: error.to_string(),
+            },
+        };
+        {
+            let mut queue = self.queue.lock();
+            if let Some(earlier) = &queue.closed {
+                return earlier.clone();
+            }
+            queue.closed = Some(poisoned.clone());
+        }
+        tracing::error!(error = %poisoned, "the log is poisoned");
+        if let Some(observer) = &*self.observer.read() {
+            observer.failed(&poisoned);
+        }
+        poisoned
+    }
+
+    /// Moves the pieces of a shard that were placed since the last call into `into`.
+    pub(crate) fn collect(&self, shard: usize, into: &mut Vec<Placed>) {
+        into.append(&mut self.placed[shard].lock());
+    }
+
+    /// One step of background work: checkpoint file, recycling, pool. Returns whether there may be more.
+    pub(crate) fn tend(&self) -> Result<bool, StorageError> {
+        let step = || -> Result<bool, StorageError> {
+            if let Some(published) = self
+                .maintenance
+                .publish(self.durable(), &self.segments.sequences())?
+            {
+                self.counters.checkpoint(published.live_bytes);
+                self.segments.retire(&published.dead);
+                if published.relocates
+                    && let Some(observer) = &*self.observer.read()
+                {
+                    observer.maintain();
+                }
+                return Ok(true);
+            }
+            self.segments.tend()
+        };
+        step().map_err(|error| self.poison(error))
+    }
+
+    pub(crate) fn want_tending(&self) {
+        let mut tender = self.tender.lock();
+        tender.wanted = true;
+        self.wake_tender.notify_one();
+    }
+
+    /// What the flusher thread runs until the lane stops or fails.
+    pub(crate) fn flush_loop(&self) {
+        loop {
+            match self.pump() {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(_) => return,
+            }
+            if self.stopping.load(Ordering::Acquire) {
+                if let Err(error) = self.close() {
+                    tracing::error!(%error, "the log was not closed cleanly");
+                }
+                return;
+            }
+            let mut queue = self.queue.lock();
+            if queue.closed.is_some() {
+                return;
+            }
+            let stuck = queue.pending > 0 && self.segments.shortage().is_some();
+            if queue.pending == 0 || stuck {
+                // `stopping` is set before its wake-up takes this lock, so it cannot slip in between.
+                if self.stopping.load(Ordering::Acquire) {
+                    continue;
+                }
+                queue.asleep = true;
+                match stuck {
+                    true => _ = self.wake_flusher.wait_for(&mut queue, RETRY),
+                    false => self.wake_flusher.wait(&mut queue),
+                }
+                queue.asleep = false;
+            }
+        }
+    }
+
+    /// What the background thread runs until the lane stops or fails.
+    pub(crate) fn tend_loop(&self) {
+        while !self.stopping.load(Ordering::Acquire) {
+            match self.tend() {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(_) => return,
+            }
+            let mut tender = self.tender.lock();
+            if !tender.wanted && !self.stopping.load(Ordering::Acquire) {
+                match self.segments.must_retry() {
+                    true => _ = self.wake_tender.wait_for(&mut tender, RETRY),
+                    false => self.wake_tender.wait(&mut tender),
+                }
+            }
+            tender.wanted = false;
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.queue.lock().asleep = false;
+        self.wake_flusher.notify_all();
+        self.want_tending();
+    }
+}
+
+/// How often a full disk or a segment that readers still hold is looked at again.
+const RETRY: Duration = Duration::from_millis(50);
+
+impl std::fmt::Debug for Lane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lane")
+            .field("index", &self.index)
+            .field("durable", &self.durable())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,338 @@
+//! Owns the segment files of a lane: the table of live ones, the pool of prepared ones, and what waits to be reused.
+//! Must never prepare a file that a reader still maps or that the newest checkpoint still needs.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashMap;
+
+use crate::disk::{Disk, SegmentFile, SegmentSpec};
+use crate::error::StorageError;
+use crate::format::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::options::{WalMode, WalOptions};
+
+/// A segment file with a valid header.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) header: SegmentHeader,
+    /// Number in the file's name; outlives the segment when the file is recycled.
+    pub(crate) slot: u64,
+    pub(crate) file: Arc<dyn SegmentFile>,
+}
+
+impl Segment {
+    pub(crate) fn read(&self, offset: u64, bytes: usize) -> Bytes {
+        Arc::clone(&self.file).read(offset, bytes)
+    }
+}
+
+/// The file name of a slot.
+pub(crate) fn slot_name(slot: u64) -> String {
+    format!("{slot:08}.seg")
+}
+
+/// The slot of a file name.
+pub(crate) fn parse_slot(name: &str) -> Option<u64> {
+    name.strip_suffix(".seg")?.parse().ok()
+}
+
+/// All segments of a lane.
+pub(crate) struct Segments {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    options: WalOptions,
+    lane: u32,
+    store: u128,
+    incarnation: u64,
+    /// Segments that hold log, by sequence number.
+    live: RwLock<FxHashMap<u64, Arc<Segment>>>,
+    pool: Mutex<Pool>,
+    /// Held while a file is prepared, so that sequence numbers enter the pool in order.
+    preparing: Mutex<()>,
+}
+
+struct Pool {
+    ready: VecDeque<Arc<Segment>>,
+    /// Out of use, but readers may still map them.
+    retired: Vec<Arc<Segment>>,
+    /// Files without a use: raw material for the pool. The flag says whether their blocks are all written.
+    raw: Vec<Raw>,
+    next_sequence: u64,
+    next_slot: u64,
+    /// Set while the disk has no room for another segment: the bytes that are missing.
+    full: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Raw {
+    pub(crate) slot: u64,
+    /// The file was a whole segment of the configured size, so its blocks are allocated and written.
+    pub(crate) whole: bool,
+}
+
+/// What recovery found.
+pub(crate) struct FoundSegments {
+    pub(crate) live: Vec<Arc<Segment>>,
+    pub(crate) ready: Vec<Arc<Segment>>,
+    pub(crate) retired: Vec<Arc<Segment>>,
+    pub(crate) raw: Vec<Raw>,
+    pub(crate) next_sequence: u64,
+    pub(crate) next_slot: u64,
+}
+
+/// Who owns the files, for their headers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner {
+    pub(crate) lane: u32,
+    pub(crate) store: u128,
+    pub(crate) incarnation: u64,
+}
+
+impl Segments {
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        options: WalOptions,
+        owner: Owner,
+        found: FoundSegments,
+    ) -> Self {
+        let live = found
+            .live
+            .into_iter()
+            .map(|segment| (segment.header.sequence, segment))
+            .collect();
+        let pool = Pool {
+            ready: found.ready.into(),
+            retired: found.retired,
+            raw: found.raw,
+            next_sequence: found.next_sequence,
+            next_slot: found.next_slot,
+            full: None,
+        };
+        Self {
+            disk,
+            dir,
+            options,
+            lane: owner.lane,
+            store: owner.store,
+            incarnation: owner.incarnation,
+            live: RwLock::new(live),
+            pool: Mutex::new(pool),
+            preparing: Mutex::new(()),
+        }
+    }
+
+    pub(crate) fn get(&self, sequence: u64) -> Option<Arc<Segment>> {
+        self.live.read().get(&sequence).cloned()
+    }
+
+    pub(crate) fn sequences(&self) -> Vec<u64> {
+        self.live.read().keys().copied().collect()
+    }
+
+    pub(crate) fn live_count(&self) -> usize {
+        self.live.read().len()
+    }
+
+    /// The next segment to write to. Waits for the disk only when the pool is empty.
+    pub(crate) fn activate(&self) -> Result<Arc<Segment>, StorageError> {
+        let ready = self.pool.lock().ready.pop_front();
+        let segment = match ready {
+            Some(segment) => segment,
+            None => {
+                let preparing = self.preparing.lock();
+                // The background thread may have finished one while this thread waited.
+                let ready = self.pool.lock().ready.pop_front();
+                let segment = ready.map_or_else(|| self.prepare(), Ok)?;
+                drop(preparing);
+                segment
+            }
+        };
+        self.live
+            .write()
+            .insert(segment.header.sequence, Arc::clone(&segment));
+        Ok(segment)
+    }
+
+    /// Takes segments out of use. Their files return to the pool once nobody reads them.
+    pub(crate) fn retire(&self, sequences: &[u64]) {
+        let mut live = self.live.write();
+        let gone = sequences
+            .iter()
+            .filter_map(|sequence| live.remove(sequence));
+        self.pool.lock().retired.extend(gone);
+    }
+
+    /// One step of background work: frees a retired file or prepares a segment. Returns whether it did anything.
+    pub(crate) fn tend(&self) -> Result<bool, StorageError> {
+        if self.free_retired()? {
+            return Ok(true);
+        }
+        let preparing = self.preparing.lock();
+        if self.pool.lock().ready.len() >= self.options.pool_segments {
+            return self.drop_surplus();
+        }
+        let prepared = self.prepare();
+        match prepared {
+            Ok(segment) => self.pool.lock().ready.push_back(segment),
+            // `submit` reports it to whoever wants to write; space may come back.
+            Err(error) if error.is_disk_full() => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        drop(preparing);
+        Ok(true)
+    }
+
+    /// Whether readers or a full disk keep background work from being done now, so that it has to be tried again.
+    pub(crate) fn must_retry(&self) -> bool {
+        let pool = self.pool.lock();
+        pool.full.is_some() || !pool.retired.is_empty()
+    }
+
+    /// Bytes missing on the disk for the next segment, and how many the pool still takes for certain.
+    pub(crate) fn shortage(&self) -> Option<(u64, u64)> {
+        let pool = self.pool.lock();
+        let usable =
+            self.options.segment_bytes - SEGMENT_HEADER_BYTES - self.options.max_batch_bytes as u64;
+        pool.full
+            .map(|missing| (missing, pool.ready.len() as u64 * usable))
+    }
+
+    fn free_retired(&self) -> Result<bool, StorageError> {
+        let mut pool = self.pool.lock();
+        // The table no longer has it and no index points to it, so a sole reference stays sole.
+        let Some(at) = pool.retired.iter().position(|segment| {
+            Arc::strong_count(segment) == 1 && Arc::strong_count(&segment.file) == 1
+        }) else {
+            return Ok(false);
+        };
+        let segment = pool.retired.swap_remove(at);
+        let whole = segment.file.len() == self.options.segment_bytes;
+        pool.raw.push(Raw {
+            slot: segment.slot,
+            whole,
+        });
+        Ok(true)
+    }
+
+    fn drop_surplus(&self) -> Result<bool, StorageError> {
+        let raw = self.pool.lock().raw.pop();
+        let Some(raw) = raw else { return Ok(false) };
+        let path = self.path(raw.slot);
+        self.disk
+            .remove(&path)
+            .map_err(|error| StorageError::io(&path, "removing", &error))?;
+        self.sync_dir()?;
+        Ok(true)
+    }
+
+    fn prepare(&self) -> Result<Arc<Segment>, StorageError> {
+        let raw = self.pool.lock().raw.pop();
+        let result = self.prepare_from(raw);
+        let mut pool = self.pool.lock();
+        match &result {
+            Ok(_) => pool.full = None,
+            Err(StorageError::DiskFull { needed, .. }) => pool.full = Some(*needed),
+            Err(_) => {}
+        }
+        if result.is_err() {
+            pool.raw.extend(raw.map(|raw| Raw {
+                whole: false,
+                ..raw
+            }));
+        }
+        result
+    }
+
+    fn prepare_from(&self, raw: Option<Raw>) -> Result<Arc<Segment>, StorageError> {
+        let bytes = self.options.segment_bytes;
+        let whole = raw.is_some_and(|raw| raw.whole);
+        if !whole {
+            self.check_room(bytes)?;
+        }
+        let (slot, sequence) = {
+            let mut pool = self.pool.lock();
+            let slot = raw.map_or(pool.next_slot, |raw| raw.slot);
+            pool.next_slot = pool.next_slot.max(slot + 1);
+            pool.next_sequence += 1;
+            (slot, pool.next_sequence - 1)
+        };
+        let path = self.path(slot);
+        let fail = |action| {
+            let path = path.clone();
+            move |error: std::io::Error| StorageError::io(path, action, &error)
+        };
+        let spec = SegmentSpec {
+            mode: self.options.mode,
+            direct_io: self.options.direct_io,
+        };
+        // A recycled file needs no zeros for safety: the salt makes its old batches unreadable. A mapped one gets them
+        // anyway, in small writes, or each later msync of a page would write a whole large folio.
+        if !whole || self.options.mode == WalMode::Mapped {
+            if let Err(error) = self.disk.zero_segment(&path, bytes, spec) {
+                let error = StorageError::io(&path, "zeroing a segment", &error);
+                if !error.is_disk_full() {
+                    return Err(error);
+                }
+                if !whole {
+                    // Give back what a half-written file took. A failure here leaves a raw file, nothing worse.
+                    let _ = self.disk.remove(&path);
+                }
+                return Err(StorageError::DiskFull {
+                    path: self.dir.clone(),
+                    needed: bytes,
+                });
+            }
+        }
+        let salt = self.disk.entropy().map_err(fail("drawing a salt for"))? as u64;
+        let header = SegmentHeader {
+            lane: self.lane,
+            store: self.store,
+            sequence,
+            salt,
+            bytes,
+            incarnation: self.incarnation,
+        };
+        self.disk
+            .overwrite(&path, 0, &header.encode())
+            .map_err(fail("writing the header of"))?;
+        self.sync_dir()?;
+        let file = self
+            .disk
+            .open_segment(&path, spec)
+            .map_err(fail("opening"))?;
+        Ok(Arc::new(Segment { header, slot, file }))
+    }
+
+    fn check_room(&self, bytes: u64) -> Result<(), StorageError> {
+        let free = self
+            .disk
+            .free_bytes(&self.dir)
+            .map_err(|error| StorageError::io(&self.dir, "measuring free space", &error))?;
+        let wanted = bytes + self.options.min_free_bytes;
+        if free < wanted {
+            return Err(StorageError::DiskFull {
+                path: self.dir.clone(),
+                needed: wanted - free,
+            });
+        }
+        Ok(())
+    }
+
+    fn sync_dir(&self) -> Result<(), StorageError> {
+        self.disk
+            .sync_dir(&self.dir)
+            .map_err(|error| StorageError::io(&self.dir, "syncing the directory", &error))
+    }
+
+    fn path(&self, slot: u64) -> PathBuf {
+        self.dir.join(slot_name(slot))
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}

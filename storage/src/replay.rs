@@ -1,0 +1,153 @@
+//! Owns the meaning of records on replay: the same steps that the shard took when it wrote them.
+//! Must never panic on what it reads: a record that does not fit marks its group.
+
+use bytes::Bytes;
+use polyraft_raft::GroupId;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::batch::Lsn;
+use crate::checkpoint::{self, CheckpointHeader, Position};
+use crate::format::{
+    BATCH_HEADER_BYTES, BatchHeader, CONTROL_HEADER_BYTES, Located, Record, Records,
+};
+use crate::group::{GroupLog, Interned, Place};
+
+/// All groups of a lane while it is read.
+#[derive(Default)]
+pub(crate) struct Groups {
+    pub(crate) groups: FxHashMap<GroupId, GroupLog>,
+    pub(crate) tombstones: FxHashSet<GroupId>,
+    pub(crate) interned: Interned,
+    /// Records before these are in the checkpoint already.
+    positions: FxHashMap<GroupId, Position>,
+    /// The highest of them.
+    newest: Position,
+}
+
+impl Groups {
+    /// Takes over a checkpoint.
+    pub(crate) fn load(&mut self, file: &[u8]) -> Result<CheckpointHeader, &'static str> {
+        let Self {
+            groups,
+            tombstones,
+            interned,
+            positions,
+            newest,
+        } = self;
+        checkpoint::load(file, interned, |loaded| {
+            *newest = loaded.position.max(*newest);
+            positions.insert(loaded.group, loaded.position);
+            match loaded.log {
+                Some(log) => _ = groups.insert(loaded.group, log),
+                None => _ = tombstones.insert(loaded.group),
+            }
+        })
+    }
+
+    /// Replays a batch whose checksum matches.
+    pub(crate) fn batch(&mut self, segment: u64, offset: u64, header: &BatchHeader, body: &Bytes) {
+        let base = offset + BATCH_HEADER_BYTES as u64;
+        for record in Records::new(body, false) {
+            match record {
+                Ok(located) => self.record(segment, base, header.lsn, located),
+                // The checksum says that these bytes are what was written.
+                Err(damage) => match damage.group {
+                    Some(group) => {
+                        self.damage(group, header.lsn, damage.offset, damage.reason.to_owned())
+                    }
+                    None => tracing::error!(
+                        lsn = header.lsn,
+                        reason = damage.reason,
+                        "a record was written wrong"
+                    ),
+                },
+            }
+        }
+    }
+
+    /// Replays one record; the batch's body begins at `base` in its segment.
+    pub(crate) fn record(&mut self, segment: u64, base: u64, lsn: u64, located: Located) {
+        let Located {
+            offset,
+            bytes,
+            group,
+            record,
+        } = located;
+        if self.is_known(group, lsn, offset) {
+            return;
+        }
+        let place = Place::segment(segment);
+        let at = base as u32 + offset;
+        match record {
+            Record::Create(configuration) => {
+                self.tombstones.remove(&group);
+                let configuration = self.interned.share(configuration);
+                self.groups.insert(group, GroupLog::new(configuration));
+                return;
+            }
+            Record::Tombstone => {
+                self.groups.remove(&group);
+                self.tombstones.insert(group);
+                return;
+            }
+            _ => {}
+        }
+        let Some(log) = self.groups.get_mut(&group) else {
+            return self.damage(
+                group,
+                lsn,
+                offset,
+                "its log begins in the middle".to_owned(),
+            );
+        };
+        match record {
+            Record::HardState(state) => log.hard_state = state,
+            _ if log.fault.is_some() => {}
+            Record::Block { range } if range.first == log.last().next() => {
+                log.append(range, place, at, bytes)
+            }
+            Record::Block { range } => {
+                let fault = format!(
+                    "entries {}..{} follow entry {}",
+                    range.first,
+                    range.end,
+                    log.last()
+                );
+                self.damage(group, lsn, offset, fault);
+            }
+            Record::Truncate { from } => log.truncate(from),
+            Record::Purge { through } => log.purge(through),
+            Record::Relocated { range } => {
+                if let Some(block) = log.find_packed(range) {
+                    block.place = place;
+                    block.offset = at + CONTROL_HEADER_BYTES as u32;
+                }
+            }
+            Record::Create(_) | Record::Tombstone => {}
+        }
+    }
+
+    /// Part of a group's log is lost. A group that is not here yet is kept as a faulty one: it may have voted.
+    pub(crate) fn damage(&mut self, group: GroupId, lsn: u64, offset: u32, fault: String) {
+        if self.tombstones.contains(&group) || self.is_known(group, lsn, offset) {
+            return;
+        }
+        let log = self
+            .groups
+            .entry(group)
+            .or_insert_with(|| GroupLog::new(Default::default()));
+        log.fault.get_or_insert_with(|| fault.into());
+    }
+
+    fn is_known(&self, group: GroupId, lsn: u64, offset: u32) -> bool {
+        let position = Position {
+            lsn: Lsn(lsn),
+            offset,
+        };
+        position < self.newest
+            && self
+                .positions
+                .get(&group)
+                .is_some_and(|known| position < *known)
+    }
+}

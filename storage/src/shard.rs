@@ -1,0 +1,590 @@
+//! Owns one shard's view of the log: the index of its groups, the turn being filled, and reading back.
+//! Must never do file I/O while writing: a turn goes to the lane's group commit as one copy.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use polyraft_raft::{
+    Configuration, EntryRange, GroupId, HardState, Index, LogExtents, LogPosition,
+};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::batch::{Lsn, Tally};
+use crate::block::{EntryBlock, EntryKind, pack};
+use crate::checkpoint::Position;
+use crate::error::{BlockError, ReadError, StorageError};
+use crate::format;
+use crate::group::{BlockRef, GroupLog, Interned, Place, RecoveredGroup, Where};
+use crate::lane::{Durable, Lane, Placed};
+use crate::tail::{Tail, TurnPiece};
+use crate::upkeep::Upkeep;
+
+/// Bytes that the turn buffer grows by.
+const TURN_BUFFER_BYTES: usize = 64 << 10;
+
+/// The log of one shard's groups. Belongs to the shard's thread.
+///
+/// Records are collected in a turn buffer and take effect in memory at once; [`ShardLog::submit`] hands the turn to
+/// the lane's group commit. Nothing may be acknowledged before [`crate::WalObserver::durable`] reported the
+/// batch that `submit` returned.
+pub struct ShardLog {
+    pub(crate) lane: Arc<Lane>,
+    /// Which of the lane's shards this is.
+    pub(crate) slot: usize,
+    pub(crate) groups: FxHashMap<GroupId, GroupLog>,
+    pub(crate) tombstones: FxHashSet<GroupId>,
+    interned: Interned,
+    pub(crate) turn: TurnBuffer,
+    pub(crate) tail: Tail,
+    /// Behind the last record that was submitted.
+    pub(crate) position: Position,
+    /// Number of the first piece that was not submitted.
+    unsubmitted: u64,
+    pub(crate) upkeep: Upkeep,
+    placed: Vec<Placed>,
+}
+
+/// The piece being filled.
+pub(crate) struct TurnBuffer {
+    bytes: BytesMut,
+    tally: Tally,
+    groups: Vec<GroupId>,
+    moved: Vec<(GroupId, Index)>,
+    /// Largest piece, in bytes: what fits into one batch.
+    limit: usize,
+}
+
+impl TurnBuffer {
+    fn new(limit: usize) -> Self {
+        Self {
+            bytes: BytesMut::with_capacity(TURN_BUFFER_BYTES),
+            tally: Tally::default(),
+            groups: Vec::new(),
+            moved: Vec::new(),
+            limit,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Writes one record. Returns its offset and size; when it did not fit behind the others, those are closed as a piece
+    /// of their own and handed to `close` first.
+    fn record(
+        &mut self,
+        write: impl FnOnce(&mut BytesMut) -> Result<(), BlockError>,
+        close: impl FnOnce(TurnPiece),
+    ) -> Result<(u32, u32), StorageError> {
+        let start = self.bytes.len();
+        let too_large = |bytes: u64, limit: usize| StorageError::TooLarge {
+            bytes,
+            limit: limit as u64,
+        };
+        if let Err(error) = write(&mut self.bytes) {
+            self.bytes.truncate(start);
+            let bytes = if let BlockError::TooLarge(bytes) = error {
+                bytes
+            } else {
+                0
+            };
+            return Err(too_large(bytes, self.limit));
+        }
+        let bytes = self.bytes.len() - start;
+        if bytes > self.limit {
+            self.bytes.truncate(start);
+            return Err(too_large(bytes as u64, self.limit));
+        }
+        let mut offset = start;
+        if self.bytes.len() > self.limit {
+            let record = self.bytes.split_off(start);
+            close(self.close());
+            self.bytes = record;
+            offset = 0;
+        }
+        self.tally.records += 1;
+        Ok((offset as u32, bytes as u32))
+    }
+
+    /// What was collected so far, as a piece.
+    fn close(&mut self) -> TurnPiece {
+        TurnPiece {
+            bytes: self.bytes.split().freeze(),
+            tally: std::mem::take(&mut self.tally),
+            groups: std::mem::take(&mut self.groups),
+            moved: std::mem::take(&mut self.moved),
+            place: None,
+        }
+    }
+
+    fn read(&self, offset: u32, bytes: u32) -> Bytes {
+        Bytes::copy_from_slice(&self.bytes[offset as usize..(offset + bytes) as usize])
+    }
+}
+
+/// What an open hands to a shard.
+pub(crate) struct ShardState {
+    pub(crate) groups: FxHashMap<GroupId, GroupLog>,
+    pub(crate) tombstones: FxHashSet<GroupId>,
+    /// Behind the last record that was recovered.
+    pub(crate) position: Position,
+}
+
+impl ShardLog {
+    pub(crate) fn new(lane: Arc<Lane>, slot: usize, state: ShardState, interned: Interned) -> Self {
+        Self {
+            slot,
+            groups: state.groups,
+            tombstones: state.tombstones,
+            interned,
+            turn: TurnBuffer::new(lane.options.max_record_bytes()),
+            tail: Tail::new(lane.options.tail_cache_bytes),
+            position: state.position,
+            unsubmitted: 0,
+            upkeep: Upkeep::default(),
+            placed: Vec::new(),
+            lane,
+        }
+    }
+
+    /// Every group, in no particular order.
+    pub fn groups(&self) -> impl Iterator<Item = RecoveredGroup> + '_ {
+        self.groups.iter().map(|(group, log)| log.recovered(*group))
+    }
+
+    /// Groups that were removed here and must not come back by themselves.
+    pub fn tombstones(&self) -> impl Iterator<Item = GroupId> + '_ {
+        self.tombstones.iter().copied()
+    }
+
+    /// Whether the group was removed here and not created again since.
+    pub fn is_tombstoned(&self, group: GroupId) -> bool {
+        self.tombstones.contains(&group)
+    }
+
+    /// Whether the group is here.
+    pub fn contains(&self, group: GroupId) -> bool {
+        self.groups.contains_key(&group)
+    }
+
+    /// Term, vote and commit hint last written for a group.
+    pub fn hard_state_of(&self, group: GroupId) -> Option<HardState> {
+        self.groups.get(&group).map(|log| log.hard_state)
+    }
+
+    /// Index of a group's last entry, written or not yet durable.
+    pub fn last(&self, group: GroupId) -> Option<Index> {
+        self.groups.get(&group).map(GroupLog::last)
+    }
+
+    /// The largest encoded block that one append takes, in bytes.
+    pub fn max_block_bytes(&self) -> usize {
+        self.lane.options.max_block_bytes()
+    }
+
+    /// Begins a group; a tombstone of an earlier one is lifted. Errors: `GroupExists`.
+    pub fn create(
+        &mut self,
+        group: GroupId,
+        configuration: &Configuration,
+    ) -> Result<(), StorageError> {
+        if self.contains(group) {
+            return Err(StorageError::GroupExists { group });
+        }
+        self.control(|buffer| format::put_create(buffer, group, configuration))?;
+        self.tombstones.remove(&group);
+        let configuration = self.interned.share(configuration.clone());
+        self.groups.insert(group, GroupLog::new(configuration));
+        Ok(())
+    }
+
+    /// Appends entries right behind the group's last one, packed into the turn buffer.
+    ///
+    /// Errors: `NoSuchGroup`, and `TooLarge` beyond [`Self::max_block_bytes`]; the log is then as before. Panics when the
+    /// range does not begin at the next index.
+    pub fn append<P: AsRef<[u8]>>(
+        &mut self,
+        group: GroupId,
+        range: EntryRange,
+        kind: EntryKind,
+        payloads: impl IntoIterator<Item = P>,
+    ) -> Result<(), StorageError> {
+        self.append_with(group, range, |buffer| {
+            pack(buffer, group, range, kind, payloads).map(|_| ())
+        })
+    }
+
+    /// Appends a block as it was received. Errors and panics as [`Self::append`].
+    pub fn append_block(&mut self, block: &EntryBlock) -> Result<(), StorageError> {
+        self.append_with(block.group(), block.range(), |buffer| {
+            buffer.extend_from_slice(block.as_bytes());
+            Ok(())
+        })
+    }
+
+    fn append_with(
+        &mut self,
+        group: GroupId,
+        range: EntryRange,
+        write: impl FnOnce(&mut BytesMut) -> Result<(), BlockError>,
+    ) -> Result<(), StorageError> {
+        let log = self
+            .groups
+            .get_mut(&group)
+            .ok_or(StorageError::NoSuchGroup { group })?;
+        let last = log.last();
+        assert!(
+            range.first.0 == last.0 + 1,
+            "append of {range:?} to group {group}, whose last entry is {last}"
+        );
+        let (offset, bytes) = self.turn.record(write, |piece| self.tail.push(piece))?;
+        if bytes as usize > self.lane.options.max_block_bytes() {
+            // One that could never be relocated.
+            self.turn.bytes.truncate(offset as usize);
+            self.turn.tally.records -= 1;
+            let limit = self.lane.options.max_block_bytes() as u64;
+            return Err(StorageError::TooLarge {
+                bytes: u64::from(bytes),
+                limit,
+            });
+        }
+        log.append(range, Place::turn(self.tail.next()), offset, bytes);
+        self.turn.tally.blocks += 1;
+        self.turn.tally.entries += range.end.0 - range.first.0;
+        if self.turn.groups.last() != Some(&group) {
+            self.turn.groups.push(group);
+        }
+        Ok(())
+    }
+
+    /// Writes term, vote and commit hint. Panics when the term goes back or the vote of a term changes.
+    pub fn hard_state(&mut self, group: GroupId, state: HardState) -> Result<(), StorageError> {
+        let log = self
+            .groups
+            .get_mut(&group)
+            .ok_or(StorageError::NoSuchGroup { group })?;
+        let before = log.hard_state;
+        assert!(
+            state.term >= before.term,
+            "group {group}: the term went from {} back to {}",
+            before.term,
+            state.term
+        );
+        assert!(
+            state.term > before.term || before.vote.is_none() || state.vote == before.vote,
+            "group {group}: the vote of term {} changed",
+            state.term
+        );
+        log.hard_state = state;
+        self.control(|buffer| format::put_hard_state(buffer, group, &state))
+    }
+
+    /// Drops the entries from `from` on, those of this turn included. Panics at or below the purged position.
+    pub fn truncate(&mut self, group: GroupId, from: Index) -> Result<(), StorageError> {
+        let log = self
+            .groups
+            .get_mut(&group)
+            .ok_or(StorageError::NoSuchGroup { group })?;
+        assert!(
+            from > log.base.index,
+            "group {group}: truncation at {from}, purged up to {}",
+            log.base.index
+        );
+        if from > log.last() {
+            return Ok(());
+        }
+        log.truncate(from);
+        self.control(|buffer| format::put_truncate(buffer, group, from))
+    }
+
+    /// Forgets the entries up to `through`. Beyond the last entry the log begins anew behind `through`.
+    pub fn purge(&mut self, group: GroupId, through: LogPosition) -> Result<(), StorageError> {
+        let log = self
+            .groups
+            .get_mut(&group)
+            .ok_or(StorageError::NoSuchGroup { group })?;
+        if through.index <= log.base.index {
+            return Ok(());
+        }
+        log.purge(through);
+        self.control(|buffer| format::put_purge(buffer, group, through))
+    }
+
+    /// Removes the group and remembers that it was removed.
+    pub fn tombstone(&mut self, group: GroupId) -> Result<(), StorageError> {
+        self.groups.remove(&group);
+        if !self.tombstones.insert(group) {
+            return Ok(());
+        }
+        self.control(|buffer| format::put_tombstone(buffer, group))
+    }
+
+    fn control(&mut self, write: impl FnOnce(&mut BytesMut)) -> Result<(), StorageError> {
+        let written = self.turn.record(
+            |buffer| {
+                write(buffer);
+                Ok(())
+            },
+            |piece| self.tail.push(piece),
+        );
+        written.map(|_| ())
+    }
+
+    /// Writes a block again at the end of the log, so that the segment it is in can be freed.
+    pub(crate) fn relocate(&mut self, block: &EntryBlock) -> Result<(), StorageError> {
+        let write = |buffer: &mut BytesMut| {
+            format::put_relocated(buffer, block);
+            Ok(())
+        };
+        let (offset, _) = self.turn.record(write, |piece| self.tail.push(piece))?;
+        let turn = self.tail.next();
+        let moved = self
+            .groups
+            .get_mut(&block.group())
+            .and_then(|log| log.find_packed(block.range()));
+        if let Some(moved) = moved {
+            moved.place = Place::turn(turn);
+            moved.offset = offset + format::CONTROL_HEADER_BYTES as u32;
+            self.turn.moved.push((block.group(), block.first()));
+        }
+        Ok(())
+    }
+
+    /// Bytes that this turn has collected and not submitted.
+    pub fn turn_bytes(&self) -> usize {
+        let closed: usize = self
+            .tail
+            .since(self.unsubmitted)
+            .map(|(_, piece)| piece.bytes.len())
+            .sum();
+        closed + self.turn.bytes.len()
+    }
+
+    /// Ends the turn: hands its records to the group commit and returns the batch whose durability covers all of them, or
+    /// `None` when there are none. Never waits for the disk.
+    ///
+    /// After an error the turn is kept: on [`StorageError::DiskFull`] it may be submitted again later, alone or with more
+    /// records behind it. [`StorageError::Poisoned`] and [`StorageError::Stopped`] are final.
+    pub fn submit(&mut self) -> Result<Option<Lsn>, StorageError> {
+        if !self.turn.is_empty() {
+            let piece = self.turn.close();
+            self.tail.push(piece);
+        }
+        if self.unsubmitted == self.tail.next() {
+            return Ok(None);
+        }
+        let pieces = self.tail.since(self.unsubmitted);
+        let mut sizes = pieces.clone().map(|(_, piece)| piece.bytes.len() as u32);
+        let position = &mut self.position;
+        self.lane.submit(
+            self.slot,
+            pieces.map(|(turn, piece)| (turn, &piece.bytes[..], piece.tally)),
+            |lsn, offset| {
+                *position = Position {
+                    lsn,
+                    offset: offset + sizes.next().unwrap_or(0),
+                }
+            },
+        )?;
+        self.unsubmitted = self.tail.next();
+        Ok(Some(self.position.lsn))
+    }
+
+    /// Takes note of what became durable. Costs time in the number of groups in those turns.
+    pub fn on_durable(&mut self, durable: &Durable) {
+        debug_assert_eq!(durable.lane, self.lane.index);
+        self.lane.collect(self.slot, &mut self.placed);
+        for placed in self.placed.drain(..) {
+            let Placed {
+                turn,
+                segment,
+                offset,
+            } = placed;
+            let piece = self.tail.place(turn, segment, offset);
+            for group in std::mem::take(&mut piece.groups) {
+                if let Some(log) = self.groups.get_mut(&group) {
+                    log.place_appended(turn, segment, offset);
+                }
+            }
+            for (group, first) in std::mem::take(&mut piece.moved) {
+                if let Some(log) = self.groups.get_mut(&group) {
+                    log.place_moved(first, turn, segment, offset);
+                }
+            }
+            self.upkeep.placed(turn, segment, offset);
+        }
+        self.tail.evict();
+        self.deliver_checkpoint();
+    }
+
+    /// Collects the blocks that hold `first..end`, in order, until they have `max_bytes` bytes, but at least one. Returns the
+    /// end reached. The first and last block may stick out of the range, never beyond the end of the log.
+    ///
+    /// Nothing is copied, except from a turn that was not submitted and where a truncation cut a block.
+    pub fn blocks(
+        &self,
+        group: GroupId,
+        first: Index,
+        end: Index,
+        max_bytes: u64,
+        into: &mut Vec<EntryBlock>,
+    ) -> Result<Index, ReadError> {
+        let log = self
+            .groups
+            .get(&group)
+            .ok_or(ReadError::NoSuchGroup(group))?;
+        if first >= end {
+            return Ok(first);
+        }
+        check_range(group, log, first, end)?;
+        let mut at = log.find(first).unwrap_or(log.blocks.len());
+        let (mut bytes, mut reached) = (0, first);
+        while reached < end && (reached == first || bytes < max_bytes) {
+            let block = &log.blocks[at];
+            into.push(self.read(group, block)?);
+            bytes += u64::from(block.bytes);
+            reached = block.end().min(end);
+            at += 1;
+        }
+        Ok(reached)
+    }
+
+    /// The longest prefix of `first..end` whose blocks, cut to the range, take at most `max_bytes`, but at least one entry; with
+    /// those bytes. An empty or unknown range gives `(first, 0)`.
+    pub fn extent(&self, group: GroupId, first: Index, end: Index, max_bytes: u64) -> (Index, u64) {
+        let Some(log) = self.groups.get(&group) else {
+            return (first, 0);
+        };
+        if first >= end || check_range(group, log, first, end).is_err() {
+            return (first, 0);
+        }
+        let (mut reached, mut bytes) = (first, 0);
+        for block in log
+            .blocks
+            .range(log.find(first).unwrap_or(log.blocks.len())..)
+        {
+            if reached >= end {
+                break;
+            }
+            let to = block.end().min(end);
+            let whole = reached == block.first && to == block.end();
+            if whole && bytes + u64::from(block.bytes) <= max_bytes {
+                (reached, bytes) = (to, bytes + u64::from(block.bytes));
+                continue;
+            }
+            // Only part of this block: its offsets say how much of it fits.
+            let left = max_bytes.saturating_sub(bytes);
+            let (part, size) = match self.read(group, block) {
+                Ok(block) => block.prefix_within(reached, to, left),
+                // The reader of the range will get the error; any estimate will do.
+                Err(_) => (to, u64::from(block.bytes)),
+            };
+            if bytes == 0 || size <= left {
+                (reached, bytes) = (part, bytes + size);
+            }
+            if reached < to {
+                break;
+            }
+        }
+        (reached, bytes)
+    }
+
+    /// One group's sizes, for the core.
+    pub fn view(&self, group: GroupId) -> impl LogExtents + '_ {
+        GroupView { log: self, group }
+    }
+
+    /// Reads a block and cuts off what a truncation removed.
+    pub(crate) fn read(&self, group: GroupId, block: &BlockRef) -> Result<EntryBlock, ReadError> {
+        let packed = self.read_packed(group, block)?;
+        if block.count == block.packed {
+            return Ok(packed);
+        }
+        packed
+            .cut(block.first, block.end())
+            .map_err(|reason| damaged(group, block, reason))
+    }
+
+    pub(crate) fn read_packed(
+        &self,
+        group: GroupId,
+        block: &BlockRef,
+    ) -> Result<EntryBlock, ReadError> {
+        let &BlockRef { offset, bytes, .. } = block;
+        let segment = match block.place.get() {
+            Where::Turn(turn) => {
+                let cached = self.tail.in_turn(turn, offset, bytes);
+                return Ok(EntryBlock::trusted(
+                    cached.unwrap_or_else(|| self.turn.read(offset, bytes)),
+                ));
+            }
+            Where::Segment(segment) => segment,
+        };
+        if let Some(cached) = self.tail.in_segment(segment, offset, bytes) {
+            return Ok(EntryBlock::trusted(cached));
+        }
+        let file = self
+            .lane
+            .segments
+            .get(segment)
+            .filter(|file| u64::from(offset) + u64::from(bytes) <= file.header.bytes);
+        let file = file.ok_or_else(|| damaged(group, block, BlockError::Range))?;
+        let read = EntryBlock::parse(file.read(u64::from(offset), bytes as usize));
+        let read = read.map_err(|reason| damaged(group, block, reason))?;
+        let count = u64::from(block.packed);
+        let same =
+            read.group() == group && read.term() == block.term && read.first() == block.first;
+        if !same || read.end().0 - read.first().0 != count {
+            return Err(damaged(group, block, BlockError::Range));
+        }
+        Ok(read)
+    }
+}
+
+fn check_range(group: GroupId, log: &GroupLog, first: Index, end: Index) -> Result<(), ReadError> {
+    let (held_first, held_end) = (log.base.index.next(), log.last().next());
+    if first >= held_first && end <= held_end {
+        return Ok(());
+    }
+    Err(ReadError::OutOfRange {
+        group,
+        first: held_first,
+        end: held_end,
+        wanted_first: first,
+        wanted_end: end,
+    })
+}
+
+fn damaged(group: GroupId, block: &BlockRef, reason: BlockError) -> ReadError {
+    let segment = match block.place.get() {
+        Where::Segment(segment) => segment,
+        Where::Turn(_) => 0,
+    };
+    ReadError::Damaged {
+        group,
+        segment,
+        offset: u64::from(block.offset),
+        reason,
+    }
+}
+
+struct GroupView<'a> {
+    log: &'a ShardLog,
+    group: GroupId,
+}
+
+impl LogExtents for GroupView<'_> {
+    fn extent(&self, first: Index, end: Index, max_bytes: u64) -> (Index, u64) {
+        self.log.extent(self.group, first, end, max_bytes)
+    }
+}
+
+impl std::fmt::Debug for ShardLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ShardLog")
+            .field("lane", &self.lane.index)
+            .field("slot", &self.slot)
+            .field("groups", &self.groups.len())
+            .finish_non_exhaustive()
+    }
+}

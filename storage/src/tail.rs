@@ -1,0 +1,129 @@
+//! Owns the recent turns of a shard: those on their way to the disk, and as many older ones as the cache may hold.
+//! Must never forget a turn before its place on disk is known.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use polyraft_raft::{GroupId, Index};
+
+use crate::batch::Tally;
+
+/// A piece of a turn: the part that goes into one batch as a whole. Most turns are one piece.
+#[derive(Debug)]
+pub(crate) struct TurnPiece {
+    pub(crate) bytes: Bytes,
+    pub(crate) tally: Tally,
+    /// Groups with blocks in it, possibly more than once.
+    pub(crate) groups: Vec<GroupId>,
+    /// Blocks that were moved into it, by group and first index.
+    pub(crate) moved: Vec<(GroupId, Index)>,
+    /// Segment and offset, once it is durable.
+    pub(crate) place: Option<(u64, u32)>,
+}
+
+/// Turn pieces by number; the front ones are placed, in rising order of place.
+pub(crate) struct Tail {
+    pieces: VecDeque<TurnPiece>,
+    /// Number of the front piece.
+    first: u64,
+    placed: usize,
+    bytes: usize,
+    limit: usize,
+}
+
+impl Tail {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            pieces: VecDeque::new(),
+            first: 0,
+            placed: 0,
+            bytes: 0,
+            limit,
+        }
+    }
+
+    /// Number that the next piece gets.
+    pub(crate) fn next(&self) -> u64 {
+        self.first + self.pieces.len() as u64
+    }
+
+    /// Number of the oldest piece without a place.
+    pub(crate) fn unplaced(&self) -> u64 {
+        self.first + self.placed as u64
+    }
+
+    pub(crate) fn push(&mut self, piece: TurnPiece) {
+        self.bytes += piece.bytes.len();
+        self.pieces.push_back(piece);
+    }
+
+    /// Pieces from number `from` on.
+    pub(crate) fn since(&self, from: u64) -> impl Iterator<Item = (u64, &TurnPiece)> + Clone {
+        let skip = (from - self.first) as usize;
+        (from..).zip(self.pieces.range(skip..))
+    }
+
+    /// Notes where the oldest unplaced piece went and hands it out.
+    pub(crate) fn place(&mut self, turn: u64, segment: u64, offset: u32) -> &mut TurnPiece {
+        assert!(
+            turn == self.unplaced(),
+            "turn {turn} became durable before turn {}",
+            self.unplaced()
+        );
+        let piece = &mut self.pieces[self.placed];
+        piece.place = Some((segment, offset));
+        self.placed += 1;
+        piece
+    }
+
+    /// Drops placed pieces, oldest first, down to the limit.
+    pub(crate) fn evict(&mut self) {
+        while self.bytes > self.limit && self.placed > 0 {
+            if let Some(piece) = self.pieces.pop_front() {
+                self.bytes -= piece.bytes.len();
+            }
+            self.placed -= 1;
+            self.first += 1;
+        }
+    }
+
+    /// Bytes of a block that has no place yet.
+    pub(crate) fn in_turn(&self, turn: u64, offset: u32, bytes: u32) -> Option<Bytes> {
+        let piece = self.pieces.get(turn.checked_sub(self.first)? as usize)?;
+        Some(
+            piece
+                .bytes
+                .slice(offset as usize..(offset + bytes) as usize),
+        )
+    }
+
+    /// Bytes of a block that has a place, if they are still here.
+    pub(crate) fn in_segment(&self, segment: u64, offset: u32, bytes: u32) -> Option<Bytes> {
+        let at = partition(&self.pieces, self.placed, |piece| {
+            piece.place <= Some((segment, offset))
+        });
+        let piece = self.pieces.get(at.checked_sub(1)?)?;
+        let (in_segment, start) = piece.place?;
+        let begin = offset.checked_sub(start)? as usize;
+        let end = begin + bytes as usize;
+        (in_segment == segment && end <= piece.bytes.len()).then(|| piece.bytes.slice(begin..end))
+    }
+}
+
+/// First of the first `len` pieces for which `before` is false.
+fn partition(
+    pieces: &VecDeque<TurnPiece>,
+    len: usize,
+    before: impl Fn(&TurnPiece) -> bool,
+) -> usize {
+    let (mut low, mut high) = (0, len);
+    while low < high {
+        let middle = (low + high) / 2;
+        if before(&pieces[middle]) {
+            low = middle + 1
+        } else {
+            high = middle
+        }
+    }
+    low
+}

@@ -1,0 +1,184 @@
+//! Owns a shard's part in checkpoints and relocation, done in bounded slices between turns.
+//! Must never hand in a part whose records are not durable.
+
+use std::sync::Arc;
+
+use polyraft_raft::GroupId;
+use rustc_hash::FxHashMap;
+
+use crate::checkpoint::{Patch, Section};
+use crate::error::StorageError;
+use crate::group::Where;
+use crate::shard::ShardLog;
+
+/// Groups looked at in one call of `maintain`, and bytes written or moved by it.
+const SLICE_GROUPS: usize = 512;
+const SLICE_BYTES: usize = 256 << 10;
+
+#[derive(Default)]
+pub(crate) struct Upkeep {
+    /// Numbers of the newest checkpoint and relocation that were begun.
+    checkpoint_seen: u64,
+    relocation_seen: u64,
+    checkpoint: Option<CheckpointWork>,
+    relocation: Option<RelocationWork>,
+}
+
+struct CheckpointWork {
+    /// Groups and tombstones that are not in the section yet.
+    left: Vec<GroupId>,
+    section: Section,
+    /// Places that the section still lacks.
+    patches: Vec<Patch>,
+    /// Turn pieces that were placed since the work began.
+    placed: FxHashMap<u64, (u64, u32)>,
+    /// Once nothing is left: the pieces before this one have to be durable.
+    through: Option<u64>,
+}
+
+struct RelocationWork {
+    left: Vec<GroupId>,
+    victims: Arc<[u64]>,
+}
+
+impl Upkeep {
+    /// A turn piece became durable.
+    pub(crate) fn placed(&mut self, turn: u64, segment: u64, base: u32) {
+        if let Some(work) = &mut self.checkpoint {
+            work.placed.insert(turn, (segment, base));
+        }
+    }
+}
+
+impl ShardLog {
+    /// Does a bounded slice of what the lane wants: its part of a checkpoint, or moving blocks out of sparse segments. To be
+    /// called between turns, after [`crate::WalObserver::maintain`] and as long as it returns true.
+    pub fn maintain(&mut self) -> Result<bool, StorageError> {
+        if self.turn_bytes() > 0 {
+            // What is written now must be submitted first, so that the position covers the state.
+            return Ok(true);
+        }
+        self.begin_wanted();
+        let mut more = self.write_section();
+        if !more {
+            more = self.relocate_slice()?;
+        }
+        self.deliver_checkpoint();
+        Ok(more)
+    }
+
+    fn begin_wanted(&mut self) {
+        let wanted = self.lane.maintenance.checkpoint();
+        if wanted != self.upkeep.checkpoint_seen && self.upkeep.checkpoint.is_none() {
+            self.upkeep.checkpoint_seen = wanted;
+            let left = self
+                .groups
+                .keys()
+                .chain(&self.tombstones)
+                .copied()
+                .collect();
+            self.upkeep.checkpoint = Some(CheckpointWork {
+                left,
+                section: Section::default(),
+                patches: Vec::new(),
+                placed: FxHashMap::default(),
+                through: None,
+            });
+        }
+        let wanted = self.lane.maintenance.relocation();
+        if wanted != self.upkeep.relocation_seen {
+            self.upkeep.relocation_seen = wanted;
+            let left = self.groups.keys().copied().collect();
+            self.upkeep.relocation = Some(RelocationWork {
+                left,
+                victims: self.lane.maintenance.victims(),
+            });
+        }
+    }
+
+    /// Groups that change while the section is written are in it as of their own position; recovery replays what came
+    /// later. Groups that are created meanwhile are found by the replay.
+    fn write_section(&mut self) -> bool {
+        let Some(work) = &mut self.upkeep.checkpoint else {
+            return false;
+        };
+        if work.through.is_some() {
+            return false;
+        }
+        let start = work.section.bytes.len();
+        for _ in 0..SLICE_GROUPS {
+            let Some(group) = work.left.pop() else {
+                work.through = Some(self.tail.next());
+                return false;
+            };
+            if let Some(log) = self.groups.get(&group) {
+                work.section
+                    .put_group(group, log, self.position, &mut work.patches);
+            } else if self.tombstones.contains(&group) {
+                work.section.put_tombstone(group, self.position);
+            }
+            if work.section.bytes.len() - start > SLICE_BYTES {
+                break;
+            }
+        }
+        true
+    }
+
+    /// Hands the section in once everything in it is durable.
+    pub(crate) fn deliver_checkpoint(&mut self) {
+        let unplaced = self.tail.unplaced();
+        let ready = self
+            .upkeep
+            .checkpoint
+            .take_if(|work| work.through.is_some_and(|through| through <= unplaced));
+        let Some(mut work) = ready else { return };
+        for patch in work.patches {
+            // Unplaced when it was written, durable by now: it was placed in between.
+            let (segment, base) = work.placed[&patch.turn];
+            work.section.patch(patch, segment, base);
+        }
+        if self.lane.maintenance.deliver(self.slot, work.section) {
+            self.lane.want_tending();
+        }
+    }
+
+    fn relocate_slice(&mut self) -> Result<bool, StorageError> {
+        let Some(mut work) = self.upkeep.relocation.take() else {
+            return Ok(false);
+        };
+        let mut looked_at = 0;
+        while looked_at < SLICE_GROUPS && self.turn_bytes() < SLICE_BYTES {
+            let Some(group) = work.left.pop() else {
+                self.submit()?;
+                return Ok(false);
+            };
+            looked_at += 1;
+            self.relocate_group(group, &work.victims)?;
+        }
+        self.upkeep.relocation = Some(work);
+        self.submit()?;
+        Ok(true)
+    }
+
+    fn relocate_group(&mut self, group: GroupId, victims: &[u64]) -> Result<(), StorageError> {
+        let Some(log) = self.groups.get(&group) else {
+            return Ok(());
+        };
+        let in_victim =
+            |place| matches!(place, Where::Segment(segment) if victims.contains(&segment));
+        let moving: Vec<_> = log
+            .blocks
+            .iter()
+            .filter(|block| in_victim(block.place.get()))
+            .copied()
+            .collect();
+        for block in moving {
+            match self.read_packed(group, &block) {
+                Ok(packed) => self.relocate(&packed)?,
+                // Rot found early: the block stays where it is, and whoever reads it gets this error.
+                Err(error) => tracing::error!(%error, "a block cannot be relocated"),
+            }
+        }
+        Ok(())
+    }
+}

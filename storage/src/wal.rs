@@ -1,0 +1,278 @@
+//! Owns opening the log and the handles to its lanes: threads, statistics, stopping.
+//! Must never open without the directory's lock, which the handles keep alive.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use polyraft_raft::shard_of;
+
+use crate::batch::Lsn;
+use crate::data_dir::{DataDir, WAL};
+use crate::error::StorageError;
+use crate::format::SEGMENT_HEADER_BYTES;
+use crate::group::Interned;
+use crate::lane::{Lane, Tip, WalObserver};
+use crate::options::WalOptions;
+use crate::pool::{Owner, Segments};
+use crate::recovery::{CHECKPOINT, LaneFiles, RecoveryReport, behind};
+use crate::shard::{ShardLog, ShardState};
+use crate::stats::WalStats;
+
+/// An open log.
+#[derive(Debug)]
+pub struct Opened {
+    /// One per lane.
+    pub wals: Vec<Wal>,
+    /// One per shard; shard `s` writes to lane `s % lanes`.
+    pub logs: Vec<ShardLog>,
+    /// What was found.
+    pub report: RecoveryReport,
+}
+
+/// Opens or creates the log in a data directory.
+///
+/// `shards` is how many threads share the groups, a multiple of `options.lanes`; it may change from open to open.
+pub fn open(dir: &DataDir, options: &WalOptions, shards: usize) -> Result<Opened, StorageError> {
+    options.validate()?;
+    let lanes = options.lanes;
+    if shards == 0 || !shards.is_multiple_of(lanes) {
+        let reason = format!("{shards} shards cannot be spread evenly over {lanes} lanes");
+        return Err(StorageError::Option {
+            name: "lanes",
+            reason,
+        });
+    }
+    if dir.lanes() != lanes {
+        let reason = format!("the data directory was created with {} lanes", dir.lanes());
+        return Err(StorageError::Option {
+            name: "lanes",
+            reason,
+        });
+    }
+    let started = Instant::now();
+    let mut opened = Opened {
+        wals: Vec::new(),
+        logs: Vec::new(),
+        report: RecoveryReport::default(),
+    };
+    let mut by_shard: Vec<Option<ShardLog>> = (0..shards).map(|_| None).collect();
+    for lane in 0..lanes {
+        let (wal, logs) = open_lane(dir, options, shards, lane, &mut opened.report)?;
+        opened.wals.push(wal);
+        for (slot, log) in logs.into_iter().enumerate() {
+            by_shard[slot * lanes + lane] = Some(log);
+        }
+    }
+    opened.logs = by_shard.into_iter().flatten().collect();
+    opened.report.micros = started.elapsed().as_micros() as u64;
+    Ok(opened)
+}
+
+fn open_lane(
+    dir: &DataDir,
+    options: &WalOptions,
+    shards: usize,
+    lane: usize,
+    report: &mut RecoveryReport,
+) -> Result<(Wal, Vec<ShardLog>), StorageError> {
+    let path = dir.path().join(WAL).join(lane.to_string());
+    let disk = dir.disk();
+    disk.create_dir(&path)
+        .map_err(|error| StorageError::io(&path, "creating the directory", &error))?;
+    let owner = Owner {
+        lane: lane as u32,
+        store: dir.store().0,
+        incarnation: dir.incarnation(),
+    };
+    let found = LaneFiles {
+        disk,
+        dir: path.clone(),
+        options,
+        owner,
+    }
+    .recover(true)?;
+    report.batches += found.report.batches;
+    report.bytes += found.report.bytes;
+    report.groups += found.report.groups;
+    report.torn_tail.extend(found.report.torn_tail);
+    report.rotten.extend(found.report.rotten);
+
+    let per_lane = shards / options.lanes;
+    let mut states: Vec<ShardState> = (0..per_lane)
+        .map(|_| ShardState {
+            groups: Default::default(),
+            tombstones: Default::default(),
+            position: behind(found.last),
+        })
+        .collect();
+    let slot_of = |group| {
+        let shard = shard_of(group, shards);
+        assert!(
+            shard % options.lanes == lane,
+            "group {group} of lane {lane} belongs to shard {shard}"
+        );
+        shard / options.lanes
+    };
+    for (group, log) in found.groups {
+        states[slot_of(group)].groups.insert(group, log);
+    }
+    for group in found.tombstones {
+        states[slot_of(group)].tombstones.insert(group);
+    }
+
+    let segments = Segments::new(
+        Arc::clone(disk),
+        path.clone(),
+        options.clone(),
+        owner,
+        found.segments,
+    );
+    let (active, offset) = match found.tip {
+        Some(tip) => tip,
+        None => (segments.activate()?, SEGMENT_HEADER_BYTES),
+    };
+    let tip = Tip {
+        active,
+        offset,
+        durable: found.last,
+        bytes_since_checkpoint: found.report.bytes,
+    };
+    let shared = Lane::new(
+        lane,
+        dir.clone(),
+        options.clone(),
+        per_lane,
+        segments,
+        tip,
+        path.join(CHECKPOINT),
+    )?;
+    let shared = Arc::new(shared);
+    let logs = states
+        .into_iter()
+        .enumerate()
+        .map(|(slot, state)| ShardLog::new(Arc::clone(&shared), slot, state, Interned::default()));
+    Ok((
+        Wal {
+            lane: Arc::clone(&shared),
+        },
+        logs.collect(),
+    ))
+}
+
+/// A handle to one lane of the log. Cheap to clone.
+#[derive(Clone)]
+pub struct Wal {
+    lane: Arc<Lane>,
+}
+
+impl Wal {
+    /// Starts the lane's flusher and background threads; they stop when the returned guard is stopped or dropped.
+    pub fn start(&self, observer: Arc<dyn WalObserver>) -> Result<WalThreads, StorageError> {
+        self.observe(observer);
+        let spawn = |name: &str, run: fn(&Lane)| {
+            let lane = Arc::clone(&self.lane);
+            let builder = thread::Builder::new().name(format!("wal-{name}-{}", lane.index));
+            builder
+                .spawn(move || run(&lane))
+                .map_err(|error| StorageError::io("wal", "starting a thread", &error))
+        };
+        let mut threads = WalThreads {
+            lane: Arc::clone(&self.lane),
+            threads: Vec::new(),
+        };
+        threads.threads.push(spawn("flush", Lane::flush_loop)?);
+        threads.threads.push(spawn("tend", Lane::tend_loop)?);
+        Ok(threads)
+    }
+
+    /// Sets who hears of completions, for callers that drive [`Wal::pump`] themselves.
+    pub fn observe(&self, observer: Arc<dyn WalObserver>) {
+        self.lane.observe(observer);
+    }
+
+    /// Writes and syncs the oldest waiting batch, as the flusher thread does. Returns false when nothing waits.
+    pub fn pump(&self) -> Result<bool, StorageError> {
+        self.lane.pump()
+    }
+
+    /// One step of what the background thread does: publish a checkpoint, recycle, fill the pool. Returns false when there is
+    /// nothing to do now.
+    pub fn tend(&self) -> Result<bool, StorageError> {
+        self.lane.tend()
+    }
+
+    /// Writes what waits and marks the end of the log, as stopping the threads does. Later submits fail.
+    pub fn close(&self) -> Result<(), StorageError> {
+        self.lane.close()
+    }
+
+    /// Asks every shard for its part of a checkpoint now. Returns false while one is under way. Not to be called from the
+    /// observer.
+    pub fn request_checkpoint(&self) -> bool {
+        self.lane.request_checkpoint()
+    }
+
+    /// The lane's number.
+    pub fn lane(&self) -> usize {
+        self.lane.index
+    }
+
+    /// The watermark: the highest durable batch.
+    pub fn durable(&self) -> Lsn {
+        self.lane.durable()
+    }
+
+    /// Bytes handed in and not yet durable. Compare with `WalOptions::max_pending_bytes` before taking proposals.
+    pub fn pending_bytes(&self) -> u64 {
+        self.lane.pending_bytes()
+    }
+
+    /// What the lane did since it was opened.
+    pub fn stats(&self) -> WalStats {
+        WalStats {
+            segments: self.lane.segments.live_count() as u64,
+            pending_bytes: self.pending_bytes(),
+            disk_full: self.lane.segments.shortage().is_some(),
+            ..self.lane.counters.snapshot()
+        }
+    }
+}
+
+impl std::fmt::Debug for Wal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wal")
+            .field("lane", &self.lane.index)
+            .field("durable", &self.durable())
+            .finish()
+    }
+}
+
+/// The threads of a lane. Stopping or dropping it writes everything that was submitted first.
+#[derive(Debug)]
+pub struct WalThreads {
+    lane: Arc<Lane>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl WalThreads {
+    /// Flushes and ends the threads. Records submitted afterwards are refused.
+    pub fn stop(mut self) {
+        self.join();
+    }
+
+    fn join(&mut self) {
+        self.lane.stop();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!(lane = self.lane.index, "a thread of the log panicked");
+            }
+        }
+    }
+}
+
+impl Drop for WalThreads {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
