@@ -25,6 +25,7 @@ mod pool;
 mod recovery;
 mod replay;
 mod shard;
+pub mod sim;
 mod stats;
 mod tail;
 mod upkeep;

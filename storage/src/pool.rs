@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -50,6 +51,7 @@ pub(crate) struct Segments {
     /// Segments that hold log, by sequence number.
     live: RwLock<FxHashMap<u64, Arc<Segment>>>,
     pool: Mutex<Pool>,
+    recycled: AtomicU64,
     /// Held while a file is prepared, so that sequence numbers enter the pool in order.
     preparing: Mutex<()>,
 }
@@ -121,6 +123,7 @@ impl Segments {
             incarnation: owner.incarnation,
             live: RwLock::new(live),
             pool: Mutex::new(pool),
+            recycled: AtomicU64::new(0),
             preparing: Mutex::new(()),
         }
     }
@@ -131,6 +134,11 @@ impl Segments {
 
     pub(crate) fn sequences(&self) -> Vec<u64> {
         self.live.read().keys().copied().collect()
+    }
+
+    /// Files that were used again.
+    pub(crate) fn recycled(&self) -> u64 {
+        self.recycled.load(Ordering::Relaxed)
     }
 
     pub(crate) fn live_count(&self) -> usize {
@@ -219,7 +227,17 @@ impl Segments {
     }
 
     fn drop_surplus(&self) -> Result<bool, StorageError> {
-        let raw = self.pool.lock().raw.pop();
+        // A checkpoint frees about as many segments at once as are filled until the next one: they are worth keeping.
+        let kept = (self.options.checkpoint_bytes / self.options.segment_bytes) as usize
+            + self.options.pool_segments;
+        let raw = {
+            let mut pool = self.pool.lock();
+            if pool.raw.len() > kept {
+                pool.raw.pop()
+            } else {
+                None
+            }
+        };
         let Some(raw) = raw else { return Ok(false) };
         let path = self.path(raw.slot);
         self.disk
@@ -304,6 +322,9 @@ impl Segments {
             .disk
             .open_segment(&path, spec)
             .map_err(fail("opening"))?;
+        if whole {
+            self.recycled.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(Arc::new(Segment { header, slot, file }))
     }
 

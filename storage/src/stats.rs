@@ -33,6 +33,10 @@ pub struct WalStats {
     pub pending_bytes: u64,
     /// Checkpoints published.
     pub checkpoints: u64,
+    /// Entry blocks moved out of sparse segments.
+    pub relocated: u64,
+    /// Segment files used again.
+    pub recycled: u64,
     /// Whether the disk has no room for another segment.
     pub disk_full: bool,
 }
@@ -52,6 +56,8 @@ impl WalStats {
         self.live_bytes += other.live_bytes;
         self.pending_bytes += other.pending_bytes;
         self.checkpoints += other.checkpoints;
+        self.relocated += other.relocated;
+        self.recycled += other.recycled;
         self.disk_full |= other.disk_full;
     }
 }
@@ -68,6 +74,7 @@ pub(crate) struct Counters {
     barrier_us_max: AtomicU64,
     live_bytes: AtomicU64,
     checkpoints: AtomicU64,
+    pub(crate) relocated: AtomicU64,
     /// Where the next batch goes in the active segment.
     pub(crate) active_offset: AtomicU64,
 }
@@ -106,6 +113,7 @@ impl Counters {
             barrier_us_max: self.barrier_us_max.load(Relaxed),
             live_bytes: self.live_bytes.load(Relaxed),
             checkpoints: self.checkpoints.load(Relaxed),
+            relocated: self.relocated.load(Relaxed),
             ..WalStats::default()
         }
     }

@@ -2,6 +2,7 @@
 //! Must never hand in a part whose records are not durable.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use polyraft_raft::GroupId;
 use rustc_hash::FxHashMap;
@@ -174,7 +175,10 @@ impl ShardLog {
             .collect();
         for block in moving {
             match self.read_packed(group, &block) {
-                Ok(packed) => self.relocate(&packed)?,
+                Ok(packed) => {
+                    self.relocate(&packed)?;
+                    self.lane.counters.relocated.fetch_add(1, Ordering::Relaxed);
+                }
                 // Rot found early: the block stays where it is, and whoever reads it gets this error.
                 Err(error) => tracing::error!(%error, "a block cannot be relocated"),
             }

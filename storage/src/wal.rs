@@ -233,6 +233,7 @@ impl Wal {
         WalStats {
             segments: self.lane.segments.live_count() as u64,
             pending_bytes: self.pending_bytes(),
+            recycled: self.lane.segments.recycled(),
             disk_full: self.lane.segments.shortage().is_some(),
             ..self.lane.counters.snapshot()
         }
