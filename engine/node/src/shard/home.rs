@@ -18,6 +18,9 @@ use crate::wire::{self, Record, Records};
 const CREATE_RETRY: u64 = 200_000;
 const CREATE_TIMEOUT: u64 = 10_000_000;
 
+/// How long a creation waits for members that are not heard of: right after a start the connections take a moment.
+const CREATE_GRACE: u64 = 1_000_000;
+
 /// Claims in one record of a table: 16 bytes each, far below a frame's bound.
 const CLAIMS_PER_RECORD: usize = 16_384;
 
@@ -48,6 +51,8 @@ struct Creation {
     missing: Members,
     reply: CreateReply,
     retry_at: Tick,
+    /// From then on members that are not alive are left behind.
+    grace_ends_at: Tick,
     gives_up_at: Tick,
 }
 
@@ -397,6 +402,7 @@ impl Shard {
             missing: members.clone(),
             reply,
             retry_at: Tick(now.0 + CREATE_RETRY),
+            grace_ends_at: Tick(now.0 + CREATE_GRACE),
             gives_up_at: Tick(now.0 + CREATE_TIMEOUT),
         });
         for member in &members {
@@ -500,16 +506,18 @@ impl Shard {
         self.finish_created(at);
     }
 
-    /// A creation is over when a majority has it, and everybody who lives. The others get it with their first
-    /// message about the group.
+    /// A creation is over when every member has it or, after a grace period, a majority and everybody who lives. The
+    /// others get a group with the first message about it.
     fn finish_created(&mut self, at: usize) -> bool {
-        let node = self.shared.node;
+        let (node, now) = (self.shared.node, self.now);
         let home = self.home();
         let creation = &home.creations[at];
         let has_majority = creation.missing.len() < creation.members.len().div_ceil(2);
-        let lives = |member: &NodeId| *member == node || home.liveness.is_alive(*member);
+        let in_grace = now < creation.grace_ends_at;
+        let waits_for =
+            |member: &NodeId| in_grace || *member == node || home.liveness.is_alive(*member);
         let is_over =
-            creation.missing.is_empty() || has_majority && !creation.missing.iter().any(lives);
+            creation.missing.is_empty() || has_majority && !creation.missing.iter().any(waits_for);
         if is_over {
             let _ = home.creations.swap_remove(at).reply.send(Ok(()));
         }
