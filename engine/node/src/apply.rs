@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use crossbeam::channel::{Receiver, Sender};
 use polyraft_raft::{GroupId, Index, Term};
 use polyraft_storage::{EntryBlock, EntryKind};
 use rustc_hash::FxHashMap;
@@ -17,6 +16,7 @@ use crate::completion::{Committed, ReplyTo};
 use crate::error::Error;
 use crate::event::{Applied, ShardEvent};
 use crate::machine::{Entry, Replies, StateMachine};
+use crate::mailbox::{Mailbox, Sender};
 
 /// Work for an apply worker.
 pub(crate) enum Task {
@@ -106,8 +106,8 @@ impl<M: StateMachine> Applier<M> {
     }
 
     /// Serves tasks until told to stop.
-    pub(crate) fn run(mut self, tasks: Receiver<Task>) {
-        while let Ok(task) = tasks.recv() {
+    pub(crate) fn run(mut self, tasks: Mailbox<Task>) {
+        while let Some(task) = tasks.take(None) {
             if matches!(task, Task::Stop) {
                 return;
             }
@@ -133,8 +133,7 @@ impl<M: StateMachine> Applier<M> {
     }
 
     fn tell(&self, shard: usize, event: ShardEvent) {
-        // A closed inbox means that the node is shutting down.
-        let _ = self.inboxes[shard].send(event);
+        self.inboxes[shard].send(event);
     }
 
     fn shard_of(&self, group: GroupId) -> usize {

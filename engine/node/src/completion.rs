@@ -11,13 +11,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 use parking_lot::{Condvar, Mutex};
 use polyraft_raft::{GroupId, Index, NodeId};
 
 use crate::error::Error;
 use crate::event::ShardEvent;
+use crate::mailbox::Sender;
 
 /// A proposal that is committed and applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,8 +180,8 @@ impl ReplyTo {
                 request,
                 inbox,
             } => {
-                // A closed inbox means that this node is shutting down; the origin's own deadline answers then.
-                let _ = inbox.send(ShardEvent::ForwardDone {
+                // When this node is shutting down, the origin's own deadline answers.
+                inbox.send(ShardEvent::ForwardDone {
                     group,
                     origin,
                     request,

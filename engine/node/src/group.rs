@@ -177,7 +177,7 @@ impl<M> GroupHandle<M> {
             query: query.into(),
             reply,
         };
-        let _ = self.inner.shared.worker_of(self.group).send(task);
+        self.inner.shared.worker_of(self.group).send(task);
         answer.await.unwrap_or(Err(Error::Closed))
     }
 

@@ -16,6 +16,7 @@ mod event;
 mod group;
 mod liveness;
 mod machine;
+mod mailbox;
 mod node;
 mod router;
 mod shard;

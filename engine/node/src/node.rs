@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use crossbeam::channel::{self, Receiver};
 use parking_lot::Mutex;
 use polyraft_raft::{GroupId, NodeId, NodeSet, Settings};
 use polyraft_storage::{
@@ -28,6 +27,7 @@ use crate::event::{Members, ShardEvent, ranges};
 use crate::group::GroupHandle;
 use crate::liveness::Intervals;
 use crate::machine::StateMachine;
+use crate::mailbox::{Mailbox, mailbox};
 use crate::router::{CHANCE_BITS, Router};
 use crate::shard::{HomeOptions, InboxGauge, Limits, Shard, ShardOptions, Shared};
 use crate::status::{AllCounters, NodeStatus, PeerStatus};
@@ -190,11 +190,9 @@ impl<M: StateMachine> NodeBuilder<M> {
         let opened = polyraft_storage::open(&data_dir, &wal_options(config), shards)?;
         tracing::info!(%node, report = ?opened.report, "the log is recovered");
 
-        let (inbox_senders, inboxes): (Vec<_>, Vec<_>) =
-            (0..shards).map(|_| channel::unbounded()).unzip();
-        let (worker_senders, worker_tasks): (Vec<_>, Vec<_>) = (0..config.apply.workers)
-            .map(|_| channel::unbounded())
-            .unzip();
+        let (inbox_senders, inboxes): (Vec<_>, Vec<_>) = (0..shards).map(|_| mailbox()).unzip();
+        let (worker_senders, worker_tasks): (Vec<_>, Vec<_>) =
+            (0..config.apply.workers).map(|_| mailbox()).unzip();
         let shared = Arc::new(Shared {
             node,
             opening: data_dir.incarnation(),
@@ -274,7 +272,7 @@ impl Running {
         &mut self,
         shared: &Arc<Shared>,
         path: &Path,
-        queues: Vec<Receiver<Task>>,
+        queues: Vec<Mailbox<Task>>,
     ) -> Result<(), OpenError> {
         for (worker, tasks) in queues.into_iter().enumerate() {
             let applier = Applier::<M>::new(
@@ -295,7 +293,7 @@ impl Running {
         shared: &Arc<Shared>,
         options: &ShardOptions,
         opened: Opened,
-        inboxes: Vec<Receiver<ShardEvent>>,
+        inboxes: Vec<Mailbox<ShardEvent>>,
     ) -> Result<Vec<Wal>, OpenError> {
         let lanes = opened.wals.len();
         for wal in &opened.wals {
@@ -330,7 +328,7 @@ impl Running {
         self.network.shutdown();
         drop(self.wal_threads);
         for worker in shared.workers.iter() {
-            let _ = worker.send(Task::Stop);
+            worker.send(Task::Stop);
         }
         join_all(self.workers);
         // Last of all: the lock on the data directory.

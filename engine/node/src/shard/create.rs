@@ -83,8 +83,7 @@ impl Shard {
             fault: None,
         };
         self.opening.insert(group, (empty, campaigns));
-        // A closed queue means that the node is shutting down.
-        let _ = self.shared.worker_of(group).send(Task::Open { group });
+        self.shared.worker_of(group).send(Task::Open { group });
         Ok(())
     }
 

@@ -318,6 +318,14 @@ impl Shard {
                     self.shared.tell(shard, ShardEvent::Peer { node, alive });
                 }
                 self.peer_changed(node, alive);
+                if alive {
+                    // It may be the one that a creation waits for.
+                    let now = self.now;
+                    self.home()
+                        .creations
+                        .iter_mut()
+                        .for_each(|creation| creation.retry_at = now);
+                }
             }
             Action::Claims { by, changes } => {
                 let shards = self.shared.inboxes.len();

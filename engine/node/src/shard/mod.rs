@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use parking_lot::Mutex;
 use polyraft_raft::{
     Env, Event, GroupId, NodeId, NodeSet, Origin, Outbox, Role, Settings, Tick, WriteId, WriteKind,
@@ -37,6 +36,7 @@ use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::Error;
 use crate::event::{Claim, ShardEvent};
+use crate::mailbox::{Mailbox, Sender};
 use crate::status::{AllCounters, ShardCounters};
 use crate::wheel::Wheel;
 
@@ -99,7 +99,7 @@ impl Shared {
 
     /// Puts an event into a shard's inbox. After a shutdown it is dropped, which answers whoever waits.
     pub(crate) fn tell(&self, shard: usize, event: ShardEvent) {
-        let _ = self.inboxes[shard].send(event);
+        self.inboxes[shard].send(event);
     }
 
     pub(crate) fn tell_all(&self, event: impl Fn() -> ShardEvent) {
@@ -231,20 +231,13 @@ impl Shard {
     }
 
     /// The shard's thread: a turn for each burst of events, and one for each timer.
-    pub(crate) fn run(mut self, inbox: Receiver<ShardEvent>) {
+    pub(crate) fn run(mut self, inbox: Mailbox<ShardEvent>) {
         self.open_recovered();
         while !self.is_stopping {
-            let first = match self.next_deadline() {
-                Some(deadline) => match inbox.recv_timeout(self.shared.clock.until(deadline)) {
-                    Ok(event) => Some(event),
-                    Err(RecvTimeoutError::Timeout) => None,
-                    Err(RecvTimeoutError::Disconnected) => return,
-                },
-                None => match inbox.recv() {
-                    Ok(event) => Some(event),
-                    Err(_) => return,
-                },
-            };
+            let timeout = self
+                .next_deadline()
+                .map(|deadline| self.shared.clock.until(deadline));
+            let first = inbox.take(timeout);
             let has_work = first.is_some();
             self.begin_turn(self.shared.clock.now());
             if let Some(event) = first {
@@ -255,7 +248,7 @@ impl Shard {
             }
             let mut left = self.limits.turn_events;
             while left > 0
-                && let Ok(event) = inbox.try_recv()
+                && let Some(event) = inbox.try_take()
             {
                 self.handle(event);
                 left -= 1;
@@ -283,8 +276,7 @@ impl Shard {
     /// Asks the apply workers to open the state machine of every recovered group.
     pub(crate) fn open_recovered(&mut self) {
         for group in self.opening.keys() {
-            let _ = self
-                .shared
+            self.shared
                 .worker_of(*group)
                 .send(Task::Open { group: *group });
         }

@@ -273,7 +273,7 @@ impl Shard {
                 self.shared
                     .backlog
                     .add(work.iter().map(Committing::bytes).sum());
-                let _ = self.shared.workers[worker].send(Task::Apply(work));
+                self.shared.workers[worker].send(Task::Apply(work));
             }
         }
     }
