@@ -283,6 +283,7 @@ async fn a_rolled_back_data_directory_is_recognised_and_explained() {
     cluster.stop(2).await;
     let copy = cluster.data_dir(2).with_extension("copy");
     copy_dir(&cluster.data_dir(2), &copy);
+    cluster.sees(1, 2, false).await;
     cluster.open(2).await.unwrap();
     cluster.sees(1, 2, true).await;
     cluster.stop(2).await;
