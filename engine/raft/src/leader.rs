@@ -123,10 +123,22 @@ impl Group {
             Part::Leader(leading) if term == self.term => leading.peer(from),
             _ => None,
         };
-        if progress.is_some_and(|p| p.refuse(rejected, agreed.index, env.now)) {
-            self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
-        } else {
-            self.drop_stale();
+        let Some(progress) = progress else {
+            return self.drop_stale();
+        };
+        if !progress.refuse(rejected, agreed.index, env.now) {
+            return self.drop_stale();
+        }
+        self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
+        let base = self.log.base();
+        if rejected == base.index {
+            // The oldest place that we can still name, and the follower does not have it.
+            progress.need_snapshot(base.index, env.now);
+            out.snapshots.push(SnapshotNeeded {
+                group: self.id,
+                to: from,
+                base,
+            });
         }
     }
 
@@ -159,24 +171,23 @@ impl Group {
             return;
         };
         let (last, commit, settings) = (self.log.last_index(), self.committed, env.settings);
+        let base = self.log.base();
         // Followers usually want the same entries: ask for their size once.
         let mut asked = (EntryRange::default(), 0, (Index::ZERO, 0));
         for progress in &mut leading.peers {
             while progress.next <= last
                 || (progress.state == ProgressState::Probe && progress.is_behind(last, commit))
             {
+                if progress.next <= base.index
+                    && !matches!(progress.state, ProgressState::Snapshot { .. })
+                {
+                    progress.probe_base(base.index);
+                }
                 let Some((max_entries, max_bytes)) = progress.room(settings) else {
                     break;
                 };
                 let prev = progress.next.prev();
                 let Some(prev_term) = self.log.term_at(prev) else {
-                    let base = self.log.base();
-                    progress.need_snapshot(base.index, env.now);
-                    out.snapshots.push(SnapshotNeeded {
-                        group: self.id,
-                        to: progress.node,
-                        base,
-                    });
                     break;
                 };
                 let mut entries = self.log.run_from(progress.next);

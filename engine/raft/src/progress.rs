@@ -165,14 +165,14 @@ impl Progress {
         self.since = now;
         if !matches!(self.state, ProgressState::Snapshot { .. }) {
             self.inflight.shrink();
-            self.probe_from(self.matched.next());
+            self.probe_again();
         }
     }
 
     /// The node went silent: send nothing until it is back.
     pub(crate) fn down(&mut self) {
         self.alive = false;
-        self.probe_from(self.matched.next());
+        self.probe_again();
     }
 
     /// The node is back, perhaps restarted: it may have forgotten what was committed, and appends may be lost.
@@ -180,7 +180,13 @@ impl Progress {
         self.alive = true;
         self.since = now;
         self.commit_acked = Index::ZERO;
-        self.probe_from(self.matched.next());
+        self.probe_again();
+    }
+
+    /// What comes before `base` is purged: ask whether the follower has the log's base before it is given a
+    /// snapshot.
+    pub(crate) fn probe_base(&mut self, base: Index) {
+        self.probe_from(base.next());
     }
 
     /// What it needs is purged.
@@ -189,6 +195,17 @@ impl Progress {
         self.probing = false;
         self.inflight.clear();
         self.since = now;
+    }
+
+    /// Asks again. A pipeline starts over after what matched; a probe stands where it was, because nothing is
+    /// known yet that would make another place better.
+    fn probe_again(&mut self) {
+        let next = if self.state == ProgressState::Probe {
+            self.next
+        } else {
+            self.matched.next()
+        };
+        self.probe_from(next);
     }
 
     fn probe_from(&mut self, next: Index) {

@@ -1,0 +1,772 @@
+//! A cluster of replicas of one group on simulated disks, links and liveness, all of it advanced by hand. It
+//! checks safety after every step and never decides what happens next: scripts and random runs do.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use polyraft_raft::*;
+
+pub const GROUP: GroupId = GroupId(1);
+
+/// An entry with a value that no other entry has; 0 for the one that starts a term.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry {
+    pub term: Term,
+    pub value: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Packet {
+    pub from: NodeId,
+    pub to: NodeId,
+    pub message: Message,
+    entries: Vec<Entry>,
+}
+
+/// What one node learns about another from the liveness between them, in order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Note {
+    Up,
+    Down,
+    Claimed(Term),
+    Unclaimed,
+}
+
+#[derive(Clone, Debug)]
+enum Record {
+    HardState(HardState),
+    Truncate(Index),
+    Append(Vec<Entry>),
+}
+
+pub struct Node {
+    pub id: NodeId,
+    pub group: Option<Group>,
+    alive: NodeSet,
+    /// What the replica believes to have written; index 1 is at 0.
+    log: Vec<Entry>,
+    disk_log: Vec<Entry>,
+    disk_state: HardState,
+    disk_base: Index,
+    pending: VecDeque<(WriteId, Record)>,
+    pub handed_out: Index,
+    leads: Option<Term>,
+    starts: u64,
+}
+
+pub struct Cluster {
+    pub now: Tick,
+    pub settings: Settings,
+    pub nodes: BTreeMap<NodeId, Node>,
+    pub network: Vec<Packet>,
+    /// By observer and observed.
+    pub notes: BTreeMap<(NodeId, NodeId), VecDeque<Note>>,
+    cut: Vec<(NodeId, NodeId)>,
+    configuration: Configuration,
+    seed: u64,
+    next_value: u64,
+    leaders: BTreeMap<Term, NodeId>,
+    /// What was handed out for applying anywhere; index 1 is at 0.
+    pub committed: Vec<Entry>,
+    /// What each step did, for scripts to print.
+    pub trace: Vec<String>,
+}
+
+/// Every entry has ten bytes.
+struct TenBytes;
+
+impl LogExtents for TenBytes {
+    fn extent(&self, first: Index, end: Index, max_bytes: u64) -> (Index, u64) {
+        let entries = (max_bytes / 10).clamp(1, end.0 - first.0);
+        (Index(first.0 + entries), entries * 10)
+    }
+}
+
+fn runs(log: &[Entry], base: Index) -> Vec<TermRun> {
+    let mut runs: Vec<TermRun> = Vec::new();
+    for (at, entry) in log.iter().enumerate().skip(base.0 as usize) {
+        if runs.last().is_none_or(|r| r.term != entry.term) {
+            runs.push(TermRun {
+                term: entry.term,
+                first: Index(at as u64 + 1),
+            });
+        }
+    }
+    runs
+}
+
+impl Cluster {
+    /// `count` nodes that all see each other alive.
+    pub fn new(count: u64, seed: u64, settings: Settings) -> Cluster {
+        let ids: Vec<NodeId> = (1..=count).map(NodeId).collect();
+        let mut cluster = Cluster {
+            now: Tick(0),
+            settings,
+            nodes: BTreeMap::new(),
+            network: Vec::new(),
+            notes: BTreeMap::new(),
+            cut: Vec::new(),
+            configuration: Configuration::simple(ids.iter().copied()),
+            seed,
+            next_value: 0,
+            leaders: BTreeMap::new(),
+            committed: Vec::new(),
+            trace: Vec::new(),
+        };
+        for &id in &ids {
+            let node = Node {
+                id,
+                group: None,
+                alive: NodeSet::new(id),
+                log: Vec::new(),
+                disk_log: Vec::new(),
+                disk_state: HardState::default(),
+                disk_base: Index::ZERO,
+                pending: VecDeque::new(),
+                handed_out: Index::ZERO,
+                leads: None,
+                starts: 0,
+            };
+            cluster.nodes.insert(id, node);
+        }
+        for &id in &ids {
+            cluster.restart(id, Index::ZERO);
+        }
+        cluster.deliver_notes();
+        cluster.trace.clear();
+        cluster
+    }
+
+    pub fn ids(&self) -> Vec<NodeId> {
+        self.nodes.keys().copied().collect()
+    }
+
+    pub fn running(&self) -> Vec<NodeId> {
+        self.nodes
+            .values()
+            .filter(|n| n.group.is_some())
+            .map(|n| n.id)
+            .collect()
+    }
+
+    pub fn group(&self, id: NodeId) -> &Group {
+        self.nodes[&id].group.as_ref().expect("the node is running")
+    }
+
+    pub fn leader(&self) -> Option<NodeId> {
+        let leads = |id: &NodeId| self.group(*id).role() == Role::Leader;
+        self.running()
+            .into_iter()
+            .filter(leads)
+            .max_by_key(|id| self.group(*id).term())
+    }
+
+    fn linked(&self, a: NodeId, b: NodeId) -> bool {
+        let runs = |id| self.nodes[&id].group.is_some();
+        !self.cut.contains(&(a.min(b), a.max(b))) && runs(a) && runs(b)
+    }
+
+    // ---- faults ---------------------------------------------------------------------------------------
+
+    /// The node loses everything that its disk has not completed. Others notice by a note.
+    pub fn crash(&mut self, id: NodeId) {
+        for other in self.ids() {
+            if self.linked(id, other) && other != id {
+                self.notes
+                    .entry((other, id))
+                    .or_default()
+                    .push_back(Note::Down);
+            }
+            self.notes.remove(&(id, other));
+        }
+        let node = self.nodes.get_mut(&id).expect("a known node");
+        node.group = None;
+        node.pending.clear();
+        node.leads = None;
+        self.network.retain(|p| p.to != id);
+    }
+
+    /// The node comes back with what its disk completed, its state machine being at `applied`.
+    pub fn restart(&mut self, id: NodeId, applied: Index) {
+        let (now, settings, configuration, seed) = (
+            self.now,
+            self.settings,
+            self.configuration.clone(),
+            self.seed,
+        );
+        let node = self.nodes.get_mut(&id).expect("a known node");
+        assert!(node.group.is_none(), "{id} runs already");
+        node.starts += 1;
+        node.log = node.disk_log.clone();
+        node.alive = NodeSet::new(id);
+        let applied = applied.clamp(node.disk_base, node.handed_out.max(node.disk_base));
+        node.handed_out = applied;
+        let term = node
+            .disk_base
+            .0
+            .checked_sub(1)
+            .map_or(Term::ZERO, |at| node.log[at as usize].term);
+        let restored = Restored {
+            hard_state: node.disk_state,
+            configuration,
+            base: LogPosition {
+                term,
+                index: node.disk_base,
+            },
+            runs: runs(&node.log, node.disk_base),
+            last: Index(node.log.len() as u64),
+            applied,
+        };
+        let env = Env {
+            now,
+            settings: &settings,
+            alive: &node.alive,
+        };
+        let mut out = Outbox::default();
+        node.group = Some(Group::new(
+            GROUP,
+            id,
+            seed + node.starts,
+            &env,
+            restored,
+            &mut out,
+        ));
+        self.dispatch(id, &out, &[]);
+        for other in self.ids() {
+            if other != id && self.linked(id, other) {
+                self.greet(id, other);
+            }
+        }
+    }
+
+    pub fn cut(&mut self, a: NodeId, b: NodeId) {
+        if self.linked(a, b) {
+            self.notes.entry((a, b)).or_default().push_back(Note::Down);
+            self.notes.entry((b, a)).or_default().push_back(Note::Down);
+        }
+        let pair = (a.min(b), a.max(b));
+        if !self.cut.contains(&pair) {
+            self.cut.push(pair);
+        }
+    }
+
+    pub fn heal(&mut self, a: NodeId, b: NodeId) {
+        let before = self.cut.len();
+        self.cut.retain(|&pair| pair != (a.min(b), a.max(b)));
+        if self.cut.len() < before && self.linked(a, b) {
+            self.greet(a, b);
+        }
+    }
+
+    /// Both sides of a fresh link learn of each other and of each other's claims.
+    fn greet(&mut self, a: NodeId, b: NodeId) {
+        for (observer, observed) in [(a, b), (b, a)] {
+            let leads = self.nodes[&observed].leads;
+            let notes = self.notes.entry((observer, observed)).or_default();
+            notes.push_back(Note::Up);
+            notes.extend(leads.map(Note::Claimed));
+        }
+    }
+
+    // ---- moves ----------------------------------------------------------------------------------------
+
+    pub fn step(&mut self, id: NodeId, event: Event<'_>) {
+        self.step_with(id, event, &[]);
+    }
+
+    fn step_with(&mut self, id: NodeId, event: Event<'_>, received: &[Entry]) {
+        let (now, settings) = (self.now, self.settings);
+        let node = self.nodes.get_mut(&id).expect("a known node");
+        let Some(group) = node.group.as_mut() else {
+            return;
+        };
+        let env = Env {
+            now,
+            settings: &settings,
+            alive: &node.alive,
+        };
+        let mut out = Outbox::default();
+        group.step(&env, event, &mut out);
+        group.step(&env, Event::Flush { log: &TenBytes }, &mut out);
+        self.dispatch(id, &out, received);
+        self.check_deadline(id);
+    }
+
+    /// Delivers the packet in that place of the network.
+    pub fn deliver(&mut self, at: usize) {
+        let packet = self.network.remove(at);
+        self.receive(&packet);
+    }
+
+    /// Delivers it and keeps it for another time.
+    pub fn duplicate(&mut self, at: usize) {
+        let packet = self.network[at].clone();
+        self.receive(&packet);
+    }
+
+    fn receive(&mut self, packet: &Packet) {
+        if self.linked(packet.from, packet.to) {
+            let event = Event::Message {
+                from: packet.from,
+                message: packet.message,
+            };
+            self.step_with(packet.to, event, &packet.entries);
+        }
+    }
+
+    /// Delivers the oldest note that `observer` has about `observed`. False when there is none.
+    pub fn deliver_note(&mut self, observer: NodeId, observed: NodeId) -> bool {
+        let Some(note) = self
+            .notes
+            .get_mut(&(observer, observed))
+            .and_then(VecDeque::pop_front)
+        else {
+            return false;
+        };
+        let Some(node) = self.nodes.get_mut(&observer).filter(|n| n.group.is_some()) else {
+            return true;
+        };
+        let event = match note {
+            Note::Up => {
+                node.alive.insert(observed);
+                Event::PeerUp { node: observed }
+            }
+            Note::Down => {
+                node.alive.remove(observed);
+                Event::PeerDown { node: observed }
+            }
+            Note::Claimed(term) => Event::Claimed { by: observed, term },
+            Note::Unclaimed => Event::Unclaimed { by: observed },
+        };
+        self.step(observer, event);
+        true
+    }
+
+    pub fn deliver_notes(&mut self) -> bool {
+        let pairs: Vec<_> = self.notes.keys().copied().collect();
+        let mut any = false;
+        for (observer, observed) in pairs {
+            while self.deliver_note(observer, observed) {
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Delivers every note that `observer` has.
+    pub fn deliver_notes_of(&mut self, observer: NodeId) {
+        for observed in self.ids() {
+            while self.deliver_note(observer, observed) {}
+        }
+    }
+
+    /// Completes the oldest `count` writes of the node's disk.
+    pub fn persist(&mut self, id: NodeId, count: usize) -> bool {
+        let node = self.nodes.get_mut(&id).expect("a known node");
+        let mut through = None;
+        for _ in 0..count {
+            let Some((id, record)) = node.pending.pop_front() else {
+                break;
+            };
+            through = Some(id);
+            match record {
+                Record::HardState(state) => node.disk_state = state,
+                Record::Truncate(from) => node.disk_log.truncate(from.0 as usize - 1),
+                Record::Append(entries) => node.disk_log.extend(entries),
+            }
+        }
+        if let Some(through) = through {
+            self.step(id, Event::Durable { through });
+        }
+        through.is_some()
+    }
+
+    pub fn finish_applying(&mut self, id: NodeId) {
+        let through = self.nodes[&id].handed_out;
+        self.step(id, Event::Applied { through });
+    }
+
+    /// The last index that every disk holds and every state machine has, so that no snapshot is needed after it.
+    pub fn held_everywhere(&self) -> Index {
+        let held = self
+            .nodes
+            .values()
+            .map(|n| n.handed_out.0.min(n.disk_log.len() as u64));
+        Index(held.min().unwrap_or(0))
+    }
+
+    /// Drops the log's front on a node.
+    pub fn purge(&mut self, id: NodeId, through: Index) {
+        self.step(id, Event::Purged { through });
+        let node = self.nodes.get_mut(&id).expect("a known node");
+        node.disk_base = node.disk_base.max(through);
+    }
+
+    /// Lets time pass and rings every deadline that has come.
+    pub fn advance(&mut self, micros: u64) {
+        self.now = self.now.after(micros);
+        for id in self.running() {
+            if self.group(id).deadline().is_some_and(|at| at <= self.now) {
+                self.step(id, Event::Timer);
+            }
+        }
+    }
+
+    pub fn next_deadline(&self) -> Option<Tick> {
+        self.running()
+            .into_iter()
+            .filter_map(|id| self.group(id).deadline())
+            .min()
+    }
+
+    /// Disks, links and liveness work until nothing is left to do; no time passes.
+    pub fn settle(&mut self) {
+        for _ in 0..100_000 {
+            let mut busy = self.deliver_notes();
+            for id in self.running() {
+                busy |= self.persist(id, usize::MAX);
+                if self.group(id).applied() < self.nodes[&id].handed_out {
+                    self.finish_applying(id);
+                    busy = true;
+                }
+            }
+            while !self.network.is_empty() {
+                self.deliver(0);
+                busy = true;
+            }
+            if !busy {
+                return;
+            }
+        }
+        panic!("the cluster does not come to rest");
+    }
+
+    // ---- effects and their checks -----------------------------------------------------------------------
+
+    fn dispatch(&mut self, id: NodeId, out: &Outbox, received: &[Entry]) {
+        let mut tell = |what: String| self.trace.push(format!("{id} {what}"));
+        let node = self.nodes.get_mut(&id).expect("a known node");
+        for write in &out.writes {
+            let record = match write.kind {
+                WriteKind::HardState(state) => {
+                    tell(format!("write {} {}", write.id, hard_state(state)));
+                    Record::HardState(state)
+                }
+                WriteKind::Truncate { from } => {
+                    tell(format!("write {} truncate from {from}", write.id));
+                    node.log.truncate(from.0 as usize - 1);
+                    Record::Truncate(from)
+                }
+                WriteKind::Append { entries, origin } => {
+                    tell(format!(
+                        "write {} append {entries} {}",
+                        write.id,
+                        format!("{origin:?}").to_lowercase()
+                    ));
+                    assert_eq!(
+                        entries.first.0,
+                        node.log.len() as u64 + 1,
+                        "{id} leaves a hole"
+                    );
+                    let new: Vec<Entry> = match origin {
+                        Origin::Noop => vec![Entry {
+                            term: entries.term,
+                            value: 0,
+                        }],
+                        Origin::Received => {
+                            received[received.len() - entries.len() as usize..].to_vec()
+                        }
+                        Origin::Proposed => (0..entries.len())
+                            .map(|_| {
+                                self.next_value += 1;
+                                Entry {
+                                    term: entries.term,
+                                    value: self.next_value,
+                                }
+                            })
+                            .collect(),
+                    };
+                    assert!(
+                        new.len() as u64 == entries.len()
+                            && new.iter().all(|e| e.term == entries.term)
+                    );
+                    node.log.extend(&new);
+                    Record::Append(new)
+                }
+            };
+            node.pending.push_back((write.id, record));
+        }
+        for send in &out.sends {
+            tell(format!("send {} {}", send.to, message(send.message)));
+            let mut entries = Vec::new();
+            match send.message {
+                Message::VoteReply {
+                    term,
+                    granted: true,
+                } => {
+                    let durable = (node.disk_state.term, node.disk_state.vote);
+                    assert_eq!(
+                        durable,
+                        (term, Some(send.to)),
+                        "{id} voted before its vote was durable"
+                    );
+                }
+                Message::Matched { term, matched, .. } => {
+                    assert!(
+                        node.disk_state.term == term,
+                        "{id} acknowledged in a term that is not durable"
+                    );
+                    assert!(
+                        node.disk_log.get(..matched.0 as usize)
+                            == node.log.get(..matched.0 as usize),
+                        "{id} acknowledged {matched} before it was durable"
+                    );
+                }
+                Message::Append { entries: range, .. } => {
+                    entries =
+                        node.log[range.first.0 as usize - 1..range.end.0 as usize - 1].to_vec();
+                    assert!(
+                        entries.iter().all(|e| e.term == range.term),
+                        "{range} mixes terms"
+                    );
+                }
+                _ => {}
+            }
+            self.network.push(Packet {
+                from: id,
+                to: send.to,
+                message: send.message,
+                entries,
+            });
+        }
+        for proposed in &out.proposed {
+            tell(match proposed.outcome {
+                Ok(entries) => format!("proposed {entries}"),
+                Err(NotLeader { hint }) => format!("refused, leader {}", name(hint)),
+            });
+        }
+        for claim in &out.claims {
+            tell(format!(
+                "{} {}",
+                if claim.leads {
+                    "leads"
+                } else {
+                    "stops leading"
+                },
+                claim.term
+            ));
+            node.leads = claim.leads.then_some(claim.term);
+        }
+        for timer in &out.timers {
+            tell(format!("timer +{}ms", timer.at.since(self.now) / 1000));
+        }
+        for needed in &out.snapshots {
+            tell(format!(
+                "snapshot needed by {} through {}",
+                needed.to, needed.base
+            ));
+        }
+        for apply in &out.applies {
+            tell(format!("apply {}..{}", apply.first, apply.end));
+            assert_eq!(
+                apply.first,
+                node.handed_out.next(),
+                "{id} applies out of order"
+            );
+            node.handed_out = apply.end.prev();
+        }
+        for claim in &out.claims {
+            self.check_claim(id, claim);
+            for other in self.ids() {
+                if other != id && self.linked(id, other) {
+                    let note = if claim.leads {
+                        Note::Claimed(claim.term)
+                    } else {
+                        Note::Unclaimed
+                    };
+                    self.notes.entry((other, id)).or_default().push_back(note);
+                }
+            }
+        }
+        for apply in &out.applies {
+            self.check_apply(id, apply);
+        }
+    }
+
+    /// Election safety and leader completeness.
+    fn check_claim(&mut self, id: NodeId, claim: &ClaimChange) {
+        let leader = *self.leaders.entry(claim.term).or_insert(id);
+        assert_eq!(leader, id, "two leaders in {}", claim.term);
+        let log = &self.nodes[&id].log;
+        assert!(
+            log.starts_with(&self.committed),
+            "the leader of {} lacks committed entries",
+            claim.term
+        );
+    }
+
+    /// State machine safety; and what commits is on a majority of disks.
+    fn check_apply(&mut self, id: NodeId, apply: &Apply) {
+        for at in apply.first.0 as usize - 1..apply.end.0 as usize - 1 {
+            let entry = self.nodes[&id].log[at];
+            assert_eq!(
+                self.nodes[&id].disk_log.get(at),
+                Some(&entry),
+                "{id} applies what its disk lacks"
+            );
+            if let Some(&known) = self.committed.get(at) {
+                assert_eq!(known, entry, "{id} applies another entry at {}", at + 1);
+                continue;
+            }
+            let holds = |n: NodeId| self.nodes[&n].disk_log.get(at) == Some(&entry);
+            assert!(
+                self.configuration.has_quorum(holds),
+                "{id} commits {} without a durable quorum",
+                at + 1
+            );
+            self.committed.push(entry);
+        }
+    }
+
+    /// A voter without a live, claiming leader, and a leader with a live follower behind, have a deadline.
+    fn check_deadline(&self, id: NodeId) {
+        let (group, alive) = (self.group(id), &self.nodes[&id].alive);
+        let needs = match group.role() {
+            Role::Leader => alive
+                .iter()
+                .filter_map(|n| group.progress(n))
+                .any(|p| p.matched < group.last().index),
+            _ => group.leader().is_none_or(|l| !alive.contains(l)),
+        };
+        assert!(
+            !needs || group.deadline().is_some(),
+            "{id} waits for ever: {group:?}"
+        );
+    }
+
+    /// Log matching: where two logs have an entry of the same term, they are equal up to there.
+    pub fn check_logs(&self) {
+        for a in self.nodes.values() {
+            for b in self.nodes.values().filter(|b| b.id > a.id) {
+                let meets = |at: &usize| a.log[*at].term == b.log[*at].term;
+                let common = a.log.len().min(b.log.len());
+                if let Some(at) = (0..common).rev().find(meets) {
+                    assert!(
+                        a.log[..=at] == b.log[..=at],
+                        "the logs of {} and {} differ",
+                        a.id,
+                        b.id
+                    );
+                }
+            }
+        }
+    }
+
+    pub fn log_line(&self, id: NodeId) -> String {
+        let node = &self.nodes[&id];
+        let mut line = String::new();
+        for run in runs(&node.log, Index::ZERO) {
+            let of_term = node.log.iter().filter(|e| e.term == run.term);
+            let values: Vec<String> = of_term.map(|e| e.value.to_string()).collect();
+            line += &format!(" {}[{}]", run.term, values.join(" "));
+        }
+        let disk = node.disk_log.len();
+        format!("{id} log{line} disk {disk}")
+    }
+
+    pub fn status_line(&self, id: NodeId) -> String {
+        let Some(group) = self.nodes[&id].group.as_ref() else {
+            return format!("{id} down");
+        };
+        let deadline = group.deadline().map_or("none".into(), |at| {
+            format!("+{}ms", at.since(self.now) / 1000)
+        });
+        format!(
+            "{id} {:?} {} leader {} last {} durable {} committed {} applied {} deadline {deadline}",
+            group.role(),
+            group.term(),
+            name(group.leader()),
+            group.last(),
+            group.durable(),
+            group.committed(),
+            group.applied(),
+        )
+    }
+
+    pub fn progress_lines(&self, id: NodeId) -> Vec<String> {
+        let group = self.group(id);
+        let line = |p: &Progress| {
+            let window = &p.inflight;
+            let (messages, entries, depth) = (window.messages(), window.entries(), window.depth());
+            format!(
+                "{} {:?} matched {} next {} commit {}/{} inflight {messages} messages {entries} entries depth {depth}",
+                p.node, p.state, p.matched, p.next, p.commit_acked, p.commit_sent
+            )
+        };
+        self.ids()
+            .into_iter()
+            .filter_map(|n| group.progress(n))
+            .map(line)
+            .collect()
+    }
+}
+
+fn name(node: Option<NodeId>) -> String {
+    node.map_or("none".into(), |n| n.to_string())
+}
+
+fn hard_state(state: HardState) -> String {
+    format!(
+        "hard state {} vote {} commit {}",
+        state.term,
+        name(state.vote),
+        state.commit
+    )
+}
+
+pub fn message(message: Message) -> String {
+    let answer = |granted| if granted { "yes" } else { "no" };
+    match message {
+        Message::PreVote { term, last } => format!("pre-vote {term} last {last}"),
+        Message::PreVoteReply { term, granted } => {
+            format!("pre-vote reply {term} {}", answer(granted))
+        }
+        Message::Vote {
+            term,
+            last,
+            transfer,
+        } => {
+            format!(
+                "vote {term} last {last}{}",
+                if transfer { " transfer" } else { "" }
+            )
+        }
+        Message::VoteReply { term, granted } => format!("vote reply {term} {}", answer(granted)),
+        Message::Append {
+            term,
+            prev,
+            entries,
+            commit,
+        } if entries.is_empty() => {
+            format!("append {term} after {prev} empty commit {commit}")
+        }
+        Message::Append {
+            term,
+            prev,
+            entries,
+            commit,
+        } => {
+            format!("append {term} after {prev} entries {entries} commit {commit}")
+        }
+        Message::Matched {
+            term,
+            matched,
+            commit,
+        } => format!("matched {term} {matched} commit {commit}"),
+        Message::Conflict {
+            term,
+            rejected,
+            hint,
+        } => format!("conflict {term} at {rejected} hint {hint}"),
+        Message::Stale { term } => format!("stale {term}"),
+    }
+}

@@ -1,0 +1,8 @@
+//! How the core behaves, seen from outside: the Raft paper's rules, scripts, and random clusters. Everything
+//! here drives the public interface only.
+
+mod cluster;
+mod paper;
+mod random;
+mod replica;
+mod scripts;
