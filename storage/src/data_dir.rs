@@ -269,8 +269,8 @@ impl Identity {
         }
         if self.node != node {
             return Err(format!(
-                "this data directory belongs to node {}, not to node {node}; choose another directory",
-                self.node
+                "this data directory belongs to node {}, not to node {}; choose another directory",
+                self.node.0, node.0
             ));
         }
         if self.lanes as usize != lanes {

@@ -86,13 +86,13 @@ pub enum StorageError {
         limit: u64,
     },
     /// The group is not in this log.
-    #[error("group {group} does not exist in this log")]
+    #[error("{group} does not exist in this log")]
     NoSuchGroup {
         /// The group.
         group: GroupId,
     },
     /// The group is there already.
-    #[error("group {group} exists already")]
+    #[error("{group} exists already")]
     GroupExists {
         /// The group.
         group: GroupId,
@@ -129,10 +129,10 @@ impl StorageError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// The group is not in this log.
-    #[error("group {0} does not exist in this log")]
+    #[error("{0} does not exist in this log")]
     NoSuchGroup(GroupId),
     /// The range begins before the purged position or ends beyond the last entry.
-    #[error("group {group} holds {first}..{end}, not all of {wanted_first}..{wanted_end}")]
+    #[error("{group} holds {first}..{end}, not all of {wanted_first}..{wanted_end}")]
     OutOfRange {
         /// The group.
         group: GroupId,
@@ -146,7 +146,7 @@ pub enum ReadError {
         wanted_end: Index,
     },
     /// The bytes on disk are not what was written. The group must not use this replica's log any more.
-    #[error("group {group}: the log is damaged in segment {segment} at offset {offset}: {reason}")]
+    #[error("{group}: the log is damaged in segment {segment} at offset {offset}: {reason}")]
     Damaged {
         /// The group.
         group: GroupId,

@@ -17,6 +17,7 @@ mod disk;
 mod error;
 mod format;
 mod group;
+pub mod inspect;
 mod lane;
 mod maintenance;
 mod mapping;

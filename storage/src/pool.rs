@@ -85,6 +85,17 @@ pub(crate) struct FoundSegments {
     pub(crate) next_slot: u64,
 }
 
+impl FoundSegments {
+    /// Every segment that was found.
+    pub(crate) fn all(&self) -> Vec<&Arc<Segment>> {
+        self.live
+            .iter()
+            .chain(&self.ready)
+            .chain(&self.retired)
+            .collect()
+    }
+}
+
 /// Who owns the files, for their headers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Owner {
@@ -289,21 +300,23 @@ impl Segments {
         };
         // A recycled file needs no zeros for safety: the salt makes its old batches unreadable. A mapped one gets them
         // anyway, in small writes, or each later msync of a page would write a whole large folio.
-        if !whole || self.options.mode == WalMode::Mapped {
-            if let Err(error) = self.disk.zero_segment(&path, bytes, spec) {
-                let error = StorageError::io(&path, "zeroing a segment", &error);
-                if !error.is_disk_full() {
-                    return Err(error);
-                }
-                if !whole {
-                    // Give back what a half-written file took. A failure here leaves a raw file, nothing worse.
-                    let _ = self.disk.remove(&path);
-                }
-                return Err(StorageError::DiskFull {
-                    path: self.dir.clone(),
-                    needed: bytes,
-                });
+        let zeroed = match whole && self.options.mode == WalMode::Direct {
+            true => Ok(()),
+            false => self.disk.zero_segment(&path, bytes, spec),
+        };
+        if let Err(error) = zeroed {
+            let error = StorageError::io(&path, "zeroing a segment", &error);
+            if !error.is_disk_full() {
+                return Err(error);
             }
+            if !whole {
+                // Give back what a half-written file took. A failure here leaves a raw file, nothing worse.
+                let _ = self.disk.remove(&path);
+            }
+            return Err(StorageError::DiskFull {
+                path: self.dir.clone(),
+                needed: bytes,
+            });
         }
         let salt = self.disk.entropy().map_err(fail("drawing a salt for"))? as u64;
         let header = SegmentHeader {

@@ -10,7 +10,7 @@ use polyraft_raft::GroupId;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::batch::Lsn;
-use crate::checkpoint::{self, Position, ReplayFrom};
+use crate::checkpoint::{CheckpointHeader, Position, ReplayFrom};
 use crate::disk::{Disk, SegmentSpec};
 use crate::error::StorageError;
 use crate::format::{
@@ -193,7 +193,7 @@ impl LaneFiles<'_> {
     }
 
     /// All segments with a header, by sequence number, and the files without one.
-    fn open_segments(&self) -> Result<(Vec<Arc<Segment>>, Vec<Raw>), StorageError> {
+    pub(crate) fn open_segments(&self) -> Result<(Vec<Arc<Segment>>, Vec<Raw>), StorageError> {
         let names = self
             .disk
             .list(&self.dir)
@@ -267,10 +267,15 @@ impl LaneFiles<'_> {
         Ok(())
     }
 
+    /// The header of the checkpoint, if there is one.
+    pub(crate) fn read_checkpoint(&self) -> Result<Option<CheckpointHeader>, StorageError> {
+        self.load_checkpoint(&mut Groups::default())
+    }
+
     fn load_checkpoint(
         &self,
         groups: &mut Groups,
-    ) -> Result<Option<checkpoint::CheckpointHeader>, StorageError> {
+    ) -> Result<Option<CheckpointHeader>, StorageError> {
         let path = self.dir.join(CHECKPOINT);
         let file = match self.disk.read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

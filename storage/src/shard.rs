@@ -235,7 +235,7 @@ impl ShardLog {
         let last = log.last();
         assert!(
             range.first.0 == last.0 + 1,
-            "append of {range:?} to group {group}, whose last entry is {last}"
+            "append of {range:?} to {group}, whose last entry is {last}"
         );
         let (offset, bytes) = self.turn.record(write, |piece| self.tail.push(piece))?;
         if bytes as usize > self.lane.options.max_block_bytes() {
@@ -266,13 +266,13 @@ impl ShardLog {
         let before = log.hard_state;
         assert!(
             state.term >= before.term,
-            "group {group}: the term went from {} back to {}",
+            "{group}: the term went from {} back to {}",
             before.term,
             state.term
         );
         assert!(
             state.term > before.term || before.vote.is_none() || state.vote == before.vote,
-            "group {group}: the vote of term {} changed",
+            "{group}: the vote of {} changed",
             state.term
         );
         log.hard_state = state;
@@ -287,12 +287,9 @@ impl ShardLog {
             .ok_or(StorageError::NoSuchGroup { group })?;
         assert!(
             from > log.base.index,
-            "group {group}: truncation at {from}, purged up to {}",
+            "{group}: truncation at {from}, purged up to {}",
             log.base.index
         );
-        if from > log.last() {
-            return Ok(());
-        }
         log.truncate(from);
         self.control(|buffer| format::put_truncate(buffer, group, from))
     }

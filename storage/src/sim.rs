@@ -267,11 +267,11 @@ impl SimFile {
             let kept = match keep {
                 Keep::Nothing => false,
                 Keep::Everything => true,
-                Keep::EvenPages => page % 2 == 0,
-                Keep::OddPages => page % 2 == 1,
+                Keep::EvenPages => page.is_multiple_of(2),
+                Keep::OddPages => !page.is_multiple_of(2),
                 Keep::NotTheFirst => Some(*sector) != first,
                 Keep::NotTheLast => Some(*sector) != last,
-                Keep::Some(seed) => mix(seed ^ mix(id) ^ *sector as u64) % 2 == 0,
+                Keep::Some(seed) => mix(seed ^ mix(id) ^ *sector as u64).is_multiple_of(2),
             };
             if kept {
                 file.keep(*sector);

@@ -110,7 +110,7 @@ fn open_lane(
         let shard = shard_of(group, shards);
         assert!(
             shard % options.lanes == lane,
-            "group {group} of lane {lane} belongs to shard {shard}"
+            "{group} of lane {lane} belongs to shard {shard}"
         );
         shard / options.lanes
     };

@@ -175,7 +175,7 @@ fn write_and_reopen(mode: WalMode) {
             log.on_durable(&watch.wait(lsn));
         }
     }
-    let before: Vec<Vec<_>> = opened.logs.iter().map(|log| sorted(log)).collect();
+    let before: Vec<Vec<_>> = opened.logs.iter().map(sorted).collect();
     let stats = opened.wals[0].stats();
     assert!(
         stats.barriers > 0 && stats.checkpoints > 0 && stats.segments < 12,
@@ -196,7 +196,7 @@ fn write_and_reopen(mode: WalMode) {
         "{:?}",
         opened.report
     );
-    let after: Vec<Vec<_>> = opened.logs.iter().map(|log| sorted(log)).collect();
+    let after: Vec<Vec<_>> = opened.logs.iter().map(sorted).collect();
     assert_eq!(before, after);
     for group in 0..20u64 {
         let log = &opened.logs[shard_of(GroupId(group), 2)];

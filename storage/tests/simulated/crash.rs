@@ -1,9 +1,7 @@
 //! Owns the enumeration of power cuts: after every write and sync of a workload, with each pattern of lost pages, in both
 //! modes. What was acknowledged must be there, and nothing else than what was written, in order.
 
-mod common;
-
-use common::{Driver, Model, Op, options};
+use crate::driver::{Driver, Model, Op, options};
 use polyraft_storage::WalMode;
 use polyraft_storage::sim::{Keep, SimDisk};
 
