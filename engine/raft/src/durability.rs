@@ -1,12 +1,12 @@
 //! Which of a replica's writes are durable, and how much of its log that makes durable. A truncation
 //! clips what is pending, so that the completion of an overwritten write never counts for its successor.
 
-use std::collections::VecDeque;
+use smallvec::SmallVec;
 
 use crate::{Index, WriteId};
 
 /// Room that an idle group may keep for its next burst, in pending writes.
-const KEPT_PENDING: usize = 64;
+const KEPT_PENDING: usize = 16;
 
 /// The durable cursor of one log.
 #[derive(Clone, Debug)]
@@ -20,7 +20,7 @@ pub(crate) struct Durability {
     /// The log is durable through this index.
     durable: Index,
     /// Appends not yet durable, by ascending id; `last` ascends too.
-    pending: VecDeque<Pending>,
+    pending: SmallVec<[Pending; 2]>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,7 @@ impl Durability {
             through: WriteId::ZERO,
             hard_state: WriteId::ZERO,
             durable,
-            pending: VecDeque::new(),
+            pending: SmallVec::new(),
         }
     }
 
@@ -69,7 +69,7 @@ impl Durability {
 
     pub(crate) fn append(&mut self, last: Index) -> WriteId {
         let id = self.issue();
-        self.pending.push_back(Pending { id, last });
+        self.pending.push(Pending { id, last });
         id
     }
 
@@ -92,12 +92,13 @@ impl Durability {
             return false;
         }
         self.through = through;
-        while let Some(done) = self.pending.front().filter(|p| p.id <= through) {
-            self.durable = self.durable.max(done.last);
-            self.pending.pop_front();
+        let done = self.pending.iter().take_while(|p| p.id <= through).count();
+        if let Some(newest) = done.checked_sub(1) {
+            self.durable = self.durable.max(self.pending[newest].last);
+            self.pending.drain(..done);
         }
         if self.pending.is_empty() && self.pending.capacity() > KEPT_PENDING {
-            self.pending = VecDeque::new();
+            self.pending = SmallVec::new();
         }
         true
     }

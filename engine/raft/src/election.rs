@@ -6,8 +6,8 @@ use crate::leader::Leading;
 use crate::{ClaimChange, Env, LogPosition, Message, NodeId, Origin, Outbox, Term};
 
 impl Ballot {
-    fn of(own: NodeId) -> Ballot {
-        let mut ballot = Ballot::default();
+    fn of(own: NodeId) -> Box<Ballot> {
+        let mut ballot = Box::<Ballot>::default();
         ballot.granted.push(own);
         ballot
     }
@@ -75,7 +75,7 @@ impl Group {
         let next = self.term.next();
         self.catch_up(env, next, out);
         self.vote = Some(self.node);
-        self.part = Part::Candidate(Ballot::default());
+        self.part = Part::Candidate(Box::default());
         self.arm_election_timer(env, out);
     }
 

@@ -115,8 +115,8 @@ pub struct Group {
 #[derive(Debug)]
 pub(crate) enum Part {
     Follower,
-    PreCandidate(Ballot),
-    Candidate(Ballot),
+    PreCandidate(Box<Ballot>),
+    Candidate(Box<Ballot>),
     Leader(Box<Leading>),
 }
 
