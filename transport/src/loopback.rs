@@ -530,3 +530,269 @@ fn up(hello: Hello) -> LinkEvent {
 fn pair(a: NodeId, b: NodeId) -> (NodeId, NodeId) {
     (a.min(b), a.max(b))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    const ONE: NodeId = NodeId(1);
+    const TWO: NodeId = NodeId(2);
+    const THREE: NodeId = NodeId(3);
+
+    #[derive(Default)]
+    struct Recorder {
+        frames: Mutex<Vec<(NodeId, Lane, Bytes)>>,
+        events: Mutex<Vec<(NodeId, LinkEvent)>>,
+        paused: AtomicBool,
+        refuses: AtomicBool,
+    }
+
+    impl Recorder {
+        fn frames(&self) -> Vec<(NodeId, Lane, Bytes)> {
+            std::mem::take(&mut *self.frames.lock())
+        }
+
+        /// Events in short: `up 2`, `down 2`, `refused 2`.
+        fn events(&self) -> Vec<String> {
+            let short = |(node, event): (NodeId, LinkEvent)| match event {
+                LinkEvent::Up { hello, .. } => {
+                    assert_eq!(hello.identity.node, node);
+                    format!("up {}", node.0)
+                }
+                LinkEvent::Down { .. } => format!("down {}", node.0),
+                LinkEvent::Refused { .. } => format!("refused {}", node.0),
+            };
+            let events = std::mem::take(&mut *self.events.lock());
+            events.into_iter().map(short).collect()
+        }
+    }
+
+    impl Receiver for Recorder {
+        fn admit(&self, _peer: &Hello) -> Result<(), String> {
+            match self.refuses.load(Ordering::Relaxed) {
+                true => Err("not today".into()),
+                false => Ok(()),
+            }
+        }
+
+        fn frame(&self, from: NodeId, lane: Lane, frame: Bytes) {
+            self.frames.lock().push((from, lane, frame));
+        }
+
+        fn ready(&self, _lane: Lane) -> bool {
+            !self.paused.load(Ordering::Relaxed)
+        }
+
+        fn link(&self, peer: NodeId, event: LinkEvent) {
+            self.events.lock().push((peer, event));
+        }
+    }
+
+    fn join(hub: &LoopbackHub, node: NodeId) -> (Loopback, Arc<Recorder>) {
+        join_as(hub, "test", node)
+    }
+
+    fn join_as(hub: &LoopbackHub, cluster: &str, node: NodeId) -> (Loopback, Arc<Recorder>) {
+        let identity = Identity {
+            cluster: cluster.into(),
+            node,
+            store: 1,
+            incarnation: 1,
+        };
+        let recorder = Arc::new(Recorder::default());
+        (hub.join(identity, recorder.clone()).unwrap(), recorder)
+    }
+
+    fn bytes(text: &'static str) -> Bytes {
+        Bytes::from_static(text.as_bytes())
+    }
+
+    #[test]
+    fn frame_arrives_within_send() {
+        let hub = LoopbackHub::new();
+        let (one, _) = join(&hub, ONE);
+        let (two, seen) = join(&hub, TWO);
+        one.send(TWO, Lane::Append(1), bytes("a")).unwrap();
+        assert_eq!(seen.frames(), [(ONE, Lane::Append(1), bytes("a"))]);
+        assert_eq!(one.stats().frames_sent, 1);
+        assert_eq!(two.stats().bytes_received, 1);
+        assert_eq!(one.round_trip(TWO), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn pump_delivers_in_the_order_of_sending() {
+        let hub = LoopbackHub::manual();
+        let (one, _) = join(&hub, ONE);
+        let (two, seen) = join(&hub, TWO);
+        let (_three, _) = join(&hub, THREE);
+        for text in ["a", "b", "c"] {
+            one.send(TWO, Lane::Append(0), bytes(text)).unwrap();
+        }
+        two.send(THREE, Lane::Liveness, bytes("x")).unwrap();
+        assert_eq!((hub.in_flight(), one.queued_bytes(TWO)), (4, 3));
+        assert!(seen.frames().is_empty());
+        assert_eq!(hub.pump(), 4);
+        let order: Vec<_> = seen.frames().into_iter().map(|(.., f)| f).collect();
+        assert_eq!(order, ["a", "b", "c"]);
+        assert_eq!((hub.in_flight(), one.queued_bytes(TWO)), (0, 0));
+    }
+
+    #[test]
+    fn paused_receiver_still_gets_liveness() {
+        let hub = LoopbackHub::manual();
+        let (one, _) = join(&hub, ONE);
+        let (_two, seen) = join(&hub, TWO);
+        seen.paused.store(true, Ordering::Relaxed);
+        one.send(TWO, Lane::Append(0), bytes("a")).unwrap();
+        one.send(TWO, Lane::Liveness, bytes("b")).unwrap();
+        one.send(TWO, Lane::Append(0), bytes("c")).unwrap();
+        assert_eq!(hub.pump(), 1);
+        assert_eq!(seen.frames(), [(ONE, Lane::Liveness, bytes("b"))]);
+        seen.paused.store(false, Ordering::Relaxed);
+        assert_eq!(hub.pump(), 2);
+        let order: Vec<_> = seen.frames().into_iter().map(|(.., f)| f).collect();
+        assert_eq!(order, ["a", "c"]);
+    }
+
+    #[test]
+    fn queue_and_frame_are_bounded() {
+        let hub = LoopbackHub::manual().limits(4, 6);
+        let (one, _) = join(&hub, ONE);
+        let (_two, _) = join(&hub, TWO);
+        let send = |text| one.send(TWO, Lane::Snapshot, bytes(text));
+        let too_large = SendError::TooLarge { bytes: 5, limit: 4 };
+        assert_eq!(send("abcde"), Err(too_large));
+        assert_eq!(send("abcd"), Ok(()));
+        let full = SendError::Full {
+            queued: 4,
+            limit: 6,
+        };
+        assert_eq!(send("abc"), Err(full));
+        assert_eq!(one.send(TWO, Lane::Liveness, bytes("abc")), Ok(()));
+        hub.pump();
+        assert_eq!(send("abc"), Ok(()));
+    }
+
+    #[test]
+    fn partition_loses_what_is_in_flight_and_heals() {
+        let hub = LoopbackHub::manual();
+        let (one, seen_by_one) = join(&hub, ONE);
+        let (_two, seen) = join(&hub, TWO);
+        one.send(TWO, Lane::Append(0), bytes("lost")).unwrap();
+        hub.partition(TWO, ONE);
+        let sent = one.send(TWO, Lane::Append(0), bytes("x"));
+        assert_eq!(sent, Err(SendError::Disconnected));
+        assert_eq!(one.round_trip(TWO), None);
+        hub.heal(ONE, TWO);
+        one.send(TWO, Lane::Append(0), bytes("kept")).unwrap();
+        assert_eq!(hub.pump(), 1);
+        assert_eq!(seen.frames(), [(ONE, Lane::Append(0), bytes("kept"))]);
+        assert_eq!(seen.events(), ["up 1", "down 1", "up 1"]);
+        assert_eq!(seen_by_one.events(), ["up 2", "down 2", "up 2"]);
+        assert_eq!((one.stats().dropped, one.stats().reconnects), (1, 1));
+    }
+
+    #[test]
+    fn isolated_node_returns_with_heal_all() {
+        let hub = LoopbackHub::new();
+        let (_one, seen) = join(&hub, ONE);
+        let (_two, _) = join(&hub, TWO);
+        let (_three, _) = join(&hub, THREE);
+        hub.isolate(ONE);
+        hub.heal_all();
+        let expected = ["up 2", "up 3", "down 2", "down 3", "up 2", "up 3"];
+        assert_eq!(seen.events(), expected);
+    }
+
+    #[test]
+    fn filter_loses_frames_without_an_error() {
+        let hub = LoopbackHub::new();
+        let (one, _) = join(&hub, ONE);
+        let (_two, seen) = join(&hub, TWO);
+        hub.filter(|from, to, lane, frame| {
+            (from, to, lane, &frame[..]) != (ONE, TWO, Lane::Liveness, b"bad")
+        });
+        for text in ["good", "bad"] {
+            one.send(TWO, Lane::Liveness, bytes(text)).unwrap();
+        }
+        assert_eq!(seen.frames(), [(ONE, Lane::Liveness, bytes("good"))]);
+        hub.clear_filter();
+        one.send(TWO, Lane::Liveness, bytes("bad")).unwrap();
+        assert_eq!(seen.frames().len(), 1);
+    }
+
+    #[test]
+    fn refusal_of_either_side_reaches_both() {
+        let hub = LoopbackHub::new();
+        let (one, seen_by_one) = join(&hub, ONE);
+        let (_other, seen_by_other) = join_as(&hub, "other", TWO);
+        assert_eq!(seen_by_one.events(), ["refused 2"]);
+        assert_eq!(seen_by_other.events(), ["refused 1"]);
+        seen_by_one.refuses.store(true, Ordering::Relaxed);
+        let (_three, seen_by_three) = join(&hub, THREE);
+        assert!(seen_by_three.events().contains(&"refused 1".to_owned()));
+        assert_eq!(one.stats().refused, 2);
+    }
+
+    #[test]
+    fn node_can_leave_and_join_again() {
+        let hub = LoopbackHub::new();
+        let (one, seen) = join(&hub, ONE);
+        let (old, _) = join(&hub, TWO);
+        let again = hub.join(
+            Identity {
+                cluster: "test".into(),
+                node: TWO,
+                store: 1,
+                incarnation: 2,
+            },
+            Arc::new(Recorder::default()),
+        );
+        assert!(matches!(again, Err(TransportError::AlreadyJoined(TWO))));
+        old.shutdown();
+        let sent = old.send(ONE, Lane::Liveness, bytes("x"));
+        assert_eq!(sent, Err(SendError::Closed));
+        let (new, _) = join(&hub, TWO);
+        // The old end must not take the new one with it.
+        drop(old);
+        assert_eq!(new.send(ONE, Lane::Liveness, bytes("y")), Ok(()));
+        assert_eq!(seen.events(), ["up 2", "down 2", "up 2"]);
+        drop(one);
+        let sent = new.send(ONE, Lane::Liveness, bytes("z"));
+        assert_eq!(sent, Err(SendError::Disconnected));
+    }
+
+    #[test]
+    fn receiver_may_send_while_it_receives() {
+        struct Echo(Mutex<Option<Arc<Loopback>>>);
+        impl Receiver for Echo {
+            fn admit(&self, _peer: &Hello) -> Result<(), String> {
+                Ok(())
+            }
+            fn frame(&self, from: NodeId, lane: Lane, frame: Bytes) {
+                let network = self.0.lock().clone();
+                network.unwrap().send(from, lane, frame).unwrap();
+            }
+            fn ready(&self, _lane: Lane) -> bool {
+                true
+            }
+            fn link(&self, _peer: NodeId, _event: LinkEvent) {}
+        }
+        let hub = LoopbackHub::new();
+        let (one, seen) = join(&hub, ONE);
+        let echo = Arc::new(Echo(Mutex::default()));
+        let identity = Identity {
+            cluster: "test".into(),
+            node: TWO,
+            store: 1,
+            incarnation: 1,
+        };
+        let two = Arc::new(hub.join(identity, echo.clone()).unwrap());
+        *echo.0.lock() = Some(two);
+        one.send(TWO, Lane::Liveness, bytes("ping")).unwrap();
+        assert_eq!(seen.frames(), [(TWO, Lane::Liveness, bytes("ping"))]);
+        echo.0.lock().take();
+    }
+}

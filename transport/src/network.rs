@@ -60,8 +60,9 @@ pub trait Network: Send + Sync {
     /// Bytes queued for `to` on all lanes and not yet handed to the connection.
     fn queued_bytes(&self, to: NodeId) -> usize;
 
-    /// The longest frame that `send` accepts now, in bytes: the smallest limit of this node and of
-    /// all nodes that it is connected to.
+    /// The longest frame that `send` accepts now for every peer, in bytes: the smallest limit of
+    /// this node and of all nodes that it is connected to. Each link has the smaller limit of its
+    /// two nodes, so this changes when a node with a smaller one comes or goes.
     fn max_frame_bytes(&self) -> usize;
 
     /// Counters since the start.

@@ -44,11 +44,12 @@ pub struct Options {
     pub idle_timeout: Duration,
     /// How often a quiet link is probed; at most half of `idle_timeout`. Default 1 s.
     pub keep_alive: Duration,
-    /// How long establishing a link may take before it is tried again. Default 3 s.
+    /// How long establishing a link may take before it is tried again. Default 1.5 s.
     pub handshake_timeout: Duration,
-    /// Wait after the first failed attempt to connect; doubled each time. Default 50 ms.
+    /// Wait after the first failed attempt to connect; doubled each time, and always varied by up
+    /// to a half. Default 50 ms.
     pub backoff_min: Duration,
-    /// Longest wait between two attempts to connect. Default 2 s.
+    /// Longest wait between the beginnings of two attempts to connect. Default 2 s.
     pub backoff_max: Duration,
     /// Unread bytes that the peer may have in flight on each lane, 64 KiB to 64 MiB. Default
     /// 4 MiB. A link's receive window is this times its lanes, so that a lane which is not read
@@ -73,7 +74,7 @@ impl Options {
             max_mtu: 6500,
             idle_timeout: Duration::from_secs(3),
             keep_alive: Duration::from_secs(1),
-            handshake_timeout: Duration::from_secs(3),
+            handshake_timeout: Duration::from_millis(1500),
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(2),
             receive_window: 4 << 20,

@@ -29,8 +29,14 @@ impl Backoff {
         self.next = self.min;
     }
 
-    /// The next delay, between half of it and all of it.
-    pub fn delay(&mut self) -> Duration {
+    /// How long to wait now, after an attempt that took `spent`: between half of the next delay and
+    /// all of it, less that time. An attempt on a peer that is off takes long by itself, and when
+    /// the peer returns nobody should be waiting for a timer.
+    pub fn delay_after(&mut self, spent: Duration) -> Duration {
+        self.delay().saturating_sub(spent).max(self.min / 2)
+    }
+
+    fn delay(&mut self) -> Duration {
         let ceiling = self.next;
         self.next = (self.next * 2).min(self.max);
         // xorshift64
@@ -58,6 +64,7 @@ mod tests {
                 "{delay:?} of {ceiling:?}"
             );
         }
+        assert_eq!(backoff.delay_after(max), min / 2);
         backoff.reset();
         assert!(backoff.delay() <= min);
     }

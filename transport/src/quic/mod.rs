@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use polyraft_raft::NodeId;
 use quinn::{Endpoint, Incoming, TokioRuntime, VarInt};
 use tokio::runtime::Runtime;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -38,7 +38,7 @@ use self::shared::Shared;
 use crate::tls::{Crypto, Verdict};
 use crate::{Lane, Network, NetworkStats, Options, Receiver, SendError, TransportError};
 
-/// Handshakes that run at the same time; more wait for their retransmission.
+/// Handshakes that run at the same time, beside those of peers that have proved their address.
 const MAX_HANDSHAKES: usize = 64;
 
 /// How long a stopping network waits for its links, flushing included.
@@ -131,13 +131,6 @@ impl Network for QuicNetwork {
         if self.shared.is_stopping() {
             return Err(SendError::Closed);
         }
-        let limit = self.shared.frame_limit();
-        if frame.len() > limit {
-            return Err(SendError::TooLarge {
-                bytes: frame.len(),
-                limit,
-            });
-        }
         self.shared
             .with_peer(to, |peer| peer.send(lane, frame))
             .unwrap_or(Err(SendError::UnknownPeer))
@@ -228,12 +221,18 @@ async fn serve(
                 }
             }
             Some(incoming) = endpoint.accept() => {
-                match handshakes.clone().try_acquire_owned() {
-                    Ok(permit) => {
-                        let shared = shared.clone();
-                        links.spawn(async move { accept(shared, incoming, permit).await });
-                    }
-                    Err(_) => incoming.ignore(),
+                let permit = handshakes.clone().try_acquire_owned().ok();
+                let is_peer = || {
+                    incoming.remote_address_validated()
+                        && shared.peer_at(incoming.remote_address()).is_some()
+                };
+                if permit.is_some() || is_peer() {
+                    links.spawn(accept(shared.clone(), incoming, permit));
+                } else if incoming.may_retry() {
+                    // Strangers fill the table. Whoever proves its address gets another look.
+                    let _ = incoming.retry();
+                } else {
+                    incoming.ignore();
                 }
             }
             Some(ended) = links.join_next() => {
@@ -251,6 +250,8 @@ async fn keep_linked(shared: Arc<Shared>, endpoint: Endpoint, peer: Arc<Peer>) {
     let options = &shared.options;
     let mut backoff = Backoff::new(options.backoff_min, options.backoff_max);
     while !shared.is_stopping() {
+        let started = Instant::now();
+        let mut spent = Duration::ZERO;
         let dialed = tokio::select! {
             dialed = link::dial(&shared, &endpoint, &peer) => dialed,
             () = peer.moved.notified() => continue,
@@ -265,10 +266,13 @@ async fn keep_linked(shared: Arc<Shared>, endpoint: Endpoint, peer: Arc<Peer>) {
                     backoff.reset();
                 }
             }
-            Err(failure) => shared.failed(&peer, &failure),
+            Err(failure) => {
+                spent = started.elapsed();
+                shared.failed(&peer, &failure);
+            }
         }
         tokio::select! {
-            () = tokio::time::sleep(backoff.delay()) => {}
+            () = tokio::time::sleep(backoff.delay_after(spent)) => {}
             () = peer.moved.notified() => backoff.reset(),
             () = shared.stopping() => return,
         }
@@ -276,11 +280,7 @@ async fn keep_linked(shared: Arc<Shared>, endpoint: Endpoint, peer: Arc<Peer>) {
 }
 
 /// Takes one connection from its first packet to its end.
-async fn accept(
-    shared: Arc<Shared>,
-    incoming: Incoming,
-    permit: tokio::sync::OwnedSemaphorePermit,
-) {
+async fn accept(shared: Arc<Shared>, incoming: Incoming, permit: Option<OwnedSemaphorePermit>) {
     let addr = incoming.remote_address();
     let accepted = link::accept(&shared, incoming).await;
     drop(permit);

@@ -49,7 +49,7 @@ impl Peer {
             addr: Mutex::new(addr),
             moved: Notify::new(),
             queues: (0..queues)
-                .map(|_| LaneQueue::new(options.queue_bytes))
+                .map(|_| LaneQueue::new(options.queue_bytes, options.max_frame_bytes))
                 .collect(),
             link: Mutex::default(),
             met: AtomicBool::new(false),
@@ -91,7 +91,7 @@ impl Peer {
     /// Makes `link` the current one; whether there had been one before it, at any time.
     pub fn install(&self, link: Link) -> bool {
         for queue in &self.queues {
-            queue.open(link.number);
+            queue.open(link.number, link.frame_limit);
         }
         *self.last_refusal.lock() = None;
         *self.link.lock() = Some(link);
@@ -119,6 +119,7 @@ impl Peer {
         self.link.lock().as_ref().map(|link| link.connection.rtt())
     }
 
+    /// The longest frame that the link takes, if there is one.
     pub fn frame_limit(&self) -> Option<usize> {
         self.link.lock().as_ref().map(|link| link.frame_limit)
     }

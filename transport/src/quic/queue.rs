@@ -15,6 +15,8 @@ use crate::SendError;
 #[derive(Debug)]
 pub(super) struct LaneQueue {
     limit: usize,
+    /// The longest frame that this node sends to anyone.
+    own_frame_limit: usize,
     state: Mutex<State>,
     wake: Notify,
 }
@@ -23,6 +25,8 @@ pub(super) struct LaneQueue {
 struct State {
     /// The link that drains this queue; `None` while the peer is not connected.
     link: Option<u64>,
+    /// The longest frame that the link takes.
+    frame_limit: usize,
     frames: VecDeque<Bytes>,
     /// Bytes of `frames`, and of those which the writer has taken but not handed on.
     bytes: usize,
@@ -33,9 +37,11 @@ struct State {
 }
 
 impl LaneQueue {
-    pub fn new(limit: usize) -> LaneQueue {
+    /// A queue of at most `limit` bytes, for frames of at most `frame_limit` bytes.
+    pub fn new(limit: usize, frame_limit: usize) -> LaneQueue {
         LaneQueue {
             limit,
+            own_frame_limit: frame_limit,
             state: Mutex::default(),
             wake: Notify::new(),
         }
@@ -45,6 +51,16 @@ impl LaneQueue {
     pub fn push(&self, frame: Bytes) -> Result<(), SendError> {
         let wake = {
             let mut state = self.state.lock();
+            let frame_limit = match state.link {
+                Some(_) => state.frame_limit,
+                None => self.own_frame_limit,
+            };
+            if frame.len() > frame_limit {
+                return Err(SendError::TooLarge {
+                    bytes: frame.len(),
+                    limit: frame_limit,
+                });
+            }
             if state.link.is_none() || state.ending {
                 return Err(SendError::Disconnected);
             }
@@ -68,15 +84,13 @@ impl LaneQueue {
         self.state.lock().bytes
     }
 
-    /// Begins to take frames for a link. What an earlier link left is dropped; returns how many.
-    pub fn open(&self, link: u64) -> u64 {
-        let mut state = self.state.lock();
-        let dropped = state.frames.len() as u64;
-        *state = State {
+    /// Begins to take frames for a link, of at most `frame_limit` bytes each.
+    pub fn open(&self, link: u64, frame_limit: usize) {
+        *self.state.lock() = State {
             link: Some(link),
+            frame_limit,
             ..State::default()
         };
-        dropped
     }
 
     /// Ends the link: frames that no writer has taken are dropped; returns how many.
@@ -156,9 +170,9 @@ mod tests {
 
     #[test]
     fn bytes_count_until_the_writer_handed_them_on() {
-        let queue = LaneQueue::new(100);
+        let queue = LaneQueue::new(100, 80);
         assert_eq!(queue.push(frame(1)), Err(SendError::Disconnected));
-        queue.open(1);
+        queue.open(1, 70);
         queue.push(frame(60)).unwrap();
         let full = SendError::Full {
             queued: 60,
@@ -174,15 +188,29 @@ mod tests {
     }
 
     #[test]
+    fn frame_limit_is_the_links_while_there_is_one() {
+        let queue = LaneQueue::new(100, 80);
+        let refused = |bytes| match queue.push(frame(bytes)) {
+            Err(SendError::TooLarge { limit, .. }) => Some(limit),
+            _ => None,
+        };
+        assert_eq!((refused(80), refused(81)), (None, Some(80)));
+        queue.open(1, 70);
+        assert_eq!((refused(70), refused(71)), (None, Some(70)));
+        queue.close();
+        assert_eq!((refused(80), refused(81)), (None, Some(80)));
+    }
+
+    #[test]
     fn late_completion_of_an_old_link_is_ignored() {
-        let queue = LaneQueue::new(100);
-        queue.open(1);
+        let queue = LaneQueue::new(100, 80);
+        queue.open(1, 70);
         queue.push(frame(60)).unwrap();
         let mut batch = Vec::new();
         assert_eq!(poll(queue.next(1, 10, &mut batch)), Some(Some(60)));
         queue.push(frame(10)).unwrap();
         assert_eq!(queue.close(), 1);
-        queue.open(2);
+        queue.open(2, 70);
         queue.push(frame(7)).unwrap();
         queue.done(1, 60);
         assert_eq!(queue.bytes(), 7);
@@ -191,8 +219,8 @@ mod tests {
 
     #[test]
     fn sleeping_writer_is_woken_once_per_burst() {
-        let queue = LaneQueue::new(100);
-        queue.open(1);
+        let queue = LaneQueue::new(100, 80);
+        queue.open(1, 70);
         let mut batch = Vec::new();
         assert_eq!(poll(queue.next(1, 100, &mut batch)), None);
         assert!(queue.state.lock().parked);
@@ -205,8 +233,8 @@ mod tests {
 
     #[test]
     fn ending_queue_gives_out_what_it_holds_first() {
-        let queue = LaneQueue::new(100);
-        queue.open(1);
+        let queue = LaneQueue::new(100, 80);
+        queue.open(1, 70);
         queue.push(frame(5)).unwrap();
         queue.end();
         assert_eq!(queue.push(frame(1)), Err(SendError::Disconnected));

@@ -123,8 +123,10 @@ impl Reader {
                 self.deliver(&mut frames);
                 pushed?;
             }
-            // Bounded work per turn: the liveness lane's reader is a neighbour of this one.
-            tokio::task::coop::consume_budget().await;
+            if count == CHUNKS {
+                // There is more, and the liveness lane's reader is a neighbour of this one.
+                tokio::task::yield_now().await;
+            }
         }
     }
 

@@ -77,6 +77,12 @@ impl Shared {
         self.peers.read().get(&node).cloned()
     }
 
+    /// The peer that is configured with this address.
+    pub fn peer_at(&self, addr: SocketAddr) -> Option<Arc<Peer>> {
+        let peers = self.peers.read();
+        peers.values().find(|peer| peer.addr() == addr).cloned()
+    }
+
     pub fn with_peer<T>(&self, node: NodeId, f: impl FnOnce(&Peer) -> T) -> Option<T> {
         self.peers.read().get(&node).map(|peer| f(peer))
     }
@@ -175,11 +181,7 @@ impl Shared {
             tracing::debug!(%addr, ?failure, "handshake failed");
             return;
         };
-        let peer = {
-            let peers = self.peers.read();
-            peers.values().find(|peer| peer.addr() == addr).cloned()
-        };
-        match peer {
+        match self.peer_at(addr) {
             Some(peer) if !peer.is_linked() => self.failed(&peer, failure),
             _ => {
                 self.counters.refused();

@@ -51,7 +51,10 @@ pub(super) async fn write_lane(
         queue.done(link, bytes);
         let bytes = bytes as u64 + frames * HEADER_BYTES as u64;
         shared.counters.sent(frames, bytes);
-        tokio::task::coop::consume_budget().await;
+        if bytes as usize >= BATCH_BYTES {
+            // There may be more, and other lanes wait for the same thread.
+            tokio::task::yield_now().await;
+        }
     }
     if stream.finish().is_ok() {
         let _ = stream.stopped().await;
