@@ -1,4 +1,4 @@
-//! How fast two nodes exchange frames on this machine.
+//! How fast two nodes exchange frames on this machine: one at a time, then as many as will go.
 //!
 //! Owns one measurement: `cargo run --release -p polyraft-transport --example throughput -- [FRAME
 //! BYTES] [SECONDS]`. Both nodes run in this process, each with its own network thread, and one
@@ -8,8 +8,8 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,11 +18,14 @@ use polyraft_transport::{
     Tls,
 };
 
-/// Counts what arrives.
-#[derive(Default)]
+const ONE: NodeId = NodeId(1);
+const TWO: NodeId = NodeId(2);
+
+/// Counts what arrives on the append lane; sends back or reports what arrives on liveness.
 struct Meter {
     bytes: AtomicU64,
-    links: AtomicU64,
+    echo: OnceLock<Arc<QuicNetwork>>,
+    arrived: mpsc::Sender<()>,
 }
 
 impl Receiver for Meter {
@@ -30,8 +33,19 @@ impl Receiver for Meter {
         Ok(())
     }
 
-    fn frame(&self, _from: NodeId, _lane: Lane, frame: Bytes) {
-        self.bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
+    fn frame(&self, from: NodeId, lane: Lane, frame: Bytes) {
+        match (lane, self.echo.get()) {
+            (Lane::Liveness, Some(network)) => {
+                // A lost echo ends the measurement with an error on the other side.
+                let _ = network.send(from, lane, frame);
+            }
+            (Lane::Liveness, None) => {
+                let _ = self.arrived.send(());
+            }
+            _ => {
+                self.bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
+            }
+        }
     }
 
     fn ready(&self, _lane: Lane) -> bool {
@@ -40,7 +54,7 @@ impl Receiver for Meter {
 
     fn link(&self, _peer: NodeId, event: LinkEvent) {
         if matches!(event, LinkEvent::Up { .. }) {
-            self.links.fetch_add(1, Ordering::Relaxed);
+            let _ = self.arrived.send(());
         }
     }
 }
@@ -51,7 +65,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let seconds: u64 = arguments.next().as_deref().unwrap_or("5").parse()?;
 
     let dir = tempfile::tempdir()?;
-    let start = |node| -> Result<(QuicNetwork, Arc<Meter>), Box<dyn Error>> {
+    let start = |node| -> Result<_, Box<dyn Error>> {
         let identity = Identity {
             cluster: "throughput".into(),
             node,
@@ -59,21 +73,44 @@ fn main() -> Result<(), Box<dyn Error>> {
             incarnation: 1,
         };
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        let meter = Arc::new(Meter::default());
+        let (arrived, arrivals) = mpsc::channel();
+        let meter = Arc::new(Meter {
+            bytes: AtomicU64::new(0),
+            echo: OnceLock::new(),
+            arrived,
+        });
         let options = Options::new(identity, listen, Tls::dev(dir.path()));
-        Ok((QuicNetwork::start(options, meter.clone())?, meter))
+        let network = Arc::new(QuicNetwork::start(options, meter.clone())?);
+        Ok((network, meter, arrivals))
     };
-    let (from, _) = start(NodeId(1))?;
-    let (to, meter) = start(NodeId(2))?;
+    let (from, _, arrivals) = start(ONE)?;
+    let (to, meter, _) = start(TWO)?;
+    let _ = meter.echo.set(to.clone());
     let addr = |network: &QuicNetwork| network.local_addr().ok_or("no address");
-    to.set_peer(NodeId(1), addr(&from)?);
-    from.set_peer(NodeId(2), addr(&to)?);
+    to.set_peer(ONE, addr(&from)?);
+    from.set_peer(TWO, addr(&to)?);
+    let patience = Duration::from_secs(10);
+    arrivals.recv_timeout(patience)?;
+
+    let mut pings = Vec::new();
+    for _ in 0..5000 {
+        let started = Instant::now();
+        from.send(TWO, Lane::Liveness, Bytes::from_static(&[1; 100]))?;
+        arrivals.recv_timeout(patience)?;
+        pings.push(started.elapsed());
+    }
+    pings.sort();
+    println!(
+        "ping, 100 bytes  p50 {:?}, p99 {:?} (thread to thread)",
+        pings[pings.len() / 2],
+        pings[pings.len() / 100 * 99]
+    );
 
     let frame = Bytes::from(vec![7; frame_bytes]);
     let send_for = |time: Duration| -> Result<(), SendError> {
         let started = Instant::now();
         while started.elapsed() < time {
-            match from.send(NodeId(2), Lane::Append(0), frame.clone()) {
+            match from.send(TWO, Lane::Append(0), frame.clone()) {
                 Ok(()) => {}
                 // As a shard does: come back later. A wait of this length is much less than what
                 // the queue holds.
@@ -107,7 +144,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         cpu / elapsed
     );
     println!("CPU s per GB     {:.2}", cpu / gigabytes);
-    println!("round trip       {:?}", from.round_trip(NodeId(2)));
+    println!("round trip       {:?}", from.round_trip(TWO));
     println!("{:?}", to.stats());
     Ok(())
 }
