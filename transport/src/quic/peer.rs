@@ -28,8 +28,8 @@ pub(super) struct Peer {
     link: Mutex<Option<Link>>,
     /// Whether there has been a link before.
     met: AtomicBool,
-    /// The last refusal that was logged as news.
-    last_refusal: Mutex<Option<String>>,
+    /// Why the last attempt to make a link failed.
+    last_failure: Mutex<Option<String>>,
 }
 
 /// The link that is up.
@@ -53,7 +53,7 @@ impl Peer {
                 .collect(),
             link: Mutex::default(),
             met: AtomicBool::new(false),
-            last_refusal: Mutex::default(),
+            last_failure: Mutex::default(),
         }
     }
 
@@ -93,7 +93,7 @@ impl Peer {
         for queue in &self.queues {
             queue.open(link.number, link.frame_limit);
         }
-        *self.last_refusal.lock() = None;
+        *self.last_failure.lock() = None;
         *self.link.lock() = Some(link);
         self.met.swap(true, Ordering::Relaxed)
     }
@@ -124,9 +124,10 @@ impl Peer {
         self.link.lock().as_ref().map(|link| link.frame_limit)
     }
 
-    /// Whether this refusal differs from the last one, so that it is worth a line in the log.
+    /// Whether an attempt failed for another reason than the one before, so that it is worth a line
+    /// in the log.
     pub fn is_news(&self, reason: &str) -> bool {
-        let mut last = self.last_refusal.lock();
+        let mut last = self.last_failure.lock();
         if last.as_deref() == Some(reason) {
             return false;
         }

@@ -167,7 +167,9 @@ impl Shared {
                 self.receiver.link(node, LinkEvent::Refused { reason });
             }
             Failure::Unreachable(reason) => {
-                tracing::debug!(node = node.0, addr = %peer.addr(), %reason, "no link");
+                if peer.is_news(reason) {
+                    tracing::info!(node = node.0, addr = %peer.addr(), %reason, "no link yet");
+                }
             }
         }
     }

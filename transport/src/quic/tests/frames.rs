@@ -337,6 +337,22 @@ fn hello_that_does_not_fit_the_certificate_is_refused() {
 }
 
 #[test]
+fn receiver_that_panics_ends_the_link_and_not_the_network() {
+    let (one, two, _dir) = linked_pair(|_| {});
+    two.recorder.panics.store(true, Ordering::Relaxed);
+    one.send(TWO, Lane::Append(0), "boom");
+    let reason = two.recorder.wait("down", |seen| seen.down_reason(ONE));
+    assert_says(&reason, &["the receiver panicked"]);
+    let reason = one.recorder.wait("down", |seen| seen.down_reason(TWO));
+    assert_says(&reason, &["the receiver panicked"]);
+    two.recorder.panics.store(false, Ordering::Relaxed);
+    one.wait_up(TWO);
+    one.send(TWO, Lane::Append(0), "after");
+    two.recorder
+        .wait_until("frame", |seen| seen.frames.len() == 1);
+}
+
+#[test]
 fn stream_of_a_peer_that_is_not_admitted_yet_is_impossible() {
     let dir = TempDir::new().unwrap();
     let two = Node::start(options(TWO, Tls::dev(dir.path())));

@@ -1,8 +1,11 @@
 //! Who is let in, and what both sides learn when someone is not.
 
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use time::{Duration as Days, OffsetDateTime};
 
 use super::*;
+use crate::tls::SERVER_NAME;
 
 /// Nodes 1 and 2 with these certificates, introduced to each other.
 fn pair(one: Tls, two: Tls) -> (Node, Node) {
@@ -121,6 +124,39 @@ fn certificate_without_the_client_purpose_is_refused() {
     two.wait_refusal(ONE, "the peer's certificate");
     one.wait_refusal(TWO, "refused by the peer's TLS");
     assert_never_up(&one, &two);
+}
+
+#[test]
+fn caller_without_a_certificate_is_refused() {
+    let ca = TestCa::new();
+    let two = Node::start(options(TWO, ca.good(TWO)));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    let pem = std::fs::read(ca.ca()).unwrap();
+    roots
+        .add(CertificateDer::from_pem_slice(&pem).unwrap())
+        .unwrap();
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"polyraft/1".to_vec()];
+    let config = quinn::crypto::rustls::QuicClientConfig::try_from(config).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(config));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let closed = runtime.block_on(async {
+        let endpoint = quinn::Endpoint::client(any_port()).unwrap();
+        let connecting = endpoint.connect_with(config, two.addr(), SERVER_NAME);
+        match connecting.unwrap().await {
+            Ok(connection) => connection.closed().await,
+            Err(error) => error,
+        }
+    });
+    assert_says(&closed, &["peer sent no certificates"]);
 }
 
 #[test]

@@ -38,6 +38,7 @@ struct Recorder {
     seen: Mutex<Seen>,
     changed: Condvar,
     paused: AtomicBool,
+    panics: AtomicBool,
     refusal: Mutex<Option<String>>,
 }
 
@@ -112,6 +113,7 @@ impl Receiver for Recorder {
     }
 
     fn frame(&self, from: NodeId, lane: Lane, frame: Bytes) {
+        assert!(!self.panics.load(Ordering::Relaxed), "as the test wants");
         self.seen.lock().frames.push((from, lane, frame));
         self.changed.notify_all();
     }
