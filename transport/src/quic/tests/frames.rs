@@ -84,28 +84,43 @@ fn paused_lane_fills_its_queue_and_leaves_liveness_alone() {
         options.max_frame_bytes = 64 << 10;
         options.queue_bytes = 256 << 10;
         options.receive_window = 64 << 10;
+        options.append_lanes = 3;
     });
     two.recorder.paused.store(true, Ordering::Relaxed);
     let mut sent = 0;
-    let deadline = Instant::now() + DEADLINE;
     // Each lane fills up: the peer's window, then the queue.
-    for lane in [Lane::Append(0), Lane::Snapshot] {
-        let full = loop {
+    let lanes = [
+        Lane::Append(0),
+        Lane::Append(1),
+        Lane::Append(2),
+        Lane::Snapshot,
+    ];
+    for lane in lanes {
+        loop {
             match one.network.send(TWO, lane, vec![1; 16 << 10].into()) {
                 Ok(()) => sent += 1,
-                // The writer may still be on its way; a queue that stays full has nowhere to go.
-                Err(error) if one.network.queued_bytes(TWO) >= 240 << 10 => break error,
-                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+                Err(SendError::Full { queued, limit }) => {
+                    assert!(queued <= limit);
+                    break;
+                }
+                Err(error) => panic!("{error}"),
             }
-        };
-        assert!(matches!(full, SendError::Full { queued, limit } if queued <= limit));
+        }
     }
-    one.send(TWO, Lane::Liveness, "alive");
-    two.recorder
-        .wait_until("beat", |seen| seen.on(Lane::Liveness).count() == 1);
+    // More beats than any credit that the other lanes might have left over.
+    let beats = 200;
+    for beat in 0..beats {
+        one.send_all(TWO, Lane::Liveness, numbered(beat..beat + 1, 4096));
+        two.recorder.wait_until("beat", |seen| {
+            seen.on(Lane::Liveness).count() == beat as usize + 1
+        });
+    }
+    assert!(one.network.queued_bytes(TWO) > 0);
     two.recorder.paused.store(false, Ordering::Relaxed);
-    two.recorder
-        .wait_until("the rest", |seen| seen.frames.len() == sent + 1);
+    two.recorder.wait_until("the rest", |seen| {
+        seen.frames.len() == sent + beats as usize
+    });
+    // The writers count a frame as gone once it is written, and all of them have arrived.
     let deadline = Instant::now() + DEADLINE;
     while one.network.queued_bytes(TWO) > 0 {
         assert!(Instant::now() < deadline);
