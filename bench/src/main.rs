@@ -1,2 +1,69 @@
-//! (skeleton)
-fn main() {}
+//! The command `polyraft`: reads the command line, runs what it asks for, and turns the outcome into an exit code.
+//! It must never hold logic of its own.
+
+mod demo;
+mod process;
+mod wal;
+
+use clap::{Parser, Subcommand};
+use std::io::Write;
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Thousands of Raft groups on one write-ahead log and one QUIC transport.
+#[derive(Debug, Parser)]
+#[command(name = "polyraft", version, arg_required_else_help = true)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(demo::DemoArgs),
+    #[command(subcommand)]
+    Wal(wal::WalCommand),
+}
+
+/// Something failed, or did not hold.
+const FAILED: u8 = 1;
+/// Ctrl-C: what a shell reports for a process that SIGINT ended.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let line = CommandLine::parse();
+    let level = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
+    tracing_subscriber::fmt()
+        .with_env_filter(level)
+        .with_writer(std::io::stderr)
+        .init();
+    let outcome = match &line.command {
+        Command::Demo(args) => demo::run(args).map(|ending| match ending {
+            demo::Ending::Verified => ExitCode::SUCCESS,
+            demo::Ending::Refuted => ExitCode::from(FAILED),
+            demo::Ending::Interrupted => ExitCode::from(INTERRUPTED),
+        }),
+        Command::Wal(command) => wal::run(command).map(|is_sound| match is_sound {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::from(FAILED),
+        }),
+    };
+    outcome.unwrap_or_else(|error| {
+        let _ = writeln!(std::io::stderr(), "error: {error:#}");
+        ExitCode::from(FAILED)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+}

@@ -1,0 +1,324 @@
+//! The load generator, seen from the story: started, rested, resumed and ended as a whole, with figures taken at any
+//! time. It never proposes anything itself; that is the work of the clients, one thread each.
+
+use super::acked::{AckFile, Promises};
+use super::client::Client;
+use super::cluster::Roster;
+use anyhow::{Result, bail};
+use hdrhistogram::Histogram;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How to drive load.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Groups to propose to.
+    pub groups: Range<u64>,
+    /// Size of a proposal.
+    pub payload_bytes: usize,
+    /// Proposals in flight, all clients together.
+    pub inflight: usize,
+    /// How long proposals in flight may take to end. Longer than `shards.proposal_timeout`, after which the engine
+    /// answers that the outcome is unknown.
+    pub drain_limit: Duration,
+    /// Where acknowledged ids go first.
+    pub acked: Option<Arc<AckFile>>,
+}
+
+/// What has happened since the last look.
+#[derive(Debug)]
+pub struct Figures {
+    /// Microseconds from the first sending of a proposal to its acknowledgement; one value per committed proposal.
+    pub latency_us: Histogram<u64>,
+    /// Proposals refused before they entered a log, and sent again.
+    pub retried: u64,
+    /// Proposals whose outcome stays open.
+    pub open: u64,
+}
+
+impl Figures {
+    /// No events.
+    pub fn new() -> Self {
+        // A minute and a half is longer than anything waits; three digits keep the quantiles honest.
+        let latency_us = Histogram::new_with_max(90_000_000, 3).expect("these bounds are valid");
+        Self {
+            latency_us,
+            retried: 0,
+            open: 0,
+        }
+    }
+
+    /// Proposals acknowledged.
+    pub fn committed(&self) -> u64 {
+        self.latency_us.len()
+    }
+
+    /// Adds the events of `other`.
+    pub fn add(&mut self, other: &Self) {
+        self.latency_us
+            .add(&other.latency_us)
+            .expect("all histograms have the same bounds");
+        self.retried += other.retried;
+        self.open += other.open;
+    }
+
+    fn clear(&mut self) {
+        self.latency_us.reset();
+        self.retried = 0;
+        self.open = 0;
+    }
+}
+
+/// What the clients are to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// Keep the window full.
+    Run,
+    /// Let what is in flight end, then wait without using CPU.
+    Rest,
+    /// Return at once, whatever is in flight.
+    End,
+}
+
+/// What one client and the story share.
+#[derive(Debug)]
+pub struct Shared {
+    goal: Mutex<Goal>,
+    changed: Condvar,
+    figures: Mutex<Figures>,
+    /// True while nothing is in flight and the goal is not to run.
+    resting: AtomicBool,
+    fault: Mutex<Option<String>>,
+}
+
+impl Shared {
+    /// For a client that is to run.
+    pub fn new() -> Self {
+        Self {
+            goal: Mutex::new(Goal::Run),
+            changed: Condvar::new(),
+            figures: Mutex::new(Figures::new()),
+            resting: AtomicBool::new(false),
+            fault: Mutex::new(None),
+        }
+    }
+
+    pub fn goal(&self) -> Goal {
+        *lock(&self.goal)
+    }
+
+    /// For the client: says that it has nothing in flight, and waits while it is to rest.
+    pub fn rest(&self) {
+        let mut goal = lock(&self.goal);
+        while *goal == Goal::Rest {
+            // Said anew each time: the goal may have been to run and to rest again before this thread woke up.
+            self.resting.store(true, Ordering::Release);
+            goal = self
+                .changed
+                .wait(goal)
+                .expect("no thread panics while it holds the goal");
+        }
+        self.resting.store(false, Ordering::Release);
+    }
+
+    /// For the client: the figures to add to. Held for a batch of completions at a time.
+    pub fn figures(&self) -> MutexGuard<'_, Figures> {
+        lock(&self.figures)
+    }
+
+    /// For the client: something happened that no demo should see. The first one counts.
+    pub fn fail(&self, fault: String) {
+        lock(&self.fault).get_or_insert(fault);
+    }
+
+    fn set_goal(&self, goal: Goal) {
+        let mut current = lock(&self.goal);
+        if goal == Goal::Run {
+            self.resting.store(false, Ordering::Release);
+        }
+        *current = goal;
+        self.changed.notify_all();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .expect("no thread panics while it holds a part of the load's state")
+}
+
+/// A running load generator. Dropping it ends it.
+#[derive(Debug)]
+pub struct Load {
+    clients: Vec<(Arc<Shared>, Option<JoinHandle<Promises>>)>,
+    scratch: Figures,
+    drain_limit: Duration,
+}
+
+impl Load {
+    /// Starts the clients, which begin to propose at once.
+    pub fn start(options: &LoadOptions, roster: &Arc<Roster>) -> Result<Self> {
+        let groups = options.groups.end - options.groups.start;
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        // A second client pays off only where it does not take a core from the nodes.
+        let count = (cores / 2)
+            .clamp(1, 2)
+            .min(options.inflight)
+            .min(usize::try_from(groups)?);
+        let first_client = fresh_client_id();
+        let mut clients = Vec::new();
+        for at in 0..count {
+            let shared = Arc::new(Shared::new());
+            // Groups and window are dealt out evenly; no two clients share a group.
+            let client = Client::new(
+                first_client + at as u64,
+                options.groups.clone().skip(at).step_by(count).collect(),
+                (options.inflight + at) / count,
+                options,
+                Arc::clone(roster),
+                Arc::clone(&shared),
+            );
+            let thread = std::thread::Builder::new()
+                .name(format!("load-{at}"))
+                .spawn(move || client.run())?;
+            clients.push((shared, Some(thread)));
+        }
+        Ok(Self {
+            clients,
+            scratch: Figures::new(),
+            drain_limit: options.drain_limit,
+        })
+    }
+
+    /// Moves the figures since the last call into `into`, replacing what is there. Fails if a client has seen
+    /// something that must not happen.
+    pub fn take_figures(&mut self, into: &mut Figures) -> Result<()> {
+        into.clear();
+        for (shared, _) in &self.clients {
+            self.scratch.clear();
+            // The client gets the empty one: it waits for a swap, not for a copy.
+            std::mem::swap(&mut self.scratch, &mut *shared.figures());
+            into.add(&self.scratch);
+        }
+        self.check()
+    }
+
+    /// Stops proposing and waits until nothing is in flight.
+    pub async fn rest(&self) -> Result<()> {
+        self.set_goal(Goal::Rest);
+        let deadline = std::time::Instant::now() + self.drain_limit;
+        while !self
+            .clients
+            .iter()
+            .all(|(shared, _)| shared.resting.load(Ordering::Acquire))
+        {
+            self.check()?;
+            if std::time::Instant::now() > deadline {
+                bail!(
+                    "proposals in flight have no answer after {} s",
+                    self.drain_limit.as_secs()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
+    }
+
+    /// Proposes again.
+    pub fn resume(&self) {
+        self.set_goal(Goal::Run);
+    }
+
+    /// Ends the load and returns what was promised.
+    pub async fn end(mut self) -> Result<Promises> {
+        self.rest().await?;
+        self.set_goal(Goal::End);
+        let mut promises = Promises::default();
+        for (_, thread) in &mut self.clients {
+            if let Some(thread) = thread.take() {
+                promises.merge(
+                    thread
+                        .join()
+                        .map_err(|_| anyhow::anyhow!("a load thread panicked"))?,
+                );
+            }
+        }
+        self.check()?;
+        Ok(promises)
+    }
+
+    fn check(&self) -> Result<()> {
+        for (shared, thread) in &self.clients {
+            if let Some(fault) = &*lock(&shared.fault) {
+                bail!("the load saw: {fault}");
+            }
+            if thread.as_ref().is_some_and(JoinHandle::is_finished) && shared.goal() != Goal::End {
+                bail!("a load thread panicked");
+            }
+        }
+        Ok(())
+    }
+
+    fn set_goal(&self, goal: Goal) {
+        for (shared, _) in &self.clients {
+            shared.set_goal(goal);
+        }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.set_goal(Goal::End);
+        for (_, thread) in &mut self.clients {
+            // A client that panicked was reported by `check`, or the demo has failed for another reason.
+            let _ = thread.take().map(JoinHandle::join);
+        }
+    }
+}
+
+/// A client id that no former run on the same directory has used: nanoseconds since 1970, with room for two clients.
+fn fresh_client_id() -> u64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    (now.as_nanos() as u64) << 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_add_up_and_clear() {
+        let (mut sum, mut one) = (Figures::new(), Figures::new());
+        one.latency_us.saturating_record(100);
+        one.latency_us.saturating_record(u64::MAX);
+        one.open = 1;
+        sum.add(&one);
+        sum.add(&one);
+        assert_eq!((sum.committed(), sum.open, sum.retried), (4, 2, 0));
+        sum.clear();
+        assert_eq!((sum.committed(), sum.open), (0, 0));
+    }
+
+    #[test]
+    fn a_resting_client_waits_for_the_next_goal() {
+        let shared = Arc::new(Shared::new());
+        shared.set_goal(Goal::Rest);
+        let client = std::thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                shared.rest();
+                shared.goal()
+            }
+        });
+        while !shared.resting.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        shared.set_goal(Goal::End);
+        assert_eq!(client.join().unwrap(), Goal::End);
+    }
+}
