@@ -318,7 +318,6 @@ impl Demo<'_> {
 
     /// The load phase that the table is about.
     async fn measure(&self, load: &mut Load, report: &mut Report) -> Result<()> {
-        let total = Duration::from_secs(self.args.seconds);
         let nodes = self.cluster.running();
         let (mut all, mut second) = (Figures::new(), Figures::new());
         let (cpu_before, totals_before) = (process::cpu_time(), Totals::of(&nodes));
@@ -332,14 +331,8 @@ impl Demo<'_> {
             all.add(&second);
             let (now, totals) = (Instant::now(), Totals::of(&nodes));
             let line = live_line(&second, now - last, &(totals - totals_last));
-            self.screen.live(
-                format!(
-                    "{} {tick:>3}/{} s  {line}",
-                    screen::meter(now - started, total),
-                    self.args.seconds
-                ),
-                true,
-            );
+            self.screen
+                .live(format!("{tick:>3}/{} s {line}", self.args.seconds), true);
             (last, totals_last) = (now, totals);
         }
         let passed = last - started;
@@ -381,12 +374,8 @@ impl Demo<'_> {
         let started = Instant::now();
         for tick in 1..=self.args.idle {
             tokio::time::sleep_until((started + Duration::from_secs(tick)).into()).await;
-            let total = Duration::from_secs(self.args.idle);
-            let meter = screen::meter(started.elapsed(), total);
-            self.screen.live(
-                format!("{meter} {tick:>3}/{} s  idle", self.args.idle),
-                false,
-            );
+            self.screen
+                .live(format!("{tick:>3}/{} s idle", self.args.idle), false);
         }
         let resident = process::resident();
         (report.rss_bytes, report.rss_file_bytes) = (resident.total, resident.files);
@@ -591,7 +580,7 @@ impl Demo<'_> {
 /// One second of load in a line.
 fn live_line(second: &Figures, passed: Duration, totals: &Totals) -> String {
     format!(
-        "{:>9} commits/s   p50 {:>7}   p99 {:>7}   {:>5} entries/barrier",
+        "{:>9} commits/s  p50 {:>7}  p99 {:>7}  {:>5} entries/barrier",
         screen::count((second.committed() as f64 / passed.as_secs_f64()) as u64),
         screen::micros(second.latency_us.value_at_quantile(0.5)),
         screen::micros(second.latency_us.value_at_quantile(0.99)),
@@ -612,36 +601,38 @@ fn median_round_trip(nodes: &[cluster::DemoNode]) -> Option<Duration> {
 
 /// Commands worth trying after this one.
 fn next_commands(kept: Option<&Path>) -> String {
+    // As the user has called it: it need not be on the path.
+    let program = std::env::args()
+        .next()
+        .unwrap_or_else(|| "polyraft".to_owned());
     let mut lines = vec!["Next:".to_owned()];
-    let mut command =
-        |command: String, what: &str| lines.push(format!("  {command:<66}  # {what}"));
+    let mut command = |arguments: String, what: &str| {
+        lines.push(format!("  {program} {arguments:<49}  # {what}"));
+    };
     match kept {
         Some(dir) => {
             let dir = dir.display();
             command(
-                format!("polyraft demo --dir {dir} --verify-only"),
+                format!("demo --dir {dir} --verify-only"),
                 "open it again and verify",
             );
+            command(format!("wal verify {dir}"), "check the logs offline");
             command(
-                format!("polyraft wal verify {dir}"),
-                "check the logs offline",
-            );
-            command(
-                format!("polyraft wal dump {dir}/node-1 | head -50"),
+                format!("wal dump {dir}/node-1 | head -50"),
                 "see what is in one",
             );
         }
         None => command(
-            "polyraft demo --dir data/kept".into(),
+            "demo --dir data/kept".into(),
             "keep the data and look into it",
         ),
     }
     command(
-        "polyraft demo --groups 4096 --payload 16 --inflight 4096".into(),
+        "demo --groups 4096 --payload 16 --inflight 4096".into(),
         "more groups, more load",
     );
     command(
-        "polyraft demo --groups 10000 --seconds 0 --idle 20".into(),
+        "demo --groups 10000 --seconds 0 --idle 20".into(),
         "what idle groups cost",
     );
     lines.join("\n")

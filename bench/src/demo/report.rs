@@ -222,19 +222,25 @@ impl Report {
             "reopened in",
             screen::time(Duration::from_secs_f64(self.reopen_seconds)),
         );
-        row("verified", verdict(&self.verification, self.verified));
+        let found = &self.verification;
+        row(
+            "checked",
+            format!(
+                "{} acknowledged writes at {} nodes, {} replicas",
+                screen::count(found.acknowledged),
+                self.nodes,
+                screen::count(found.replicas)
+            ),
+        );
+        row("verified", verdict(found, self.verified));
         lay_out(&rows)
     }
 }
 
 /// The verification in one line.
-pub fn verdict(found: &Verification, verified: bool) -> String {
+fn verdict(found: &Verification, verified: bool) -> String {
     if verified {
-        format!(
-            "yes: {} acknowledged writes at every replica, none twice; {} replicas agree",
-            screen::count(found.acknowledged),
-            screen::count(found.replicas)
-        )
+        "yes: every write is there, none twice, replicas are equal".to_owned()
     } else {
         format!(
             "NO: {} missing, {} applied twice, {} unexpected, {} groups differ",

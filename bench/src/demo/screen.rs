@@ -5,6 +5,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
+const TEMPLATE: &str = "{spinner:.cyan} {wide_msg}";
+
 /// The demo's output.
 #[derive(Debug)]
 pub struct Screen {
@@ -17,12 +19,10 @@ impl Screen {
     pub fn new() -> Self {
         let live = std::io::stdout().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
-            bar.set_style(
-                ProgressStyle::with_template("{spinner:.cyan} {msg}").unwrap_or_else(|_| {
-                    // Only a template that does not parse gets here, and this one is tested.
-                    ProgressStyle::default_spinner()
-                }),
-            );
+            // `wide_msg` is cut at the terminal's width, so that the line can be rewritten.
+            if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
+                bar.set_style(style);
+            }
             bar
         });
         Self { live }
@@ -69,14 +69,6 @@ impl Screen {
 
 fn step_line(what: &str, result: &str) -> String {
     format!("{what:<17} {result}")
-}
-
-/// A bar of ten cells for how far a phase has come.
-pub fn meter(passed: Duration, total: Duration) -> String {
-    const CELLS: usize = 10;
-    let share = passed.as_secs_f64() / total.as_secs_f64().max(f64::MIN_POSITIVE);
-    let full = ((share * CELLS as f64) as usize).min(CELLS);
-    format!("{}{}", "━".repeat(full), "─".repeat(CELLS - full))
 }
 
 /// A time with three significant digits: `85 µs`, `1.72 ms`, `3.05 s`.
@@ -128,16 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_meter_fills() {
-        let total = Duration::from_secs(10);
-        assert_eq!(meter(Duration::ZERO, total), "──────────");
-        assert_eq!(meter(Duration::from_secs(5), total), "━━━━━─────");
-        assert_eq!(meter(Duration::from_secs(50), total), "━━━━━━━━━━");
-        assert_eq!(meter(Duration::ZERO, Duration::ZERO), "──────────");
-    }
-
-    #[test]
     fn the_template_of_the_live_line_parses() {
-        assert!(ProgressStyle::with_template("{spinner:.cyan} {msg}").is_ok());
+        assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
     }
 }
