@@ -128,17 +128,17 @@ impl Report {
         row(
             "cluster",
             format!(
-                "{} nodes, {} groups ({} active)",
+                "{} nodes, {} groups",
                 self.nodes,
-                screen::count(self.groups),
-                screen::count(self.active_groups)
+                screen::count(self.groups)
             ),
         );
         if self.committed > 0 {
             row(
                 "load",
                 format!(
-                    "{} B payload, {} in flight, {:.1} s",
+                    "{} active groups, {} B payload, {} in flight, {:.1} s",
+                    screen::count(self.active_groups),
                     self.payload_bytes,
                     screen::count(self.inflight),
                     self.seconds
