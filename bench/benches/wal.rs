@@ -65,7 +65,7 @@ struct Observer {
 impl WalObserver for Observer {
     fn durable(&self, durable: &Durable) {
         // Nobody listens any more once the benchmark has ended.
-        let _ = self.durable.send(durable.clone());
+        let _ = self.durable.send(*durable);
     }
 
     fn failed(&self, error: &StorageError) {
