@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
-use polyraft_storage::inspect;
+use polyraft_storage::inspect::{self, DumpError};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ pub enum WalCommand {
         /// The data directory of a node, its wal directory, or the directory of a demo
         dir: PathBuf,
     },
-    /// Check every record; damage ends with its position and exit code 1
+    /// Check every record; what is not sound is told with its position, and the exit code is 1
     Verify {
         /// The data directory of a node, its wal directory, or the directory of a demo
         dir: PathBuf,
@@ -38,7 +38,11 @@ pub fn run(command: &WalCommand) -> Result<bool> {
 fn dump(dir: &Path, out: &mut dyn Write) -> Result<()> {
     for log in logs(dir)? {
         writeln!(out, "# {}", log.display())?;
-        inspect::dump(&log, out)?;
+        inspect::dump(&log, out).map_err(|error| match error {
+            // Unwrapped, so that a closed pipe is recognised.
+            DumpError::Output(error) => error.into(),
+            error @ DumpError::Log(_) => anyhow::Error::new(error),
+        })?;
     }
     Ok(())
 }
@@ -50,7 +54,7 @@ fn verify(dir: &Path, out: &mut dyn Write) -> Result<bool> {
             Ok(report) => writeln!(out, "{}: sound; {report}", log.display())?,
             Err(damage) => {
                 is_sound = false;
-                writeln!(out, "{}: DAMAGED; {damage}", log.display())?;
+                writeln!(out, "{}: NOT SOUND; {damage}", log.display())?;
             }
         }
     }

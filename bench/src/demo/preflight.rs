@@ -96,13 +96,21 @@ fn filesystem(dir: &Path) -> String {
 
 fn measure_sync(dir: &Path) -> Result<SyncTimes> {
     let path = dir.join("preflight.tmp");
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)?;
-    // The open file stays usable, and is gone however this ends.
+    let times = time_syncs(&path);
     fs::remove_file(&path)?;
+    let times = times?;
+    Ok(SyncTimes {
+        p50: times.value_at_quantile(0.5),
+        p99: times.value_at_quantile(0.99),
+    })
+}
+
+fn time_syncs(path: &Path) -> Result<Histogram<u64>> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)?;
     let block = [0_u8; ROUND_BYTES];
     for round in 0..ROUNDS {
         file.write_all_at(&block, round * ROUND_BYTES as u64)?;
@@ -120,10 +128,7 @@ fn measure_sync(dir: &Path) -> Result<SyncTimes> {
             break;
         }
     }
-    Ok(SyncTimes {
-        p50: times.value_at_quantile(0.5),
-        p99: times.value_at_quantile(0.99),
-    })
+    Ok(times)
 }
 
 #[cfg(test)]
