@@ -1,5 +1,6 @@
 //! Random clusters: from one seed, messages are lost, doubled and reordered, disks are late, nodes crash and
 //! links break, while safety is checked at every step. Then everything heals, and must serve.
+//! `SEED=n` replays one run, `SEEDS=n` runs that many.
 
 use polyraft_raft::{Event, Index, NodeId, Role, Settings};
 
@@ -202,9 +203,10 @@ fn run(seed: u64) -> usize {
 
 #[test]
 fn random_clusters_stay_safe_and_heal() {
-    let seeds = match std::env::var("SEED").ok().and_then(|s| s.parse().ok()) {
+    let number = |name| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
+    let seeds = match number("SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..300,
+        None => 0..number("SEEDS").unwrap_or(300),
     };
     let mut committed = 0;
     for seed in seeds.clone() {
