@@ -499,6 +499,14 @@ impl Cluster {
             tell(format!("send {} {}", send.to, message(send.message)));
             let mut entries = Vec::new();
             match send.message {
+                Message::Vote { term, .. } => {
+                    let durable = (node.disk_state.term, node.disk_state.vote);
+                    assert_eq!(
+                        durable,
+                        (term, Some(id)),
+                        "{id} asked for votes before its own was durable"
+                    );
+                }
                 Message::VoteReply {
                     term,
                     granted: true,
