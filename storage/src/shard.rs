@@ -49,6 +49,8 @@ pub(crate) struct TurnBuffer {
     bytes: BytesMut,
     tally: Tally,
     groups: Vec<GroupId>,
+    /// Empty lists to use again.
+    spare: Vec<Vec<GroupId>>,
     moved: Vec<(GroupId, Index)>,
     /// Largest piece, in bytes: what fits into one batch.
     limit: usize,
@@ -60,6 +62,7 @@ impl TurnBuffer {
             bytes: BytesMut::with_capacity(TURN_BUFFER_BYTES),
             tally: Tally::default(),
             groups: Vec::new(),
+            spare: Vec::new(),
             moved: Vec::new(),
             limit,
         }
@@ -108,12 +111,20 @@ impl TurnBuffer {
 
     /// What was collected so far, as a piece.
     fn close(&mut self) -> TurnPiece {
+        let next = self.spare.pop().unwrap_or_default();
         TurnPiece {
             bytes: self.bytes.split().freeze(),
             tally: std::mem::take(&mut self.tally),
-            groups: std::mem::take(&mut self.groups),
+            groups: std::mem::replace(&mut self.groups, next),
             moved: std::mem::take(&mut self.moved),
             place: None,
+        }
+    }
+
+    fn reuse(&mut self, groups: Vec<GroupId>) {
+        const SPARE: usize = 8;
+        if self.spare.len() < SPARE {
+            self.spare.push(groups);
         }
     }
 
@@ -398,11 +409,13 @@ impl ShardLog {
                 offset,
             } = placed;
             let piece = self.tail.place(turn, segment, offset);
-            for group in std::mem::take(&mut piece.groups) {
+            let mut groups = std::mem::take(&mut piece.groups);
+            for group in groups.drain(..) {
                 if let Some(log) = self.groups.get_mut(&group) {
                     log.place_appended(turn, segment, offset);
                 }
             }
+            self.turn.reuse(groups);
             for (group, first) in std::mem::take(&mut piece.moved) {
                 if let Some(log) = self.groups.get_mut(&group) {
                     log.place_moved(first, turn, segment, offset);

@@ -113,7 +113,15 @@ impl SimDisk {
     /// The disk after a power cut and a restart.
     pub fn after_power_cut(&self, keep: Keep) -> Self {
         let state = self.state.lock();
-        let names = if keep == Keep::Nothing {
+        // Unsynced names survive or not, whatever happens to the bytes.
+        let loses_names = [
+            Keep::Nothing,
+            Keep::OddPages,
+            Keep::NotTheLast,
+            Keep::Some(2),
+        ]
+        .contains(&keep);
+        let names = if loses_names {
             &state.durable_names
         } else {
             &state.names
