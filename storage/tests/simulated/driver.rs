@@ -189,25 +189,28 @@ impl Driver {
     /// Makes everything that was submitted durable.
     pub fn flush(&mut self) -> Result<bool, StorageError> {
         let mut worked = false;
-        loop {
-            let more = self.wal.pump();
-            // What became durable before a failure counts as acknowledged.
-            let durable = self.wal.durable();
-            for (lsn, states) in &self.submitted {
-                if *lsn <= durable {
-                    self.acknowledged = self.acknowledged.max(*states);
-                }
-            }
-            self.submitted.retain(|(lsn, _)| *lsn > durable);
-            self.log.on_durable(&Durable {
-                lane: 0,
-                lsn: durable,
-            });
-            if !more? {
-                return Ok(worked);
-            }
+        while self.flush_one()? {
             worked = true;
         }
+        Ok(worked)
+    }
+
+    /// Makes one batch durable.
+    fn flush_one(&mut self) -> Result<bool, StorageError> {
+        let more = self.wal.pump();
+        // What became durable before a failure counts as acknowledged.
+        let durable = self.wal.durable();
+        for (lsn, states) in &self.submitted {
+            if *lsn <= durable {
+                self.acknowledged = self.acknowledged.max(*states);
+            }
+        }
+        self.submitted.retain(|(lsn, _)| *lsn > durable);
+        self.log.on_durable(&Durable {
+            lane: 0,
+            lsn: durable,
+        });
+        more
     }
 
     /// Runs turns of changes, each made durable and followed by one slice of background work.
@@ -221,6 +224,22 @@ impl Driver {
             assert_eq!(read_all(&self.log), self.model);
             self.log.maintain()?;
             self.flush()?;
+            self.wal.tend()?;
+        }
+        Ok(())
+    }
+
+    /// Runs turns of changes with several of them in flight, and background work in between.
+    pub fn run_overlapped(&mut self, turns: &[Vec<Op>]) -> Result<(), StorageError> {
+        for (at, turn) in turns.iter().enumerate() {
+            for op in turn {
+                self.apply(op)?;
+            }
+            self.submit()?;
+            self.log.maintain()?;
+            if at % 3 == 1 {
+                self.flush_one()?;
+            }
             self.wal.tend()?;
         }
         Ok(())

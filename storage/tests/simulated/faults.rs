@@ -253,6 +253,24 @@ fn stale_batches_of_a_recycled_segment_are_not_read() {
     assert!(driver.report.torn_tail.is_empty());
 }
 
+#[test]
+fn a_batch_with_the_salt_of_another_segment_is_not_read() {
+    let disk = SimDisk::new(1);
+    let driver = small_log(&disk);
+    let states = driver.states.clone();
+    drop(driver);
+    // Batch 9, the last one, moves to where the log would go on in the next segment.
+    let files = segments(&disk);
+    let mut page = Vec::new();
+    disk.damage(&files[0], |bytes| {
+        page = bytes[9 * 4096..10 * 4096].to_vec();
+        bytes[9 * 4096..10 * 4096].fill(0);
+    });
+    assert!(page.starts_with(BATCH_MAGIC));
+    disk.damage(&files[1], |bytes| bytes[4096..8192].copy_from_slice(&page));
+    assert_eq!(reopen(&disk).unwrap().model, states[states.len() - 2]);
+}
+
 fn has_stale_batch(disk: &SimDisk, path: &Path) -> bool {
     let mut stale = false;
     disk.damage(path, |bytes| {
