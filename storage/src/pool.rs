@@ -229,12 +229,15 @@ impl Segments {
             return Ok(false);
         };
         let segment = pool.retired.swap_remove(at);
-        let whole = segment.file.len() == self.options.segment_bytes;
-        pool.raw.push(Raw {
-            slot: segment.slot,
-            whole,
-        });
-        Ok(true)
+        let slot = segment.slot;
+        if segment.file.len() == self.options.segment_bytes {
+            pool.raw.push(Raw { slot, whole: true });
+            return Ok(true);
+        }
+        // Of another size: changing its length under its old header would look like damage after a power cut.
+        drop(pool);
+        drop(segment);
+        self.remove(slot)
     }
 
     fn drop_surplus(&self) -> Result<bool, StorageError> {
@@ -250,7 +253,11 @@ impl Segments {
             }
         };
         let Some(raw) = raw else { return Ok(false) };
-        let path = self.path(raw.slot);
+        self.remove(raw.slot)
+    }
+
+    fn remove(&self, slot: u64) -> Result<bool, StorageError> {
+        let path = self.path(slot);
         self.disk
             .remove(&path)
             .map_err(|error| StorageError::io(&path, "removing", &error))?;

@@ -137,15 +137,12 @@ impl LaneFiles<'_> {
             .get(cursor.at)
             .map(|segment| (Arc::clone(segment), cursor.offset));
         if repair {
-            // The unfinished batch began either right here or, if it did not fit, in the next segment.
-            let places = [
-                (cursor.at, cursor.offset),
-                (cursor.at + 1, SEGMENT_HEADER_BYTES),
-            ];
-            for (at, offset) in places {
-                if let Some(segment) = segments.get(at) {
-                    self.erase_page(segment, offset)?;
-                }
+            // The unfinished batch began either right here or, if it did not fit, in the segment that came next.
+            if let Some((segment, offset)) = &tip {
+                self.erase_batch(segment, *offset)?;
+            }
+            for segment in segments.iter().skip(cursor.at + 1) {
+                self.erase_batch(segment, SEGMENT_HEADER_BYTES)?;
             }
         }
         report.groups = groups.groups.len() as u64;
@@ -363,14 +360,18 @@ impl LaneFiles<'_> {
         while let Some(segment) = segments.get(cursor.at) {
             let mut found = find(segment, cursor.offset, cursor.expected);
             let mut place = (cursor.at, cursor.offset);
-            if matches!(found, Found::Nothing)
-                && let Some(next) = segments.get(cursor.at + 1)
-            {
-                // What is behind the last batch of a full segment means nothing: the log goes on in the next one if
-                // that begins with the batch expected here.
-                found = find(next, SEGMENT_HEADER_BYTES, cursor.expected);
-                if !matches!(found, Found::Nothing) {
-                    place = (cursor.at + 1, SEGMENT_HEADER_BYTES);
+            if matches!(found, Found::Nothing) {
+                // What is behind the last batch of a full segment means nothing: the log goes on in the segment that
+                // begins with the batch expected here. Prepared ones that were never used may stand in between.
+                let later = segments.iter().enumerate().skip(cursor.at + 1);
+                let next =
+                    later.map(|(at, next)| (at, find(next, SEGMENT_HEADER_BYTES, cursor.expected)));
+                if let Some((at, next)) = next
+                    .into_iter()
+                    .find(|(_, next)| !matches!(next, Found::Nothing))
+                {
+                    found = next;
+                    place = (at, SEGMENT_HEADER_BYTES);
                 }
             }
             if !matches!(found, Found::Whole(..)) && !scanned {
@@ -511,14 +512,13 @@ impl LaneFiles<'_> {
         Ok(proven)
     }
 
-    /// Makes a batch that begins at `offset` unreadable.
-    fn erase_page(&self, segment: &Segment, offset: u64) -> Result<(), StorageError> {
-        if offset >= segment.header.bytes
-            || segment
-                .read(offset, PAGE_BYTES)
-                .iter()
-                .all(|byte| *byte == 0)
-        {
+    /// Makes the batch that begins at `offset`, if one does, unreadable. Its header is in one sector: it is there or not.
+    fn erase_batch(&self, segment: &Segment, offset: u64) -> Result<(), StorageError> {
+        if offset + PAGE_BYTES as u64 > segment.header.bytes {
+            return Ok(());
+        }
+        let header = BatchHeader::parse(&segment.read(offset, BATCH_HEADER_BYTES));
+        if header.is_none_or(|header| header.salt != segment.header.salt) {
             return Ok(());
         }
         let path = self.path(segment.slot);

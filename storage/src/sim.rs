@@ -400,6 +400,9 @@ impl Disk for SimDisk {
     fn zero_segment(&self, path: &Path, bytes: u64, _: SegmentSpec) -> io::Result<()> {
         let mut state = self.state.lock();
         let id = state.create(path);
+        let file = state.file(path)?;
+        file.current.truncate(bytes as usize);
+        file.durable.truncate(bytes as usize);
         state.write(id, 0, &vec![0; bytes as usize])?;
         state.sync(id, 0..usize::MAX)
     }

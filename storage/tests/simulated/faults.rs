@@ -416,6 +416,32 @@ fn an_open_log_cannot_be_opened_or_inspected() {
 }
 
 #[test]
+fn the_segment_size_may_change_from_open_to_open() {
+    let disk = SimDisk::new(1);
+    let driver = small_log(&disk);
+    while driver.wal.tend().unwrap() {}
+    drop(driver);
+    for round in 0..6u32 {
+        let options = WalOptions {
+            segment_bytes: (64 << 10) << (round % 3),
+            checkpoint_bytes: 256 << 10,
+            pool_segments: 3,
+            ..options(MODE)
+        };
+        let mut driver = Driver::open(&disk, &options).unwrap();
+        let turns: Vec<_> = (0..40)
+            .map(|at| vec![append(1, &format!("{round} {at}"))])
+            .collect();
+        // Some rounds end before the pool was put in order.
+        driver.run(&turns[..10 + 5 * round as usize]).unwrap();
+        let model = driver.model.clone();
+        drop(driver);
+        let disk = disk.after_power_cut(Keep::Nothing);
+        assert_eq!(Driver::open(&disk, &options).unwrap().model, model);
+    }
+}
+
+#[test]
 fn a_block_that_is_too_large_is_refused_and_leaves_no_trace() {
     let disk = SimDisk::new(1);
     let mut driver = small_log(&disk);
