@@ -442,6 +442,28 @@ fn the_segment_size_may_change_from_open_to_open() {
 }
 
 #[test]
+fn prepared_segments_that_were_never_used_do_not_end_the_log() {
+    let disk = SimDisk::new(1);
+    drop(small_log(&disk));
+    // The prepared segment has the wrong size now, and there was no time to remove it before the next one was needed.
+    let options = WalOptions {
+        segment_bytes: 128 << 10,
+        checkpoint_bytes: 1 << 20,
+        ..options(MODE)
+    };
+    let mut driver = Driver::open(&disk, &options).unwrap();
+    while driver.stats().segments < 2 {
+        driver.apply(&append(1, "entry")).unwrap();
+        driver.submit().unwrap();
+        driver.flush().unwrap();
+    }
+    let model = driver.model.clone();
+    drop(driver);
+    let driver = Driver::open(&disk.after_power_cut(Keep::Nothing), &options).unwrap();
+    assert_eq!(driver.model, model);
+}
+
+#[test]
 fn a_block_that_is_too_large_is_refused_and_leaves_no_trace() {
     let disk = SimDisk::new(1);
     let mut driver = small_log(&disk);
