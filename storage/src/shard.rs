@@ -459,8 +459,9 @@ impl ShardLog {
         Ok(reached)
     }
 
-    /// The longest prefix of `first..end` whose blocks, cut to the range, take at most `max_bytes`, but at least one entry; with
-    /// those bytes. An empty or unknown range gives `(first, 0)`.
+    /// A prefix of `first..end` whose blocks, cut to the range, take at most `max_bytes`, but at least one entry; with
+    /// those bytes. It is the longest one that does not begin a block which it cannot hold: blocks that stay whole are sent
+    /// as they are, a cut one is copied twice. An empty or unknown range gives `(first, 0)`.
     pub fn extent(&self, group: GroupId, first: Index, end: Index, max_bytes: u64) -> (Index, u64) {
         let Some(log) = self.groups.get(&group) else {
             return (first, 0);
@@ -481,6 +482,9 @@ impl ShardLog {
             if whole && bytes + u64::from(block.bytes) <= max_bytes {
                 (reached, bytes) = (to, bytes + u64::from(block.bytes));
                 continue;
+            }
+            if whole && bytes > 0 {
+                break;
             }
             // Only part of this block: its offsets say how much of it fits.
             let left = max_bytes.saturating_sub(bytes);

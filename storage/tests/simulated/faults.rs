@@ -560,6 +560,26 @@ fn blocks_are_read_wherever_they_are() {
 }
 
 #[test]
+fn an_extent_ends_between_blocks_and_holds_at_least_one_entry() {
+    let disk = SimDisk::new(1);
+    // Four blocks of two entries and 64 bytes each.
+    let driver = small_log(&disk);
+    let extent = |first, end, bytes| {
+        let (end, bytes) = driver
+            .log
+            .extent(GroupId(1), Index(first), Index(end), bytes);
+        (end.0, bytes)
+    };
+    assert_eq!(extent(1, 9, 1 << 20), (9, 4 * 64));
+    assert_eq!(extent(1, 9, 2 * 64 + 63), (5, 2 * 64));
+    assert_eq!(extent(1, 9, 1).0, 2);
+    assert_eq!(extent(2, 9, 2 * 64).0, 5);
+    assert_eq!(extent(2, 4, 1 << 20).0, 4);
+    assert_eq!(extent(9, 9, 1 << 20), (9, 0));
+    assert_eq!(extent(1, 10, 1 << 20), (1, 0));
+}
+
+#[test]
 fn rot_is_found_when_a_block_is_read_long_after() {
     let disk = SimDisk::new(1);
     let mut driver = small_log(&disk);
