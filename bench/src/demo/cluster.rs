@@ -183,6 +183,29 @@ impl Cluster {
         result
     }
 
+    /// Waits until every running node hears every other one.
+    pub async fn until_linked(&self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        let is_linked = |node: &DemoNode| {
+            let peers = node.status().peers;
+            peers
+                .iter()
+                .all(|peer| peer.alive && peer.round_trip.is_some())
+        };
+        while !self.running().iter().all(is_linked) {
+            self.check_health()?;
+            if Instant::now() > deadline {
+                bail!(
+                    "the nodes do not hear one another after {} s ({})",
+                    limit.as_secs(),
+                    self.explain_links()
+                );
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
     /// Waits until every running node knows a leader of every group.
     pub async fn until_led(&self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;

@@ -22,7 +22,7 @@ pub struct Preflight {
     pub free_bytes: u64,
     /// Time of one 4 KiB write with `fdatasync` into a zero-filled file there.
     pub fsync_us: SyncTimes,
-    /// QUIC round trip between two nodes, once they are connected: the median over all pairs. None with one node.
+    /// QUIC round trip between two nodes, once they are linked: the lowest that any pair reports. None with one node.
     pub quic_round_trip_us: Option<u64>,
 }
 
