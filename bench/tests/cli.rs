@@ -1,12 +1,13 @@
 //! The command `polyraft` as its users call it: exit codes, files, and what it says when it refuses. Each test runs
 //! the binary in a directory of its own.
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn polyraft(dir: &Path, line: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_polyraft"))
@@ -148,6 +149,38 @@ fn flip_a_byte(path: &Path) {
     file.read_exact_at(&mut byte, DAMAGED_AT).unwrap();
     byte[0] ^= 0xff;
     file.write_all_at(&byte, DAMAGED_AT).unwrap();
+}
+
+#[test]
+fn an_interrupted_demo_cleans_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut demo = Command::new(env!("CARGO_BIN_EXE_polyraft"))
+        .args([
+            "demo",
+            "--groups",
+            "8",
+            "--seconds",
+            "600",
+            "--inflight",
+            "4",
+        ])
+        .current_dir(dir.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+    let under_load = lines.any(|line| line.is_ok_and(|line| line.contains("commits/s")));
+    assert!(under_load, "the demo ended before its load began");
+    assert!(dir.path().join("data").exists());
+    let process = Pid::from_child(&demo);
+    kill_process(process, Signal::INT).unwrap();
+    // Read to the end, so that the demo never waits for a full pipe.
+    let rest: Vec<String> = lines.map_while(Result::ok).collect();
+    assert_eq!(demo.wait().unwrap().code(), Some(130), "{rest:?}");
+    assert!(
+        !dir.path().join("data").exists(),
+        "the temporary directory is removed"
+    );
 }
 
 #[test]
