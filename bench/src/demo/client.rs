@@ -258,7 +258,7 @@ impl Client {
             Error::NotLeader {
                 hint: Some(NodeId(id)),
             } => self.targets[at].node = place(*id),
-            Error::NotLeader { hint: None } | Error::Closed => {
+            Error::NotLeader { hint: None } | Error::NoSuchGroup { .. } | Error::Closed => {
                 self.targets[at].node = (self.targets[at].node + 1) % self.handles.len();
             }
             _ => {}
@@ -310,7 +310,7 @@ impl Client {
                 settled.acknowledged.push(slot.first_sent);
                 self.release(at);
             }
-            Err(error) if error.may_have_committed() || !error.is_retryable() => {
+            Err(error) if !was_refused(&error) => {
                 if !is_expected(&error) {
                     self.shared.fail(self.describe(slot.target, &error));
                 }
@@ -395,12 +395,15 @@ impl Client {
     }
 }
 
-/// True for errors that a healthy cluster gives while a node is stopped or a bound is reached.
+/// True if the proposal is in no log for certain, so that sending it again cannot apply it twice. A node that has just
+/// been opened does not know its groups for a moment.
+fn was_refused(error: &Error) -> bool {
+    error.is_retryable() || matches!(error, Error::NoSuchGroup { .. })
+}
+
+/// True for errors that a healthy cluster gives while a node is stopped or opened, or a bound is reached.
 fn is_expected(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::NotLeader { .. } | Error::Busy { .. } | Error::Unknown { .. } | Error::Closed
-    )
+    was_refused(error) || matches!(error, Error::Unknown { .. } | Error::Closed)
 }
 
 /// The tag of one sending of one slot.
@@ -415,6 +418,23 @@ fn untag(tag: u64) -> (usize, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_in_no_log_is_sent_again() {
+        let group = polyraft_raft::GroupId(1);
+        assert!(was_refused(&Error::NotLeader { hint: None }));
+        assert!(was_refused(&Error::NoSuchGroup { group }));
+        for open in [
+            Error::Unknown { why: "test" },
+            Error::Closed,
+            Error::Fault {
+                reason: "test".into(),
+            },
+        ] {
+            assert!(!was_refused(&open), "{open}");
+        }
+        assert!(!is_expected(&Error::Query("test".into())));
+    }
 
     #[test]
     fn tags_name_slot_and_attempt() {

@@ -4,7 +4,7 @@
 use super::directory::DemoDir;
 use super::machine::Ledger;
 use anyhow::{Context, Result, bail};
-use polyraft::{Config, GroupStatus, Node, OpenError, Tls};
+use polyraft::{Config, Error, GroupStatus, Node, OpenError, Tls};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -244,7 +244,9 @@ impl Cluster {
             async |group| {
                 let mut reached = None;
                 for node in &nodes {
-                    let status = healthy(node, group).await?;
+                    let Some(status) = healthy(node, group).await? else {
+                        return Ok(false);
+                    };
                     let is_settled = status.applied == status.last.index && status.leader.is_some();
                     if !is_settled || *reached.get_or_insert(status.last) != status.last {
                         return Ok(false);
@@ -266,12 +268,14 @@ impl Cluster {
         for group in 0..self.groups {
             let mut target = Default::default();
             for node in &others {
-                target = healthy(node, group).await?.committed.max(target);
+                let status = healthy(node, group).await?;
+                target = status.map_or(target, |status| status.committed.max(target));
             }
             targets.push(target);
         }
         self.until(limit, 0..self.groups, "have not caught up", async |group| {
-            Ok(healthy(late, group).await?.applied >= targets[group as usize])
+            let status = healthy(late, group).await?;
+            Ok(status.is_some_and(|status| status.applied >= targets[group as usize]))
         })
         .await
     }
@@ -367,20 +371,21 @@ impl Cluster {
     }
 }
 
-/// The status of a replica that is not in quarantine.
-async fn healthy(node: &DemoNode, group: u64) -> Result<GroupStatus> {
-    let status = node
-        .group(group)
-        .status()
-        .await
-        .with_context(|| format!("node {} does not answer for group {group}", node.id()))?;
+/// The status of a replica that is not in quarantine. None while the node has just been opened and does not serve the
+/// group yet.
+async fn healthy(node: &DemoNode, group: u64) -> Result<Option<GroupStatus>> {
+    let status = match node.group(group).status().await {
+        Err(Error::NoSuchGroup { .. }) => return Ok(None),
+        status => status
+            .with_context(|| format!("node {} does not answer for group {group}", node.id()))?,
+    };
     if let Some(fault) = &status.fault {
         bail!(
             "group {group} is in quarantine on node {}: {fault}",
             node.id()
         );
     }
-    Ok(status)
+    Ok(Some(status))
 }
 
 /// Where the node with this id stands in lists of all nodes.
