@@ -10,11 +10,10 @@ use bytes::Bytes;
 use polyraft_raft::{GroupId, Index, Term};
 use polyraft_storage::{EntryBlock, EntryKind};
 use rustc_hash::FxHashMap;
-use smallvec::SmallVec;
 
-use crate::completion::{Committed, ReplyTo};
+use crate::completion::{self, ReplyTo};
 use crate::error::Error;
-use crate::event::{Applied, ShardEvent};
+use crate::event::ShardEvent;
 use crate::machine::{Entry, Replies, StateMachine};
 use crate::mailbox::{Mailbox, Sender};
 
@@ -23,7 +22,7 @@ pub(crate) enum Task {
     /// Open the state machine of a group and tell the shard how far it is.
     Open { group: GroupId },
     /// Apply what one turn of a shard committed.
-    Apply(Vec<Committing>),
+    Apply(ApplyBatch),
     /// Answer a query from the state as it is now.
     Query {
         group: GroupId,
@@ -34,19 +33,73 @@ pub(crate) enum Task {
     Stop,
 }
 
-/// Entries of one group that are committed and durable: `first..end`, covered by `blocks`.
-pub(crate) struct Committing {
+/// What one turn of a shard committed, for one worker: flat lists that a batch's groups share.
+///
+/// The worker sends it back with the results, and the shard fills it again: nothing is allocated in the long run.
+#[derive(Debug, Default)]
+pub(crate) struct ApplyBatch {
+    pub(crate) shard: usize,
+    pub(crate) groups: Vec<Committed>,
+    blocks: Vec<EntryBlock>,
+    waiting: Vec<WaitingReply>,
+    bytes: usize,
+}
+
+/// Entries `first..end` of one group that are committed and durable.
+#[derive(Debug)]
+pub(crate) struct Committed {
+    pub(crate) slot: u32,
     pub(crate) group: GroupId,
     pub(crate) first: Index,
     pub(crate) end: Index,
-    pub(crate) blocks: SmallVec<[EntryBlock; 2]>,
-    pub(crate) waiting: Vec<WaitingReply>,
+    /// How many of the batch's blocks and waiting callers are this group's.
+    blocks: usize,
+    waiting: usize,
+    /// Why the state machine stopped before `end`, if it did.
+    pub(crate) fault: Option<String>,
 }
 
-impl Committing {
-    /// What the blocks keep in memory.
+impl ApplyBatch {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// Bytes of log that the batch keeps in memory.
     pub(crate) fn bytes(&self) -> usize {
-        self.blocks.iter().map(EntryBlock::len_bytes).sum()
+        self.bytes
+    }
+
+    /// Adds a group's entries: `blocks` cover them, `waiting` are the callers in the order of their indexes.
+    pub(crate) fn push(
+        &mut self,
+        (slot, group): (u32, GroupId),
+        (first, end): (Index, Index),
+        blocks: &mut Vec<EntryBlock>,
+        waiting: impl Iterator<Item = WaitingReply>,
+    ) {
+        let before = self.waiting.len();
+        self.waiting.extend(waiting);
+        self.bytes += blocks.iter().map(EntryBlock::len_bytes).sum::<usize>();
+        let (blocks_len, waiting) = (blocks.len(), self.waiting.len() - before);
+        self.blocks.append(blocks);
+        let fault = None;
+        self.groups.push(Committed {
+            slot,
+            group,
+            first,
+            end,
+            blocks: blocks_len,
+            waiting,
+            fault,
+        });
+    }
+
+    /// Makes the batch ready to be filled again.
+    pub(crate) fn clear(&mut self) {
+        self.groups.clear();
+        self.blocks.clear();
+        self.waiting.clear();
+        self.bytes = 0;
     }
 }
 
@@ -157,41 +210,29 @@ impl<M: StateMachine> Applier<M> {
         self.tell(self.shard_of(group), ShardEvent::Opened { group, applied });
     }
 
-    fn apply(&mut self, work: Vec<Committing>) {
-        // A task comes from one shard's turn, so all of its groups live there.
-        let Some(shard) = work.first().map(|first| self.shard_of(first.group)) else {
-            return;
-        };
-        let bytes: usize = work.iter().map(Committing::bytes).sum();
-        let applied = work
-            .into_iter()
-            .map(|committing| self.apply_group(committing))
-            .collect();
-        self.backlog.0.fetch_sub(bytes, Ordering::Relaxed);
-        self.tell(shard, ShardEvent::Applied(applied));
+    fn apply(&mut self, mut batch: ApplyBatch) {
+        let mut blocks = batch.blocks.drain(..);
+        let mut waiting = batch.waiting.drain(..);
+        for committed in &mut batch.groups {
+            let blocks = blocks.by_ref().take(committed.blocks);
+            let waiting = waiting.by_ref().take(committed.waiting);
+            committed.fault = self.apply_group(committed, blocks, waiting).err();
+        }
+        drop((blocks, waiting));
+        self.backlog.0.fetch_sub(batch.bytes, Ordering::Relaxed);
+        self.tell(batch.shard, ShardEvent::Applied(batch));
     }
 
-    fn apply_group(&mut self, work: Committing) -> Applied {
-        let group = work.group;
-        let last = Index(work.end.0 - 1);
-        let machine = match self.machines.get_mut(&group) {
-            Some(Machine::Running(machine)) => machine,
-            Some(Machine::Stopped(reason)) => {
-                refuse(work.waiting, reason);
-                return Applied {
-                    group,
-                    through: Index(work.first.0 - 1),
-                    fault: Some(reason.clone()),
-                };
-            }
-            None => unreachable!("a group is applied only after its state machine was opened"),
-        };
+    /// Applies one group's entries and answers its callers; on failure says why its state machine has stopped.
+    fn apply_group(
+        &mut self,
+        work: &Committed,
+        blocks: impl Iterator<Item = EntryBlock>,
+        waiting: impl Iterator<Item = WaitingReply>,
+    ) -> Result<(), String> {
         self.entries.clear();
         self.replies.clear();
-        for block in &work.blocks {
-            if block.kind() != EntryKind::Normal {
-                continue;
-            }
+        for block in blocks.filter(|block| block.kind() == EntryKind::Normal) {
             let (first, end) = (block.first().max(work.first), block.end().min(work.end));
             let indexes = (first.0..end.0).map(Index);
             self.entries.extend(indexes.map(|index| Entry {
@@ -200,44 +241,22 @@ impl<M: StateMachine> Applier<M> {
                 payload: block.entry_bytes(index),
             }));
         }
-        let result = guarded(|| {
-            if self.entries.is_empty() {
-                return Ok(());
-            }
-            machine
-                .apply(&self.entries, &mut self.replies)
-                .map_err(|error| error.to_string())?;
-            if self.replies.len() == self.entries.len() {
-                return Ok(());
-            }
-            let (replies, entries) = (self.replies.len(), self.entries.len());
-            Err(format!(
-                "the state machine gave {replies} replies to {entries} entries"
-            ))
-        });
-        match result {
-            Ok(()) => {
-                answer(work.waiting, &self.entries, &mut self.replies);
-                // Holding the payloads would hold the log's memory.
-                self.entries.clear();
-                Applied {
-                    group,
-                    through: last,
-                    fault: None,
-                }
-            }
+        let applied = match self.machines.get_mut(&work.group) {
+            Some(Machine::Running(machine)) => run(machine, &self.entries, &mut self.replies),
+            Some(Machine::Stopped(reason)) => Err(reason.clone()),
+            None => unreachable!("a group is applied only after its state machine was opened"),
+        };
+        match &applied {
+            Ok(()) => answer(waiting, &self.entries, &mut self.replies),
             Err(reason) => {
-                refuse(work.waiting, &reason);
-                self.entries.clear();
+                refuse(waiting, reason);
                 self.machines
-                    .insert(group, Machine::Stopped(reason.clone()));
-                Applied {
-                    group,
-                    through: Index(work.first.0 - 1),
-                    fault: Some(reason),
-                }
+                    .insert(work.group, Machine::Stopped(reason.clone()));
             }
         }
+        // Holding the payloads would hold the log's memory.
+        self.entries.clear();
+        applied
     }
 
     fn query(&self, group: GroupId, query: &[u8]) -> Result<Bytes, Error> {
@@ -254,11 +273,35 @@ impl<M: StateMachine> Applier<M> {
     }
 }
 
+/// Has the state machine apply entries and checks that it replied to each.
+fn run<M: StateMachine>(
+    machine: &mut M,
+    entries: &[Entry],
+    replies: &mut Replies,
+) -> Result<(), String> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    guarded(|| {
+        machine
+            .apply(entries, replies)
+            .map_err(|error| error.to_string())
+    })?;
+    if replies.len() == entries.len() {
+        return Ok(());
+    }
+    Err(format!(
+        "the state machine gave {} replies to {} entries",
+        replies.len(),
+        entries.len()
+    ))
+}
+
 /// Gives each waiting caller the reply to its entry.
 ///
 /// An entry of another term at the awaited index means that a later leader's entry took the place: the proposal is
 /// then in no log that counts, and never will be.
-fn answer(waiting: Vec<WaitingReply>, entries: &[Entry], replies: &mut Replies) {
+fn answer(waiting: impl Iterator<Item = WaitingReply>, entries: &[Entry], replies: &mut Replies) {
     let mut applied = entries.iter().zip(replies.drain()).peekable();
     for WaitingReply {
         index, term, reply, ..
@@ -266,7 +309,7 @@ fn answer(waiting: Vec<WaitingReply>, entries: &[Entry], replies: &mut Replies) 
     {
         while applied.next_if(|(entry, _)| entry.index < index).is_some() {}
         match applied.next_if(|(entry, _)| entry.index == index && entry.term == term) {
-            Some((_, bytes)) => reply.answer(Ok(Committed {
+            Some((_, bytes)) => reply.answer(Ok(completion::Committed {
                 index,
                 reply: bytes,
             })),
@@ -276,7 +319,7 @@ fn answer(waiting: Vec<WaitingReply>, entries: &[Entry], replies: &mut Replies) 
 }
 
 /// The entries are committed, but their replies are lost with the state machine.
-fn refuse(waiting: Vec<WaitingReply>, reason: &str) {
+fn refuse(waiting: impl Iterator<Item = WaitingReply>, reason: &str) {
     for WaitingReply { reply, .. } in waiting {
         reply.answer(Err(Error::Fault {
             reason: reason.to_owned(),

@@ -8,6 +8,7 @@ use polyraft_raft::{GroupId, Index, NodeId, Term, Tick};
 use polyraft_storage::Durable;
 use smallvec::SmallVec;
 
+use crate::apply::ApplyBatch;
 use crate::completion::{Outcome, ReplyTo};
 use crate::error::Error;
 use crate::status::GroupStatus;
@@ -29,8 +30,8 @@ pub(crate) enum ShardEvent {
     },
     /// The WAL made everything up to a batch durable.
     Durable(Durable),
-    /// Apply workers went through these entries.
-    Applied(Vec<Applied>),
+    /// An apply worker is done with a batch.
+    Applied(ApplyBatch),
     /// A worker opened a group's state machine, or could not.
     Opened {
         group: GroupId,
@@ -81,15 +82,6 @@ pub(crate) enum ShardEvent {
     WalFailed(String),
     /// Finish: answer everything, then leave the loop.
     Shutdown,
-}
-
-/// How far one group's state machine has come.
-#[derive(Debug)]
-pub(crate) struct Applied {
-    pub(crate) group: GroupId,
-    pub(crate) through: Index,
-    /// Why the state machine stopped, if it did.
-    pub(crate) fault: Option<String>,
 }
 
 /// A group that this node began (`leads`) or ceased to lead, and the nodes to tell.

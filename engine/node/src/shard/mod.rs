@@ -31,7 +31,7 @@ pub(crate) use self::home::HomeOptions;
 use self::outgoing::Outgoing;
 use self::proposals::Forwards;
 use self::replica::{Proposal, Replica};
-use crate::apply::{ApplyBacklog, Committing, Task};
+use crate::apply::{ApplyBacklog, ApplyBatch, Task};
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::Error;
@@ -140,7 +140,9 @@ pub(crate) struct Shard {
     wal: Wal,
     outgoing: Outgoing,
     blocks: Vec<EntryBlock>,
-    applies: Vec<Vec<Committing>>,
+    /// What this turn committed, by apply worker, and batches to fill again.
+    applies: Vec<ApplyBatch>,
+    spare_batches: Vec<ApplyBatch>,
     /// What refuses new proposals in this turn, if anything does.
     overload: Option<Error>,
     forwards: Forwards,
@@ -214,7 +216,12 @@ impl Shard {
                 limits.append_lanes,
             ),
             blocks: Vec::new(),
-            applies: shared.workers.iter().map(|_| Vec::new()).collect(),
+            applies: shared
+                .workers
+                .iter()
+                .map(|_| ApplyBatch::default())
+                .collect(),
+            spare_batches: Vec::new(),
             overload: None,
             forwards: Forwards::default(),
             creations: Creations::default(),

@@ -21,7 +21,14 @@ struct PeerFrames {
     node: NodeId,
     liveness: BytesMut,
     /// One a lane.
-    append: Vec<BytesMut>,
+    append: Vec<LaneFrame>,
+}
+
+#[derive(Default)]
+struct LaneFrame {
+    bytes: BytesMut,
+    /// About as large as the frames have been lately: a frame that starts with room enough is never moved.
+    usual_bytes: usize,
 }
 
 impl Outgoing {
@@ -29,7 +36,7 @@ impl Outgoing {
         let peers = peers.iter().map(|node| PeerFrames {
             node: *node,
             liveness: BytesMut::new(),
-            append: (0..append_lanes).map(|_| BytesMut::new()).collect(),
+            append: (0..append_lanes).map(|_| LaneFrame::default()).collect(),
         });
         Outgoing {
             peers: peers.collect(),
@@ -61,10 +68,13 @@ impl Outgoing {
             shard_of(group, self.append_lanes)
         };
         let frame = &mut peer.append[lane];
-        if !frame.is_empty() && frame.len() + bytes > self.max_frame_bytes {
-            send(&*self.network, to, lane, frame, counters);
+        if !frame.bytes.is_empty() && frame.bytes.len() + bytes > self.max_frame_bytes {
+            frame.send(&*self.network, to, lane, counters);
         }
-        Some(frame)
+        if frame.bytes.is_empty() {
+            frame.bytes.reserve(frame.usual_bytes.max(bytes));
+        }
+        Some(&mut frame.bytes)
     }
 
     /// The liveness frame to `to`.
@@ -85,8 +95,8 @@ impl Outgoing {
                         .send(peer.node, Lane::Liveness, peer.liveness.split().freeze());
             }
             for (lane, frame) in peer.append.iter_mut().enumerate() {
-                if !frame.is_empty() {
-                    send(&*self.network, peer.node, lane, frame, counters);
+                if !frame.bytes.is_empty() {
+                    frame.send(&*self.network, peer.node, lane, counters);
                 }
             }
         }
@@ -96,16 +106,18 @@ impl Outgoing {
 /// Stands for "no group" where a lane is chosen. No group may have this id.
 pub(super) const NODE_LEVEL: GroupId = GroupId(u64::MAX);
 
-fn send(
-    network: &dyn Network,
-    to: NodeId,
-    lane: usize,
-    frame: &mut BytesMut,
-    counters: &ShardCounters,
-) {
-    counters.group_frames.add(1);
-    let lane = u8::try_from(lane).expect("the configuration bounds lanes to 255");
-    if let Err(error) = network.send(to, Lane::Append(lane), frame.split().freeze()) {
-        tracing::trace!(%to, %error, "a frame was not taken");
+impl LaneFrame {
+    /// Hands the frame to the transport. What it can't take now is lost; Raft sends it again.
+    fn send(&mut self, network: &dyn Network, to: NodeId, lane: usize, counters: &ShardCounters) {
+        counters.group_frames.add(1);
+        // Follows growth at once and forgets it slowly.
+        self.usual_bytes = self
+            .bytes
+            .len()
+            .max(self.usual_bytes - self.usual_bytes / 16);
+        let lane = u8::try_from(lane).expect("the configuration bounds lanes to 255");
+        if let Err(error) = network.send(to, Lane::Append(lane), self.bytes.split().freeze()) {
+            tracing::trace!(%to, %error, "a frame was not taken");
+        }
     }
 }

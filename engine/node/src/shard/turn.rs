@@ -2,15 +2,15 @@
 //! peer and lane, one task per apply worker.
 //! It must never send what depends on durability: the core does not emit that before its `Durable` event.
 
-use polyraft_raft::{Apply, Env, Event, Message, NodeId, Send, Tick};
+use polyraft_raft::{Apply, EntryRange, Env, Event, Message, NodeId, Send, Tick};
 use polyraft_storage::{Durable, EntryBlock};
-use smallvec::SmallVec;
 
-use super::replica::Shown;
+use super::outgoing::NODE_LEVEL;
+use super::replica::{Replica, Shown};
 use super::{Deferred, Payloads, Shard, Written, leads};
-use crate::apply::{Committing, Task};
+use crate::apply::{ApplyBatch, Task};
 use crate::error::Error;
-use crate::event::{Applied, Claim};
+use crate::event::Claim;
 use crate::wire;
 
 /// Log bytes handed to an apply worker in one piece, so that a restart's replay doesn't come as one huge slice.
@@ -163,23 +163,18 @@ impl Shard {
     }
 
     /// State machines have come further, or one of them has stopped.
-    pub(super) fn applied(&mut self, applied: Vec<Applied>) {
-        for Applied {
-            group,
-            through,
-            fault,
-        } in applied
-        {
-            let Some(slot) = self.slot(group) else {
-                continue;
-            };
-            if through > self.replicas[slot as usize].group.applied() {
-                self.step(slot, Event::Applied { through }, Payloads::None);
-            }
-            if let Some(reason) = fault {
-                self.quarantine(slot, reason);
+    pub(super) fn applied(&mut self, mut batch: ApplyBatch) {
+        for committed in &mut batch.groups {
+            match committed.fault.take() {
+                None => {
+                    let through = committed.end.prev();
+                    self.step(committed.slot, Event::Applied { through }, Payloads::None);
+                }
+                Some(reason) => self.quarantine(committed.slot, reason),
             }
         }
+        batch.clear();
+        self.spare_batches.push(batch);
     }
 
     /// Leaders that ceased to be one release their callers; the peers learn who leads now.
@@ -217,48 +212,47 @@ impl Shard {
 
     fn dispatch_sends(&mut self) {
         let mut sends = std::mem::take(&mut self.outbox.sends);
+        let mut blocks = std::mem::take(&mut self.blocks);
+        // Followers mostly get the same entries one after another: read them once.
+        let mut read = (NODE_LEVEL, EntryRange::default());
         for send in sends.drain(..) {
-            self.dispatch_send(&send);
+            if let Message::Append { entries, .. } = send.message
+                && !entries.is_empty()
+                && read != (send.group, entries)
+            {
+                blocks.clear();
+                read = (send.group, entries);
+                let (first, end) = (entries.first, entries.end);
+                if let Err(error) = self
+                    .log
+                    .blocks(send.group, first, end, u64::MAX, &mut blocks)
+                {
+                    read = (NODE_LEVEL, EntryRange::default());
+                    if let Some(slot) = self.slot(send.group) {
+                        self.quarantine(slot, format!("the log can't be read: {error}"));
+                    }
+                    continue;
+                }
+                trim(&mut blocks, first, end);
+            }
+            let has_entries = read == (send.group, entries_of(&send.message));
+            self.dispatch_send(&send, if has_entries { &blocks } else { &[] });
         }
+        blocks.clear();
+        self.blocks = blocks;
         self.outbox.sends = sends;
     }
 
-    fn dispatch_send(&mut self, send: &Send) {
-        let mut blocks = std::mem::take(&mut self.blocks);
-        blocks.clear();
-        if let Message::Append { entries, .. } = send.message
-            && !entries.is_empty()
-            && let Err(error) = self.log.blocks(
-                send.group,
-                entries.first,
-                entries.end,
-                u64::MAX,
-                &mut blocks,
-            )
-        {
-            self.blocks = blocks;
-            if let Some(slot) = self.slot(send.group) {
-                self.quarantine(slot, format!("the log can't be read: {error}"));
-            }
-            return;
-        }
-        if let Message::Append { entries, .. } = send.message {
-            trim(&mut blocks, entries.first, entries.end);
-        }
+    fn dispatch_send(&mut self, send: &Send, blocks: &[EntryBlock]) {
         let bytes = wire::APPEND_BYTES + blocks.iter().map(EntryBlock::len_bytes).sum::<usize>();
         let counters = self.shared.counters.shard(self.index);
         if bytes > self.outgoing.max_record_bytes() {
             tracing::error!(group = %send.group, bytes, "an append is over transport.max_frame_bytes");
         } else if let Some(frame) = self.outgoing.append(send.to, send.group, bytes, counters) {
             counters.group_messages.add(1);
-            wire::put_message(
-                frame,
-                send.group,
-                &send.message,
-                blocks.iter().map(|block| &block.as_bytes()[..]),
-            );
+            let blocks = blocks.iter().map(|block| &block.as_bytes()[..]);
+            wire::put_message(frame, send.group, &send.message, blocks);
         }
-        self.blocks = blocks;
     }
 
     fn dispatch_applies(&mut self) {
@@ -267,13 +261,13 @@ impl Shard {
             self.dispatch_apply(&apply);
         }
         self.outbox.applies = applies;
-        for (worker, work) in self.applies.iter_mut().enumerate() {
-            if !work.is_empty() {
-                let work = std::mem::take(work);
-                self.shared
-                    .backlog
-                    .add(work.iter().map(Committing::bytes).sum());
-                self.shared.workers[worker].send(Task::Apply(work));
+        for (worker, batch) in self.applies.iter_mut().enumerate() {
+            if !batch.is_empty() {
+                let spare = self.spare_batches.pop().unwrap_or_default();
+                let mut full = std::mem::replace(batch, spare);
+                full.shard = self.index;
+                self.shared.backlog.add(full.bytes());
+                self.shared.workers[worker].send(Task::Apply(full));
             }
         }
     }
@@ -300,20 +294,23 @@ impl Shard {
                         .quarantine(slot, format!("a committed entry can't be read: {error}"));
                 }
             };
-            let replica = &mut self.replicas[slot as usize];
-            let mut waiting = Vec::new();
-            while let Some(reply) = replica.waiting.pop_front_if(|reply| reply.index < end) {
-                replica.pending_bytes -= reply.bytes;
-                waiting.push(reply);
-            }
-            let blocks: SmallVec<[EntryBlock; 2]> = self.blocks.drain(..).collect();
-            self.applies[worker].push(Committing {
-                group: apply.group,
-                first,
-                end,
-                blocks,
+            let Replica {
                 waiting,
+                pending_bytes,
+                ..
+            } = &mut self.replicas[slot as usize];
+            let answered = std::iter::from_fn(|| {
+                let reply = waiting.pop_front_if(|reply| reply.index < end)?;
+                *pending_bytes -= reply.bytes;
+                Some(reply)
             });
+            let batch = &mut self.applies[worker];
+            batch.push(
+                (slot, apply.group),
+                (first, end),
+                &mut self.blocks,
+                answered,
+            );
             self.shared
                 .counters
                 .shard(self.index)
@@ -390,6 +387,14 @@ impl Shard {
                 self.step(slot as u32, event, Payloads::None);
             }
         }
+    }
+}
+
+/// The entries that a message brings.
+fn entries_of(message: &Message) -> EntryRange {
+    match message {
+        Message::Append { entries, .. } => *entries,
+        _ => EntryRange::default(),
     }
 }
 
