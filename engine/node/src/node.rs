@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
@@ -83,6 +84,7 @@ struct Running {
     network: Arc<dyn Network>,
     wal_threads: Vec<WalThreads>,
     workers: Vec<JoinHandle<()>>,
+    router: Arc<Router>,
     data_dir: Arc<DataDir>,
 }
 
@@ -231,6 +233,7 @@ impl<M: StateMachine> NodeBuilder<M> {
             network: Arc::clone(&network),
             wal_threads: Vec::new(),
             workers: Vec::new(),
+            router: Arc::clone(&router),
             data_dir: Arc::clone(&data_dir),
         };
         let options = ShardOptions {
@@ -296,6 +299,7 @@ impl Running {
         inboxes: Vec<Mailbox<ShardEvent>>,
     ) -> Result<Vec<Wal>, OpenError> {
         let lanes = opened.wals.len();
+        let (ready, all_ready) = mpsc::channel();
         for wal in &opened.wals {
             let observer = Observer {
                 shared: Arc::clone(shared),
@@ -315,8 +319,13 @@ impl Running {
             let home = (index == 0).then(|| home.clone());
             let shard = Shard::new(index, Arc::clone(shared), options, log, wal, home);
             let name = format!("n{}-shard-{index}", shared.node);
-            self.shards.push(spawn(name, move || shard.run(inbox))?);
+            let ready = ready.clone();
+            self.shards
+                .push(spawn(name, move || shard.run(inbox, ready))?);
         }
+        // Ends when every shard has dropped its sender: then all recovered groups can be asked.
+        drop(ready);
+        let _ = all_ready.recv();
         Ok(opened.wals)
     }
 
@@ -326,6 +335,7 @@ impl Running {
         shared.tell_all(|| ShardEvent::Shutdown);
         join_all(self.shards);
         self.network.shutdown();
+        self.router.close();
         drop(self.wal_threads);
         for worker in shared.workers.iter() {
             worker.send(Task::Stop);

@@ -21,7 +21,8 @@ pub(crate) const CHANCE_BITS: u32 = 24;
 /// Passes what the transport has to say into the shards' inboxes.
 pub(crate) struct Router {
     shared: Arc<Shared>,
-    data_dir: Arc<DataDir>,
+    /// Given back at shutdown, so that the directory can be opened again.
+    data_dir: Mutex<Option<Arc<DataDir>>>,
     /// A shard's inbox takes no more frames while it holds this many bytes of them.
     inbox_bytes: usize,
     refusals: Mutex<FxHashMap<NodeId, String>>,
@@ -31,10 +32,15 @@ impl Router {
     pub(crate) fn new(shared: Arc<Shared>, data_dir: Arc<DataDir>, inbox_bytes: usize) -> Self {
         Router {
             shared,
-            data_dir,
+            data_dir: Mutex::new(Some(data_dir)),
             inbox_bytes,
             refusals: Mutex::default(),
         }
+    }
+
+    /// Lets go of the data directory; nobody is admitted from then on.
+    pub(crate) fn close(&self) {
+        self.data_dir.lock().take();
     }
 
     /// Why the link with `node` is refused, if it is.
@@ -47,13 +53,15 @@ impl Receiver for Router {
     /// A node that comes back with less than it once had must not vote: it may have forgotten votes and entries that
     /// others count on.
     fn admit(&self, peer: &Hello) -> Result<(), String> {
+        let Some(data_dir) = self.data_dir.lock().clone() else {
+            return Err(format!("node {} is shutting down", self.shared.node));
+        };
         let who = &peer.identity;
         let seen = PeerSeen {
             store: StoreId(who.store),
             incarnation: who.incarnation,
         };
-        let known = self
-            .data_dir
+        let known = data_dir
             .peers()
             .into_iter()
             .find(|(node, _)| *node == who.node);
@@ -62,7 +70,7 @@ impl Receiver for Router {
             Some((_, known)) => check_continuity(who.node, known, seen)?,
             None => {}
         }
-        self.data_dir.note_peer(who.node, seen).map_err(|error| {
+        data_dir.note_peer(who.node, seen).map_err(|error| {
             format!(
                 "node {} can't remember its peers: {error}",
                 self.shared.node

@@ -117,6 +117,8 @@ counters! {
     group_messages,
     /// Beats sent to other nodes.
     beats,
+    /// Appends dropped by a follower whose disk or state machines were too far behind.
+    refused_appends,
     /// Damaged or impossible messages dropped.
     rejected_messages,
 }

@@ -45,7 +45,7 @@ pub struct Liveness {
     /// How often a node sends a beat to each of its peers. Shorter notices a silent node with less
     /// spread and costs more idle CPU. Three intervals must fit into `election.timeout_min`.
     ///
-    /// Default `25ms`; allowed `1ms` to `10s`; takes effect at restart.
+    /// Default `40ms`; allowed `1ms` to `10s`; takes effect at restart.
     #[serde(with = "units::duration")]
     pub beat_interval: Duration,
 }
@@ -53,7 +53,7 @@ pub struct Liveness {
 impl Default for Liveness {
     fn default() -> Liveness {
         Liveness {
-            beat_interval: Duration::from_millis(25),
+            beat_interval: Duration::from_millis(40),
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use polyraft_raft::{
-    Configuration, Env, Group, GroupId, HardState, Index, LogPosition, NodeId, Restored, Tick,
+    Configuration, Env, Group, GroupId, HardState, Index, LogPosition, NodeId, Restored, Role, Tick,
 };
 use polyraft_storage::{Lsn, RecoveredGroup, StorageError};
 
@@ -116,6 +116,9 @@ impl Shard {
         let Some((found, campaigns)) = self.opening.remove(&group) else {
             return;
         };
+        if self.opening.is_empty() {
+            self.ready = None;
+        }
         let fault = found.fault.clone().or_else(|| why_not(&found, &applied));
         let applied = applied
             .unwrap_or(found.base.index)
@@ -174,7 +177,13 @@ impl Shard {
     }
 
     pub(super) fn group_status(&self, group: GroupId) -> Result<GroupStatus, Error> {
-        let slot = self.slot(group).ok_or(Error::NoSuchGroup { group })?;
+        let Some(slot) = self.slot(group) else {
+            let (found, _) = self
+                .opening
+                .get(&group)
+                .ok_or(Error::NoSuchGroup { group })?;
+            return Ok(status_while_opening(found));
+        };
         let replica = &self.replicas[slot as usize];
         let core = &replica.group;
         Ok(GroupStatus {
@@ -189,6 +198,26 @@ impl Shard {
             members: core.configuration().nodes().collect(),
             fault: replica.fault.clone(),
         })
+    }
+}
+
+/// A replica whose state machine is being opened: it does not take part yet.
+fn status_while_opening(found: &RecoveredGroup) -> GroupStatus {
+    let term = found.runs.last().map_or(found.base.term, |run| run.term);
+    GroupStatus {
+        group: found.group,
+        role: Role::Follower,
+        term: found.hard_state.term,
+        leader: None,
+        last: LogPosition {
+            term,
+            index: found.last,
+        },
+        durable: found.last,
+        committed: found.base.index,
+        applied: found.base.index,
+        members: found.configuration.nodes().collect(),
+        fault: found.fault.clone(),
     }
 }
 

@@ -206,6 +206,9 @@ impl Shard {
         {
             return self.counters().rejected_messages.add(1);
         }
+        if !bytes.is_empty() && self.refuses_entries() {
+            return self.counters().refused_appends.add(1);
+        }
         let mut blocks = std::mem::take(&mut self.blocks);
         if parse_blocks(bytes, &mut blocks).is_ok() && are_the_entries_of(&blocks, group, &message)
         {

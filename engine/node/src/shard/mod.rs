@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -155,8 +156,21 @@ pub(crate) struct Shard {
     /// Present on shard 0.
     home: Option<Home>,
     claims: Vec<Claim>,
+    /// Held until every recovered group is open.
+    ready: Option<mpsc::Sender<()>>,
+    /// Since the disk is full: when to try again.
+    disk_full: Option<DiskFull>,
     fault: Option<Error>,
     is_stopping: bool,
+}
+
+/// The log does not take the turn's records until there is room on the disk.
+#[derive(Debug)]
+struct DiskFull {
+    needed: u64,
+    retry_at: Tick,
+    /// Replicas with writes that the log has not taken.
+    slots: Vec<u32>,
 }
 
 /// The newest write of a replica in a batch.
@@ -230,6 +244,8 @@ impl Shard {
             retouch: Vec::new(),
             home: home.map(|home| Home::new(home, &options.peers)),
             claims: Vec::new(),
+            ready: None,
+            disk_full: None,
             fault: None,
             is_stopping: false,
             limits,
@@ -238,7 +254,10 @@ impl Shard {
     }
 
     /// The shard's thread: a turn for each burst of events, and one for each timer.
-    pub(crate) fn run(mut self, inbox: Mailbox<ShardEvent>) {
+    ///
+    /// `ready` is dropped when the state machines of all recovered groups are open, or can't be.
+    pub(crate) fn run(mut self, inbox: Mailbox<ShardEvent>, ready: mpsc::Sender<()>) {
+        self.ready = (!self.opening.is_empty()).then_some(ready);
         self.open_recovered();
         while !self.is_stopping {
             let timeout = self
@@ -381,6 +400,7 @@ impl Shard {
             home.fail_all(&error);
         }
         self.outbox.clear();
+        self.ready = None;
         self.fault = Some(error);
     }
 
@@ -396,14 +416,9 @@ impl Shard {
             alive: &self.alive,
         };
         let (group, outbox) = (&mut replica.group, &mut self.outbox);
-        // A panic in one group must not take the others with it.
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| group.step(&env, event, outbox))) {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            return self.quarantine(
-                slot,
-                format!("an invariant is broken: {}", text.unwrap_or_default()),
-            );
+        let stepped = guarded(|| group.step(&env, event, outbox));
+        if let Err(reason) = stepped {
+            return self.quarantine(slot, reason);
         }
         self.touch(slot);
         if !self.outbox.writes.is_empty() {
@@ -517,6 +532,15 @@ fn parse_blocks(mut bytes: Bytes, blocks: &mut Vec<EntryBlock>) -> Result<(), Bl
         blocks.push(EntryBlock::parse(bytes.split_to(length))?);
     }
     Ok(())
+}
+
+/// Steps a core. A panic in one group must not take the others with it.
+fn guarded(step: impl FnOnce()) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(step)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        format!("an invariant is broken: {}", text.unwrap_or("no message"))
+    })
 }
 
 /// Whether a replica leads, for readers of this module.

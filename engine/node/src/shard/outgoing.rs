@@ -46,6 +46,11 @@ impl Outgoing {
         }
     }
 
+    /// Asks the transport again how large a frame may be: it depends on who is connected.
+    pub(super) fn refresh_limit(&mut self) {
+        self.max_frame_bytes = self.network.max_frame_bytes();
+    }
+
     /// The largest record that can be sent.
     pub(super) fn max_record_bytes(&self) -> usize {
         self.max_frame_bytes

@@ -62,6 +62,12 @@ impl Forwards {
 impl Shard {
     /// What refuses new proposals now, judged once a turn.
     pub(super) fn judge_overload(&self) -> Option<Error> {
+        if let Some(full) = &self.disk_full {
+            return Some(Error::Busy {
+                what: "the disk",
+                limit: full.needed,
+            });
+        }
         let limit = self.limits.wal_bytes;
         if self.wal.pending_bytes() > limit {
             return Some(Error::Busy {
@@ -74,6 +80,14 @@ impl Shard {
             what: "apply.queue_bytes",
             limit: limit as u64,
         })
+    }
+
+    /// Whether a follower takes no more entries: its disk or its state machines are far behind. The leader sends them
+    /// again later, and its window holds it back until then.
+    pub(super) fn refuses_entries(&self) -> bool {
+        self.disk_full.is_some()
+            || self.wal.pending_bytes() > 2 * self.limits.wal_bytes
+            || self.shared.backlog.bytes() > 2 * self.limits.apply_bytes
     }
 
     /// Takes a proposal from a caller of this node or from another node.

@@ -3,11 +3,11 @@
 //! It must never send what depends on durability: the core does not emit that before its `Durable` event.
 
 use polyraft_raft::{Apply, EntryRange, Env, Event, Message, NodeId, Send, Tick};
-use polyraft_storage::{Durable, EntryBlock};
+use polyraft_storage::{Durable, EntryBlock, StorageError};
 
 use super::outgoing::NODE_LEVEL;
 use super::replica::{Replica, Shown};
-use super::{Deferred, Payloads, Shard, Written, leads};
+use super::{Deferred, DiskFull, Payloads, Shard, Written, guarded, leads};
 use crate::apply::{ApplyBatch, Task};
 use crate::error::Error;
 use crate::event::Claim;
@@ -15,6 +15,9 @@ use crate::wire;
 
 /// Log bytes handed to an apply worker in one piece, so that a restart's replay doesn't come as one huge slice.
 const APPLY_PIECE_BYTES: u64 = 1 << 20;
+
+/// How often a full disk is tried again, in microseconds.
+const DISK_RETRY: u64 = 100_000;
 
 impl Shard {
     /// When the next turn has to come, whatever arrives.
@@ -25,10 +28,11 @@ impl Shard {
         if self.maintenance_is_due || !self.touched.is_empty() {
             return Some(self.now);
         }
+        let disk = self.disk_full.as_ref().map(|full| full.retry_at);
         let timers = self.wheel.next();
         let deferred = self.deferred.front().map(|(at, _)| *at);
         let home = self.home.as_ref().and_then(|home| home.deadline());
-        [timers, deferred, home, self.forwards.deadline()]
+        [timers, deferred, home, disk, self.forwards.deadline()]
             .into_iter()
             .flatten()
             .min()
@@ -65,6 +69,7 @@ impl Shard {
         self.dispatch_claims();
         self.run_home(is_drained);
         self.dispatch_timers();
+        self.report_snapshots();
         self.dispatch_sends();
         self.dispatch_applies();
         self.show_touched();
@@ -117,9 +122,12 @@ impl Shard {
                 settings: &self.settings,
                 alive: &self.alive,
             };
-            replica
-                .group
-                .step(&env, Event::Flush { log: &view }, &mut self.outbox);
+            let (group, outbox) = (&mut replica.group, &mut self.outbox);
+            let flushed = guarded(|| group.step(&env, Event::Flush { log: &view }, outbox));
+            drop(view);
+            if let Err(reason) = flushed {
+                self.quarantine(slot, reason);
+            }
         }
     }
 
@@ -128,12 +136,17 @@ impl Shard {
         match self.log.submit() {
             Ok(Some(lsn)) => self.submitted = lsn,
             Ok(None) => {}
+            Err(StorageError::DiskFull { needed, .. }) => {
+                self.wait_for_disk(needed);
+                return true;
+            }
             Err(error) => {
                 self.fail(error.to_string());
                 return false;
             }
         }
-        for slot in &self.touched {
+        let late = self.disk_full.take().map_or(Vec::new(), |full| full.slots);
+        for slot in late.iter().chain(&self.touched) {
             let replica = &mut self.replicas[*slot as usize];
             if replica.asked > replica.submitted {
                 replica.submitted = replica.asked;
@@ -146,6 +159,23 @@ impl Shard {
         }
         self.await_creations();
         true
+    }
+
+    /// The log keeps the turn's records, but takes no more: nothing of them becomes durable, and so nothing that
+    /// depends on it is sent. New proposals are refused until there is room.
+    fn wait_for_disk(&mut self, needed: u64) {
+        if self.disk_full.is_none() {
+            tracing::error!(node = %self.shared.node, needed, "the disk is full; free some room to go on");
+        }
+        let mut slots = self.disk_full.take().map_or(Vec::new(), |full| full.slots);
+        slots.extend(&self.touched);
+        slots.sort_unstable();
+        slots.dedup();
+        self.disk_full = Some(DiskFull {
+            needed,
+            retry_at: Tick(self.now.0 + DISK_RETRY),
+            slots,
+        });
     }
 
     /// A barrier covers everything up to a batch.
@@ -199,6 +229,14 @@ impl Shard {
         if !self.claims.is_empty() {
             let claims = std::mem::take(&mut self.claims);
             self.report_claims(claims);
+        }
+    }
+
+    /// Followers that need more than the log holds wait: the log is kept until every replica has it, so this happens
+    /// only to a replica that was added by hand.
+    fn report_snapshots(&mut self) {
+        for needed in self.outbox.snapshots.drain(..) {
+            tracing::warn!(group = %needed.group, to = %needed.to, "the log does not reach back far enough");
         }
     }
 
@@ -371,6 +409,7 @@ impl Shard {
 
     /// The home shard judges another node alive or silent.
     pub(super) fn peer_changed(&mut self, node: NodeId, alive: bool) {
+        self.outgoing.refresh_limit();
         if alive {
             self.alive.insert(node);
         } else {
