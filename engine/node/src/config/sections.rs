@@ -96,7 +96,7 @@ pub struct Replication {
     /// that it goes alone. It bounds how far a stale read on a follower lags in a quiet group.
     /// Writers do not wait for it.
     ///
-    /// Default `10ms`; allowed `100us` to `1s`; takes effect at restart.
+    /// Default `30ms`; allowed `100us` to `1s`; takes effect at restart.
     #[serde(with = "units::duration")]
     pub commit_notice_interval: Duration,
 }
@@ -110,7 +110,7 @@ impl Default for Replication {
             inflight_entries: 65_536,
             inflight_bytes: ByteSize::mib(8),
             retry_interval: Duration::from_millis(100),
-            commit_notice_interval: Duration::from_millis(10),
+            commit_notice_interval: Duration::from_millis(30),
         }
     }
 }

@@ -2,7 +2,7 @@
 //! peer and lane, one task per apply worker.
 //! It must never send what depends on durability: the core does not emit that before its `Durable` event.
 
-use polyraft_raft::{Apply, EntryRange, Env, Event, Message, NodeId, Send, Tick};
+use polyraft_raft::{Apply, EntryRange, Env, Event, Index, Message, NodeId, Send, Tick};
 use polyraft_storage::{Durable, EntryBlock, StorageError};
 
 use super::outgoing::NODE_LEVEL;
@@ -196,15 +196,29 @@ impl Shard {
     pub(super) fn applied(&mut self, mut batch: ApplyBatch) {
         for committed in &mut batch.groups {
             match committed.fault.take() {
-                None => {
-                    let through = committed.end.prev();
-                    self.step(committed.slot, Event::Applied { through }, Payloads::None);
-                }
+                None => self.note_applied(committed.slot, committed.end.prev()),
                 Some(reason) => self.quarantine(committed.slot, reason),
             }
         }
         batch.clear();
         self.spare_batches.push(batch);
+    }
+
+    /// Tells the core how far the state machine is. Nothing follows from it, so the replica counts as untouched.
+    fn note_applied(&mut self, slot: u32, through: Index) {
+        let env = Env {
+            now: self.now,
+            settings: &self.settings,
+            alive: &self.alive,
+        };
+        let replica = &mut self.replicas[slot as usize];
+        if replica.fault.is_none() {
+            let (group, outbox) = (&mut replica.group, &mut self.outbox);
+            let noted = guarded(|| group.step(&env, Event::Applied { through }, outbox));
+            if let Err(reason) = noted {
+                self.quarantine(slot, reason);
+            }
+        }
     }
 
     /// Leaders that ceased to be one release their callers; the peers learn who leads now.
@@ -438,7 +452,7 @@ fn entries_of(message: &Message) -> EntryRange {
 }
 
 /// Cuts blocks that stick out of `first..end`, so that exactly the range is left.
-fn trim(blocks: &mut [EntryBlock], first: polyraft_raft::Index, end: polyraft_raft::Index) {
+fn trim(blocks: &mut [EntryBlock], first: Index, end: Index) {
     if let Some(block) = blocks.first_mut()
         && block.first() < first
     {
