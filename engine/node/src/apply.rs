@@ -250,8 +250,14 @@ impl<M: StateMachine> Applier<M> {
             Ok(()) => answer(waiting, &self.entries, &mut self.replies),
             Err(reason) => {
                 refuse(waiting, reason);
-                self.machines
+                let stopped = self
+                    .machines
                     .insert(work.group, Machine::Stopped(reason.clone()));
+                // Its own clean-up may panic too.
+                let _ = guarded(|| {
+                    drop(stopped);
+                    Ok(())
+                });
             }
         }
         // Holding the payloads would hold the log's memory.

@@ -14,6 +14,7 @@ use crate::directory::GroupCell;
 use crate::error::Error;
 use crate::event::ShardEvent;
 use crate::node::Inner;
+use crate::shard::PROPOSAL_OVERHEAD;
 use crate::status::GroupStatus;
 
 /// Which state a read may see.
@@ -129,6 +130,7 @@ impl<M> GroupHandle<M> {
     fn try_enqueue(&self, payload: Bytes, reply: ReplyTo) -> Result<(), (Error, ReplyTo)> {
         let inner = &self.inner;
         let bytes = payload.len();
+        let taken = bytes + PROPOSAL_OVERHEAD;
         let refusal = if inner.shared.is_closed.load(Ordering::Acquire) {
             Some(Error::Closed)
         } else if bytes > inner.max_proposal_bytes {
@@ -139,12 +141,12 @@ impl<M> GroupHandle<M> {
         } else {
             let waiting = inner.shared.gauges[self.shard]
                 .proposals
-                .fetch_add(bytes, Ordering::Relaxed);
-            let is_full = waiting + bytes > inner.inbox_bytes;
+                .fetch_add(taken, Ordering::Relaxed);
+            let is_full = waiting + taken > inner.inbox_bytes;
             if is_full {
                 inner.shared.gauges[self.shard]
                     .proposals
-                    .fetch_sub(bytes, Ordering::Relaxed);
+                    .fetch_sub(taken, Ordering::Relaxed);
             }
             is_full.then_some(Error::Busy {
                 what: "shards.inbox_bytes",

@@ -141,15 +141,18 @@ impl Liveness {
         self.peers.iter_mut().find(|peer| peer.node == node)
     }
 
-    /// Sends what is due and judges who is silent. Call it only when everything that had arrived by `now` was
-    /// seen: a beat that waits in the inbox must not count as silence.
-    pub(crate) fn poll(&mut self, now: Tick, out: &mut Vec<Action>) {
+    /// Sends what is due and, if everything that had arrived by `now` was seen (`is_drained`), judges who is silent: a
+    /// beat that waits in the inbox must not count as silence.
+    pub(crate) fn poll(&mut self, now: Tick, is_drained: bool, out: &mut Vec<Action>) {
         let beats_are_due = now >= self.next_beat;
         if beats_are_due {
             self.next_beat = Tick(now.0 + self.intervals.beat);
         }
         for peer in &mut self.peers {
-            if peer.alive && now.0.saturating_sub(peer.heard_at.0) >= self.intervals.silence {
+            if is_drained
+                && peer.alive
+                && now.0.saturating_sub(peer.heard_at.0) >= self.intervals.silence
+            {
                 peer.alive = false;
                 out.push(Action::Peer {
                     node: peer.node,
@@ -276,7 +279,7 @@ impl Liveness {
         from: NodeId,
         version: u64,
         is_first: bool,
-        is_last: bool,
+        total: usize,
         claims: Vec<(GroupId, Term)>,
         out: &mut Vec<Action>,
     ) {
@@ -286,8 +289,8 @@ impl Liveness {
             incoming.staged.clear();
         }
         incoming.staged.extend(claims);
-        if !is_last {
-            return;
+        if incoming.staged.len() != total {
+            return; // More is to come; or a part was lost, and the next beats show it.
         }
         let fresh: FxHashMap<GroupId, Term> = incoming.staged.drain(..).collect();
         let gone = incoming
@@ -450,7 +453,7 @@ mod tests {
                     } else {
                         &mut self.two
                     }
-                    .poll(self.now, &mut out);
+                    .poll(self.now, true, &mut out);
                     self.deliver(node, out);
                 }
             }
@@ -480,7 +483,7 @@ mod tests {
                     Action::Table {
                         version, claims, ..
                     } => {
-                        receiver.table(from, version, true, true, claims, &mut out);
+                        receiver.table(from, version, true, claims.len(), claims, &mut out);
                     }
                     Action::RequestTable { .. } => receiver.table_requested(from),
                     Action::Beat { .. } | Action::Delta { .. } => {}

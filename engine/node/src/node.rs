@@ -4,6 +4,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::marker::PhantomData;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,12 +33,10 @@ use crate::mailbox::{Mailbox, mailbox};
 use crate::router::{CHANCE_BITS, Router};
 use crate::shard::{HomeOptions, InboxGauge, Limits, Shard, ShardOptions, Shared};
 use crate::status::{AllCounters, NodeStatus, PeerStatus};
+use crate::wire::{MAX_GROUPS_AT_ONCE, MAX_MEMBERS};
 
 /// Answered reply slots kept for reuse; more callers than this at once cost an allocation each.
 const POOLED_SLOTS: usize = 16_384;
-
-/// The most members that a group may have.
-const MAX_MEMBERS: usize = 15;
 
 /// One member of a cluster: the groups that it hosts share its threads, its log and its connections.
 ///
@@ -150,7 +149,8 @@ impl<M: StateMachine> NodeBuilder<M> {
     /// does not wait for the other nodes.
     ///
     /// # Errors
-    /// Says what is missing or wrong and what to do. The data directory is then as it was.
+    /// Says what is missing or wrong and what to do. The log in the data directory is then as it was; only
+    /// the count of its openings may have grown.
     pub async fn open(self) -> Result<Node<M>, OpenError> {
         blocking("polyraft-open", move || self.open_blocking())
             .await
@@ -320,8 +320,9 @@ impl Running {
             let shard = Shard::new(index, Arc::clone(shared), options, log, wal, home);
             let name = format!("n{}-shard-{index}", shared.node);
             let ready = ready.clone();
-            self.shards
-                .push(spawn(name, move || shard.run(inbox, ready))?);
+            let shared = Arc::clone(shared);
+            let run = move || run_shard(shard, inbox, ready, &shared);
+            self.shards.push(spawn(name, run)?);
         }
         // Ends when every shard has dropped its sender: then all recovered groups can be asked.
         drop(ready);
@@ -391,6 +392,13 @@ impl<M: StateMachine> Node<M> {
             return Err(Error::BadMembers {
                 why: format!("group id {} is reserved", u64::MAX - 1),
             });
+        }
+        let count: u64 = groups.iter().map(|range| range.end - range.start).sum();
+        if count > MAX_GROUPS_AT_ONCE {
+            let why = format!(
+                "{count} groups at once are more than {MAX_GROUPS_AT_ONCE}; create them in parts"
+            );
+            return Err(Error::BadMembers { why });
         }
         if groups.is_empty() {
             return Ok(());
@@ -528,6 +536,17 @@ impl WalObserver for Observer {
     }
 }
 
+/// Runs a shard. If it panics outside of what one group can be blamed for, the whole node stops: peers must not take it
+/// for alive while a part of its groups is dead.
+fn run_shard(shard: Shard, inbox: Mailbox<ShardEvent>, ready: mpsc::Sender<()>, shared: &Shared) {
+    let ran = catch_unwind(AssertUnwindSafe(|| shard.run(inbox, ready)));
+    if ran.is_err() {
+        let reason = "a shard panicked; see the log, and restart the node".to_owned();
+        shared.fault.lock().get_or_insert_with(|| reason.clone());
+        shared.tell_all(|| ShardEvent::WalFailed(reason.clone()));
+    }
+}
+
 /// Names this opening of the data directory among all that ever were: which one it is, and chance. A directory that
 /// was put back to an earlier state counts the same opening again, but draws another number.
 fn incarnation(data_dir: &DataDir) -> u64 {
@@ -553,6 +572,7 @@ fn limits(config: &Config) -> Limits {
     Limits {
         turn_events: config.batch.turn_events as usize,
         turn_wait: config.batch.turn_wait,
+        proposal_bytes: bytes(config.batch.max_proposal_bytes),
         group_bytes: bytes(config.shards.group_bytes),
         wal_bytes: config.wal.max_pending_bytes.as_u64(),
         apply_bytes: bytes(config.apply.queue_bytes),

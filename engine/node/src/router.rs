@@ -67,7 +67,11 @@ impl Receiver for Router {
             .find(|(node, _)| *node == who.node);
         match known {
             Some((_, known)) if known == seen => return Ok(()),
-            Some((_, known)) => check_continuity(who.node, known, seen)?,
+            Some((_, known)) => {
+                if let Err(refusal) = check_continuity(known, seen) {
+                    return Err(remember(&data_dir, who.node, known, refusal));
+                }
+            }
             None => {}
         }
         data_dir.note_peer(who.node, seen).map_err(|error| {
@@ -146,25 +150,49 @@ impl Receiver for Router {
     }
 }
 
-/// Refuses a peer whose data directory is not the one it had, or is an older state of it.
-fn check_continuity(node: NodeId, known: PeerSeen, seen: PeerSeen) -> Result<(), String> {
-    if known.store != seen.store {
-        return Err(format!(
+/// The incarnation that stands for "never again": no opening of the store counts higher.
+const NEVER: u64 = u64::MAX;
+
+/// Why a peer's data directory can't be what it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Discontinuity {
+    Wiped,
+    RolledBack,
+}
+
+/// Makes a refusal lasting and puts it into words. Restarting a rolled-back node must not make it acceptable, although
+/// its count of openings then grows past the one that was seen.
+fn remember(data_dir: &DataDir, node: NodeId, known: PeerSeen, refusal: Discontinuity) -> String {
+    match refusal {
+        Discontinuity::Wiped => format!(
             "node {node} comes with another data directory than before: it was wiped or replaced. It may have \
              forgotten votes and entries that this cluster counts on. Bring the old directory back, or give the new \
              one a node id that was never used"
-        ));
+        ),
+        Discontinuity::RolledBack => {
+            let refused = PeerSeen {
+                incarnation: NEVER,
+                ..known
+            };
+            if let Err(error) = data_dir.note_peer(node, refused) {
+                tracing::error!(%node, %error, "the refusal of a rolled-back peer can't be remembered");
+            }
+            format!(
+                "node {node}'s data directory was rolled back to an earlier state. It may have forgotten votes and \
+                 entries that this cluster counts on, so this directory is refused from now on. Join with an empty \
+                 directory under a node id that was never used"
+            )
+        }
     }
-    let (known_opening, opening) = (
-        known.incarnation >> CHANCE_BITS,
-        seen.incarnation >> CHANCE_BITS,
-    );
-    if opening <= known_opening && seen != known {
-        return Err(format!(
-            "node {node}'s data directory was rolled back: it shows opening {opening}, but another opening \
-             {known_opening} was seen before. It may have forgotten votes and entries that this cluster counts on. Bring the newest state back, or join \
-             with an empty directory under a node id that was never used"
-        ));
+}
+
+/// Whether a peer's data directory is the one it had, and not an older state of it.
+fn check_continuity(known: PeerSeen, seen: PeerSeen) -> Result<(), Discontinuity> {
+    if known.store != seen.store {
+        return Err(Discontinuity::Wiped);
+    }
+    if seen.incarnation >> CHANCE_BITS <= known.incarnation >> CHANCE_BITS && seen != known {
+        return Err(Discontinuity::RolledBack);
     }
     Ok(())
 }
@@ -182,27 +210,44 @@ mod tests {
 
     #[test]
     fn a_restarted_peer_is_admitted() {
-        assert_eq!(
-            check_continuity(NodeId(2), seen(7, 3, 9), seen(7, 4, 1)),
-            Ok(())
-        );
+        assert_eq!(check_continuity(seen(7, 3, 9), seen(7, 4, 1)), Ok(()));
     }
 
     #[test]
     fn a_wiped_peer_is_refused_and_told_why() {
-        let reason = check_continuity(NodeId(2), seen(7, 3, 9), seen(8, 1, 9)).unwrap_err();
-        assert!(reason.contains("wiped or replaced"), "{reason}");
+        assert_eq!(
+            check_continuity(seen(7, 3, 9), seen(8, 1, 9)),
+            Err(Discontinuity::Wiped)
+        );
     }
 
     #[test]
     fn a_rolled_back_peer_is_refused_and_told_why() {
-        let reason = check_continuity(NodeId(2), seen(7, 3, 9), seen(7, 2, 9)).unwrap_err();
-        assert!(reason.contains("rolled back"), "{reason}");
+        assert_eq!(
+            check_continuity(seen(7, 3, 9), seen(7, 2, 9)),
+            Err(Discontinuity::RolledBack)
+        );
     }
 
     #[test]
     fn a_restored_copy_that_counts_the_same_opening_again_is_refused() {
-        let reason = check_continuity(NodeId(2), seen(7, 3, 9), seen(7, 3, 11)).unwrap_err();
-        assert!(reason.contains("rolled back"), "{reason}");
+        assert_eq!(
+            check_continuity(seen(7, 3, 9), seen(7, 3, 11)),
+            Err(Discontinuity::RolledBack)
+        );
+    }
+
+    #[test]
+    fn a_refused_store_stays_refused_however_often_it_is_opened() {
+        let refused = PeerSeen {
+            store: StoreId(7),
+            incarnation: NEVER,
+        };
+        for opening in 1..10 {
+            assert_eq!(
+                check_continuity(refused, seen(7, opening, 5)),
+                Err(Discontinuity::RolledBack)
+            );
+        }
     }
 }

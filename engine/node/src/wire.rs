@@ -12,6 +12,12 @@ use crate::error::Error;
 use crate::event::{GroupRanges, Members};
 use crate::liveness::Beat;
 
+/// The most members that a group may have.
+pub(crate) const MAX_MEMBERS: usize = 15;
+
+/// The most groups that one request may create.
+pub(crate) const MAX_GROUPS_AT_ONCE: u64 = 1 << 20;
+
 /// Bytes of a record's head: kind (1), zero (3), body length (4), group (8).
 pub(crate) const HEAD_BYTES: usize = 16;
 
@@ -88,7 +94,11 @@ pub(crate) enum Record {
         payload: Bytes,
     },
     /// The answer to a forward.
-    ForwardReply { request: u64, outcome: Outcome },
+    ForwardReply {
+        group: GroupId,
+        request: u64,
+        outcome: Outcome,
+    },
     /// The sender lives.
     Beat(Beat),
     /// Changes of the groups that the sender leads.
@@ -101,7 +111,8 @@ pub(crate) enum Record {
     ClaimsTable {
         version: u64,
         is_first: bool,
-        is_last: bool,
+        /// Claims in all parts together.
+        total: usize,
         claims: Vec<(GroupId, Term)>,
     },
     /// The sender asks for the whole table.
@@ -283,13 +294,13 @@ pub(crate) fn put_claims_table(
     out: &mut BytesMut,
     version: u64,
     is_first: bool,
-    is_last: bool,
+    total: usize,
     claims: &[(GroupId, Term)],
 ) {
     record(out, Kind::ClaimsTable, GroupId(0), |out| {
         out.put_u64_le(version);
         out.put_u8(is_first.into());
-        out.put_u8(is_last.into());
+        out.put_u64_le(total as u64);
         for (group, term) in claims {
             out.put_u64_le(group.0);
             out.put_u64_le(term.0);
@@ -582,7 +593,11 @@ fn decode(kind: Kind, group: GroupId, body: Bytes) -> Result<Record, WireError> 
             } else {
                 Err(body.error()?)
             };
-            return Ok(Record::ForwardReply { request, outcome });
+            return Ok(Record::ForwardReply {
+                group,
+                request,
+                outcome,
+            });
         }
         Kind::Beat => {
             return Ok(Record::Beat(Beat {
@@ -605,12 +620,14 @@ fn decode(kind: Kind, group: GroupId, body: Bytes) -> Result<Record, WireError> 
         }
         Kind::ClaimsTable => {
             let version = body.u64()?;
-            let (is_first, is_last) = (body.bool("claims table")?, body.bool("claims table")?);
+            let is_first = body.bool("claims table")?;
+            let total =
+                usize::try_from(body.u64()?).map_err(|_| WireError::Value("claims table"))?;
             let claims = body.pairs("claims table", |group, term| (GroupId(group), Term(term)))?;
             return Ok(Record::ClaimsTable {
                 version,
                 is_first,
-                is_last,
+                total,
                 claims,
             });
         }
@@ -622,8 +639,16 @@ fn decode(kind: Kind, group: GroupId, body: Bytes) -> Result<Record, WireError> 
                 members.push(NodeId(body.u64()?));
             }
             let groups = body.pairs("create", |start, end| start..end)?;
+            let is_members = members.len() <= MAX_MEMBERS && members.is_sorted_by(|a, b| a < b);
+            let count = groups.iter().fold(0u64, |sum, range| {
+                sum.saturating_add(range.end.saturating_sub(range.start))
+            });
+            let is_bounded =
+                count <= MAX_GROUPS_AT_ONCE && groups.last().is_none_or(|last| last.end < u64::MAX);
             let is_sorted = groups.windows(2).all(|pair| pair[0].end < pair[1].start);
             if members.is_empty()
+                || !is_members
+                || !is_bounded
                 || !is_sorted
                 || groups.iter().any(|range| range.start >= range.end)
             {
@@ -776,6 +801,7 @@ mod tests {
             assert_eq!(
                 decode_all(frame),
                 vec![Ok(Record::ForwardReply {
+                    group: GroupId(4),
                     request: 12,
                     outcome: Err(error)
                 })]
@@ -814,7 +840,7 @@ mod tests {
             4,
             &[(GroupId(1), Some(Term(2))), (GroupId(2), None)],
         );
-        put_claims_table(&mut frame, 4, true, false, &[(GroupId(1), Term(2))]);
+        put_claims_table(&mut frame, 4, true, 7, &[(GroupId(1), Term(2))]);
         put_claims_request(&mut frame);
         put_create(&mut frame, 5, &[1..3, 5..6], &[NodeId(1), NodeId(2)]);
         put_create_reply(&mut frame, 5, &Ok(()));
@@ -828,7 +854,7 @@ mod tests {
             Ok(Record::ClaimsTable {
                 version: 4,
                 is_first: true,
-                is_last: false,
+                total: 7,
                 claims: vec![(GroupId(1), Term(2))],
             }),
             Ok(Record::ClaimsRequest),

@@ -8,6 +8,7 @@ use polyraft_raft::{Event, GroupId, NodeId, Term, Tick};
 use rustc_hash::FxHashMap;
 
 use super::outgoing::NODE_LEVEL;
+use super::proposals::first_request;
 use super::{Payloads, Shard, parse_blocks};
 use crate::error::Error;
 use crate::event::{Claim, CreateOrigin, CreateReply, GroupRanges, Members, ShardEvent};
@@ -72,7 +73,7 @@ impl Home {
             ),
             actions: Vec::new(),
             creations: Vec::new(),
-            last_request: 0,
+            last_request: first_request(options.incarnation),
             parts: FxHashMap::default(),
         }
     }
@@ -137,9 +138,12 @@ impl Shard {
                 request,
                 payload,
             } => self.forwarded(from, group, request, payload),
-            Record::ForwardReply { request, outcome } => {
-                self.forward_replied(from, request, outcome)
-            }
+            Record::ForwardReply {
+                group,
+                request,
+                outcome,
+            } => self.forward_replied(from, group, request, outcome),
+
             Record::UnknownGroup { group } => self.create_at(from, group),
             Record::Beat(beat) => {
                 self.with_liveness(|liveness, actions| liveness.beat(at, from, beat, actions))
@@ -154,10 +158,10 @@ impl Shard {
             Record::ClaimsTable {
                 version,
                 is_first,
-                is_last,
+                total,
                 claims,
             } => self.with_liveness(|liveness, actions| {
-                liveness.table(from, version, is_first, is_last, claims, actions);
+                liveness.table(from, version, is_first, total, claims, actions);
             }),
             Record::ClaimsRequest => self.home().liveness.table_requested(from),
             Record::Create {
@@ -248,9 +252,7 @@ impl Shard {
             return;
         }
         let now = self.now;
-        if is_drained {
-            self.with_liveness(|liveness, actions| liveness.poll(now, actions));
-        }
+        self.with_liveness(|liveness, actions| liveness.poll(now, is_drained, actions));
         self.retry_creations();
     }
 
@@ -282,21 +284,18 @@ impl Shard {
                 version,
                 claims,
             } => {
-                let parts = claims.len().div_ceil(CLAIMS_PER_RECORD).max(1);
+                let (total, parts) = (
+                    claims.len(),
+                    claims.len().div_ceil(CLAIMS_PER_RECORD).max(1),
+                );
                 for part in 0..parts {
                     let claims = claims
                         .chunks(CLAIMS_PER_RECORD)
                         .nth(part)
                         .unwrap_or_default();
-                    let bytes = wire::HEAD_BYTES + 10 + claims.len() * 16;
+                    let bytes = wire::HEAD_BYTES + 17 + claims.len() * 16;
                     if let Some(frame) = self.outgoing.append(to, NODE_LEVEL, bytes, counters) {
-                        wire::put_claims_table(
-                            frame,
-                            version,
-                            part == 0,
-                            part + 1 == parts,
-                            claims,
-                        );
+                        wire::put_claims_table(frame, version, part == 0, total, claims);
                     }
                 }
             }
@@ -353,7 +352,12 @@ impl Shard {
     /// Another node leads, or no longer leads, groups of this shard.
     pub(super) fn claims_changed(&mut self, by: NodeId, changes: Vec<(GroupId, Option<Term>)>) {
         for (group, term) in changes {
-            if let Some(slot) = self.slot(group) {
+            if let Some(slot) = self.slot(group)
+                && self.replicas[slot as usize]
+                    .group
+                    .configuration()
+                    .contains(by)
+            {
                 let event = match term {
                     Some(term) => Event::Claimed { by, term },
                     None => Event::Unclaimed { by },
@@ -404,7 +408,7 @@ impl Shard {
     ) {
         let now = self.now;
         let home = self.home();
-        home.last_request += 1;
+        home.last_request = home.last_request.wrapping_add(1);
         let request = home.last_request;
         home.creations.push(Creation {
             request,

@@ -41,11 +41,16 @@ use crate::mailbox::{Mailbox, Sender};
 use crate::status::{AllCounters, ShardCounters};
 use crate::wheel::Wheel;
 
+/// What a waiting proposal takes beyond its payload, about: it counts towards the bounds, so that small and empty
+/// payloads are bounded too.
+pub(crate) const PROPOSAL_OVERHEAD: usize = 128;
+
 /// What a shard may hold and how long things may take. Bytes and microseconds.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
     pub(crate) turn_events: usize,
     pub(crate) turn_wait: std::time::Duration,
+    pub(crate) proposal_bytes: usize,
     pub(crate) group_bytes: usize,
     pub(crate) wal_bytes: u64,
     pub(crate) apply_bytes: usize,
@@ -237,7 +242,7 @@ impl Shard {
                 .collect(),
             spare_batches: Vec::new(),
             overload: None,
-            forwards: Forwards::default(),
+            forwards: Forwards::new(shared.incarnation),
             creations: Creations::default(),
             maintenance_is_due: false,
             proposals: Vec::new(),
@@ -365,7 +370,7 @@ impl Shard {
             ShardEvent::Propose { payload, reply, .. } => {
                 self.shared.gauges[self.index]
                     .proposals
-                    .fetch_sub(payload.len(), Ordering::Relaxed);
+                    .fetch_sub(payload.len() + PROPOSAL_OVERHEAD, Ordering::Relaxed);
                 reply.answer(Err(error.clone()));
             }
             ShardEvent::Frame { frame, .. } => {
@@ -387,6 +392,10 @@ impl Shard {
     /// Stops serving for good: the log can no longer be trusted to keep what it is given.
     fn fail(&mut self, reason: String) {
         tracing::error!(node = %self.shared.node, %reason, "the node stops");
+        for shard in (0..self.shared.inboxes.len()).filter(|shard| *shard != self.index) {
+            self.shared
+                .tell(shard, ShardEvent::WalFailed(reason.clone()));
+        }
         let error = Error::Fault {
             reason: reason.clone(),
         };
@@ -497,7 +506,7 @@ impl Shard {
         self.outbox.claims.retain(|claim| claim.group != group);
         self.outbox.timers.retain(|timer| timer.group != group);
         self.outbox.proposed.clear();
-        if replica.shown.leads {
+        if replica.shown.leads || replica.group.role() == Role::Leader {
             let members = replica.group.configuration().nodes().collect();
             self.claims.push(Claim {
                 group,

@@ -9,7 +9,7 @@ use polyraft_raft::{Event, GroupId, NodeId, Role, Tick};
 use rustc_hash::FxHashMap;
 
 use super::replica::Proposal;
-use super::{Deferred, Payloads, Shard};
+use super::{Deferred, PROPOSAL_OVERHEAD, Payloads, Shard};
 use crate::apply::WaitingReply;
 use crate::completion::{Outcome, ReplyTo};
 use crate::error::Error;
@@ -35,6 +35,15 @@ struct Forward {
 }
 
 impl Forwards {
+    /// Numbers its requests from a place of this incarnation's own, so that the answer to an earlier life's request
+    /// never fits.
+    pub(super) fn new(incarnation: u64) -> Self {
+        Forwards {
+            last_request: first_request(incarnation),
+            ..Forwards::default()
+        }
+    }
+
     /// When the oldest forward gives up.
     pub(super) fn deadline(&self) -> Option<Tick> {
         self.expiries.front().map(|(at, _)| *at)
@@ -94,7 +103,7 @@ impl Shard {
     pub(super) fn propose(&mut self, group: GroupId, payload: Bytes, reply: ReplyTo) {
         self.shared.gauges[self.index]
             .proposals
-            .fetch_sub(payload.len(), Ordering::Relaxed);
+            .fetch_sub(payload.len() + PROPOSAL_OVERHEAD, Ordering::Relaxed);
         self.take(group, payload, reply);
     }
 
@@ -144,6 +153,12 @@ impl Shard {
         payload: Bytes,
     ) {
         let inbox = self.shared.inboxes[self.index].clone();
+        let (bytes, limit) = (payload.len(), self.limits.proposal_bytes);
+        if bytes > limit {
+            // The other node is configured to take more than this one.
+            let reply = ReplyTo::forwarded(group, origin, request, inbox);
+            return reply.answer(Err(Error::TooLarge { bytes, limit }));
+        }
         self.take(
             group,
             payload,
@@ -226,7 +241,7 @@ impl Shard {
                 .append(leader, group, wire::HEAD_BYTES + 8 + bytes, counters);
             match frame {
                 Some(frame) if !proposal.reply.is_forwarded() => {
-                    self.forwards.last_request += 1;
+                    self.forwards.last_request = self.forwards.last_request.wrapping_add(1);
                     let request = self.forwards.last_request;
                     wire::put_forward(frame, group, request, &proposal.payload);
                     self.forwards
@@ -273,19 +288,22 @@ impl Shard {
     }
 
     /// The leader's node answered a forward.
-    pub(super) fn forward_replied(&mut self, from: NodeId, request: u64, outcome: Outcome) {
+    pub(super) fn forward_replied(
+        &mut self,
+        from: NodeId,
+        group: GroupId,
+        request: u64,
+        outcome: Outcome,
+    ) {
         if self
             .forwards
             .open
             .get(&request)
-            .is_none_or(|forward| forward.to != from)
+            .is_none_or(|forward| forward.to != from || forward.group != group)
         {
             return; // Its deadline has passed, and the caller was told.
         }
-        let Some(Forward {
-            group, proposal, ..
-        }) = self.forwards.open.remove(&request)
-        else {
+        let Some(Forward { proposal, .. }) = self.forwards.open.remove(&request) else {
             return;
         };
         let slot = self.slot(group);
@@ -339,6 +357,11 @@ impl Shard {
             wire::put_forward_reply(frame, group, request, outcome);
         }
     }
+}
+
+/// Where an incarnation starts to number its requests: far from every other's.
+pub(super) fn first_request(incarnation: u64) -> u64 {
+    incarnation.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1
 }
 
 /// A bound on the size of a forward's reply on the wire.

@@ -25,7 +25,8 @@ impl Shard {
         if self.fault.is_some() {
             return None;
         }
-        if self.maintenance_is_due || !self.touched.is_empty() {
+        let may_maintain = self.maintenance_is_due && self.disk_full.is_none();
+        if may_maintain || !self.touched.is_empty() || !self.claims.is_empty() {
             return Some(self.now);
         }
         let disk = self.disk_full.as_ref().map(|full| full.retry_at);
@@ -49,9 +50,7 @@ impl Shard {
         if self.fault.is_some() {
             return;
         }
-        if is_drained {
-            self.fire_timers();
-        }
+        self.fire_timers();
         self.run_deferred();
         self.expire_forwards();
         // Settling may touch replicas that were not touched before; each is settled once.
@@ -413,9 +412,10 @@ impl Shard {
 
     /// Gives the WAL a slice of the work that it asked for, after everything urgent has left.
     fn maintain(&mut self) {
-        if self.maintenance_is_due {
+        if self.maintenance_is_due && self.disk_full.is_none() {
             match self.log.maintain() {
                 Ok(more) => self.maintenance_is_due = more,
+                Err(StorageError::DiskFull { needed, .. }) => self.wait_for_disk(needed),
                 Err(error) => self.fail(error.to_string()),
             }
         }
