@@ -572,6 +572,7 @@ fn limits(config: &Config) -> Limits {
     Limits {
         turn_events: config.batch.turn_events as usize,
         turn_wait: config.batch.turn_wait,
+        inbox_bytes: bytes(config.shards.inbox_bytes),
         proposal_bytes: bytes(config.batch.max_proposal_bytes),
         group_bytes: bytes(config.shards.group_bytes),
         wal_bytes: config.wal.max_pending_bytes.as_u64(),

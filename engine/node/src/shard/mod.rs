@@ -51,6 +51,7 @@ pub(crate) struct Limits {
     pub(crate) turn_events: usize,
     pub(crate) turn_wait: std::time::Duration,
     pub(crate) proposal_bytes: usize,
+    pub(crate) inbox_bytes: usize,
     pub(crate) group_bytes: usize,
     pub(crate) wal_bytes: u64,
     pub(crate) apply_bytes: usize,

@@ -25,6 +25,8 @@ pub(super) struct Forwards {
     /// Deadlines in the order in which they were set; an answered request's entry is skipped.
     expiries: VecDeque<(Tick, u64)>,
     last_request: u64,
+    /// What the open forwards keep in memory.
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -49,10 +51,22 @@ impl Forwards {
         self.expiries.front().map(|(at, _)| *at)
     }
 
+    fn insert(&mut self, request: u64, forward: Forward) {
+        self.bytes += forward.proposal.payload.len() + PROPOSAL_OVERHEAD;
+        self.open.insert(request, forward);
+    }
+
+    fn remove(&mut self, request: u64) -> Option<Forward> {
+        let forward = self.open.remove(&request)?;
+        self.bytes -= forward.proposal.payload.len() + PROPOSAL_OVERHEAD;
+        Some(forward)
+    }
+
     /// Whatever went to a node that is gone may or may not have been committed there.
     pub(super) fn peer_lost(&mut self, node: NodeId) {
         let lost = self.open.extract_if(|_, forward| forward.to == node);
         for (_, forward) in lost {
+            self.bytes -= forward.proposal.payload.len() + PROPOSAL_OVERHEAD;
             forward.proposal.reply.answer(Err(Error::Unknown {
                 why: "the leader's node fell silent",
             }));
@@ -65,6 +79,7 @@ impl Forwards {
             forward.proposal.reply.answer(Err(error.clone()));
         }
         self.expiries.clear();
+        self.bytes = 0;
     }
 }
 
@@ -235,6 +250,13 @@ impl Shard {
         for proposal in proposals.drain(..) {
             let bytes = proposal.payload.len();
             replica.pending_bytes -= bytes;
+            let limit = self.limits.inbox_bytes;
+            if self.forwards.bytes + bytes + PROPOSAL_OVERHEAD > limit {
+                let what = "shards.inbox_bytes";
+                let limit = limit as u64;
+                proposal.reply.answer(Err(Error::Busy { what, limit }));
+                continue;
+            }
             let counters = self.shared.counters.shard(self.index);
             let frame = self
                 .outgoing
@@ -247,7 +269,7 @@ impl Shard {
                     self.forwards
                         .expiries
                         .push_back((Tick(self.now.0 + self.limits.proposal_timeout), request));
-                    self.forwards.open.insert(
+                    self.forwards.insert(
                         request,
                         Forward {
                             group,
@@ -303,7 +325,7 @@ impl Shard {
         {
             return; // Its deadline has passed, and the caller was told.
         }
-        let Some(Forward { proposal, .. }) = self.forwards.open.remove(&request) else {
+        let Some(Forward { proposal, .. }) = self.forwards.remove(request) else {
             return;
         };
         let slot = self.slot(group);
@@ -326,7 +348,7 @@ impl Shard {
             .expiries
             .pop_front_if(|(at, _)| *at <= self.now)
         {
-            if let Some(forward) = self.forwards.open.remove(&request) {
+            if let Some(forward) = self.forwards.remove(request) {
                 forward.proposal.reply.answer(Err(Error::Unknown {
                     why: "the leader did not answer in time",
                 }));
