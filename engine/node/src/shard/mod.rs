@@ -140,7 +140,8 @@ pub(crate) struct Shard {
     /// The newest batch that this shard wrote into, and the newest that is durable.
     submitted: Lsn,
     durable: Lsn,
-    /// Replicas to look at again at a time; times only grow.
+    /// Replicas to look at again, in the order in which that was decided. The delays differ by little, and one that is
+    /// due may wait for the one before it.
     deferred: VecDeque<(Tick, Deferred)>,
 
     log: ShardLog,

@@ -1,0 +1,231 @@
+//! What is written comes back as it was; what is damaged is an error and never a panic.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn decode_all(frame: BytesMut) -> Vec<Result<Record, WireError>> {
+    let mut records = Records::new(frame.freeze());
+    std::iter::from_fn(|| records.next_for(|_| true)).collect()
+}
+
+#[test]
+fn every_message_comes_back_as_it_was_sent() {
+    let last = LogPosition {
+        term: Term(2),
+        index: Index(8),
+    };
+    let entries = EntryRange {
+        term: Term(3),
+        first: Index(9),
+        end: Index(11),
+    };
+    let messages = [
+        Message::PreVote {
+            term: Term(4),
+            last,
+        },
+        Message::PreVoteReply {
+            term: Term(4),
+            granted: true,
+        },
+        Message::Vote {
+            term: Term(4),
+            last,
+            transfer: false,
+        },
+        Message::VoteReply {
+            term: Term(4),
+            granted: false,
+        },
+        Message::Append {
+            term: Term(3),
+            prev: last,
+            entries,
+            commit: Index(7),
+        },
+        Message::Matched {
+            term: Term(3),
+            matched: Index(10),
+            commit: Index(7),
+        },
+        Message::Conflict {
+            term: Term(3),
+            rejected: Index(8),
+            hint: last,
+        },
+        Message::Stale { term: Term(9) },
+    ];
+    for message in messages {
+        let blocks: &[&[u8]] = if matches!(message, Message::Append { .. }) {
+            &[b"block", b"s"]
+        } else {
+            &[]
+        };
+        let mut frame = BytesMut::new();
+        put_message(&mut frame, GroupId(7), &message, blocks.iter().copied());
+        let blocks = Bytes::from(blocks.concat());
+        assert_eq!(
+            decode_all(frame),
+            vec![Ok(Record::Group {
+                group: GroupId(7),
+                message,
+                blocks
+            })]
+        );
+    }
+}
+
+#[test]
+fn an_appends_fixed_part_has_its_stated_size() {
+    let prev = LogPosition {
+        term: Term(1),
+        index: Index(1),
+    };
+    let entries = EntryRange {
+        term: Term(1),
+        first: Index(2),
+        end: Index(2),
+    };
+    let mut frame = BytesMut::new();
+    let message = Message::Append {
+        term: Term(1),
+        prev,
+        entries,
+        commit: Index(1),
+    };
+    put_message(&mut frame, GroupId(1), &message, std::iter::empty());
+    assert_eq!(frame.len(), APPEND_BYTES);
+}
+
+#[test]
+fn errors_keep_their_meaning_across_the_wire() {
+    let errors = [
+        Error::NotLeader {
+            hint: Some(NodeId(3)),
+        },
+        Error::NotLeader { hint: None },
+        Error::NoSuchGroup { group: GroupId(4) },
+        Error::GroupExists {
+            group: GroupId(4),
+            members: vec![NodeId(1), NodeId(2)],
+        },
+    ];
+    for error in errors {
+        let mut frame = BytesMut::new();
+        put_forward_reply(&mut frame, GroupId(4), 12, &Err(error.clone()));
+        assert_eq!(
+            decode_all(frame),
+            vec![Ok(Record::ForwardReply {
+                group: GroupId(4),
+                request: 12,
+                outcome: Err(error)
+            })]
+        );
+    }
+    let mut frame = BytesMut::new();
+    put_forward_reply(&mut frame, GroupId(4), 1, &Err(Error::Closed));
+    let [
+        Ok(Record::ForwardReply {
+            outcome: Err(error),
+            ..
+        }),
+    ] = &decode_all(frame)[..]
+    else {
+        panic!("one reply");
+    };
+    assert!(
+        error.may_have_committed(),
+        "a closing leader may still have committed: {error}"
+    );
+}
+
+#[test]
+fn node_level_records_come_back_as_they_were_sent() {
+    let mut frame = BytesMut::new();
+    let beat = Beat {
+        incarnation: 1,
+        sequence: 2,
+        heard: 3,
+        claims_version: 4,
+    };
+    put_beat(&mut frame, &beat);
+    put_claims_delta(
+        &mut frame,
+        3,
+        4,
+        &[(GroupId(1), Some(Term(2))), (GroupId(2), None)],
+    );
+    put_claims_table(&mut frame, 4, true, 7, &[(GroupId(1), Term(2))]);
+    put_claims_request(&mut frame);
+    put_create(&mut frame, 5, &[1..3, 5..6], &[NodeId(1), NodeId(2)]);
+    put_create_reply(&mut frame, 5, &Ok(()));
+    let expected = vec![
+        Ok(Record::Beat(beat)),
+        Ok(Record::ClaimsDelta {
+            from_version: 3,
+            version: 4,
+            changes: vec![(GroupId(1), Some(Term(2))), (GroupId(2), None)],
+        }),
+        Ok(Record::ClaimsTable {
+            version: 4,
+            is_first: true,
+            total: 7,
+            claims: vec![(GroupId(1), Term(2))],
+        }),
+        Ok(Record::ClaimsRequest),
+        Ok(Record::Create {
+            request: 5,
+            groups: vec![1..3, 5..6],
+            members: Members::from_slice(&[NodeId(1), NodeId(2)]),
+        }),
+        Ok(Record::CreateReply {
+            request: 5,
+            result: Ok(()),
+        }),
+    ];
+    assert_eq!(decode_all(frame), expected);
+}
+
+#[test]
+fn an_append_that_skips_an_index_is_refused() {
+    let prev = LogPosition {
+        term: Term(1),
+        index: Index(4),
+    };
+    let entries = EntryRange {
+        term: Term(1),
+        first: Index(6),
+        end: Index(7),
+    };
+    let mut frame = BytesMut::new();
+    let message = Message::Append {
+        term: Term(1),
+        prev,
+        entries,
+        commit: Index(0),
+    };
+    put_message(&mut frame, GroupId(1), &message, std::iter::empty());
+    assert_eq!(decode_all(frame), vec![Err(WireError::Value("append"))]);
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let frame = Bytes::from(bytes);
+        shards_in(&frame, |group| group.0 as usize % 4, |_| {});
+        let mut records = Records::new(frame);
+        while records.next_for(|_| true).is_some() {}
+    }
+
+    #[test]
+    fn damaged_records_never_panic(kind in 0u8..40, body in proptest::collection::vec(any::<u8>(), 0..90)) {
+        let mut frame = BytesMut::new();
+        frame.put_u8(kind);
+        frame.put_bytes(0, 3);
+        frame.put_u32_le(body.len() as u32);
+        frame.put_u64_le(1);
+        frame.put_slice(&body);
+        decode_all(frame);
+    }
+}
