@@ -196,7 +196,7 @@ impl Group {
     /// On what cannot happen in a correct cluster: two leaders in one term, a truncation of committed
     /// entries, a completion of something never written. Going on would lose data.
     pub fn step(&mut self, env: &Env<'_>, event: Event<'_>, out: &mut Outbox) {
-        let before = (self.term, self.committed);
+        let before = (self.term, self.vote, self.committed);
         match event {
             Event::Message { from, message } => self.receive(env, from, message, out),
             Event::Propose { count } => self.propose(count, out),
@@ -430,10 +430,14 @@ impl Group {
     }
 
     #[inline]
-    fn check(&self, (term, committed): (Term, Index)) {
+    fn check(&self, (term, vote, committed): (Term, Option<NodeId>, Index)) {
         assert!(
             self.term >= term && self.committed >= committed,
             "term or commit went back: {self:?}"
+        );
+        assert!(
+            self.term > term || vote.is_none() || self.vote == vote,
+            "a vote was taken back: {self:?}"
         );
         assert!(
             self.log.base().index <= self.applied

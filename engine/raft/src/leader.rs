@@ -5,8 +5,8 @@ use smallvec::SmallVec;
 
 use crate::group::{Group, Part};
 use crate::{
-    EntryRange, Env, Index, LogExtents, LogPosition, Message, NodeId, NotLeader, Origin, Outbox,
-    Progress, ProgressState, Proposed, Send, SnapshotNeeded, Term, Tick, Write, WriteKind,
+    EntryRange, Env, GroupId, Index, LogExtents, LogPosition, Message, NodeId, NotLeader, Origin,
+    Outbox, Progress, ProgressState, Proposed, Send, SnapshotNeeded, Term, Tick, Write, WriteKind,
 };
 
 /// What a replica needs only while it leads.
@@ -35,6 +35,40 @@ impl Leading {
     #[inline]
     fn peer(&mut self, node: NodeId) -> Option<&mut Progress> {
         self.peers.iter_mut().find(|p| p.node == node)
+    }
+}
+
+/// The appends of one step: what all of them say alike, and where they go.
+struct Appends<'a> {
+    group: GroupId,
+    term: Term,
+    commit: Index,
+    now: Tick,
+    sends: &'a mut Vec<Send>,
+}
+
+impl Appends<'_> {
+    /// Sends `entries`, perhaps none, to a follower, and notes that they are on their way.
+    #[inline]
+    fn send(
+        &mut self,
+        progress: &mut Progress,
+        prev: LogPosition,
+        entries: EntryRange,
+        bytes: u64,
+    ) {
+        let message = Message::Append {
+            term: self.term,
+            prev,
+            entries,
+            commit: self.commit,
+        };
+        self.sends.push(Send {
+            group: self.group,
+            to: progress.node,
+            message,
+        });
+        progress.sent(entries, bytes, self.commit, self.now);
     }
 }
 
@@ -172,6 +206,13 @@ impl Group {
         };
         let (last, commit, settings) = (self.log.last_index(), self.committed, env.settings);
         let base = self.log.base();
+        let mut appends = Appends {
+            group: self.id,
+            term: self.term,
+            commit,
+            now: env.now,
+            sends: &mut out.sends,
+        };
         // Followers usually want the same entries: ask for their size once.
         let mut asked = (EntryRange::default(), 0, (Index::ZERO, 0));
         for progress in &mut leading.peers {
@@ -214,18 +255,7 @@ impl Group {
                     term: prev_term,
                     index: prev,
                 };
-                let message = Message::Append {
-                    term: self.term,
-                    prev,
-                    entries,
-                    commit,
-                };
-                out.sends.push(Send {
-                    group: self.id,
-                    to: progress.node,
-                    message,
-                });
-                progress.sent(entries, bytes, commit, env.now);
+                appends.send(progress, prev, entries, bytes);
             }
         }
         self.arm_leader_timer(env, out);
@@ -238,6 +268,13 @@ impl Group {
             return;
         };
         let (last, commit) = (self.log.last_index(), self.committed);
+        let mut appends = Appends {
+            group: self.id,
+            term: self.term,
+            commit,
+            now: env.now,
+            sends: &mut out.sends,
+        };
         let notice_is_due = leading.notice_at.is_some_and(|at| env.now >= at);
         if notice_is_due {
             leading.notice_at = None;
@@ -270,18 +307,7 @@ impl Group {
                     term: prev_term,
                     index: prev,
                 };
-                let message = Message::Append {
-                    term: self.term,
-                    prev,
-                    entries,
-                    commit,
-                };
-                out.sends.push(Send {
-                    group: self.id,
-                    to: progress.node,
-                    message,
-                });
-                progress.sent(entries, 0, commit, env.now);
+                appends.send(progress, prev, entries, 0);
             }
         }
         self.arm_leader_timer(env, out);

@@ -136,6 +136,7 @@ impl Progress {
             self.next = self.matched.next();
         }
         self.next = self.next.max(self.matched.next());
+        self.check();
         advanced
     }
 
@@ -214,6 +215,15 @@ impl Progress {
         self.inflight.clear();
         self.commit_sent = self.commit_acked;
         self.next = next.max(self.matched.next());
+        self.check();
+    }
+
+    #[inline]
+    fn check(&self) {
+        assert!(
+            self.matched < self.next,
+            "sends again what matched: {self:?}"
+        );
     }
 }
 
