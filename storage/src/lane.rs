@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
+use polyraft_raft::mutants::{self, Mutant};
 
 use crate::batch::{Batch, Lsn, Queue, Tally};
 use crate::data_dir::DataDir;
@@ -303,8 +304,10 @@ impl Lane {
         file.write(writer.offset, &batch.buffer[..bytes as usize])
             .map_err(fail("writing a batch"))?;
         let started = Instant::now();
-        file.sync(writer.offset, bytes)
-            .map_err(fail("syncing a batch"))?;
+        let synced = file.sync(writer.offset, bytes);
+        if !mutants::is_active(Mutant::SyncErrorIgnored) {
+            synced.map_err(fail("syncing a batch"))?;
+        }
         self.counters.barrier(started.elapsed());
         Ok(writer.offset)
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use polyraft_raft::mutants::{self, Mutant};
 use rustc_hash::FxHashMap;
 
 use crate::batch::Lsn;
@@ -147,8 +148,9 @@ impl Maintenance {
             .iter()
             .copied()
             .filter(|segment| *segment < replay.segment);
-        let (kept, dead): (Vec<u64>, Vec<u64>) =
-            closed.partition(|segment| live.contains_key(segment));
+        let (kept, dead): (Vec<u64>, Vec<u64>) = closed.partition(|segment| {
+            live.contains_key(segment) && !mutants::is_active(Mutant::LiveSegmentFreed)
+        });
         state.victims = self.choose_victims(&kept, &live);
         let relocates = !state.victims.is_empty();
         if relocates {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
+use polyraft_raft::mutants::{self, Mutant};
 use rustc_hash::FxHashMap;
 
 use crate::disk::{Disk, SegmentFile, SegmentSpec};
@@ -364,6 +365,9 @@ impl Segments {
     }
 
     fn sync_dir(&self) -> Result<(), StorageError> {
+        if mutants::is_active(Mutant::DirectoryNotSynced) {
+            return Ok(());
+        }
         self.disk
             .sync_dir(&self.dir)
             .map_err(|error| StorageError::io(&self.dir, "syncing the directory", &error))

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use memmap2::MmapMut;
 use polyraft_raft::GroupId;
+use polyraft_raft::mutants::{self, Mutant};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::batch::Lsn;
@@ -379,7 +380,10 @@ impl LaneFiles<'_> {
                 proven = proven.max(self.scan(segments, raw, cursor)?);
                 scanned = true;
             }
-            let was_durable = cursor.expected <= proven;
+            let was_durable = (cursor.expected <= proven
+                && !mutants::is_active(Mutant::RotCutAsTail))
+                || (matches!(found, Found::Damaged(..))
+                    && mutants::is_active(Mutant::TornTailIsRot));
             let segment = &segments[place.0];
             let header = match found {
                 Found::Whole(header, body) => {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{
     Configuration, EntryRange, GroupId, HardState, Index, LogExtents, LogPosition,
 };
@@ -302,6 +303,9 @@ impl ShardLog {
             log.base.index
         );
         log.truncate(from);
+        if mutants::is_active(Mutant::TruncationNotLogged) {
+            return Ok(());
+        }
         self.control(|buffer| format::put_truncate(buffer, group, from))
     }
 

@@ -3,6 +3,7 @@
 
 use smallvec::SmallVec;
 
+use crate::mutants::{self, Mutant};
 use crate::{Index, NodeId};
 
 /// A sorted set of nodes; three fit without a heap allocation.
@@ -136,8 +137,10 @@ impl Configuration {
     /// Whether the nodes for which `counts` holds are a majority of every half. Without voters: never.
     #[must_use]
     pub fn has_quorum(&self, mut counts: impl FnMut(NodeId) -> bool) -> bool {
-        let mut majority =
-            |half: &[NodeId]| half.iter().filter(|&&n| counts(n)).count() > half.len() / 2;
+        let mut majority = |half: &[NodeId]| {
+            let needed = half.len() / 2 + usize::from(!mutants::is_active(Mutant::HalfIsMajority));
+            half.iter().filter(|&&n| counts(n)).count() >= needed
+        };
         let won = majority(&self.voters) && (!self.is_joint() || majority(self.outgoing()));
         won && !self.voters.is_empty()
     }
@@ -148,7 +151,9 @@ impl Configuration {
     pub fn committed(&self, mut matched: impl FnMut(NodeId) -> Index) -> Index {
         let mut reached = |half: &[NodeId]| {
             let mut indexes: SmallVec<[Index; 8]> = half.iter().map(|&n| matched(n)).collect();
-            indexes.sort_unstable();
+            if !mutants::is_active(Mutant::UnsortedQuorum) {
+                indexes.sort_unstable();
+            }
             // Of n sorted ascending, a majority is at or above the one in the (n - 1) / 2 place.
             indexes
                 .get(indexes.len().wrapping_sub(1) / 2)

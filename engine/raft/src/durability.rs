@@ -3,6 +3,7 @@
 
 use smallvec::SmallVec;
 
+use crate::mutants::{self, Mutant};
 use crate::{Index, WriteId};
 
 /// Room that an idle group may keep for its next burst, in pending writes.
@@ -76,6 +77,9 @@ impl Durability {
     pub(crate) fn truncate(&mut self, from: Index) -> WriteId {
         let kept = from.prev();
         self.durable = self.durable.min(kept);
+        if mutants::is_active(Mutant::StaleCompletionCounts) {
+            return self.issue();
+        }
         for pending in self.pending.iter_mut().rev().take_while(|p| p.last > kept) {
             pending.last = kept;
         }

@@ -3,6 +3,7 @@
 
 use crate::group::{Ballot, Group, Part};
 use crate::leader::Leading;
+use crate::mutants::{self, Mutant};
 use crate::{ClaimChange, Env, LogPosition, Message, NodeId, Origin, Outbox, Term};
 
 impl Ballot {
@@ -160,9 +161,10 @@ impl Group {
     fn defends_leader(&self, env: &Env<'_>, candidate: NodeId) -> bool {
         match self.part {
             Part::Leader(_) => self.has_live_quorum(env),
-            _ => self
-                .leader
-                .is_some_and(|l| l != candidate && env.alive.contains(l)),
+            _ => self.leader.is_some_and(|l| {
+                l != candidate
+                    && (env.alive.contains(l) || mutants::is_active(Mutant::DeadLeaderDefended))
+            }),
         }
     }
 
@@ -206,7 +208,7 @@ impl Group {
             if self.catch_up(env, term, out) {
                 return;
             }
-            if term < self.term {
+            if term < self.term && !mutants::is_active(Mutant::LowerTermNotTold) {
                 // It may follow a leader of an older term that cannot reach us, or that we cannot follow: without
                 // this hint neither side would ever move.
                 self.send(from, Message::Stale { term: self.term }, out);
@@ -275,7 +277,7 @@ impl Group {
     pub(crate) fn send_owed_vote(&mut self, out: &mut Outbox) {
         if let Some(candidate) = self
             .vote
-            .filter(|_| self.owes_vote && self.durability.has_hard_state())
+            .filter(|_| self.owes_vote && self.is_hard_state_safe(Mutant::VoteBeforeDurable))
         {
             self.owes_vote = false;
             self.send(

@@ -2,6 +2,7 @@
 //! A follower never drops an entry at or below its commit index.
 
 use crate::group::{Group, Part};
+use crate::mutants::{self, Mutant};
 use crate::{
     EntryRange, Env, Index, LogPosition, Message, NodeId, Origin, Outbox, Term, Write, WriteKind,
 };
@@ -39,36 +40,42 @@ impl Group {
 
         // Every leader's log holds what is committed here, so the logs agree at least that far and only the rest
         // is looked at. A late append can then not cut anything committed.
-        let entries = if prev.index < self.committed {
-            let first = self.committed.next();
-            EntryRange {
-                first,
-                end: entries.end.max(first),
-                ..entries
-            }
-        } else if self.log.term_at(prev.index) == Some(prev.term) {
-            entries
-        } else {
-            self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
-            let hint = self.log.last_with_term_at_most(prev.term, prev.index);
-            self.send(
-                from,
-                Message::Conflict {
-                    term,
-                    rejected: prev.index,
-                    hint,
-                },
-                out,
-            );
-            return;
-        };
+        let entries =
+            if prev.index < self.committed && !mutants::is_active(Mutant::LateAppendTruncates) {
+                let first = self.committed.next();
+                EntryRange {
+                    first,
+                    end: entries.end.max(first),
+                    ..entries
+                }
+            } else if self.log.term_at(prev.index) == Some(prev.term) {
+                entries
+            } else {
+                self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
+                let hint = self.log.last_with_term_at_most(prev.term, prev.index);
+                self.send(
+                    from,
+                    Message::Conflict {
+                        term,
+                        rejected: prev.index,
+                        hint,
+                    },
+                    out,
+                );
+                return;
+            };
 
         let is_new = self.take(entries, out);
         self.verified = self.verified.max(entries.last());
         // Not the leader's commit alone: what follows the compared part may still differ.
-        self.committed = self.committed.max(commit.min(entries.last()));
+        let compared = if mutants::is_active(Mutant::CommitBeyondCompared) {
+            self.log.last_index()
+        } else {
+            entries.last()
+        };
+        self.committed = self.committed.max(commit.min(compared));
         self.hand_out(out);
-        if !is_new {
+        if !is_new || mutants::is_active(Mutant::AckBeforeDurable) {
             self.owes_answer = true;
             self.send_matched(out);
         }
@@ -79,6 +86,9 @@ impl Group {
     fn take(&mut self, entries: EntryRange, out: &mut Outbox) -> bool {
         let first = self.log.agrees_until(entries);
         if first == entries.end {
+            if mutants::is_active(Mutant::LateAppendTruncates) && first <= self.log.last_index() {
+                self.truncate(first, out);
+            }
             return false;
         }
         if first <= self.log.last_index() {
@@ -90,13 +100,7 @@ impl Group {
                 first > self.verified,
                 "a leader contradicts itself at {first}: {self:?}"
             );
-            self.log.truncate(first);
-            let id = self.durability.truncate(first);
-            out.writes.push(Write {
-                group: self.id,
-                id,
-                kind: WriteKind::Truncate { from: first },
-            });
+            self.truncate(first, out);
         }
         let entries = EntryRange { first, ..entries };
         self.log.append(entries);
@@ -112,13 +116,27 @@ impl Group {
         true
     }
 
+    fn truncate(&mut self, from: Index, out: &mut Outbox) {
+        self.log.truncate(from);
+        let id = self.durability.truncate(from);
+        out.writes.push(Write {
+            group: self.id,
+            id,
+            kind: WriteKind::Truncate { from },
+        });
+    }
+
     /// Tells the leader how far this log is equal to its own and durable, if that is news or an answer is owed.
     pub(crate) fn send_matched(&mut self, out: &mut Outbox) {
         let Some(leader) = self.leader else { return };
-        let matched = self.verified.min(self.durability.durable());
+        let matched = if mutants::is_active(Mutant::AckBeforeDurable) {
+            self.verified
+        } else {
+            self.verified.min(self.durability.durable())
+        };
         let is_due = matched > self.acknowledged || self.owes_answer;
         // The promise is made in this term: a restart must not fall back behind it.
-        if is_due && self.durability.has_hard_state() {
+        if is_due && self.is_hard_state_safe(Mutant::AckBeforeDurable) {
             self.acknowledged = self.acknowledged.max(matched);
             self.owes_answer = false;
             self.send(
@@ -157,7 +175,9 @@ impl Group {
     pub(crate) fn hear_claim(&mut self, env: &Env<'_>, by: NodeId, term: Term, out: &mut Outbox) {
         if term < self.term {
             // That leader does not know of our term, and we cannot go back: it must come forward.
-            self.send(by, Message::Stale { term: self.term }, out);
+            if !mutants::is_active(Mutant::OldClaimNotAnswered) {
+                self.send(by, Message::Stale { term: self.term }, out);
+            }
             return;
         }
         self.catch_up(env, term, out);
@@ -188,7 +208,7 @@ impl Group {
             if !self.has_live_quorum(env) {
                 self.become_follower(env, out);
             }
-        } else {
+        } else if !mutants::is_active(Mutant::SilentLeaderKept) {
             self.lose_claim(env, node, out);
         }
     }

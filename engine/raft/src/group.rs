@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 use crate::durability::Durability;
 use crate::leader::Leading;
 use crate::log::LogView;
+use crate::mutants::{self, Mutant};
 use crate::rng::Rng;
 use crate::{
     Apply, ClaimChange, Configuration, Env, Event, GroupId, HardState, Index, LogPosition, Message,
@@ -352,6 +353,12 @@ impl Group {
         }
     }
 
+    /// Whether a promise made in this term may leave: term and vote are durable.
+    #[inline]
+    pub(crate) fn is_hard_state_safe(&self, unless: Mutant) -> bool {
+        self.durability.has_hard_state() || mutants::is_active(unless)
+    }
+
     pub(crate) fn set_deadline(&mut self, at: Tick, out: &mut Outbox) {
         self.deadline = Some(at);
         out.timers.push(TimerSet { group: self.id, at });
@@ -384,7 +391,11 @@ impl Group {
     fn arm_within(&mut self, env: &Env<'_>, low: u64, high: u64, out: &mut Outbox) {
         self.deadline = None;
         if self.configuration.is_voter(self.node) {
-            let timeout = self.rng.within(low, high);
+            let timeout = if mutants::is_active(Mutant::EqualTimeouts) {
+                high
+            } else {
+                self.rng.within(low, high)
+            };
             self.set_deadline(env.now.after(timeout), out);
         }
     }
@@ -399,7 +410,9 @@ impl Group {
         self.vote = None;
         self.leader = None;
         self.is_claimed = false;
-        self.verified = Index::ZERO;
+        if !mutants::is_active(Mutant::StaleComparisonKept) {
+            self.verified = Index::ZERO;
+        }
         self.acknowledged = Index::ZERO;
         self.owes_answer = false;
         self.owes_vote = false;

@@ -4,6 +4,7 @@
 use smallvec::SmallVec;
 
 use crate::group::{Group, Part};
+use crate::mutants::{self, Mutant};
 use crate::{
     EntryRange, Env, GroupId, Index, LogExtents, LogPosition, Message, NodeId, NotLeader, Origin,
     Outbox, Progress, ProgressState, Proposed, Send, SnapshotNeeded, Term, Tick, Write, WriteKind,
@@ -183,6 +184,9 @@ impl Group {
         };
         let matched = |node: NodeId| {
             if node == self.node {
+                if mutants::is_active(Mutant::LeaderCountsUndurable) {
+                    return self.log.last_index();
+                }
                 return self.durability.durable();
             }
             leading
@@ -193,7 +197,7 @@ impl Group {
         };
         let reached = self.configuration.committed(matched);
         debug_assert_eq!(reached, self.configuration.committed_naively(matched));
-        if reached >= leading.term_start {
+        if reached >= leading.term_start || mutants::is_active(Mutant::OldTermCommitted) {
             self.committed = self.committed.max(reached);
         }
     }

@@ -38,6 +38,8 @@ mod inflight;
 mod leader;
 mod log;
 mod message;
+#[doc(hidden)]
+pub mod mutants;
 mod node_set;
 mod outbox;
 mod position;

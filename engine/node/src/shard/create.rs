@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{
     Configuration, Env, Group, GroupId, HardState, Index, LogPosition, NodeId, Restored, Role, Tick,
 };
@@ -125,6 +126,10 @@ impl Shard {
             .clamp(found.base.index, found.last);
         // What the state machine holds durably was committed, whatever the last hard state said.
         let hard_state = HardState {
+            vote: found
+                .hard_state
+                .vote
+                .filter(|_| !mutants::is_active(Mutant::RecoveredVoteForgotten)),
             commit: found.hard_state.commit.clamp(applied, found.last),
             ..found.hard_state
         };

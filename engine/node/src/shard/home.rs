@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{Event, GroupId, NodeId, Term, Tick};
 use rustc_hash::FxHashMap;
 
@@ -379,6 +380,9 @@ impl Shard {
     pub(super) fn tell_claims(&mut self, claims: Vec<Claim>) {
         let liveness = &mut self.home().liveness;
         for claim in claims {
+            if claim.term.is_none() && mutants::is_active(Mutant::ClaimNotWithdrawn) {
+                continue;
+            }
             liveness.claim(claim.group, claim.term, &claim.members);
         }
     }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{GroupId, NodeId, shard_of};
 use polyraft_transport::{Lane, Network};
 
@@ -73,7 +74,12 @@ impl Outgoing {
             shard_of(group, self.append_lanes)
         };
         let frame = &mut peer.append[lane];
-        if !frame.bytes.is_empty() && frame.bytes.len() + bytes > self.max_frame_bytes {
+        let limit = if mutants::is_active(Mutant::OversizedFrames) {
+            usize::MAX
+        } else {
+            self.max_frame_bytes
+        };
+        if !frame.bytes.is_empty() && frame.bytes.len() + bytes > limit {
             frame.send(&*self.network, to, lane, counters);
         }
         if frame.bytes.is_empty() {

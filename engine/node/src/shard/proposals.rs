@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{Event, GroupId, NodeId, Role, Tick};
 use rustc_hash::FxHashMap;
 
@@ -349,6 +350,14 @@ impl Shard {
             .pop_front_if(|(at, _)| *at <= self.now)
         {
             if let Some(forward) = self.forwards.remove(request) {
+                if mutants::is_active(Mutant::UnknownProposedAgain) {
+                    self.take(
+                        forward.group,
+                        forward.proposal.payload,
+                        forward.proposal.reply,
+                    );
+                    continue;
+                }
                 forward.proposal.reply.answer(Err(Error::Unknown {
                     why: "the leader did not answer in time",
                 }));

@@ -1,0 +1,122 @@
+//! Deliberate faults, for showing that the tests would notice them. A build without `--cfg polyraft_mutants` has none
+//! of them: [`is_active`] is then a constant. Nothing here may decide anything in such a build.
+//!
+//! The numbers are those of the fault list in `docs/mutants.md`.
+
+/// One deliberate fault.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Mutant {
+    /// A vote leaves before it is durable.
+    VoteBeforeDurable,
+    /// A follower acknowledges entries that are not durable yet.
+    AckBeforeDurable,
+    /// A failed sync counts as a success.
+    SyncErrorIgnored,
+    /// A truncation is not written to the log.
+    TruncationNotLogged,
+    /// A torn tail counts as damage to what was durable.
+    TornTailIsRot,
+    /// Damage to durable batches is cut off like a torn tail.
+    RotCutAsTail,
+    /// A new segment's name is not made durable.
+    DirectoryNotSynced,
+    /// A checkpoint frees segments that still hold entries.
+    LiveSegmentFreed,
+    /// A leader counts its own entries before they are durable.
+    LeaderCountsUndurable,
+    /// The quorum's index is taken from an unsorted list.
+    UnsortedQuorum,
+    /// Half of the voters count as a majority.
+    HalfIsMajority,
+    /// Entries of older terms commit by counting.
+    OldTermCommitted,
+    /// A commit index is taken over a part of the log that was not compared.
+    CommitBeyondCompared,
+    /// An append cuts everything behind its entries.
+    LateAppendTruncates,
+    /// The completion of an overwritten write counts for its successor.
+    StaleCompletionCounts,
+    /// What was compared with an earlier leader counts for the next one.
+    StaleComparisonKept,
+    /// A voter defends a leader whose node is silent.
+    DeadLeaderDefended,
+    /// A replica that refuses a PreVote for its term does not say so.
+    LowerTermNotTold,
+    /// A restarted replica forgets whom it voted for.
+    RecoveredVoteForgotten,
+    /// A forward without an answer is sent again.
+    UnknownProposedAgain,
+    /// A claim of an older term is taken without an answer.
+    OldClaimNotAnswered,
+    /// A leader that steps down keeps its claim.
+    ClaimNotWithdrawn,
+    /// Followers of a silent node do not look for another leader.
+    SilentLeaderKept,
+    /// All election timeouts are equal.
+    EqualTimeouts,
+    /// Frames may exceed the transport's limit.
+    OversizedFrames,
+}
+
+/// Every mutant with the number of the fault that it stands for.
+pub const ALL: &[(Mutant, u8)] = &[
+    (Mutant::VoteBeforeDurable, 1),
+    (Mutant::AckBeforeDurable, 2),
+    (Mutant::SyncErrorIgnored, 3),
+    (Mutant::TruncationNotLogged, 4),
+    (Mutant::TornTailIsRot, 5),
+    (Mutant::RotCutAsTail, 5),
+    (Mutant::DirectoryNotSynced, 6),
+    (Mutant::LiveSegmentFreed, 7),
+    (Mutant::LeaderCountsUndurable, 9),
+    (Mutant::UnsortedQuorum, 12),
+    (Mutant::HalfIsMajority, 12),
+    (Mutant::OldTermCommitted, 12),
+    (Mutant::CommitBeyondCompared, 13),
+    (Mutant::LateAppendTruncates, 14),
+    (Mutant::StaleCompletionCounts, 15),
+    (Mutant::StaleComparisonKept, 15),
+    (Mutant::DeadLeaderDefended, 18),
+    (Mutant::LowerTermNotTold, 18),
+    (Mutant::RecoveredVoteForgotten, 19),
+    (Mutant::UnknownProposedAgain, 19),
+    (Mutant::OldClaimNotAnswered, 21),
+    (Mutant::ClaimNotWithdrawn, 21),
+    (Mutant::SilentLeaderKept, 23),
+    (Mutant::EqualTimeouts, 24),
+    (Mutant::OversizedFrames, 27),
+];
+
+#[cfg(polyraft_mutants)]
+mod switch {
+    use std::cell::Cell;
+
+    use super::Mutant;
+
+    thread_local! {
+        static ACTIVE: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+
+    /// Whether this thread runs with the fault.
+    #[must_use]
+    pub fn is_active(mutant: Mutant) -> bool {
+        ACTIVE.get() == Some(mutant)
+    }
+
+    /// Makes this thread run with one fault, or with none.
+    pub fn set(mutant: Option<Mutant>) {
+        ACTIVE.set(mutant);
+    }
+}
+
+#[cfg(polyraft_mutants)]
+pub use switch::{is_active, set};
+
+/// Whether this thread runs with the fault: never, in this build.
+#[cfg(not(polyraft_mutants))]
+#[inline(always)]
+#[must_use]
+pub const fn is_active(_: Mutant) -> bool {
+    false
+}
