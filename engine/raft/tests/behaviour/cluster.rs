@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use polyraft_raft::*;
 
+use crate::text::{hard_state, message, name};
+
 pub const GROUP: GroupId = GroupId(1);
 
 /// An entry with a value that no other entry has; 0 for the one that starts a term.
@@ -47,7 +49,13 @@ pub struct Node {
     disk_log: Vec<Entry>,
     disk_state: HardState,
     disk_base: Index,
+    /// Whom this node takes for members. Configurations do not change yet, so nodes can only start with
+    /// different ones.
+    configuration: Configuration,
     pending: VecDeque<(WriteId, Record)>,
+    /// The newest write that the disk completed, and the newest of which the node was told.
+    completed: WriteId,
+    told: WriteId,
     pub handed_out: Index,
     leads: Option<Term>,
     starts: u64,
@@ -94,9 +102,27 @@ fn runs(log: &[Entry], base: Index) -> Vec<TermRun> {
     runs
 }
 
+impl Node {
+    /// Whether it takes `other` for a member, and so tells it of its claim.
+    fn knows(&self, other: NodeId) -> bool {
+        self.configuration.contains(other)
+    }
+}
+
 impl Cluster {
-    /// `count` nodes that all see each other alive.
+    /// `count` voters that all see each other alive.
     pub fn new(count: u64, seed: u64, settings: Settings) -> Cluster {
+        let voters = Configuration::simple((1..=count).map(NodeId));
+        Cluster::with(count, seed, settings, voters)
+    }
+
+    /// `count` nodes that all see each other alive and believe in `configuration`.
+    pub fn with(
+        count: u64,
+        seed: u64,
+        settings: Settings,
+        configuration: Configuration,
+    ) -> Cluster {
         let ids: Vec<NodeId> = (1..=count).map(NodeId).collect();
         let mut cluster = Cluster {
             now: Tick(0),
@@ -105,7 +131,7 @@ impl Cluster {
             network: Vec::new(),
             notes: BTreeMap::new(),
             cut: Vec::new(),
-            configuration: Configuration::simple(ids.iter().copied()),
+            configuration: configuration.clone(),
             seed,
             next_value: 0,
             leaders: BTreeMap::new(),
@@ -121,7 +147,10 @@ impl Cluster {
                 disk_log: Vec::new(),
                 disk_state: HardState::default(),
                 disk_base: Index::ZERO,
+                configuration: configuration.clone(),
                 pending: VecDeque::new(),
+                completed: WriteId::ZERO,
+                told: WriteId::ZERO,
                 handed_out: Index::ZERO,
                 leads: None,
                 starts: 0,
@@ -181,18 +210,14 @@ impl Cluster {
         let node = self.nodes.get_mut(&id).expect("a known node");
         node.group = None;
         node.pending.clear();
+        (node.completed, node.told) = (WriteId::ZERO, WriteId::ZERO);
         node.leads = None;
         self.network.retain(|p| p.to != id);
     }
 
     /// The node comes back with what its disk completed, its state machine being at `applied`.
     pub fn restart(&mut self, id: NodeId, applied: Index) {
-        let (now, settings, configuration, seed) = (
-            self.now,
-            self.settings,
-            self.configuration.clone(),
-            self.seed,
-        );
+        let (now, settings, seed) = (self.now, self.settings, self.seed);
         let node = self.nodes.get_mut(&id).expect("a known node");
         assert!(node.group.is_none(), "{id} runs already");
         node.starts += 1;
@@ -207,7 +232,7 @@ impl Cluster {
             .map_or(Term::ZERO, |at| node.log[at as usize].term);
         let restored = Restored {
             hard_state: node.disk_state,
-            configuration,
+            configuration: node.configuration.clone(),
             base: LogPosition {
                 term,
                 index: node.disk_base,
@@ -238,6 +263,42 @@ impl Cluster {
         }
     }
 
+    /// Starts the node anew, silently, as if its disk had always held this: a term, a log with an entry of
+    /// each of `terms`, and perhaps members of its own. Entries of one term at one index are the same everywhere.
+    pub fn given(
+        &mut self,
+        id: NodeId,
+        term: Term,
+        terms: &[Term],
+        members: Option<Configuration>,
+    ) {
+        self.crash(id);
+        let node = self.nodes.get_mut(&id).expect("a known node");
+        node.disk_state.term = term;
+        node.disk_log = (1..)
+            .zip(terms)
+            .map(|(value, &term)| Entry { term, value })
+            .collect();
+        node.configuration = members.unwrap_or(node.configuration.clone());
+        self.restart(id, Index::ZERO);
+        self.deliver_notes();
+        self.trace.clear();
+    }
+
+    /// A node that is down gets the committed state through an index from somewhere: its log starts after it.
+    pub fn install(&mut self, id: NodeId, through: Index) {
+        let held = self.committed[..through.0 as usize].to_vec();
+        let node = self.nodes.get_mut(&id).expect("a known node");
+        assert!(node.group.is_none(), "{id} runs");
+        let term = held.last().expect("an entry to stand on").term;
+        if term > node.disk_state.term {
+            (node.disk_state.term, node.disk_state.vote) = (term, None);
+        }
+        node.disk_log = held;
+        node.disk_base = through;
+        node.handed_out = through;
+    }
+
     pub fn cut(&mut self, a: NodeId, b: NodeId) {
         if self.linked(a, b) {
             self.notes.entry((a, b)).or_default().push_back(Note::Down);
@@ -261,6 +322,7 @@ impl Cluster {
     fn greet(&mut self, a: NodeId, b: NodeId) {
         for (observer, observed) in [(a, b), (b, a)] {
             let leads = self.nodes[&observed].leads;
+            let leads = leads.filter(|_| self.nodes[&observed].knows(observer));
             let notes = self.notes.entry((observer, observed)).or_default();
             notes.push_back(Note::Up);
             notes.extend(leads.map(Note::Claimed));
@@ -359,25 +421,40 @@ impl Cluster {
         }
     }
 
-    /// Completes the oldest `count` writes of the node's disk.
-    pub fn persist(&mut self, id: NodeId, count: usize) -> bool {
+    /// The node's disk completes its oldest `count` writes, and the node is not told.
+    pub fn sync(&mut self, id: NodeId, count: usize) {
         let node = self.nodes.get_mut(&id).expect("a known node");
-        let mut through = None;
         for _ in 0..count {
             let Some((id, record)) = node.pending.pop_front() else {
                 break;
             };
-            through = Some(id);
+            node.completed = id;
             match record {
                 Record::HardState(state) => node.disk_state = state,
                 Record::Truncate(from) => node.disk_log.truncate(from.0 as usize - 1),
                 Record::Append(entries) => node.disk_log.extend(entries),
             }
         }
-        if let Some(through) = through {
-            self.step(id, Event::Durable { through });
+    }
+
+    /// Completes the oldest `count` writes of the node's disk, and tells the node of everything completed.
+    pub fn persist(&mut self, id: NodeId, count: usize) -> bool {
+        let told = self.nodes[&id].told;
+        self.sync(id, count);
+        let through = self.nodes[&id].completed;
+        if through > told {
+            self.tell_durable(id, through);
         }
-        through.is_some()
+        through > told
+    }
+
+    /// The node hears that its writes are durable through one that its disk has completed, perhaps not the
+    /// newest and not for the first time.
+    pub fn tell_durable(&mut self, id: NodeId, through: WriteId) {
+        let node = self.nodes.get_mut(&id).expect("a known node");
+        assert!(through <= node.completed, "{through} is not on the disk");
+        node.told = node.told.max(through);
+        self.step(id, Event::Durable { through });
     }
 
     pub fn finish_applying(&mut self, id: NodeId) {
@@ -585,7 +662,7 @@ impl Cluster {
         for claim in &out.claims {
             self.check_claim(id, claim);
             for other in self.ids() {
-                if other != id && self.linked(id, other) {
+                if other != id && self.linked(id, other) && self.nodes[&id].knows(other) {
                     let note = if claim.leads {
                         Note::Claimed(claim.term)
                     } else {
@@ -643,7 +720,10 @@ impl Cluster {
                 .iter()
                 .filter_map(|n| group.progress(n))
                 .any(|p| p.matched < group.last().index),
-            _ => group.leader().is_none_or(|l| !alive.contains(l)),
+            _ => {
+                group.configuration().is_voter(id)
+                    && group.leader().is_none_or(|l| !alive.contains(l))
+            }
         };
         assert!(
             !needs || group.deadline().is_some(),
@@ -715,66 +795,5 @@ impl Cluster {
             .filter_map(|n| group.progress(n))
             .map(line)
             .collect()
-    }
-}
-
-fn name(node: Option<NodeId>) -> String {
-    node.map_or("none".into(), |n| n.to_string())
-}
-
-fn hard_state(state: HardState) -> String {
-    format!(
-        "hard state {} vote {} commit {}",
-        state.term,
-        name(state.vote),
-        state.commit
-    )
-}
-
-pub fn message(message: Message) -> String {
-    let answer = |granted| if granted { "yes" } else { "no" };
-    match message {
-        Message::PreVote { term, last } => format!("pre-vote {term} last {last}"),
-        Message::PreVoteReply { term, granted } => {
-            format!("pre-vote reply {term} {}", answer(granted))
-        }
-        Message::Vote {
-            term,
-            last,
-            transfer,
-        } => {
-            format!(
-                "vote {term} last {last}{}",
-                if transfer { " transfer" } else { "" }
-            )
-        }
-        Message::VoteReply { term, granted } => format!("vote reply {term} {}", answer(granted)),
-        Message::Append {
-            term,
-            prev,
-            entries,
-            commit,
-        } if entries.is_empty() => {
-            format!("append {term} after {prev} empty commit {commit}")
-        }
-        Message::Append {
-            term,
-            prev,
-            entries,
-            commit,
-        } => {
-            format!("append {term} after {prev} entries {entries} commit {commit}")
-        }
-        Message::Matched {
-            term,
-            matched,
-            commit,
-        } => format!("matched {term} {matched} commit {commit}"),
-        Message::Conflict {
-            term,
-            rejected,
-            hint,
-        } => format!("conflict {term} at {rejected} hint {hint}"),
-        Message::Stale { term } => format!("stale {term}"),
     }
 }

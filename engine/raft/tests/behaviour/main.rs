@@ -6,3 +6,4 @@ mod paper;
 mod random;
 mod replica;
 mod scripts;
+mod text;

@@ -3,15 +3,22 @@
 //!
 //! | command | does |
 //! |---|---|
-//! | `nodes N [key=value ...]` | starts N nodes that see each other; keys: entries, window-entries, window-messages, seed |
+//! | `nodes N [key=value ...]` | starts N nodes that see each other; keys: voters, outgoing, learners (lists such as 1,2; all vote unless said), entries, window-entries, window-messages, seed |
+//! | `given N tT [T ...] [voters=1,2]` | node N starts anew with a disk that holds term T, an entry of each term, and its own idea of who votes; prints nothing |
 //! | `campaign N` | steps a campaign |
+//! | `lead N` | N campaigns and all rests, after every follower has heard of the first commit; prints nothing |
 //! | `propose N [count]` | proposes |
-//! | `persist N \| all [count]` | completes writes of a disk |
+//! | `persist N \| all [count]` | completes writes of a disk, and tells the node |
+//! | `sync N [count]`, `durable N wW` | completes writes and tells nobody; tells of a write that is completed |
+//! | `apply N` | the state machine takes what was handed out |
 //! | `deliver A>B [count]`, `deliver all` | delivers messages, oldest first; `all` includes those that arise |
-//! | `drop A>B [count]`, `reverse A>B` | loses them, or turns their order round |
+//! | `drop A>B [count]`, `reverse A>B`, `duplicate A>B` | loses them, turns their order round, delivers the oldest and keeps it |
+//! | `say A>B MESSAGE` | B hears a message from A, who may be anybody, as `network` would print it |
 //! | `claims [N]` | delivers what all nodes, or one, learn of each other: up, down, claims |
 //! | `down A B`, `up A B` | cuts or heals a link (seen with the next `claims`) |
-//! | `crash N`, `restart N [applied]` | loses what is not on disk; starts again |
+//! | `claimed N M tT`, `unclaimed N M` | N learns that M leads term T, or does not any more, whatever is true |
+//! | `crash N [count]`, `restart N [applied]` | loses what is not on disk, after `count` more writes got there; starts again |
+//! | `install N INDEX` | a node that is down gets the committed state through an index from elsewhere |
 //! | `advance MS` | lets time pass and rings deadlines |
 //! | `timeout N` | lets time pass until the deadline of N |
 //! | `settle` | disks, messages and claims until all rests; no time passes; prints nothing |
@@ -22,9 +29,10 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use polyraft_raft::{Event, Index, NodeId, Settings};
+use polyraft_raft::{Configuration, Event, Index, NodeId, Settings, Term, WriteId};
 
-use crate::cluster::{Cluster, message};
+use crate::cluster::{Cluster, Packet};
+use crate::text::{self, message};
 
 fn number(word: Option<&&str>) -> Option<u64> {
     word.and_then(|w| w.trim_start_matches('n').parse().ok())
@@ -33,8 +41,18 @@ fn number(word: Option<&&str>) -> Option<u64> {
 fn start(words: &[&str]) -> Cluster {
     let count = number(words.first()).expect("nodes needs a count");
     let (mut settings, mut seed) = (Settings::default(), 7);
+    let (mut voters, mut outgoing, mut learners) = (None, Vec::new(), Vec::new());
     for word in &words[1..] {
         let (key, value) = word.split_once('=').expect("key=value");
+        match key {
+            "voters" => voters = Some(ids(value)),
+            "outgoing" => outgoing = ids(value),
+            "learners" => learners = ids(value),
+            _ => {}
+        }
+        if matches!(key, "voters" | "outgoing" | "learners") {
+            continue;
+        }
         let value: u64 = value.parse().expect("a number");
         match key {
             "entries" => settings.max_append_entries = value as u32,
@@ -44,18 +62,29 @@ fn start(words: &[&str]) -> Cluster {
             _ => panic!("unknown key {key}"),
         }
     }
-    Cluster::new(count, seed, settings)
+    let others = |n: &NodeId| !outgoing.contains(n) && !learners.contains(n);
+    let voters = voters.unwrap_or((1..=count).map(NodeId).filter(others).collect());
+    let members = Configuration::joint(voters, outgoing, learners, []);
+    Cluster::with(count, seed, settings, members)
 }
 
-/// The places in the network of the messages that `link` (`A>B`) carries, oldest first.
-fn on_link(cluster: &Cluster, link: &str) -> Vec<usize> {
-    let (from, to) = link.split_once('>').expect("a link is A>B");
-    let (from, to) = (
-        number(Some(&from)).expect("a node"),
-        number(Some(&to)).expect("a node"),
-    );
-    let matches =
-        |at: &usize| cluster.network[*at].from.0 == from && cluster.network[*at].to.0 == to;
+/// A list of nodes, such as `1,2,3`.
+fn ids(list: &str) -> Vec<NodeId> {
+    let id = |word| NodeId(number(Some(&word)).expect("a list of nodes"));
+    list.split(',').map(id).collect()
+}
+
+/// The two ends of `A>B`.
+fn link(word: &str) -> (NodeId, NodeId) {
+    let (from, to) = word.split_once('>').expect("a link is A>B");
+    let node = |word| NodeId(number(Some(&word)).expect("a node"));
+    (node(from), node(to))
+}
+
+/// The places in the network of the messages that `link` carries, oldest first.
+fn on_link(cluster: &Cluster, word: &str) -> Vec<usize> {
+    let (from, to) = link(word);
+    let matches = |at: &usize| cluster.network[*at].from == from && cluster.network[*at].to == to;
     (0..cluster.network.len()).filter(matches).collect()
 }
 
@@ -68,7 +97,25 @@ fn run(cluster: &mut Cluster, line: &str) -> String {
     let mut printed = Vec::new();
     match *command {
         "nodes" => *cluster = start(words),
+        "given" => {
+            let (terms, options): (Vec<&str>, Vec<&str>) =
+                words[2..].iter().partition(|w| !w.contains('='));
+            let terms: Vec<Term> = terms.iter().map(|t| Term(text::index(t).0)).collect();
+            let members = options
+                .first()
+                .and_then(|o| o.strip_prefix("voters="))
+                .map(|list| Configuration::simple(ids(list)));
+            cluster.given(node(), text::term(words[1]), &terms, members);
+        }
         "campaign" => cluster.step(node(), Event::Campaign),
+        "lead" => {
+            cluster.step(node(), Event::Campaign);
+            cluster.settle();
+            assert_eq!(cluster.leader(), Some(node()), "{line}");
+            cluster.advance(cluster.settings.commit_notice_interval);
+            cluster.settle();
+            cluster.trace.clear();
+        }
         "propose" => cluster.step(
             node(),
             Event::Propose {
@@ -85,6 +132,12 @@ fn run(cluster: &mut Cluster, line: &str) -> String {
                 cluster.persist(id, second().unwrap_or(u64::MAX) as usize);
             }
         }
+        "sync" => cluster.sync(node(), second().unwrap_or(u64::MAX) as usize),
+        "durable" => {
+            let write = words[1].strip_prefix('w').and_then(|w| w.parse().ok());
+            cluster.tell_durable(node(), WriteId(write.expect("a write is wN")));
+        }
+        "apply" => cluster.finish_applying(node()),
         "deliver" if words[0] == "all" => {
             while !cluster.network.is_empty() {
                 cluster.deliver(0);
@@ -115,13 +168,35 @@ fn run(cluster: &mut Cluster, line: &str) -> String {
                 cluster.network.swap(a, b);
             }
         }
+        "duplicate" => {
+            let places = on_link(cluster, words[0]);
+            cluster.duplicate(*places.first().expect("a message on that link"));
+        }
+        "say" => {
+            let (from, to) = link(words[0]);
+            let message = text::parse(&words[1..]);
+            cluster.step(to, Event::Message { from, message });
+        }
         "claims" => match number(words.first()) {
             Some(observer) => cluster.deliver_notes_of(NodeId(observer)),
             None => drop(cluster.deliver_notes()),
         },
         "down" => cluster.cut(node(), NodeId(second().expect("two nodes"))),
         "up" => cluster.heal(node(), NodeId(second().expect("two nodes"))),
-        "crash" => cluster.crash(node()),
+        "claimed" => {
+            let by = NodeId(second().expect("two nodes"));
+            let term = text::term(words[2]);
+            cluster.step(node(), Event::Claimed { by, term });
+        }
+        "unclaimed" => {
+            let by = NodeId(second().expect("two nodes"));
+            cluster.step(node(), Event::Unclaimed { by });
+        }
+        "crash" => {
+            cluster.sync(node(), second().unwrap_or(0) as usize);
+            cluster.crash(node());
+        }
+        "install" => cluster.install(node(), Index(second().expect("an index"))),
         "restart" => cluster.restart(node(), Index(second().unwrap_or(0))),
         "advance" => cluster.advance(1000 * number(words.first()).expect("milliseconds")),
         "timeout" => {
@@ -140,8 +215,7 @@ fn run(cluster: &mut Cluster, line: &str) -> String {
             cluster.purge(node(), through);
         }
         "network" => {
-            let line =
-                |p: &crate::cluster::Packet| format!("{}>{} {}", p.from, p.to, message(p.message));
+            let line = |p: &Packet| format!("{}>{} {}", p.from, p.to, message(p.message));
             printed.extend(cluster.network.iter().map(line));
         }
         "status" => printed.extend(cluster.ids().into_iter().map(|id| cluster.status_line(id))),
@@ -185,7 +259,7 @@ fn scripts() -> Vec<PathBuf> {
 #[test]
 fn scripts_print_what_they_say() {
     let files = scripts();
-    assert!(files.len() >= 12, "scripts are missing: {files:?}");
+    assert!(files.len() >= 40, "scripts are missing: {files:?}");
     let update = env::var_os("UPDATE").is_some();
     let mut wrong = Vec::new();
     for file in files {
