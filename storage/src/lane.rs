@@ -428,6 +428,10 @@ impl Lane {
         self.wake_tender.notify_one();
     }
 
+    pub(crate) fn take_tending_wish(&self) -> bool {
+        std::mem::take(&mut self.tender.lock().wanted)
+    }
+
     /// What the flusher thread runs until the lane stops or fails.
     pub(crate) fn flush_loop(&self) {
         loop {

@@ -202,6 +202,16 @@ impl Wal {
         self.lane.tend()
     }
 
+    /// Whether somebody asked for background work since the last call, for callers that drive [`Wal::tend`] themselves.
+    pub fn take_tending_wish(&self) -> bool {
+        self.lane.take_tending_wish()
+    }
+
+    /// Whether background work could not be done, because the disk is full or a segment is being read, and has to be tried again.
+    pub fn must_tend_again(&self) -> bool {
+        self.lane.segments.must_retry()
+    }
+
     /// Writes what waits and marks the end of the log, as stopping the threads does. Later submits fail.
     pub fn close(&self) -> Result<(), StorageError> {
         self.lane.close()

@@ -1,25 +1,38 @@
 //! The one place that reads the system's monotonic clock.
 //! Nothing below the edges may ask for the time: it comes in with each turn.
 
+#[cfg(feature = "sim")]
+use std::sync::Arc;
+#[cfg(feature = "sim")]
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use polyraft_raft::Tick;
 
 /// Counts microseconds since the node was opened.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Clock {
-    origin: Instant,
+#[derive(Debug, Clone)]
+pub(crate) enum Clock {
+    System {
+        origin: Instant,
+    },
+    /// Somebody else moves the time.
+    #[cfg(feature = "sim")]
+    Virtual(Arc<AtomicU64>),
 }
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        Clock {
+        Clock::System {
             origin: Instant::now(),
         }
     }
 
     pub(crate) fn now(&self) -> Tick {
-        Tick(micros(self.origin.elapsed()))
+        match self {
+            Clock::System { origin } => Tick(micros(origin.elapsed())),
+            #[cfg(feature = "sim")]
+            Clock::Virtual(now) => Tick(now.load(Ordering::Relaxed)),
+        }
     }
 
     /// How long until `at`; zero when it has passed.

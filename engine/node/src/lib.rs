@@ -7,6 +7,7 @@
 //! Open a [`Node`] with a [`StateMachine`], create groups, and propose through a [`GroupHandle`].
 
 mod apply;
+mod assembly;
 mod clock;
 mod completion;
 pub mod config;
@@ -20,6 +21,8 @@ mod mailbox;
 mod node;
 mod router;
 mod shard;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod status;
 mod wheel;
 mod wire;

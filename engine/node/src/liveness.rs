@@ -2,10 +2,12 @@
 //! It must never send anything whose size or rate grows with the number of idle groups: a beat names only the
 //! version of the sender's claims, and changes of claims travel once.
 //!
-//! A pure state machine: time and events come in, actions go out. The home shard owns it.
+//! A pure state machine: time and events come in, actions go out. The home shard owns it. Nothing in it depends on the
+//! order of a hash map, so that the same events always lead to the same actions.
+
+use std::collections::BTreeMap;
 
 use polyraft_raft::{GroupId, NodeId, Term, Tick};
-use rustc_hash::FxHashMap;
 
 /// What one node tells another at every interval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +84,7 @@ struct Peer {
 /// The groups that this node leads and the peer has a replica of.
 #[derive(Debug, Default)]
 struct Outgoing {
-    claims: FxHashMap<GroupId, Term>,
+    claims: BTreeMap<GroupId, Term>,
     version: u64,
     changes: Vec<(GroupId, Option<Term>)>,
     wants_table: bool,
@@ -91,7 +93,7 @@ struct Outgoing {
 /// The groups that the peer leads, as far as it has told.
 #[derive(Debug, Default)]
 struct Incoming {
-    claims: FxHashMap<GroupId, Term>,
+    claims: BTreeMap<GroupId, Term>,
     version: u64,
     /// The parts of a table that is under way.
     staged: Vec<(GroupId, Term)>,
@@ -292,7 +294,7 @@ impl Liveness {
         if incoming.staged.len() != total {
             return; // More is to come; or a part was lost, and the next beats show it.
         }
-        let fresh: FxHashMap<GroupId, Term> = incoming.staged.drain(..).collect();
+        let fresh: BTreeMap<GroupId, Term> = incoming.staged.drain(..).collect();
         let gone = incoming
             .claims
             .keys()

@@ -86,6 +86,12 @@ impl<T> Mailbox<T> {
         self.queue.messages.pop()
     }
 
+    /// How many messages wait.
+    #[cfg(feature = "sim")]
+    pub(crate) fn len(&self) -> usize {
+        self.queue.messages.len()
+    }
+
     /// The next message; sleeps until there is one, for `timeout` at most if one is given.
     pub(crate) fn take(&self, timeout: Option<Duration>) -> Option<T> {
         loop {

@@ -1,38 +1,33 @@
 //! A node: its threads and parts, put together from a configuration and taken apart again.
 //! It must never serve before its log is recovered, nor leave a thread behind after `shutdown`.
 
-use std::hash::{BuildHasher, RandomState};
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
-use polyraft_raft::{GroupId, NodeId, NodeSet, Settings};
-use polyraft_storage::{
-    DataDir, Durable, FileDisk, Opened, StorageError, Wal, WalObserver, WalOptions, WalStats,
-    WalThreads,
-};
+use polyraft_raft::{GroupId, NodeId};
+use polyraft_storage::{DataDir, FileDisk, Wal, WalObserver, WalStats, WalThreads};
 use polyraft_transport::{Identity, Network, Options, QuicNetwork, Tls};
 
-use crate::apply::{Applier, ApplyBacklog, Task};
-use crate::clock::{Clock, micros};
+use crate::apply::Task;
+use crate::assembly::{self, Assembly, Place, bytes};
+use crate::clock::Clock;
 use crate::completion::SlotPool;
-use crate::config::{Config, WalMode};
-use crate::directory::Directory;
+use crate::config::Config;
 use crate::error::{Error, OpenError};
 use crate::event::{Members, ShardEvent, ranges};
 use crate::group::GroupHandle;
-use crate::liveness::Intervals;
 use crate::machine::StateMachine;
-use crate::mailbox::{Mailbox, mailbox};
-use crate::router::{CHANCE_BITS, Router};
-use crate::shard::{HomeOptions, InboxGauge, Limits, Shard, ShardOptions, Shared};
-use crate::status::{AllCounters, NodeStatus, PeerStatus};
+use crate::mailbox::Mailbox;
+use crate::router::Router;
+use crate::shard::{Shard, Shared};
+use crate::status::{NodeStatus, PeerStatus};
 use crate::wire::{MAX_GROUPS_AT_ONCE, MAX_MEMBERS};
 
 /// Answered reply slots kept for reuse; more callers than this at once cost an allocation each.
@@ -180,89 +175,40 @@ impl<M: StateMachine> NodeBuilder<M> {
             .collect();
         let peer_ids: Vec<NodeId> = peers.iter().map(|(peer, _)| *peer).collect();
 
-        let lanes = config.wal.lanes as usize;
-        let shards = config.shard_count();
-        let data_dir = Arc::new(DataDir::open(
-            Arc::new(FileDisk),
-            &path,
-            &self.cluster,
+        let place = Place {
+            disk: Arc::new(FileDisk),
+            path: &path,
+            cluster: &self.cluster,
             node,
-            lanes,
-        )?);
-        let opened = polyraft_storage::open(&data_dir, &wal_options(config), shards)?;
-        tracing::info!(%node, report = ?opened.report, "the log is recovered");
-
-        let (inbox_senders, inboxes): (Vec<_>, Vec<_>) = (0..shards).map(|_| mailbox()).unzip();
-        let (worker_senders, worker_tasks): (Vec<_>, Vec<_>) =
-            (0..config.apply.workers).map(|_| mailbox()).unzip();
-        let shared = Arc::new(Shared {
-            node,
-            opening: data_dir.incarnation(),
-            incarnation: incarnation(&data_dir),
-            clock: Clock::start(),
-            inboxes: inbox_senders.into(),
-            gauges: (0..shards).map(|_| InboxGauge::default()).collect(),
-            workers: worker_senders.into(),
-            backlog: Arc::new(ApplyBacklog::default()),
-            directory: Directory::default(),
-            counters: AllCounters::new(shards),
-            alive_peers: Mutex::new(NodeSet::new(node)),
-            fault: Mutex::new(None),
-            is_closed: AtomicBool::new(false),
-        });
-        let inbox_bytes = bytes(config.shards.inbox_bytes);
-        let router = Arc::new(Router::new(
-            Arc::clone(&shared),
-            Arc::clone(&data_dir),
-            inbox_bytes,
-        ));
-        let options = transport_options(
-            config,
-            &self.cluster,
-            &shared,
-            &data_dir,
-            listen,
-            peers,
-            tls,
-        );
+        };
+        let assembly = Assembly::open(&place, config, Clock::start())?;
+        let options = transport_options(config, assembly.identity(), listen, peers, tls);
+        let router = Arc::clone(&assembly.router);
         let network: Arc<dyn Network> =
             Arc::new(QuicNetwork::start(options, Arc::clone(&router) as _)?);
 
+        let shared = Arc::clone(&assembly.shared);
+        let observer = assembly.observer();
         let mut running = Running {
             shards: Vec::new(),
             network: Arc::clone(&network),
             wal_threads: Vec::new(),
             workers: Vec::new(),
             router: Arc::clone(&router),
-            data_dir: Arc::clone(&data_dir),
+            data_dir: Arc::clone(&assembly.data_dir),
         };
-        let options = ShardOptions {
-            settings: settings(config),
-            limits: limits(config),
-            network: Arc::clone(&network),
-            peers: peer_ids.clone(),
-        };
+        let parts = assembly.into_parts(config, &network, &peer_ids);
         let started = running
-            .start_workers::<M>(&shared, &path, worker_tasks)
-            .and_then(|()| running.start_shards(config, &shared, &options, opened, inboxes));
-        let wals = match started {
-            Ok(wals) => wals,
-            Err(error) => {
-                running.stop(&shared);
-                return Err(error);
-            }
-        };
-        let inner = Inner {
-            shared,
-            slots: Arc::new(SlotPool::new(POOLED_SLOTS)),
-            max_proposal_bytes: bytes(config.batch.max_proposal_bytes),
-            inbox_bytes,
-            peers: peer_ids,
-            wals,
-            network,
-            router,
-            running: Mutex::new(Some(running)),
-        };
+            .start_workers::<M>(&shared, &path, parts.tasks)
+            .and_then(|()| running.start_log(&parts.wals, &observer))
+            .and_then(|()| running.start_shards(&shared, parts.shards));
+        if let Err(error) = started {
+            running.stop(&shared);
+            return Err(error);
+        }
+        let slots = SlotPool::new(POOLED_SLOTS);
+        let inner = Inner::new(config, shared, peer_ids, parts.wals, network, router, slots);
+        *inner.running.lock() = Some(running);
         Ok(Node {
             inner: Arc::new(inner),
             machine: PhantomData,
@@ -278,46 +224,32 @@ impl Running {
         queues: Vec<Mailbox<Task>>,
     ) -> Result<(), OpenError> {
         for (worker, tasks) in queues.into_iter().enumerate() {
-            let applier = Applier::<M>::new(
-                path,
-                Arc::clone(&shared.inboxes),
-                Arc::clone(&shared.backlog),
-            );
+            let applier = assembly::applier::<M>(path, shared);
             let name = format!("n{}-apply-{worker}", shared.node);
             self.workers.push(spawn(name, move || applier.run(tasks))?);
         }
         Ok(())
     }
 
-    /// Starts the WAL's threads, then the shards that write to it.
+    /// Starts the WAL's threads, which the shards rely on.
+    fn start_log(
+        &mut self,
+        wals: &[Wal],
+        observer: &Arc<dyn WalObserver>,
+    ) -> Result<(), OpenError> {
+        for wal in wals {
+            self.wal_threads.push(wal.start(Arc::clone(observer))?);
+        }
+        Ok(())
+    }
+
     fn start_shards(
         &mut self,
-        config: &Config,
         shared: &Arc<Shared>,
-        options: &ShardOptions,
-        opened: Opened,
-        inboxes: Vec<Mailbox<ShardEvent>>,
-    ) -> Result<Vec<Wal>, OpenError> {
-        let lanes = opened.wals.len();
+        shards: Vec<(Shard, Mailbox<ShardEvent>)>,
+    ) -> Result<(), OpenError> {
         let (ready, all_ready) = mpsc::channel();
-        for wal in &opened.wals {
-            let observer = Observer {
-                shared: Arc::clone(shared),
-                lanes,
-            };
-            self.wal_threads.push(wal.start(Arc::new(observer))?);
-        }
-        let home = HomeOptions {
-            incarnation: shared.incarnation,
-            intervals: Intervals {
-                beat: micros(config.liveness.beat_interval),
-                silence: micros(config.election.timeout_min),
-            },
-        };
-        for (index, (log, inbox)) in opened.logs.into_iter().zip(inboxes).enumerate() {
-            let wal = opened.wals[index % lanes].clone();
-            let home = (index == 0).then(|| home.clone());
-            let shard = Shard::new(index, Arc::clone(shared), options, log, wal, home);
+        for (index, (shard, inbox)) in shards.into_iter().enumerate() {
             let name = format!("n{}-shard-{index}", shared.node);
             let ready = ready.clone();
             let shared = Arc::clone(shared);
@@ -327,7 +259,7 @@ impl Running {
         // Ends when every shard has dropped its sender: then all recovered groups can be asked.
         drop(ready);
         let _ = all_ready.recv();
-        Ok(opened.wals)
+        Ok(())
     }
 
     /// Stops everything, so that nothing runs whose receiver is gone: shards, network, WAL, workers.
@@ -348,6 +280,19 @@ impl Running {
 }
 
 impl<M: StateMachine> Node<M> {
+    #[cfg(feature = "sim")]
+    pub(crate) fn from_inner(inner: Inner) -> Self {
+        Node {
+            inner: Arc::new(inner),
+            machine: PhantomData,
+        }
+    }
+
+    #[cfg(feature = "sim")]
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+
     /// Starts to describe a node.
     pub fn builder() -> NodeBuilder<M> {
         NodeBuilder {
@@ -492,6 +437,29 @@ impl<M: StateMachine> Node<M> {
 }
 
 impl Inner {
+    /// What handles share of a node of which nothing runs.
+    pub(crate) fn new(
+        config: &Config,
+        shared: Arc<Shared>,
+        peers: Vec<NodeId>,
+        wals: Vec<Wal>,
+        network: Arc<dyn Network>,
+        router: Arc<Router>,
+        slots: SlotPool,
+    ) -> Self {
+        Inner {
+            shared,
+            slots: Arc::new(slots),
+            max_proposal_bytes: bytes(config.batch.max_proposal_bytes),
+            inbox_bytes: bytes(config.shards.inbox_bytes),
+            peers,
+            wals,
+            network,
+            router,
+            running: Mutex::new(None),
+        }
+    }
+
     fn stop(&self) {
         // The lock is held until the end, so that every caller returns to a stopped node.
         let mut running = self.running.lock();
@@ -507,35 +475,6 @@ impl Drop for Inner {
     }
 }
 
-/// Passes the WAL's news into the inboxes of the shards that write to it.
-struct Observer {
-    shared: Arc<Shared>,
-    lanes: usize,
-}
-
-impl Observer {
-    fn tell(&self, lane: usize, event: impl Fn() -> ShardEvent) {
-        for shard in (lane..self.shared.inboxes.len()).step_by(self.lanes) {
-            self.shared.tell(shard, event());
-        }
-    }
-}
-
-impl WalObserver for Observer {
-    fn durable(&self, durable: &Durable) {
-        self.tell(durable.lane, || ShardEvent::Durable(*durable));
-    }
-
-    fn failed(&self, error: &StorageError) {
-        self.shared
-            .tell_all(|| ShardEvent::WalFailed(error.to_string()));
-    }
-
-    fn maintain(&self) {
-        self.shared.tell_all(|| ShardEvent::Maintain);
-    }
-}
-
 /// Runs a shard. If it panics outside of what one group can be blamed for, the whole node stops: peers must not take it
 /// for alive while a part of its groups is dead.
 fn run_shard(shard: Shard, inbox: Mailbox<ShardEvent>, ready: mpsc::Sender<()>, shared: &Shared) {
@@ -547,78 +486,14 @@ fn run_shard(shard: Shard, inbox: Mailbox<ShardEvent>, ready: mpsc::Sender<()>, 
     }
 }
 
-/// Names this opening of the data directory among all that ever were: which one it is, and chance. A directory that
-/// was put back to an earlier state counts the same opening again, but draws another number.
-fn incarnation(data_dir: &DataDir) -> u64 {
-    let chance = RandomState::new().hash_one(std::process::id());
-    (data_dir.incarnation() << CHANCE_BITS) | (chance >> (64 - CHANCE_BITS))
-}
-
-fn settings(config: &Config) -> Settings {
-    Settings {
-        election_timeout_min: micros(config.election.timeout_min),
-        election_timeout_max: micros(config.election.timeout_max),
-        retry_interval: micros(config.replication.retry_interval),
-        commit_notice_interval: micros(config.replication.commit_notice_interval),
-        max_append_entries: config.replication.max_append_entries,
-        max_append_bytes: config.replication.max_append_bytes.as_u64(),
-        inflight_messages: config.replication.inflight_messages,
-        inflight_entries: u64::from(config.replication.inflight_entries),
-        inflight_bytes: config.replication.inflight_bytes.as_u64(),
-    }
-}
-
-fn limits(config: &Config) -> Limits {
-    Limits {
-        turn_events: config.batch.turn_events as usize,
-        turn_wait: config.batch.turn_wait,
-        inbox_bytes: bytes(config.shards.inbox_bytes),
-        proposal_bytes: bytes(config.batch.max_proposal_bytes),
-        group_bytes: bytes(config.shards.group_bytes),
-        wal_bytes: config.wal.max_pending_bytes.as_u64(),
-        apply_bytes: bytes(config.apply.queue_bytes),
-        proposal_timeout: micros(config.shards.proposal_timeout),
-        // Long enough for the other members to create the group, short against their election timeouts.
-        campaign_delay: micros(config.election.timeout_min) / 8,
-        append_lanes: config.transport.append_lanes as usize,
-    }
-}
-
-fn wal_options(config: &Config) -> WalOptions {
-    let wal = &config.wal;
-    WalOptions {
-        mode: match wal.mode {
-            WalMode::Direct => polyraft_storage::WalMode::Direct,
-            WalMode::Mapped => polyraft_storage::WalMode::Mapped,
-        },
-        direct_io: wal.direct_io,
-        segment_bytes: wal.segment_bytes.as_u64(),
-        pool_segments: wal.pool_segments as usize,
-        max_batch_bytes: bytes(wal.max_batch_bytes),
-        max_pending_bytes: wal.max_pending_bytes.as_u64(),
-        checkpoint_bytes: wal.checkpoint_bytes.as_u64(),
-        tail_cache_bytes: bytes(wal.tail_cache_bytes),
-        lanes: wal.lanes as usize,
-        min_free_bytes: wal.min_free_bytes.as_u64(),
-    }
-}
-
 fn transport_options(
     config: &Config,
-    cluster: &str,
-    shared: &Shared,
-    data_dir: &DataDir,
+    identity: Identity,
     listen: SocketAddr,
     peers: Vec<(NodeId, SocketAddr)>,
     tls: Tls,
 ) -> Options {
     let transport = &config.transport;
-    let identity = Identity {
-        cluster: cluster.to_owned(),
-        node: shared.node,
-        store: data_dir.store().0,
-        incarnation: shared.incarnation,
-    };
     Options {
         peers,
         append_lanes: transport.append_lanes,
@@ -632,11 +507,6 @@ fn transport_options(
         receive_window: u32::try_from(transport.receive_window.as_u64()).unwrap_or(u32::MAX),
         ..Options::new(identity, listen, tls)
     }
-}
-
-/// A configured size, which validation keeps far below the address space.
-fn bytes(size: crate::config::ByteSize) -> usize {
-    usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
 }
 
 fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {

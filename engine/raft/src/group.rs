@@ -563,6 +563,12 @@ impl Group {
         self.log.term_at(index)
     }
 
+    /// The term runs of the log after its base.
+    #[must_use]
+    pub fn term_runs(&self) -> &[TermRun] {
+        self.log.runs()
+    }
+
     /// Whether nothing is to be done until something new happens. A leader: all is durable, and every live
     /// follower has all entries and knows the commit. A follower: its leader claims it, and nothing is being written.
     #[must_use]

@@ -55,6 +55,10 @@ impl LogView {
         self.base
     }
 
+    pub(crate) fn runs(&self) -> &[TermRun] {
+        &self.runs
+    }
+
     pub(crate) const fn last_index(&self) -> Index {
         self.last
     }

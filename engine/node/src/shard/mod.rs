@@ -163,6 +163,9 @@ pub(crate) struct Shard {
     /// Present on shard 0.
     home: Option<Home>,
     claims: Vec<Claim>,
+    /// Groups touched since somebody last asked.
+    #[cfg(feature = "sim")]
+    stepped: Vec<GroupId>,
     /// Held until every recovered group is open.
     ready: Option<mpsc::Sender<()>>,
     /// Since the disk is full: when to try again.
@@ -251,6 +254,8 @@ impl Shard {
             retouch: Vec::new(),
             home: home.map(|home| Home::new(home, &options.peers)),
             claims: Vec::new(),
+            #[cfg(feature = "sim")]
+            stepped: Vec::new(),
             ready: None,
             disk_full: None,
             fault: None,
@@ -279,19 +284,49 @@ impl Shard {
             if has_work && !self.limits.turn_wait.is_zero() {
                 std::thread::sleep(self.limits.turn_wait);
             }
-            let mut left = self.limits.turn_events;
-            while left > 0
-                && let Some(event) = inbox.try_take()
-            {
-                self.handle(event);
-                left -= 1;
-            }
-            self.end_turn(left > 0);
+            self.finish_turn(&inbox);
         }
+    }
+
+    /// Takes in what waits, as much as a turn may, and does what follows from it.
+    pub(crate) fn finish_turn(&mut self, inbox: &Mailbox<ShardEvent>) {
+        let mut left = self.limits.turn_events;
+        while left > 0
+            && let Some(event) = inbox.try_take()
+        {
+            self.handle(event);
+            left -= 1;
+        }
+        self.end_turn(left > 0);
     }
 
     fn counters(&self) -> &ShardCounters {
         self.shared.counters.shard(self.index)
+    }
+
+    /// Moves the groups that turns have touched since the last call into `into`.
+    #[cfg(feature = "sim")]
+    pub(crate) fn take_stepped(&mut self, into: &mut Vec<GroupId>) {
+        into.append(&mut self.stepped);
+    }
+
+    /// A replica's core, and why it is quarantined.
+    #[cfg(feature = "sim")]
+    pub(crate) fn replica(&self, group: GroupId) -> Option<(&polyraft_raft::Group, Option<&str>)> {
+        let replica = &self.replicas[self.slot(group)? as usize];
+        Some((&replica.group, replica.fault.as_deref()))
+    }
+
+    /// What the log had of the groups whose state machine is not open yet.
+    #[cfg(feature = "sim")]
+    pub(crate) fn recovered(&self) -> impl Iterator<Item = &RecoveredGroup> {
+        self.opening.values().map(|(found, _)| found)
+    }
+
+    /// Whether the shard has left its loop.
+    #[cfg(feature = "sim")]
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.is_stopping
     }
 
     fn slot(&self, group: GroupId) -> Option<u32> {
@@ -308,10 +343,10 @@ impl Shard {
 
     /// Asks the apply workers to open the state machine of every recovered group.
     pub(crate) fn open_recovered(&mut self) {
-        for group in self.opening.keys() {
-            self.shared
-                .worker_of(*group)
-                .send(Task::Open { group: *group });
+        let mut groups: Vec<GroupId> = self.opening.keys().copied().collect();
+        groups.sort_unstable();
+        for group in groups {
+            self.shared.worker_of(group).send(Task::Open { group });
         }
     }
 

@@ -66,6 +66,8 @@ impl Forwards {
     /// Whatever went to a node that is gone may or may not have been committed there.
     pub(super) fn peer_lost(&mut self, node: NodeId) {
         let lost = self.open.extract_if(|_, forward| forward.to == node);
+        let mut lost: Vec<(u64, Forward)> = lost.collect();
+        lost.sort_unstable_by_key(|(request, _)| *request);
         for (_, forward) in lost {
             self.bytes -= forward.proposal.payload.len() + PROPOSAL_OVERHEAD;
             forward.proposal.reply.answer(Err(Error::Unknown {
@@ -76,7 +78,9 @@ impl Forwards {
 
     /// Answers every caller with `error`.
     pub(super) fn fail_all(&mut self, error: &Error) {
-        for (_, forward) in self.open.drain() {
+        let mut open: Vec<(u64, Forward)> = self.open.drain().collect();
+        open.sort_unstable_by_key(|(request, _)| *request);
+        for (_, forward) in open {
             forward.proposal.reply.answer(Err(error.clone()));
         }
         self.expiries.clear();

@@ -21,7 +21,7 @@ const DISK_RETRY: u64 = 100_000;
 
 impl Shard {
     /// When the next turn has to come, whatever arrives.
-    pub(super) fn next_deadline(&self) -> Option<Tick> {
+    pub(crate) fn next_deadline(&self) -> Option<Tick> {
         if self.fault.is_some() {
             return None;
         }
@@ -377,6 +377,8 @@ impl Shard {
         for slot in self.touched.drain(..) {
             let replica = &mut self.replicas[slot as usize];
             replica.is_touched = false;
+            #[cfg(feature = "sim")]
+            self.stepped.push(replica.group.id());
             let is_running = replica.fault.is_none();
             let shown = Shown {
                 leader: replica.group.leader().filter(|_| is_running),

@@ -1,0 +1,262 @@
+//! A node whose parts somebody else runs, one at a time: for a simulator that owns the time, the network and the disk.
+//! It must never run anything by itself, and must be made of the same parts as a [`Node`].
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use polyraft_raft::{Group, GroupId, Message, NodeId, Tick, shard_of};
+use polyraft_storage::{Disk, RecoveredGroup, Wal};
+use polyraft_transport::{Identity, Network, Receiver};
+
+use crate::apply::{Applier, Task};
+use crate::assembly::{self, Assembly, Parts, Place};
+use crate::clock::Clock;
+use crate::completion::SlotPool;
+use crate::config::Config;
+use crate::error::OpenError;
+use crate::event::ShardEvent;
+use crate::machine::StateMachine;
+use crate::mailbox::Mailbox;
+use crate::node::{Inner, Node};
+use crate::shard::Shard;
+use crate::wire::{Record, Records};
+
+/// What a node is opened with.
+#[derive(Debug)]
+pub struct SimPlace<'a> {
+    /// The disk, which decides what a crash leaves.
+    pub disk: Arc<dyn Disk>,
+    /// The data directory on it.
+    pub path: &'a Path,
+    /// The cluster's name.
+    pub cluster: &'a str,
+    /// This node.
+    pub id: u64,
+    /// The other nodes.
+    pub peers: &'a [u64],
+    /// Taken as it is: values below the ranges of [`Config::validate`] make small and quick worlds.
+    pub config: &'a Config,
+    /// Microseconds on this node's clock. The owner moves it, forward only.
+    pub clock: Arc<AtomicU64>,
+}
+
+/// A node without threads. Dropping it is a crash: nothing is written, closed or said.
+pub struct SimNode<M: StateMachine> {
+    node: Node<M>,
+    identity: Identity,
+    receiver: Arc<dyn Receiver>,
+    shards: Vec<(Shard, Mailbox<ShardEvent>)>,
+    workers: Vec<(Applier<M>, Mailbox<Task>)>,
+    wals: Vec<Wal>,
+}
+
+impl<M: StateMachine> SimNode<M> {
+    /// Recovers the log and makes the parts. The state machines of recovered groups are opened by the first turns.
+    ///
+    /// `connect` is given who the node is and its way in, and returns its way out.
+    ///
+    /// # Errors
+    /// Those of [`NodeBuilder::open`](crate::NodeBuilder::open) that concern the data directory.
+    pub fn open(
+        place: &SimPlace<'_>,
+        connect: impl FnOnce(&Identity, &Arc<dyn Receiver>) -> Arc<dyn Network>,
+    ) -> Result<Self, OpenError> {
+        let config = place.config;
+        let found = Place {
+            disk: Arc::clone(&place.disk),
+            path: place.path,
+            cluster: place.cluster,
+            node: NodeId(place.id),
+        };
+        let assembly = Assembly::open(&found, config, Clock::Virtual(Arc::clone(&place.clock)))?;
+        let peers: Vec<NodeId> = place.peers.iter().copied().map(NodeId).collect();
+        let (identity, router) = (assembly.identity(), Arc::clone(&assembly.router));
+        let receiver: Arc<dyn Receiver> = Arc::clone(&router) as _;
+        let network = connect(&identity, &receiver);
+        let (shared, observer) = (Arc::clone(&assembly.shared), assembly.observer());
+        let Parts {
+            wals,
+            mut shards,
+            tasks,
+        } = assembly.into_parts(config, &network, &peers);
+        for wal in &wals {
+            wal.observe(Arc::clone(&observer));
+        }
+        for (shard, _) in &mut shards {
+            shard.open_recovered();
+        }
+        let workers = tasks
+            .into_iter()
+            .map(|tasks| (assembly::applier::<M>(place.path, &shared), tasks));
+        let workers = workers.collect();
+        // Callers here do not wait for futures, so no reply slots are worth keeping.
+        let slots = SlotPool::new(1);
+        let inner = Inner::new(config, shared, peers, wals.clone(), network, router, slots);
+        Ok(SimNode {
+            node: Node::from_inner(inner),
+            identity,
+            receiver,
+            shards,
+            workers,
+            wals,
+        })
+    }
+
+    /// The handle that users of a node have.
+    pub fn node(&self) -> &Node<M> {
+        &self.node
+    }
+
+    /// What the node says of itself to its peers.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The node's way in, for the network.
+    pub fn receiver(&self) -> &Arc<dyn Receiver> {
+        &self.receiver
+    }
+
+    /// Number of shards.
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Number of lanes of the log.
+    pub fn lanes(&self) -> usize {
+        self.wals.len()
+    }
+
+    /// Number of apply workers.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Events that wait for a shard.
+    pub fn inbox_len(&self, shard: usize) -> usize {
+        self.shards[shard].1.len()
+    }
+
+    /// When a shard has to have a turn at the latest, on the node's clock.
+    pub fn next_deadline(&self, shard: usize) -> Option<Tick> {
+        self.shards[shard].0.next_deadline()
+    }
+
+    /// Runs one turn of a shard: what its thread does between two looks at its inbox.
+    pub fn turn(&mut self, shard: usize) {
+        let now = self.node.inner().shared.clock.now();
+        let (shard, inbox) = &mut self.shards[shard];
+        shard.begin_turn(now);
+        shard.finish_turn(inbox);
+    }
+
+    /// Moves the groups that a shard's turns have touched since the last call into `into`.
+    pub fn take_stepped(&mut self, shard: usize, into: &mut Vec<GroupId>) {
+        self.shards[shard].0.take_stepped(into);
+    }
+
+    /// One lane of the log: [`Wal::pump`] and [`Wal::tend`] are what its threads do.
+    pub fn wal(&self, lane: usize) -> &Wal {
+        &self.wals[lane]
+    }
+
+    /// Tasks that wait for an apply worker.
+    pub fn tasks_len(&self, worker: usize) -> usize {
+        self.workers[worker].1.len()
+    }
+
+    /// Has an apply worker do its next task. False: there is none.
+    pub fn work(&mut self, worker: usize) -> bool {
+        let (applier, tasks) = &mut self.workers[worker];
+        let task = tasks.try_take();
+        let has_task = task.is_some();
+        if let Some(task) = task {
+            applier.perform(task);
+        }
+        has_task
+    }
+
+    /// A replica's core, and why it is quarantined; `None` when the group is not here or not open yet.
+    pub fn replica(&self, group: GroupId) -> Option<(&Group, Option<&str>)> {
+        self.shards[shard_of(group, self.shards.len())]
+            .0
+            .replica(group)
+    }
+
+    /// What the log had of the groups that are not open yet, by group.
+    pub fn recovered(&self) -> Vec<&RecoveredGroup> {
+        let mut found: Vec<_> = self
+            .shards
+            .iter()
+            .flat_map(|(shard, _)| shard.recovered())
+            .collect();
+        found.sort_unstable_by_key(|found| found.group);
+        found
+    }
+
+    /// Why the whole node has stopped serving, if it has.
+    pub fn fault(&self) -> Option<String> {
+        self.node.status().fault
+    }
+
+    /// Stops the node in order, as [`Node::shutdown`] does: everything submitted is written, and the log's end is marked.
+    ///
+    /// # Errors
+    /// Says why the log could not be closed.
+    pub fn close(mut self) -> Result<(), polyraft_storage::StorageError> {
+        let shared = Arc::clone(&self.node.inner().shared);
+        shared.is_closed.store(true, Ordering::Release);
+        shared.tell_all(|| ShardEvent::Shutdown);
+        for shard in 0..self.shards.len() {
+            while !self.shards[shard].0.is_stopping() {
+                self.turn(shard);
+            }
+        }
+        self.wals.iter().try_for_each(Wal::close)
+    }
+}
+
+impl<M: StateMachine> std::fmt::Debug for SimNode<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SimNode")
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a frame holds, as far as a checker wants to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SimRecord {
+    /// A Raft message of a group.
+    Group {
+        /// The group.
+        group: GroupId,
+        /// The message, without the entries' bytes.
+        message: Message,
+    },
+    /// A proposal on its way to the leader's node.
+    Forward {
+        /// The group.
+        group: GroupId,
+    },
+    /// Anything else.
+    Other,
+}
+
+/// Calls `see` for each record of a frame.
+///
+/// # Panics
+/// When the frame is damaged: the node that sent it has a bug then.
+pub fn read_frame(frame: &Bytes, mut see: impl FnMut(SimRecord)) {
+    let mut records = Records::new(frame.clone());
+    while let Some(record) = records.next_for(|_| true) {
+        let record = record.expect("a node sends frames that can be read");
+        see(match record {
+            Record::Group { group, message, .. } => SimRecord::Group { group, message },
+            Record::Forward { group, .. } => SimRecord::Forward { group },
+            _ => SimRecord::Other,
+        });
+    }
+}
