@@ -14,6 +14,8 @@ use polyraft::{
 };
 use tempfile::TempDir;
 
+pub mod crash_images;
+
 /// How long a condition may take to become true before a test fails. Far above what any of them needs.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 

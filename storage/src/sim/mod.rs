@@ -120,6 +120,17 @@ impl SimDisk {
         })
     }
 
+    /// Whether a power cut could lose a part of a file now.
+    pub fn has_unsynced_bytes(&self) -> bool {
+        let state = self.state.lock();
+        !state.files.values().all(|file| file.is_settled())
+    }
+
+    /// Whether a power cut could undo a creation, a renaming or a removal now.
+    pub fn has_unsynced_names(&self) -> bool {
+        !self.state.lock().names.is_settled()
+    }
+
     /// From now on, remembers the disk as it is before each operation.
     pub fn record_images(&self) {
         self.state.lock().images = Some(Vec::new());

@@ -103,6 +103,11 @@ impl Names {
         });
     }
 
+    /// Whether every change is durable.
+    pub(super) fn is_settled(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     pub(super) fn after_power_cut(&self, keep: KeepNames) -> Self {
         let mut left = self.durable.clone();
         let count = self.pending.len();

@@ -1,0 +1,134 @@
+//! Owns what must hold of a disk that lost power: it opens, has all that was acknowledged and nothing that was never written,
+//! and takes new writes that survive in turn. Must never accept a state that the model did not go through.
+
+use polyraft_raft::GroupId;
+use polyraft_storage::StorageError;
+use polyraft_storage::sim::{Keep, SimDisk};
+
+use super::model::{Model, Op};
+use super::run::{Log, Shape};
+
+/// Opens the disk and compares; `allowed` has, by shard, the states that may be found. Returns what was found.
+pub fn opens_as(disk: &SimDisk, shape: Shape, allowed: &[&[Model]]) -> Result<Log, String> {
+    let log = Log::open(disk, shape).map_err(|error| format!("does not open: {error}"))?;
+    if !log.report.rotten.is_empty() {
+        return Err(format!("reports rot: {:?}", log.report.rotten));
+    }
+    let (found, faulty) = log.read_all()?;
+    if !faulty.is_empty() {
+        return Err(format!("has damaged groups: {faulty:?}"));
+    }
+    for (shard, (found, allowed)) in found.iter().zip(allowed).enumerate() {
+        if !allowed.contains(found) {
+            return Err(explain(shard, found, allowed));
+        }
+    }
+    Ok(log)
+}
+
+/// Names a difference to the state that must be there.
+fn explain(shard: usize, found: &Model, allowed: &[Model]) -> String {
+    let needed = &allowed[0];
+    let differs = |id: &&u64| found.get(id) != needed.get(id);
+    let id = needed.keys().chain(found.keys()).find(differs);
+    let brief = |model: &Model| {
+        let replica = model.get(id.unwrap_or(&0)).cloned();
+        replica.map(|replica| {
+            let replica = replica?;
+            Some((replica.state, replica.base, replica.last()))
+        })
+    };
+    format!(
+        "shard {shard}: group {id:?} is {:?}, acknowledged was {:?}, {} states allowed",
+        brief(found),
+        brief(needed),
+        allowed.len()
+    )
+}
+
+/// Writes to every group and to a new one per shard, and compares what is there after one more power cut, so that
+/// nothing that recovery left behind can be mistaken for the new writes or hide them.
+pub fn writes_on(disk: &SimDisk, shape: Shape, mut log: Log) -> Result<(), String> {
+    let failed = |what: &'static str| move |error| format!("{what} after recovery: {error}");
+    let (mut models, _) = log.read_all()?;
+    let mut fresh = 1000..;
+    for (shard, model) in models.iter_mut().enumerate() {
+        let mut ops: Vec<Op> = Vec::new();
+        for (group, replica) in &*model {
+            let term = replica.as_ref().map_or(1, |replica| {
+                let newest = replica.entries.values().next_back();
+                newest
+                    .map_or(replica.base.term.0, |(term, _)| *term)
+                    .max(replica.state.term.0)
+                    + 1
+            });
+            if replica.is_none() {
+                ops.push(Op::Create(*group));
+            }
+            ops.push(Op::State {
+                group: *group,
+                term,
+                vote: 2,
+                commit: 0,
+            });
+            ops.push(Op::Append {
+                group: *group,
+                term,
+                payloads: vec![format!("again {group}").into_bytes()],
+            });
+        }
+        let new = fresh.find(|group| shape.shard_of(*group) == shard);
+        ops.extend(new.map(Op::Create));
+        for op in ops {
+            log.write(shape, model, &op).map_err(failed("writing"))?;
+            op.apply(model);
+        }
+    }
+    for log in &mut log.logs {
+        match log.submit() {
+            // A full disk has no room for entries, and nothing is lost that was not taken.
+            Err(StorageError::DiskFull { .. }) => return Ok(()),
+            submitted => submitted.map_err(failed("submitting"))?,
+        };
+    }
+    log.flush().map_err(failed("syncing"))?;
+    let found = log.read_all()?;
+    if found != (models.clone(), Vec::new()) {
+        return Err("reads something else than it wrote after recovery".to_owned());
+    }
+    drop(log);
+    let models: Vec<&[Model]> = models.iter().map(std::slice::from_ref).collect();
+    let again = disk.after_power_cut(Keep::Nothing);
+    opens_as(&again, shape, &models)
+        .map(|_| ())
+        .map_err(|reason| format!("writes after recovery are lost: {reason}"))
+}
+
+/// Checks one image.
+pub fn image(disk: &SimDisk, shape: Shape, allowed: &[&[Model]]) -> Result<(), String> {
+    let log = opens_as(disk, shape, allowed)?;
+    writes_on(disk, shape, log)
+}
+
+/// Checks a disk with rot on it: it may refuse to open, or give groups up, but what it gives out must be right.
+pub fn rotten(disk: &SimDisk, shape: Shape, expected: &[&Model]) -> Result<bool, String> {
+    let Ok(log) = Log::open(disk, shape) else {
+        return Ok(true);
+    };
+    let (found, faulty) = log.read_all()?;
+    for (shard, (found, expected)) in found.iter().zip(expected).enumerate() {
+        for (id, replica) in &**expected {
+            if faulty.contains(id) || found.get(id) == Some(replica) {
+                continue;
+            }
+            return Err(format!(
+                "shard {shard}: group {} changed without a word",
+                GroupId(*id)
+            ));
+        }
+        if let Some(id) = found.keys().find(|id| !expected.contains_key(id)) {
+            return Err(format!("shard {shard}: group {id} was made up"));
+        }
+    }
+    Ok(!faulty.is_empty())
+}
