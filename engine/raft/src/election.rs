@@ -116,10 +116,12 @@ impl Group {
         let (Part::PreCandidate(ballot) | Part::Candidate(ballot)) = &self.part else {
             return;
         };
-        if self
+        let is_won = self
             .configuration
-            .has_quorum(|n| ballot.granted.contains(&n))
-        {
+            .has_quorum(|n| ballot.granted.contains(&n));
+        let strangers_count = mutants::is_active(Mutant::StrangerVotes)
+            && ballot.granted.len() > self.configuration.voters().len() / 2;
+        if is_won || strangers_count {
             match self.part {
                 Part::PreCandidate(_) => self.stand(env, out),
                 _ => self.lead(env, out),
@@ -170,7 +172,9 @@ impl Group {
 
     /// Whether the vote of the current term could go to `candidate`.
     fn may_vote_for(&self, candidate: NodeId) -> bool {
-        self.vote == Some(candidate) || (self.vote.is_none() && self.leader.is_none())
+        self.vote == Some(candidate)
+            || (self.vote.is_none() && self.leader.is_none())
+            || mutants::is_active(Mutant::SecondVote)
     }
 
     pub(crate) fn hear_pre_vote(
@@ -184,6 +188,9 @@ impl Group {
         if term < self.term {
             self.send(from, Message::Stale { term: self.term }, out);
             return;
+        }
+        if mutants::is_active(Mutant::PreVoteRaisesTerm) {
+            self.catch_up(env, term, out);
         }
         if term > self.term && self.leader == Some(from) {
             // Who asks for the next term does not lead this one any more, whatever it claimed.
@@ -261,7 +268,7 @@ impl Group {
             );
             return;
         }
-        if self.vote.is_none() {
+        if self.vote != Some(from) {
             self.vote = Some(from);
             self.hard_state_changed = true;
             self.part = Part::Follower;

@@ -38,32 +38,26 @@ impl Group {
         self.follow(env, from, out);
         self.write_hard_state(out);
 
-        // Every leader's log holds what is committed here, so the logs agree at least that far and only the rest
-        // is looked at. A late append can then not cut anything committed.
-        let entries =
-            if prev.index < self.committed && !mutants::is_active(Mutant::LateAppendTruncates) {
-                let first = self.committed.next();
-                EntryRange {
-                    first,
-                    end: entries.end.max(first),
-                    ..entries
-                }
-            } else if self.log.term_at(prev.index) == Some(prev.term) {
-                entries
-            } else {
-                self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
-                let hint = self.log.last_with_term_at_most(prev.term, prev.index);
-                self.send(
-                    from,
-                    Message::Conflict {
-                        term,
-                        rejected: prev.index,
-                        hint,
-                    },
-                    out,
-                );
-                return;
-            };
+        let is_beyond =
+            prev.index >= self.committed || mutants::is_active(Mutant::LateAppendTruncates);
+        let entries = if is_beyond && self.log.term_at(prev.index) == Some(prev.term) {
+            entries
+        } else if prev.index <= self.committed {
+            self.after_committed(prev, entries)
+        } else {
+            self.counters.conflicts = self.counters.conflicts.wrapping_add(1);
+            let hint = self.log.last_with_term_at_most(prev.term, prev.index);
+            self.send(
+                from,
+                Message::Conflict {
+                    term,
+                    rejected: prev.index,
+                    hint,
+                },
+                out,
+            );
+            return;
+        };
 
         let is_new = self.take(entries, out);
         self.verified = self.verified.max(entries.last());
@@ -78,6 +72,24 @@ impl Group {
         if !is_new || mutants::is_active(Mutant::AckBeforeDurable) {
             self.owes_answer = true;
             self.send_matched(out);
+        }
+    }
+
+    /// The part of an append that is not committed here. Every leader's log holds what is committed, so the logs agree at
+    /// least that far and only the rest is looked at. A late append can then not cut anything committed.
+    fn after_committed(&self, prev: LogPosition, entries: EntryRange) -> EntryRange {
+        let newest = entries.last().min(self.committed);
+        let held = |index| self.log.term_at(index);
+        assert!(
+            held(prev.index).is_none_or(|t| t == prev.term)
+                && (newest < entries.first || held(newest).is_none_or(|t| t == entries.term)),
+            "a leader has other entries after {prev} than are committed here: {self:?}"
+        );
+        let first = self.committed.next();
+        EntryRange {
+            first,
+            end: entries.end.max(first),
+            ..entries
         }
     }
 
@@ -136,7 +148,9 @@ impl Group {
         };
         let is_due = matched > self.acknowledged || self.owes_answer;
         // The promise is made in this term: a restart must not fall back behind it.
-        if is_due && self.is_hard_state_safe(Mutant::AckBeforeDurable) {
+        let is_safe = self.is_hard_state_safe(Mutant::AckBeforeDurable)
+            || mutants::is_active(Mutant::AckInUndurableTerm);
+        if is_due && is_safe {
             self.acknowledged = self.acknowledged.max(matched);
             self.owes_answer = false;
             self.send(
@@ -193,7 +207,7 @@ impl Group {
         if self.leader == Some(by) && by != self.node {
             self.leader = None;
             self.is_claimed = false;
-            if matches!(self.part, Part::Follower) {
+            if matches!(self.part, Part::Follower) && !mutants::is_active(Mutant::TimerForgotten) {
                 self.arm_short_election_timer(env, out);
             }
         }
@@ -205,7 +219,7 @@ impl Group {
                 progress.down();
             }
             // CheckQuorum, when liveness changes instead of at every tick.
-            if !self.has_live_quorum(env) {
+            if !self.has_live_quorum(env) && !mutants::is_active(Mutant::QuorumNotChecked) {
                 self.become_follower(env, out);
             }
         } else if !mutants::is_active(Mutant::SilentLeaderKept) {

@@ -123,8 +123,9 @@ impl Group {
             return;
         }
         let last = self.log.last_index();
+        let is_of_term = term == self.term || mutants::is_active(Mutant::StaleAckCounts);
         let progress = match &mut self.part {
-            Part::Leader(leading) if term == self.term => leading.peer(from),
+            Part::Leader(leading) if is_of_term => leading.peer(from),
             _ => None,
         };
         let Some(progress) = progress else {

@@ -57,6 +57,22 @@ pub enum Mutant {
     EqualTimeouts,
     /// Frames may exceed the transport's limit.
     OversizedFrames,
+    /// A voter gives its vote of a term to whoever asks last.
+    SecondVote,
+    /// An acknowledgement leaves in a term that is not durable yet.
+    AckInUndurableTerm,
+    /// The acknowledgement of an earlier term counts for this one.
+    StaleAckCounts,
+    /// A completion that comes late takes the watermark back.
+    WatermarkFalls,
+    /// Who is asked for a PreVote takes over the term asked for.
+    PreVoteRaisesTerm,
+    /// The vote of a node that is no member counts.
+    StrangerVotes,
+    /// A leader without a live quorum goes on.
+    QuorumNotChecked,
+    /// A follower whose leader gave up its claim arms no timer.
+    TimerForgotten,
 }
 
 /// Every mutant with the number of the fault that it stands for.
@@ -86,6 +102,18 @@ pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::SilentLeaderKept, 23),
     (Mutant::EqualTimeouts, 24),
     (Mutant::OversizedFrames, 27),
+];
+
+/// More mutants, which need a meeting of circumstances that whole nodes seldom see. Scripts of the core play it.
+pub const SCRIPTED: &[(Mutant, u8)] = &[
+    (Mutant::SecondVote, 1),
+    (Mutant::AckInUndurableTerm, 2),
+    (Mutant::StaleAckCounts, 15),
+    (Mutant::WatermarkFalls, 15),
+    (Mutant::PreVoteRaisesTerm, 18),
+    (Mutant::StrangerVotes, 19),
+    (Mutant::QuorumNotChecked, 21),
+    (Mutant::TimerForgotten, 23),
 ];
 
 #[cfg(polyraft_mutants)]

@@ -283,6 +283,9 @@ mod tests {
         progress.sent(range(21, 22), 10, Index(0), Tick(1));
         assert!(progress.refuse(Index(20), Index(3), Tick(2)));
         assert_eq!(progress.next, Index(11));
+        // Who refuses what it has acknowledged is not asked again at once, or the two would never rest.
+        progress.sent(range(11, 21), 10, Index(0), Tick(2));
+        assert!(!progress.refuse(Index(10), Index(3), Tick(3)));
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //! here drives the public interface only.
 
 mod cluster;
+mod edges;
+#[cfg(polyraft_mutants)]
+mod mutants;
 mod paper;
 mod random;
 mod replica;

@@ -184,7 +184,8 @@ fn heal(cluster: &mut Cluster) {
     }
 }
 
-fn run(seed: u64) -> usize {
+/// One run; how many entries it committed.
+pub fn run(seed: u64) -> usize {
     let mut dice = Dice(seed);
     let nodes = [1, 2, 3, 3, 3, 4, 5, 5][dice.roll(8) as usize];
     let settings = settings(&mut dice);

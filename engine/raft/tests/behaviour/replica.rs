@@ -78,9 +78,18 @@ impl Replica {
             last: Index(terms.len() as u64),
             ..Restored::empty(Configuration::simple((1..=voters).map(NodeId)))
         };
+        Replica::restored_with(restored, seed)
+    }
+
+    /// Node 1 with what its disk holds; all members live.
+    pub fn restored(restored: Restored) -> Replica {
+        Replica::restored_with(restored, 1)
+    }
+
+    fn restored_with(restored: Restored, seed: u64) -> Replica {
         let (now, settings, mut alive) = (Tick(0), Settings::default(), NodeSet::new(NodeId(1)));
-        for n in 2..=voters {
-            alive.insert(NodeId(n));
+        for node in restored.configuration.nodes() {
+            alive.insert(node);
         }
         let mut started = Outbox::default();
         let env = Env {

@@ -232,7 +232,7 @@ fn run(cluster: &mut Cluster, line: &str) -> String {
 }
 
 /// The script as it should read: comments and commands kept, outputs fresh.
-fn play(script: &str) -> String {
+pub fn play(script: &str) -> String {
     let mut cluster = Cluster::new(1, 7, Settings::default());
     let mut text = String::new();
     for line in script.lines() {
@@ -247,7 +247,7 @@ fn play(script: &str) -> String {
     text
 }
 
-fn scripts() -> Vec<PathBuf> {
+pub fn scripts() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/raft");
     let entries = fs::read_dir(folder).expect("the folder of scripts");
     let mut files: Vec<PathBuf> = entries.map(|e| e.expect("a folder entry").path()).collect();
