@@ -229,6 +229,8 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::Term;
 
@@ -326,5 +328,151 @@ mod tests {
             (progress.state, progress.next),
             (ProgressState::Replicate, Index(21))
         );
+    }
+
+    /// A follower that holds a prefix of the leader's log, and everything on the way between the two.
+    struct Naive {
+        progress: Progress,
+        settings: Settings,
+        last: u64,
+        /// The follower holds the log durably through here.
+        held: u64,
+        /// Appends on the way, as `first..end`.
+        appends: Vec<(u64, u64)>,
+        /// Answers on the way: what is matched, or what was refused with a hint.
+        answers: Vec<Result<u64, (u64, u64)>>,
+        now: u64,
+    }
+
+    impl Naive {
+        fn new(last: u64, held: u64, messages: u32, entries: u64) -> Naive {
+            let settings = Settings {
+                inflight_messages: messages,
+                inflight_entries: entries,
+                ..Settings::default()
+            };
+            Naive {
+                progress: Progress::new(NodeId(2), Index(last + 1), true, Tick(0)),
+                settings,
+                last,
+                held: held.min(last),
+                appends: Vec::new(),
+                answers: Vec::new(),
+                now: 0,
+            }
+        }
+
+        /// Sends what there is room for, as a leader's flush does.
+        fn flush(&mut self, most: u64) {
+            let committed = Index(self.last);
+            for sent in 0.. {
+                let wants = self.progress.next.0 <= self.last
+                    || (self.progress.state == ProgressState::Probe
+                        && self.progress.is_behind(Index(self.last), committed));
+                let Some((room, _)) = self.progress.room(&self.settings).filter(|_| wants) else {
+                    break;
+                };
+                assert!(sent <= self.last + 1, "it never stops sending");
+                let first = self.progress.next.0;
+                let end = (first + most.min(room)).min(self.last + 1);
+                self.progress
+                    .sent(range(first, end), 1, committed, Tick(self.now));
+                self.appends.push((first, end));
+            }
+        }
+
+        /// The follower takes the append, or refuses it for the hole before it.
+        fn take(&mut self, at: usize) {
+            let (first, end) = self.appends.remove(at);
+            self.answers.push(if first > self.held + 1 {
+                Err((first - 1, self.held))
+            } else {
+                self.held = self.held.max(end - 1);
+                Ok(self.held)
+            });
+        }
+
+        fn answer(&mut self, at: usize) {
+            match self.answers.remove(at) {
+                Ok(matched) => {
+                    let known = self.progress.matched.0;
+                    let commit = Index(matched);
+                    let is_news = self
+                        .progress
+                        .acknowledge(Index(matched), commit, Tick(self.now));
+                    assert_eq!(is_news, matched > known);
+                    assert_eq!(self.progress.matched.0, matched.max(known));
+                }
+                Err((rejected, hint)) => {
+                    let now = Tick(self.now);
+                    self.progress.refuse(Index(rejected), Index(hint), now);
+                }
+            }
+        }
+
+        fn check(&self) {
+            let (progress, window) = (&self.progress, &self.progress.inflight);
+            assert!(progress.matched < progress.next);
+            assert!(
+                progress.matched.0 <= self.held,
+                "it counts what is not held"
+            );
+            assert!(progress.next.0 <= self.last + 1);
+            assert!(window.messages() <= self.settings.inflight_messages as usize);
+            assert!(window.entries() <= self.settings.inflight_entries);
+            match progress.state {
+                ProgressState::Replicate if !window.is_empty() => {
+                    let newest = progress.next.0 - 1;
+                    assert!(newest - window.entries() >= progress.matched.0);
+                }
+                _ => assert!(window.is_empty()),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_follower_is_never_overrated_and_always_caught_up(
+            last in 1..40_u64, held in 0..40_u64, messages in 1..5_u32, entries in 1..9_u64,
+            steps in prop::collection::vec((0..12_u8, 0..64_usize), 0..120),
+        ) {
+            let mut naive = Naive::new(last, held, messages, entries);
+            for (kind, n) in steps {
+                naive.now += 1;
+                let now = Tick(naive.now);
+                match kind {
+                    0..=2 => naive.flush(1 + n as u64 % 4),
+                    3..=5 if !naive.appends.is_empty() => naive.take(n % naive.appends.len()),
+                    6..=8 if !naive.answers.is_empty() => naive.answer(n % naive.answers.len()),
+                    9 if !naive.appends.is_empty() => drop(naive.appends.remove(n % naive.appends.len())),
+                    10 if naive.progress.is_waiting() => naive.progress.give_up_waiting(now),
+                    11 if naive.progress.alive => naive.progress.down(),
+                    11 => naive.progress.up(now),
+                    _ => naive.last += n as u64 % 3,
+                }
+                naive.check();
+            }
+            // Nothing is lost from now on, and silence is noticed.
+            if !naive.progress.alive {
+                naive.progress.up(Tick(naive.now));
+            }
+            let rounds = 4 * (naive.last + 4);
+            for _ in 0..rounds {
+                naive.flush(4);
+                while !naive.appends.is_empty() {
+                    naive.take(0);
+                }
+                if naive.answers.is_empty() && naive.progress.is_waiting() {
+                    naive.progress.give_up_waiting(Tick(naive.now));
+                }
+                while !naive.answers.is_empty() {
+                    naive.answer(0);
+                    naive.check();
+                }
+            }
+            prop_assert_eq!(naive.progress.matched.0, naive.last);
+            prop_assert_eq!(naive.held, naive.last);
+            prop_assert!(!naive.progress.is_waiting());
+        }
     }
 }
