@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use polyraft_raft::mutants::{self, Mutant};
 use rustix::fs::{Advice, FlockOperation, OFlags};
 
 use crate::format::PAGE_BYTES;
@@ -60,6 +61,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
         let temporary = path.with_extension("tmp");
         self.write_new(&temporary, bytes)?;
         self.rename(&temporary, path)?;
+        if mutants::is_active(Mutant::ReplacedNameNotSynced) {
+            return Ok(());
+        }
         self.sync_dir(path.parent().unwrap_or(Path::new(".")))
     }
 }

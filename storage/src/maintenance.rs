@@ -128,7 +128,12 @@ impl Maintenance {
             durable,
             entries: sections.iter().map(|section| section.entries).sum(),
         };
-        let written = self.disk.replace(&self.path, &header.encode(&sections));
+        let file = header.encode(&sections);
+        let written = if mutants::is_active(Mutant::CheckpointOverwritten) {
+            self.disk.write_new(&self.path, &file)
+        } else {
+            self.disk.replace(&self.path, &file)
+        };
         let mut state = self.state.lock();
         state.under_way = false;
         if let Err(error) = written {

@@ -326,7 +326,10 @@ impl Segments {
                 needed: bytes,
             });
         }
-        let salt = self.disk.entropy().map_err(fail("drawing a salt for"))? as u64;
+        let mut salt = self.disk.entropy().map_err(fail("drawing a salt for"))? as u64;
+        if mutants::is_active(Mutant::SaltReused) {
+            salt = 0;
+        }
         let header = SegmentHeader {
             lane: self.lane,
             store: self.store,

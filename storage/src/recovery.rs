@@ -137,7 +137,7 @@ impl LaneFiles<'_> {
         let tip = segments
             .get(cursor.at)
             .map(|segment| (Arc::clone(segment), cursor.offset));
-        if repair {
+        if repair && !mutants::is_active(Mutant::TornTailKept) {
             // The unfinished batch began either right here or, if it did not fit, in the segment that came next.
             if let Some((segment, offset)) = &tip {
                 self.erase_batch(segment, *offset)?;
@@ -361,7 +361,7 @@ impl LaneFiles<'_> {
         while let Some(segment) = segments.get(cursor.at) {
             let mut found = find(segment, cursor.offset, cursor.expected);
             let mut place = (cursor.at, cursor.offset);
-            if matches!(found, Found::Nothing) {
+            if matches!(found, Found::Nothing) && !mutants::is_active(Mutant::SegmentEndIsLogEnd) {
                 // What is behind the last batch of a full segment means nothing: the log goes on in the segment that
                 // begins with the batch expected here. Prepared ones that were never used may stand in between.
                 let later = segments.iter().enumerate().skip(cursor.at + 1);
@@ -500,11 +500,18 @@ impl LaneFiles<'_> {
                 .disk
                 .read(&path)
                 .map_err(|error| StorageError::io(&path, "reading", &error))?;
-            for (page, offset) in bytes
-                .chunks_exact(PAGE_BYTES)
-                .zip((0..).step_by(PAGE_BYTES))
-            {
-                if BatchHeader::parse(page).is_some_and(|header| header.lsn >= cursor.expected.0) {
+            let headers = || {
+                let pages = bytes.chunks_exact(PAGE_BYTES).map(BatchHeader::parse);
+                pages.zip((0..).step_by(PAGE_BYTES)).skip(1)
+            };
+            // Every use begins with a batch behind the header page. Its salt tells real ones from entries that look like them.
+            let Some((Some(first), _)) = headers().next() else {
+                continue;
+            };
+            for (header, offset) in headers() {
+                if header.is_some_and(|header| {
+                    header.salt == first.salt && header.lsn >= cursor.expected.0
+                }) {
                     return Err(damaged(
                         &path,
                         offset,

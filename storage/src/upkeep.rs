@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use polyraft_raft::GroupId;
+use polyraft_raft::mutants::{self, Mutant};
 use rustc_hash::FxHashMap;
 
 use crate::checkpoint::{Patch, Section};
@@ -35,6 +36,14 @@ struct CheckpointWork {
     placed: FxHashMap<u64, (u64, u32)>,
     /// Once nothing is left: the pieces before this one have to be durable.
     through: Option<u64>,
+}
+
+impl CheckpointWork {
+    /// Whether the section could be handed in, if only its blocks mattered.
+    fn has_all_places(&self) -> bool {
+        let has_place = |patch: &Patch| self.placed.contains_key(&patch.turn);
+        self.through.is_some() && self.patches.iter().all(has_place)
+    }
 }
 
 struct RelocationWork {
@@ -128,10 +137,10 @@ impl ShardLog {
     /// Hands the section in once everything in it is durable.
     pub(crate) fn deliver_checkpoint(&mut self) {
         let unplaced = self.tail.unplaced();
-        let ready = self
-            .upkeep
-            .checkpoint
-            .take_if(|work| work.through.is_some_and(|through| through <= unplaced));
+        let ready = self.upkeep.checkpoint.take_if(|work| {
+            work.through.is_some_and(|through| through <= unplaced)
+                || mutants::is_active(Mutant::CheckpointOfUndurable) && work.has_all_places()
+        });
         let Some(mut work) = ready else { return };
         for patch in work.patches {
             // Unplaced when it was written, durable by now: it was placed in between.

@@ -23,6 +23,20 @@ pub enum Mutant {
     DirectoryNotSynced,
     /// A checkpoint frees segments that still hold entries.
     LiveSegmentFreed,
+    /// A batch counts as durable before it is synced.
+    DurableBeforeSync,
+    /// A file that replaces another is renamed, and the directory is not synced.
+    ReplacedNameNotSynced,
+    /// A checkpoint is written over the one before it.
+    CheckpointOverwritten,
+    /// A checkpoint has what is submitted and not durable yet.
+    CheckpointOfUndurable,
+    /// The remains of an unfinished batch stay where the log goes on.
+    TornTailKept,
+    /// Segments that are used again keep their salt.
+    SaltReused,
+    /// The log ends with the last batch of a segment.
+    SegmentEndIsLogEnd,
     /// A leader counts its own entries before they are durable.
     LeaderCountsUndurable,
     /// The quorum's index is taken from an unsorted list.
@@ -75,7 +89,24 @@ pub enum Mutant {
     TimerForgotten,
 }
 
-/// Every mutant with the number of the fault that it stands for.
+/// The mutants that show in what a power cut leaves of the log, with the number of the fault that they stand for.
+pub const LOG: &[(Mutant, u8)] = &[
+    (Mutant::DurableBeforeSync, 2),
+    (Mutant::SyncErrorIgnored, 3),
+    (Mutant::TruncationNotLogged, 4),
+    (Mutant::TornTailIsRot, 5),
+    (Mutant::RotCutAsTail, 5),
+    (Mutant::TornTailKept, 5),
+    (Mutant::DirectoryNotSynced, 6),
+    (Mutant::ReplacedNameNotSynced, 6),
+    (Mutant::LiveSegmentFreed, 7),
+    (Mutant::CheckpointOverwritten, 7),
+    (Mutant::CheckpointOfUndurable, 7),
+    (Mutant::SaltReused, 29),
+    (Mutant::SegmentEndIsLogEnd, 29),
+];
+
+/// The mutants that show in a cluster, with the number of the fault that they stand for.
 pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::VoteBeforeDurable, 1),
     (Mutant::AckBeforeDurable, 2),

@@ -46,52 +46,26 @@ fn explain(shard: usize, found: &Model, allowed: &[Model]) -> String {
     )
 }
 
-/// Writes to every group and to a new one per shard, and compares what is there after one more power cut, so that
+/// Writes to every group and to a new one per shard, in two batches, and compares what is there after one more power cut, so that
 /// nothing that recovery left behind can be mistaken for the new writes or hide them.
 pub fn writes_on(disk: &SimDisk, shape: Shape, mut log: Log) -> Result<(), String> {
-    let failed = |what: &'static str| move |error| format!("{what} after recovery: {error}");
     let (mut models, _) = log.read_all()?;
-    let mut fresh = 1000..;
-    for (shard, model) in models.iter_mut().enumerate() {
-        let mut ops: Vec<Op> = Vec::new();
-        for (group, replica) in &*model {
-            let term = replica.as_ref().map_or(1, |replica| {
-                let newest = replica.entries.values().next_back();
-                newest
-                    .map_or(replica.base.term.0, |(term, _)| *term)
-                    .max(replica.state.term.0)
-                    + 1
-            });
-            if replica.is_none() {
-                ops.push(Op::Create(*group));
+    // Where the log goes on depends on what fits: some are small, others fill a batch.
+    let is_large = log.report.bytes / 4096 % 2 == 1;
+    for bytes in [if is_large { 12_000 } else { 20 }, 30] {
+        for (shard, model) in models.iter_mut().enumerate() {
+            for op in next_turn(shape, shard, model, bytes) {
+                log.write(shape, model, &op).map_err(failed("writing"))?;
+                op.apply(model);
             }
-            ops.push(Op::State {
-                group: *group,
-                term,
-                vote: 2,
-                commit: 0,
-            });
-            ops.push(Op::Append {
-                group: *group,
-                term,
-                payloads: vec![format!("again {group}").into_bytes()],
-            });
+            match log.logs[shard].submit() {
+                // A full disk has no room for entries, and nothing is lost that was not taken.
+                Err(StorageError::DiskFull { .. }) => return Ok(()),
+                submitted => submitted.map_err(failed("submitting"))?,
+            };
         }
-        let new = fresh.find(|group| shape.shard_of(*group) == shard);
-        ops.extend(new.map(Op::Create));
-        for op in ops {
-            log.write(shape, model, &op).map_err(failed("writing"))?;
-            op.apply(model);
-        }
+        log.flush().map_err(failed("syncing"))?;
     }
-    for log in &mut log.logs {
-        match log.submit() {
-            // A full disk has no room for entries, and nothing is lost that was not taken.
-            Err(StorageError::DiskFull { .. }) => return Ok(()),
-            submitted => submitted.map_err(failed("submitting"))?,
-        };
-    }
-    log.flush().map_err(failed("syncing"))?;
     let found = log.read_all()?;
     if found != (models.clone(), Vec::new()) {
         return Err("reads something else than it wrote after recovery".to_owned());
@@ -102,6 +76,42 @@ pub fn writes_on(disk: &SimDisk, shape: Shape, mut log: Log) -> Result<(), Strin
     opens_as(&again, shape, &models)
         .map(|_| ())
         .map_err(|reason| format!("writes after recovery are lost: {reason}"))
+}
+
+fn failed(what: &'static str) -> impl Fn(StorageError) -> String {
+    move |error| format!("{what} after recovery: {error}")
+}
+
+/// A hard state and an entry for each group, removed ones included, and a new group. The first entry has `bytes` bytes.
+fn next_turn(shape: Shape, shard: usize, model: &Model, mut bytes: usize) -> Vec<Op> {
+    let mut ops = Vec::new();
+    for (group, replica) in model {
+        let term = replica.as_ref().map_or(1, |replica| {
+            let newest = replica.entries.values().next_back();
+            let term = newest.map_or(replica.base.term.0, |(term, _)| *term);
+            term.max(replica.state.term.0) + 1
+        });
+        if replica.is_none() {
+            ops.push(Op::Create(*group));
+        }
+        ops.push(Op::State {
+            group: *group,
+            term,
+            vote: 2,
+            commit: 0,
+        });
+        let mut payload = format!("again {group} ").into_bytes();
+        payload.resize(bytes.max(10), b'.');
+        bytes = 10;
+        ops.push(Op::Append {
+            group: *group,
+            term,
+            payloads: vec![payload],
+        });
+    }
+    let is_new = |group: &u64| shape.shard_of(*group) == shard && !model.contains_key(group);
+    ops.extend((1000..).find(is_new).map(Op::Create));
+    ops
 }
 
 /// Checks one image.

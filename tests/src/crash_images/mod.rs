@@ -68,7 +68,7 @@ impl fmt::Display for Finding {
 pub const MODES: [WalMode; 2] = [WalMode::Direct, WalMode::Mapped];
 
 /// One image in so many power cuts is taken through a second one, at each operation of its recovery.
-const SECOND_CUT_STRIDE: usize = 23;
+const SECOND_CUT_STRIDE: usize = 41;
 /// One operation in so many fails when it is a sync.
 const FAILED_SYNC_STRIDE: u64 = 5;
 /// Distance of the flipped bits in bytes: a few in each batch and each header.
@@ -115,8 +115,8 @@ fn losses(at: usize, disk: &SimDisk) -> Vec<(Keep, KeepNames)> {
     losses
 }
 
-/// Checks every image of one workload in one mode.
-pub fn check(workload: &Workload, mode: WalMode) -> Result<Count, Finding> {
+/// Checks every image of one workload in one mode, up to the first finding.
+pub fn check(workload: &Workload, mode: WalMode, count: &mut Count) -> Result<(), Finding> {
     let shape = Shape {
         mode,
         shards: workload.shards,
@@ -131,18 +131,14 @@ pub fn check(workload: &Workload, mode: WalMode) -> Result<Count, Finding> {
         });
     }
     assert_needs(&run, workload);
-    let mut count = Count {
-        operations: run.images.len() as u64,
-        ..Count::default()
-    };
+    count.operations += run.images.len() as u64;
     let wrap = |(what, reason)| Finding {
         image: label(what),
         reason,
     };
-    power_cuts(&run, &mut count).map_err(wrap)?;
-    failed_syncs(&run, workload, &mut count).map_err(wrap)?;
-    rot(run, &mut count).map_err(wrap)?;
-    Ok(count)
+    power_cuts(&run, count).map_err(wrap)?;
+    failed_syncs(&run, workload, count).map_err(wrap)?;
+    rot(run, count).map_err(wrap)
 }
 
 /// A run that does not do what it is there for proves nothing.

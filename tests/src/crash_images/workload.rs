@@ -133,6 +133,8 @@ pub fn all() -> Vec<Workload> {
         shards_and_lanes(),
         restarts(),
         full_disk(),
+        forged_batches(),
+        checkpoints_in_flight(),
     ]
 }
 
@@ -391,4 +393,102 @@ fn full_disk() -> Workload {
             ..Needs::default()
         },
     )
+}
+
+/// Entries whose bytes look like batches of this very log, where a batch could begin once their segment is used again. Only the
+/// salt, which nobody outside knows, tells them apart.
+fn forged_batches() -> Workload {
+    let mut script = Script::default();
+    script.create(1).create(2).turn();
+    for at in 0..90u64 {
+        if at % 3 == 1 {
+            script.append(1, 1, 1, 30);
+        } else {
+            // Each turn is a batch, so its number is known; when the place is used again is tried out.
+            let ahead = 12 + at % 29;
+            let payload = forged_payload(at + 2 + ahead);
+            script.op(Op::Append {
+                group: 1,
+                term: 1,
+                payloads: vec![payload],
+            });
+            *script.last.entry(1).or_default() += 1;
+        }
+        script.purge(1, 0).tended();
+    }
+    let needs = Needs {
+        checkpoints: 3,
+        recycled: 3,
+        ..Needs::default()
+    };
+    script.end("forged batches", 1, 1, needs)
+}
+
+/// A payload that has a batch at the beginning of each page but the first, when it is the only record of its turn.
+fn forged_payload(lsn: u64) -> Vec<u8> {
+    const PAGE: usize = 4096;
+    /// The headers of the batch and of the block.
+    const BEFORE: usize = 64 + 48;
+    let mut payload = vec![b'.'; 3 * PAGE - BEFORE];
+    for page in 1..3 {
+        let batch = forged_batch(lsn + page as u64 - 1);
+        let at = page * PAGE - BEFORE;
+        payload[at..at + batch.len()].copy_from_slice(&batch);
+    }
+    payload
+}
+
+/// A batch that removes group 2, in a segment whose salt is 0.
+fn forged_batch(lsn: u64) -> Vec<u8> {
+    let mut record = b"PR\x01\x05".to_vec();
+    record.extend([0; 4]);
+    record.extend(2u64.to_le_bytes());
+    record.extend(crc32c::crc32c(&[]).to_le_bytes());
+    record.extend(crc32c::crc32c(&record).to_le_bytes());
+    let mut batch = b"PRBT".to_vec();
+    batch.extend(1u32.to_le_bytes());
+    for value in [0, lsn, lsn - 1] {
+        batch.extend(u64::to_le_bytes(value));
+    }
+    batch.extend((record.len() as u32).to_le_bytes());
+    batch.extend(1u32.to_le_bytes());
+    batch.extend(1u64.to_le_bytes());
+    batch.extend(crc32c::crc32c(&record).to_le_bytes());
+    batch.extend([0; 8]);
+    batch.extend(crc32c::crc32c(&batch).to_le_bytes());
+    batch.extend(record);
+    batch
+}
+
+/// Checkpoints that are made while the newest turns, some of them without entries, are not durable yet.
+fn checkpoints_in_flight() -> Workload {
+    let mut script = Script::default();
+    script.create(1).create(2).create(3).turn();
+    for at in 0..12 {
+        script
+            .append(1, 1 + at, 2, 60)
+            .append(2, 1 + at, 2, 30)
+            .turn();
+        script.step(Step::Checkpoint);
+        match at % 4 {
+            0 => script.state(1, 1 + at, at).state(2, 1 + at, at),
+            1 => script.truncate(1, 1).state(2, 1 + at, at),
+            2 => script.purge(2, 1).op(Op::Tombstone(3)),
+            _ => script.create(3).append(3, 1, 1, 20).state(1, 1 + at, at),
+        };
+        script.step(Step::Submit);
+        script.step(Step::Maintain).step(Step::Maintain);
+        script.step(Step::Tend);
+        if at % 3 == 0 {
+            script.append(1, 1 + at, 1, 3000).step(Step::Submit);
+            script.step(Step::Maintain).step(Step::Tend);
+        }
+        script.tended();
+        script.step(Step::Settle);
+    }
+    let needs = Needs {
+        checkpoints: 10,
+        ..Needs::default()
+    };
+    script.end("checkpoints in flight", 1, 1, needs)
 }
