@@ -254,10 +254,14 @@ fn load_entry(rest: &mut &[u8], interned: &mut Interned) -> Option<Loaded> {
     let refs = take(rest, blocks.checked_mul(BLOCK_BYTES)?)?;
     log.blocks.reserve_exact(blocks);
     for block in refs.chunks_exact(BLOCK_BYTES) {
+        let place = Place::segment(u64_at(block, 16));
+        if matches!(place.get(), Where::Turn(_)) {
+            return None;
+        }
         log.blocks.push_back(BlockRef {
             first: Index(u64_at(block, 0)),
             term: Term(u64_at(block, 8)),
-            place: Place::segment(u64_at(block, 16)),
+            place,
             offset: u32_at(block, 24),
             bytes: u32_at(block, 28),
             count: u32_at(block, 32),

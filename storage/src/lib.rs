@@ -16,6 +16,8 @@ mod data_dir;
 mod disk;
 mod error;
 mod format;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod group;
 pub mod inspect;
 mod lane;

@@ -41,6 +41,8 @@
 
 mod error;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod hello;
 mod loopback;
 mod network;

@@ -14,6 +14,8 @@ pub mod config;
 mod directory;
 mod error;
 mod event;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod group;
 mod liveness;
 mod machine;

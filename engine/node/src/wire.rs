@@ -363,6 +363,11 @@ fn put_error(out: &mut BytesMut, error: &Error) {
             out.put_u64_le(group.0);
             members.iter().for_each(|member| out.put_u64_le(member.0));
         }
+        // Not its whole text, or every node on the way would add the same words to it.
+        Error::Fault { reason } => {
+            out.put_u8(6);
+            out.put_slice(reason.as_bytes());
+        }
         other => {
             out.put_u8(6);
             out.put_slice(other.to_string().as_bytes());

@@ -1,0 +1,237 @@
+//! What must hold for any frame that a peer sends, and for any text that is given as a configuration: the bodies of
+//! the fuzz targets in `tests/fuzz`, and of a test over their seeds. It must never be part of a normal build, and
+//! never test what only valid input does.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::config::Config;
+use crate::wire::{self, Record, Records, WireError};
+
+fn decode_all(frame: Bytes) -> Vec<Result<Record, WireError>> {
+    let mut records = Records::new(frame);
+    std::iter::from_fn(|| records.next_for(|_| true)).collect()
+}
+
+fn encode(out: &mut BytesMut, record: &Record) {
+    match record {
+        Record::Group {
+            group,
+            message,
+            blocks,
+        } => wire::put_message(out, *group, message, std::iter::once(&blocks[..])),
+        Record::UnknownGroup { group } => wire::put_unknown_group(out, *group),
+        Record::Forward {
+            group,
+            request,
+            payload,
+        } => wire::put_forward(out, *group, *request, payload),
+        Record::ForwardReply {
+            group,
+            request,
+            outcome,
+        } => wire::put_forward_reply(out, *group, *request, outcome),
+        Record::Beat(beat) => wire::put_beat(out, beat),
+        Record::ClaimsDelta {
+            from_version,
+            version,
+            changes,
+        } => wire::put_claims_delta(out, *from_version, *version, changes),
+        Record::ClaimsTable {
+            version,
+            is_first,
+            total,
+            claims,
+        } => wire::put_claims_table(out, *version, *is_first, *total, claims),
+        Record::ClaimsRequest => wire::put_claims_request(out),
+        Record::Create {
+            request,
+            groups,
+            members,
+        } => wire::put_create(out, *request, groups, members),
+        Record::CreateReply { request, result } => wire::put_create_reply(out, *request, result),
+    }
+}
+
+/// The records of a frame. Every record that is read comes back as it was when written again, and the router sees
+/// as many as the shards do.
+pub fn records(data: &[u8]) {
+    let frame = Bytes::copy_from_slice(data);
+    let records = decode_all(frame.clone());
+    let mut visits = 0;
+    wire::shards_in(&frame, |group| group.0 as usize % 7, |_| visits += 1);
+    assert_eq!(visits, records.len());
+    for record in records.into_iter().flatten() {
+        let mut again = BytesMut::new();
+        encode(&mut again, &record);
+        assert_eq!(decode_all(again.freeze()), [Ok(record)]);
+    }
+}
+
+/// A configuration file. What is accepted is within its own rules and is read back from its own text; what is
+/// refused says why.
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    match Config::from_toml_str(text) {
+        Ok(config) => {
+            config.validate().expect("it was accepted");
+            let again = Config::from_toml_str(&config.to_toml_string());
+            assert_eq!(again.expect("its own text"), config);
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polyraft_raft::{EntryRange, GroupId, Index, LogPosition, Message, NodeId, Term};
+
+    use super::*;
+    use crate::completion::Committed;
+    use crate::error::Error;
+    use crate::liveness::Beat;
+
+    /// The seeds, and whatever fuzzing has found and was kept beside them.
+    #[test]
+    fn kept_inputs_do_no_harm() {
+        for (name, target) in [("wire", records as fn(&[u8])), ("config", config)] {
+            let dir = dir_of(name);
+            let kept: Vec<_> = std::fs::read_dir(&dir).unwrap().collect();
+            assert!(!kept.is_empty(), "{dir:?}");
+            for input in kept {
+                target(&std::fs::read(input.unwrap().path()).unwrap());
+            }
+        }
+    }
+
+    fn dir_of(target: &str) -> std::path::PathBuf {
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../tests/fuzz/seeds")
+            .join(target)
+    }
+
+    /// A seed that does not decode teaches a fuzzer nothing. `UPDATE=1` writes the seeds anew.
+    #[test]
+    fn seeds_decode() {
+        for (target, name, data) in seeds() {
+            if std::env::var_os("UPDATE").is_some() {
+                std::fs::create_dir_all(dir_of(target)).unwrap();
+                std::fs::write(dir_of(target).join(name), &data).unwrap();
+            }
+            let decodes = match target {
+                "wire" => decode_all(data.into()).iter().all(Result::is_ok),
+                _ => Config::from_toml_str(&String::from_utf8(data).unwrap()).is_ok(),
+            };
+            assert!(decodes, "{target}/{name}");
+        }
+    }
+    /// Valid inputs for the targets, by target and name.
+    fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+        let (group, term, index) = (GroupId(7), Term(3), Index(9));
+        let last = LogPosition { term, index };
+        let entries = EntryRange {
+            term,
+            first: Index(10),
+            end: Index(12),
+        };
+        let messages = [
+            Message::PreVote { term, last },
+            Message::PreVoteReply {
+                term,
+                granted: true,
+            },
+            Message::Vote {
+                term,
+                last,
+                transfer: false,
+            },
+            Message::VoteReply {
+                term,
+                granted: false,
+            },
+            Message::Append {
+                term,
+                prev: last,
+                entries,
+                commit: index,
+            },
+            Message::Matched {
+                term,
+                matched: index,
+                commit: index,
+            },
+            Message::Conflict {
+                term,
+                rejected: index,
+                hint: last,
+            },
+            Message::Stale { term },
+        ];
+        let mut raft = BytesMut::new();
+        for message in &messages {
+            let blocks: &[&[u8]] = match message {
+                Message::Append { .. } => &[b"blocks"],
+                _ => &[],
+            };
+            wire::put_message(&mut raft, group, message, blocks.iter().copied());
+        }
+        let committed = Committed {
+            index,
+            reply: Bytes::from_static(b"reply"),
+        };
+        let errors = [
+            Error::NotLeader {
+                hint: Some(NodeId(2)),
+            },
+            Error::Busy {
+                what: "",
+                limit: 64,
+            },
+            Error::Unknown { why: "" },
+            Error::NoSuchGroup { group },
+            Error::GroupExists {
+                group,
+                members: vec![NodeId(1), NodeId(2)],
+            },
+            Error::Fault {
+                reason: "rot".into(),
+            },
+        ];
+        let mut forwards = BytesMut::new();
+        wire::put_unknown_group(&mut forwards, group);
+        wire::put_forward(&mut forwards, group, 5, b"payload");
+        wire::put_forward_reply(&mut forwards, group, 5, &Ok(committed));
+        for error in errors {
+            wire::put_forward_reply(&mut forwards, group, 5, &Err(error));
+        }
+        let mut node = BytesMut::new();
+        let beat = Beat {
+            incarnation: 1,
+            sequence: 2,
+            heard: 3,
+            claims_version: 4,
+        };
+        wire::put_beat(&mut node, &beat);
+        wire::put_claims_delta(&mut node, 3, 4, &[(group, Some(term)), (GroupId(8), None)]);
+        wire::put_claims_table(&mut node, 4, true, 1, &[(group, term)]);
+        wire::put_claims_request(&mut node);
+        wire::put_create(&mut node, 5, &[1..4, 9..10], &[NodeId(1), NodeId(2)]);
+        wire::put_create_reply(&mut node, 5, &Ok(()));
+        vec![
+            ("wire", "raft", raft.to_vec()),
+            ("wire", "forwards", forwards.to_vec()),
+            ("wire", "node", node.to_vec()),
+            (
+                "config",
+                "defaults",
+                Config::default().to_toml_string().into_bytes(),
+            ),
+            (
+                "config",
+                "few",
+                b"[shards]\ncount = 2\n[wal]\nsegment_bytes = \"128MiB\"\n".to_vec(),
+            ),
+        ]
+    }
+}

@@ -1,0 +1,8 @@
+//! Index checkpoints.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| polyraft_fuzz::bounded(
+    data,
+    64,
+    polyraft_storage::fuzzing::checkpoint
+));
