@@ -33,6 +33,7 @@ enum Kind {
     Matched = 6,
     Conflict = 7,
     Stale = 8,
+    TimeoutNow = 9,
     UnknownGroup = 16,
     Forward = 17,
     ForwardReply = 18,
@@ -57,6 +58,7 @@ impl Kind {
             Matched,
             Conflict,
             Stale,
+            TimeoutNow,
             UnknownGroup,
             Forward,
             ForwardReply,
@@ -225,6 +227,9 @@ pub(crate) fn put_message<'b>(
             put_position(out, hint);
         }),
         Message::Stale { term } => record(out, Kind::Stale, group, |out| out.put_u64_le(term.0)),
+        Message::TimeoutNow { term } => record(out, Kind::TimeoutNow, group, |out| {
+            out.put_u64_le(term.0);
+        }),
     }
 }
 
@@ -579,6 +584,7 @@ fn decode(kind: Kind, group: GroupId, body: Bytes) -> Result<Record, WireError> 
             hint: body.position()?,
         },
         Kind::Stale => Message::Stale { term: body.term()? },
+        Kind::TimeoutNow => Message::TimeoutNow { term: body.term()? },
         Kind::UnknownGroup => return Ok(Record::UnknownGroup { group }),
         Kind::Forward => {
             return Ok(Record::Forward {

@@ -41,7 +41,7 @@ impl Group {
         self.part = Part::PreCandidate(Ballot::of(self.node));
         self.arm_election_timer(env, out);
         if self.configuration.has_quorum(|n| n == self.node) {
-            self.stand(env, out);
+            self.stand(env, false, out);
         } else {
             self.ask(
                 env,
@@ -72,11 +72,14 @@ impl Group {
     }
 
     /// Enters the next term as its candidate. The vote requests wait until the own vote is durable.
-    fn stand(&mut self, env: &Env<'_>, out: &mut Outbox) {
+    pub(crate) fn stand(&mut self, env: &Env<'_>, is_transfer: bool, out: &mut Outbox) {
         let next = self.term.next();
         self.catch_up(env, next, out);
         self.vote = Some(self.node);
-        self.part = Part::Candidate(Box::default());
+        self.part = Part::Candidate(Box::new(Ballot {
+            is_transfer,
+            ..Ballot::default()
+        }));
         self.arm_election_timer(env, out);
     }
 
@@ -89,12 +92,13 @@ impl Group {
             return;
         }
         ballot.count(self.node, true);
+        let transfer = ballot.is_transfer;
         self.ask(
             env,
             Message::Vote {
                 term: self.term,
                 last: self.log.last(),
-                transfer: false,
+                transfer,
             },
             out,
         );
@@ -123,7 +127,7 @@ impl Group {
             && ballot.granted.len() > self.configuration.voters().len() / 2;
         if is_won || strangers_count {
             match self.part {
-                Part::PreCandidate(_) => self.stand(env, out),
+                Part::PreCandidate(_) => self.stand(env, false, out),
                 _ => self.lead(env, out),
             }
         } else if !self

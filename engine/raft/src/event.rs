@@ -62,6 +62,12 @@ pub enum Event<'a> {
     },
     /// Start an election now, with PreVote first.
     Campaign,
+    /// Hand the leadership to a voter. Answered by exactly one [`Transfer`](crate::Transfer), within the longest
+    /// election timeout; until then, proposals are refused.
+    Transfer {
+        /// The next leader.
+        to: NodeId,
+    },
     /// The log's front through this index (at most the applied one) was dropped by the edge.
     Purged {
         /// The last dropped index.

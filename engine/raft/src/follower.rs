@@ -4,7 +4,8 @@
 use crate::group::{Group, Part};
 use crate::mutants::{self, Mutant};
 use crate::{
-    EntryRange, Env, Index, LogPosition, Message, NodeId, Origin, Outbox, Term, Write, WriteKind,
+    EntryRange, Env, Index, LogPosition, Message, NodeId, Origin, Outbox, Term, TransferOutcome,
+    Write, WriteKind,
 };
 
 impl Group {
@@ -217,6 +218,9 @@ impl Group {
         if let Part::Leader(leading) = &mut self.part {
             if let Some(progress) = leading.peers.iter_mut().find(|p| p.node == node) {
                 progress.down();
+            }
+            if leading.handover.is_some_and(|h| h.to == node) {
+                self.end_transfer(TransferOutcome::Silent, out);
             }
             // CheckQuorum, when liveness changes instead of at every tick.
             if !self.has_live_quorum(env) && !mutants::is_active(Mutant::QuorumNotChecked) {

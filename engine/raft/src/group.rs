@@ -11,7 +11,8 @@ use crate::mutants::{self, Mutant};
 use crate::rng::Rng;
 use crate::{
     Apply, ClaimChange, Configuration, Env, Event, GroupId, HardState, Index, LogPosition, Message,
-    NodeId, Outbox, Progress, Send, Term, TermRun, Tick, TimerSet, Write, WriteKind,
+    NodeId, Outbox, Progress, Send, Term, TermRun, Tick, TimerSet, TransferOutcome, Write,
+    WriteKind,
 };
 
 /// What a replica is doing.
@@ -126,6 +127,8 @@ pub(crate) enum Part {
 pub(crate) struct Ballot {
     pub(crate) granted: SmallVec<[NodeId; 2]>,
     pub(crate) refused: SmallVec<[NodeId; 2]>,
+    /// The old leader handed over: its voters need not defend it.
+    pub(crate) is_transfer: bool,
 }
 
 impl Group {
@@ -210,6 +213,7 @@ impl Group {
             Event::PeerDown { node } => self.peer_down(env, node, out),
             Event::PeerUp { node } => self.peer_up(env, node),
             Event::Campaign => self.campaign(env, out),
+            Event::Transfer { to } => self.transfer(env, to, out),
             Event::Purged { through } => self.purge(through),
         }
         self.write_hard_state(out);
@@ -253,6 +257,7 @@ impl Group {
                     self.drop_stale();
                 }
             }
+            Message::TimeoutNow { term } => self.hear_timeout_now(env, from, term, out),
         }
     }
 
@@ -431,6 +436,7 @@ impl Group {
                 term: self.term,
                 leads: false,
             });
+            self.end_transfer(TransferOutcome::Done, out);
             self.leader = None;
             self.arm_election_timer(env, out);
         }
@@ -578,6 +584,7 @@ impl Group {
             Part::Leader(leading) => {
                 let last = self.log.last_index();
                 settled
+                    && leading.handover.is_none()
                     && leading
                         .peers
                         .iter()

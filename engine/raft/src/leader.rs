@@ -5,6 +5,7 @@ use smallvec::SmallVec;
 
 use crate::group::{Group, Part};
 use crate::mutants::{self, Mutant};
+use crate::transfer::Handover;
 use crate::{
     EntryRange, Env, GroupId, Index, LogExtents, LogPosition, Message, NodeId, NotLeader, Origin,
     Outbox, Progress, ProgressState, Proposed, Send, SnapshotNeeded, Term, Tick, Write, WriteKind,
@@ -17,6 +18,8 @@ pub(crate) struct Leading {
     pub(crate) peers: SmallVec<[Progress; 2]>,
     /// Index of the entry that started the term: nothing before it commits by counting.
     term_start: Index,
+    /// The leadership is being handed over.
+    pub(crate) handover: Option<Handover>,
     /// When news of a commit that nobody has carried yet is sent alone.
     notice_at: Option<Tick>,
 }
@@ -29,6 +32,7 @@ impl Leading {
         Leading {
             peers,
             term_start: next,
+            handover: None,
             notice_at: None,
         }
     }
@@ -75,7 +79,9 @@ impl Appends<'_> {
 
 impl Group {
     pub(crate) fn propose(&mut self, count: u32, out: &mut Outbox) {
-        let outcome = match self.part {
+        let outcome = match &self.part {
+            // The target of a handover could not keep up with a log that grows.
+            Part::Leader(leading) if leading.handover.is_some() => Err(NotLeader { hint: None }),
             Part::Leader(_) => Ok(self.append_own(count, Origin::Proposed, out)),
             _ => Err(NotLeader { hint: self.leader }),
         };
@@ -139,6 +145,7 @@ impl Group {
             self.advance_commit();
             self.hand_out(out);
         }
+        self.tell_target(out);
     }
 
     pub(crate) fn hear_conflict(
@@ -269,6 +276,7 @@ impl Group {
     /// The leader's deadline has come: takes appends that nobody answered for lost, and sends news of commits
     /// that found no append to ride on. What was lost is sent again by the flush of this turn.
     pub(crate) fn retry(&mut self, env: &Env<'_>, out: &mut Outbox) {
+        self.expire_transfer(env, out);
         let Part::Leader(leading) = &mut self.part else {
             return;
         };
@@ -346,6 +354,10 @@ impl Group {
                 .unwrap_or(env.now.after(env.settings.commit_notice_interval))
         });
         let due = due.map(|at| leading.notice_at.map_or(at, |notice| at.min(notice)));
+        let due = match leading.handover {
+            Some(handover) => Some(due.map_or(handover.until, |at| at.min(handover.until))),
+            None => due,
+        };
         if let Some(at) = due.filter(|&at| self.deadline.is_none_or(|deadline| deadline > at)) {
             self.set_deadline(at, out);
         }

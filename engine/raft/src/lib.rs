@@ -46,6 +46,7 @@ mod position;
 mod progress;
 mod rng;
 mod settings;
+mod transfer;
 
 pub use configuration::Configuration;
 pub use event::{Event, LogExtents};
@@ -55,8 +56,8 @@ pub use inflight::Inflight;
 pub use message::Message;
 pub use node_set::NodeSet;
 pub use outbox::{
-    Apply, ClaimChange, NotLeader, Origin, Outbox, Proposed, Send, SnapshotNeeded, TimerSet, Write,
-    WriteKind,
+    Apply, ClaimChange, NotLeader, Origin, Outbox, Proposed, Send, SnapshotNeeded, TimerSet,
+    Transfer, TransferOutcome, Write, WriteKind,
 };
 pub use position::{EntryRange, HardState, LogPosition, TermRun};
 pub use progress::{Progress, ProgressState};

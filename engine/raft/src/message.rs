@@ -71,6 +71,11 @@ pub enum Message {
         /// The newer term.
         term: Term,
     },
+    /// The leader hands over: campaign at once. Sent only to a voter that holds all of the leader's log.
+    TimeoutNow {
+        /// The leader's term.
+        term: Term,
+    },
 }
 
 impl Message {
@@ -85,7 +90,8 @@ impl Message {
             | Message::Append { term, .. }
             | Message::Matched { term, .. }
             | Message::Conflict { term, .. }
-            | Message::Stale { term } => term,
+            | Message::Stale { term }
+            | Message::TimeoutNow { term } => term,
         }
     }
 }

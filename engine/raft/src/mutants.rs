@@ -87,6 +87,12 @@ pub enum Mutant {
     QuorumNotChecked,
     /// A follower whose leader gave up its claim arms no timer.
     TimerForgotten,
+    /// A handover that takes too long is never given up.
+    HandoverStuck,
+    /// A handover goes to a target that lacks entries.
+    TargetBehind,
+    /// A learner can be handed the leadership.
+    LearnerLeads,
 }
 
 /// The mutants that show in what a power cut leaves of the log, with the number of the fault that they stand for.
@@ -143,6 +149,9 @@ pub const SCRIPTED: &[(Mutant, u8)] = &[
     (Mutant::WatermarkFalls, 15),
     (Mutant::PreVoteRaisesTerm, 18),
     (Mutant::StrangerVotes, 19),
+    (Mutant::HandoverStuck, 20),
+    (Mutant::TargetBehind, 20),
+    (Mutant::LearnerLeads, 20),
     (Mutant::QuorumNotChecked, 21),
     (Mutant::TimerForgotten, 23),
 ];

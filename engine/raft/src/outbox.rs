@@ -23,6 +23,8 @@ pub struct Outbox {
     pub claims: Vec<ClaimChange>,
     /// Followers that need a snapshot.
     pub snapshots: Vec<SnapshotNeeded>,
+    /// Ends of handovers.
+    pub transfers: Vec<Transfer>,
 }
 
 impl Outbox {
@@ -35,6 +37,7 @@ impl Outbox {
         self.timers.clear();
         self.claims.clear();
         self.snapshots.clear();
+        self.transfers.clear();
     }
 
     /// Whether nothing wants to be done.
@@ -47,6 +50,7 @@ impl Outbox {
             && self.timers.is_empty()
             && self.claims.is_empty()
             && self.snapshots.is_empty()
+            && self.transfers.is_empty()
     }
 }
 
@@ -159,4 +163,37 @@ pub struct SnapshotNeeded {
     /// The snapshot must reach at least this place. Asked again at every retry until the follower has
     /// it: an edge that is already sending one ignores the repetition.
     pub base: LogPosition,
+}
+
+/// The answer to one [`Event::Transfer`](crate::Event::Transfer).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Transfer {
+    /// The group.
+    pub group: GroupId,
+    /// Who was to lead.
+    pub to: NodeId,
+    /// How it ended.
+    pub outcome: TransferOutcome,
+}
+
+/// How a handover ended. After anything but [`TransferOutcome::Done`] and [`TransferOutcome::NotLeader`] the replica
+/// leads as before and takes proposals.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TransferOutcome {
+    /// This replica does not lead its term any more, or was itself the target. Who leads the next term is learnt from
+    /// its claim: as a rule the target.
+    Done,
+    /// This replica did not lead.
+    NotLeader {
+        /// Who does, as far as known.
+        hint: Option<NodeId>,
+    },
+    /// The target does not vote, or is about to leave.
+    NotVoter,
+    /// Another handover is under way.
+    Busy,
+    /// The target's node is silent, or fell silent.
+    Silent,
+    /// The target was not caught up, or not elected, in time.
+    TimedOut,
 }

@@ -56,6 +56,8 @@ pub struct Node {
     /// The newest write that the disk completed, and the newest of which the node was told.
     completed: WriteId,
     told: WriteId,
+    /// Handovers that were asked for and did not end yet.
+    handovers: usize,
     pub handed_out: Index,
     leads: Option<Term>,
     starts: u64,
@@ -151,6 +153,7 @@ impl Cluster {
                 pending: VecDeque::new(),
                 completed: WriteId::ZERO,
                 told: WriteId::ZERO,
+                handovers: 0,
                 handed_out: Index::ZERO,
                 leads: None,
                 starts: 0,
@@ -211,6 +214,7 @@ impl Cluster {
         node.group = None;
         node.pending.clear();
         (node.completed, node.told) = (WriteId::ZERO, WriteId::ZERO);
+        node.handovers = 0;
         node.leads = None;
         self.network.retain(|p| p.to != id);
     }
@@ -341,6 +345,7 @@ impl Cluster {
         let Some(group) = node.group.as_mut() else {
             return;
         };
+        node.handovers += usize::from(matches!(event, Event::Transfer { .. }));
         let env = Env {
             now,
             settings: &settings,
@@ -486,6 +491,11 @@ impl Cluster {
                 self.step(id, Event::Timer);
             }
         }
+    }
+
+    /// Whether a handover was asked for and has not ended.
+    pub fn is_handing_over(&self) -> bool {
+        self.nodes.values().any(|n| n.handovers > 0)
     }
 
     pub fn next_deadline(&self) -> Option<Tick> {
@@ -648,6 +658,14 @@ impl Cluster {
             tell(format!(
                 "snapshot needed by {} through {}",
                 needed.to, needed.base
+            ));
+        }
+        for transfer in &out.transfers {
+            assert!(node.handovers > 0, "{id} ends what was not asked for");
+            node.handovers -= 1;
+            tell(format!(
+                "transfer to {} {:?}",
+                transfer.to, transfer.outcome
             ));
         }
         for apply in &out.applies {

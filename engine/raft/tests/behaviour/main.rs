@@ -10,3 +10,4 @@ mod random;
 mod replica;
 mod scripts;
 mod text;
+mod transfer;

@@ -119,6 +119,10 @@ fn act(cluster: &mut Cluster, dice: &mut Dice) {
             if let Some(id) = dice.pick(&running) {
                 cluster.step(id, Event::Campaign);
             }
+            let (leader, to) = (cluster.leader(), dice.pick(&all));
+            if let (Some(leader), Some(to)) = (leader, to) {
+                cluster.step(leader, Event::Transfer { to });
+            }
         }
         _ => {}
     }
@@ -166,6 +170,7 @@ fn heal(cluster: &mut Cluster) {
             }),
         );
         if quiet && done {
+            assert!(!cluster.is_handing_over(), "a handover has no end");
             return;
         }
         let next = cluster.next_deadline().unwrap_or_else(|| {

@@ -7,6 +7,7 @@
 //! | `given N tT [T ...] [voters=1,2]` | node N starts anew with a disk that holds term T, an entry of each term, and its own idea of who votes; prints nothing |
 //! | `campaign N` | steps a campaign |
 //! | `lead N` | N campaigns and all rests, after every follower has heard of the first commit; prints nothing |
+//! | `transfer N M` | N shall hand the leadership to M |
 //! | `propose N [count]` | proposes |
 //! | `persist N \| all [count]` | completes writes of a disk, and tells the node |
 //! | `sync N [count]`, `durable N wW` | completes writes and tells nobody; tells of a write that is completed |
@@ -115,6 +116,10 @@ fn run(cluster: &mut Cluster, line: &str) -> String {
             cluster.advance(cluster.settings.commit_notice_interval);
             cluster.settle();
             cluster.trace.clear();
+        }
+        "transfer" => {
+            let to = NodeId(second().expect("two nodes"));
+            cluster.step(node(), Event::Transfer { to });
         }
         "propose" => cluster.step(
             node(),

@@ -60,6 +60,7 @@ pub fn message(message: Message) -> String {
             hint,
         } => format!("conflict {term} at {rejected} hint {hint}"),
         Message::Stale { term } => format!("stale {term}"),
+        Message::TimeoutNow { term } => format!("timeout-now {term}"),
     }
 }
 
@@ -131,6 +132,7 @@ pub fn parse(words: &[&str]) -> Message {
             hint: position(hint),
         },
         ["stale", at] => Message::Stale { term: term(at) },
+        ["timeout-now", at] => Message::TimeoutNow { term: term(at) },
         _ => panic!("not a message: {}", words.join(" ")),
     }
 }
