@@ -204,3 +204,126 @@ fn what_is_said_to_the_wrong_role_is_stale() {
         assert_eq!(follower.group.counters().stale, before + 1);
     }
 }
+
+#[test]
+fn a_round_that_was_asked_for_ends_without_disturbing_a_led_follower() {
+    let mut follower = Replica::follower(3, 2, &[]);
+    follower.step(Event::Campaign);
+    assert_eq!(follower.group.role(), Role::PreCandidate);
+    let out = follower.time_out();
+    assert!(out.is_empty(), "{out:?}");
+    let state = (follower.group.role(), follower.group.deadline());
+    assert_eq!(state, (Role::Follower, None));
+    assert_eq!(follower.group.leader(), Some(NodeId(2)));
+}
+
+#[test]
+fn a_candidate_that_loses_sight_of_the_others_gives_its_round_up() {
+    let mut replica = Replica::new(3);
+    replica.step(Event::Campaign);
+    replica.peer_down(2);
+    replica.peer_down(3);
+    let out = replica.time_out();
+    assert!(out.sends.is_empty());
+    assert_eq!(
+        (replica.group.role(), out.timers.len()),
+        (Role::Follower, 1)
+    );
+}
+
+#[test]
+fn a_leader_that_was_never_claimed_is_forgotten_when_it_is_silent_for_long() {
+    let mut replica = Replica::new(3);
+    replica.hear(2, append(1, LogPosition::ZERO, 1, 0, 0));
+    assert_eq!(replica.group.leader(), Some(NodeId(2)));
+    replica.time_out();
+    assert_eq!(replica.group.leader(), None);
+}
+
+#[test]
+fn a_claim_that_is_heard_before_its_node_counts_when_the_node_is_heard() {
+    let mut replica = Replica::new(3);
+    replica.peer_down(2);
+    let out = replica.step(Event::Claimed {
+        by: NodeId(2),
+        term: Term(1),
+    });
+    assert_eq!(out.timers.len(), 1, "a silent node's claim is no heartbeat");
+    replica.alive.insert(NodeId(2));
+    replica.step(Event::PeerUp { node: NodeId(2) });
+    assert_eq!(replica.group.deadline(), None);
+    assert_eq!(replica.group.leader(), Some(NodeId(2)));
+}
+
+#[test]
+fn a_pre_vote_for_a_term_that_is_over_is_answered_with_the_newer_one() {
+    let mut follower = Replica::follower(3, 5, &[]);
+    let asked = Message::PreVote {
+        term: Term(4),
+        last: position(9, 9),
+    };
+    let stale = Message::Stale { term: Term(5) };
+    assert_eq!(sent(&follower.hear(3, asked)), [(3, stale)]);
+}
+
+#[test]
+fn news_of_a_commit_waits_its_time_when_a_retry_rings_before() {
+    let mut leader = Replica::settled_leader(3, 1, &[]);
+    leader.step(Event::Propose { count: 1 });
+    leader.persist();
+    leader.flush();
+    // Node 3 answers late, so the commit is young when node 2's silence has lasted too long.
+    leader.now = leader.now.after(leader.settings.retry_interval - 1000);
+    leader.hear(3, matched(2, 2, 1));
+    assert_eq!(leader.group.committed(), Index(2));
+    leader.flush();
+    let rings = |leader: &mut Replica| -> Vec<u64> {
+        let mut out = leader.time_out();
+        assert!(leader.group.deadline().is_some(), "work is left");
+        out.sends.extend(leader.flush().sends);
+        sent(&out).into_iter().map(|s| s.0).collect()
+    };
+    assert_eq!(rings(&mut leader), [2], "sent again, and no news yet");
+    assert_eq!(rings(&mut leader), [3], "the news, and nothing again yet");
+}
+
+#[test]
+fn what_happens_is_counted() {
+    let mut leader = Replica::settled_leader(3, 1, &[1]);
+    let counted = leader.group.counters();
+    assert_eq!((counted.campaigns, counted.terms_led), (1, 1));
+    leader.step(Event::Propose { count: 1 });
+    leader.flush();
+    let refusal = Message::Conflict {
+        term: Term(2),
+        rejected: Index(2),
+        hint: position(1, 1),
+    };
+    leader.hear(2, refusal);
+    leader.flush();
+    assert_eq!(
+        leader.group.counters().conflicts,
+        0,
+        "it has acknowledged 2"
+    );
+    leader.step(Event::Propose { count: 1 });
+    leader.flush();
+    let refusal = Message::Conflict {
+        term: Term(2),
+        rejected: Index(3),
+        hint: position(2, 2),
+    };
+    leader.hear(2, refusal);
+    assert_eq!(leader.group.counters().conflicts, 1);
+    leader.now = leader.now.after(leader.settings.retry_interval);
+    leader.time_out();
+    assert!(leader.group.counters().timeouts > 0);
+
+    let mut follower = Replica::follower(3, 3, &[1]);
+    let before = follower.group.counters();
+    follower.hear(2, append(3, position(3, 4), 3, 1, 0));
+    follower.hear(3, append(2, LogPosition::ZERO, 2, 1, 0));
+    let after = follower.group.counters();
+    assert_eq!(after.conflicts, before.conflicts + 1);
+    assert_eq!(after.stale, before.stale + 1);
+}
