@@ -12,8 +12,9 @@ use bytes::Bytes;
 use polyraft_raft::mutants::{self, Mutant};
 use rustix::fs::{Advice, FlockOperation, OFlags};
 
+use crate::file_segment::FileSegment;
 use crate::format::PAGE_BYTES;
-use crate::mapping::FileSegment;
+
 use crate::options::WalMode;
 
 /// How a segment file is to be used.

@@ -15,6 +15,7 @@ mod checkpoint;
 mod data_dir;
 mod disk;
 mod error;
+mod file_segment;
 mod format;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

@@ -223,10 +223,12 @@ impl Segments {
 
     fn free_retired(&self) -> Result<bool, StorageError> {
         let mut pool = self.pool.lock();
-        // The table no longer has it and no index points to it, so a sole reference stays sole.
-        let Some(at) = pool.retired.iter().position(|segment| {
-            Arc::strong_count(segment) == 1 && Arc::strong_count(&segment.file) == 1
-        }) else {
+        // The table no longer has it and no index points to it, so a sole reference stays sole. `get_mut` also
+        // orders what the last reader did before what is written next; a count of references alone would not.
+        let is_free = |segment: &mut Arc<Segment>| {
+            Arc::get_mut(segment).is_some_and(|segment| Arc::get_mut(&mut segment.file).is_some())
+        };
+        let Some(at) = pool.retired.iter_mut().position(is_free) else {
             return Ok(false);
         };
         let segment = pool.retired.swap_remove(at);
