@@ -2,7 +2,7 @@
 //! links break, while safety is checked at every step. Then everything heals, and must serve.
 //! `SEED=n` replays one run, `SEEDS=n` runs that many.
 
-use polyraft_raft::{Event, Index, NodeId, Role, Settings};
+use polyraft_raft::{Configuration, Event, Index, NodeId, Role, Settings};
 
 use crate::cluster::Cluster;
 
@@ -33,6 +33,24 @@ fn settings(dice: &mut Dice) -> Settings {
         inflight_entries: 1 + dice.roll(30),
         inflight_bytes: 10 + dice.roll(300),
         ..Settings::default()
+    }
+}
+
+/// Mostly plain voters; sometimes a learner, sometimes two halves that decide together.
+fn members(dice: &mut Dice, nodes: u64) -> Configuration {
+    let all: Vec<NodeId> = (1..=nodes).map(NodeId).collect();
+    let split = 1 + dice.roll(nodes) as usize;
+    match dice.roll(8) {
+        0 | 1 if nodes > 1 => {
+            let (voters, learner) = all.split_at(all.len() - 1);
+            Configuration::joint(voters.to_vec(), [], learner.to_vec(), [])
+        }
+        2 => {
+            let overlap = dice.roll(split as u64) as usize;
+            let (incoming, outgoing) = (&all[..split], &all[overlap..]);
+            Configuration::joint(incoming.to_vec(), outgoing.to_vec(), [], [])
+        }
+        _ => Configuration::simple(all),
     }
 }
 
@@ -194,7 +212,8 @@ pub fn run(seed: u64) -> usize {
     let mut dice = Dice(seed);
     let nodes = [1, 2, 3, 3, 3, 4, 5, 5][dice.roll(8) as usize];
     let settings = settings(&mut dice);
-    let mut cluster = Cluster::new(nodes, seed, settings);
+    let members = members(&mut dice, nodes);
+    let mut cluster = Cluster::with(nodes, seed, settings, members);
     for step in 0..STEPS {
         act(&mut cluster, &mut dice);
         cluster.trace.clear();

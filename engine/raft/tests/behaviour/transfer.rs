@@ -121,6 +121,28 @@ fn a_handover_that_takes_too_long_ends_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_quiet_leader_that_hands_over_has_a_deadline_at_once() {
+    let mut leader = Replica::settled_leader(3, 1, &[]);
+    while leader.group.deadline().is_some() {
+        leader.time_out();
+        leader.flush();
+        (2..=3).for_each(|n| drop(leader.hear(n, matched(2, 1, 1))));
+    }
+    leader.now = leader.now.after(5_000_000);
+    let out = transfer(&mut leader, 2);
+    let until = leader.now.after(leader.settings.election_timeout_max);
+    assert_eq!(leader.group.deadline(), Some(until));
+    assert_eq!(out.timers.len(), 1);
+    // An earlier deadline stands: it costs one look.
+    let mut busy = Replica::settled_leader(3, 1, &[]);
+    busy.step(Event::Propose { count: 1 });
+    busy.flush();
+    let before = busy.group.deadline();
+    assert!(transfer(&mut busy, 2).timers.is_empty());
+    assert_eq!(busy.group.deadline(), before);
+}
+
+#[test]
 fn a_target_that_falls_silent_ends_the_handover() {
     let mut leader = Replica::settled_leader(5, 1, &[]);
     transfer(&mut leader, 2);
