@@ -221,10 +221,22 @@ fn only_the_leader_of_the_term_can_hand_over() {
         ),
     ] {
         let before = (replica.group.role(), replica.group.term());
+        let stale = replica.group.counters().stale;
         let out = replica.hear(from, TIMEOUT_NOW);
+        assert_eq!(replica.group.counters().stale, stale + 1);
         let answers: Vec<Message> = sent(&out).into_iter().map(|s| s.1).collect();
         assert_eq!(answers, Vec::from_iter(answer));
         assert_eq!((replica.group.role(), replica.group.term()), before);
         assert!(out.writes.is_empty());
     }
+}
+
+#[test]
+fn a_target_that_was_behind_in_terms_campaigns_above_the_leaders() {
+    let mut target = Replica::follower(3, 2, &[]);
+    target.hear(3, Message::TimeoutNow { term: Term(6) });
+    assert_eq!(
+        (target.group.role(), target.group.term()),
+        (Role::Candidate, Term(7))
+    );
 }
