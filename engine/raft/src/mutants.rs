@@ -13,6 +13,8 @@ pub enum Mutant {
     AckBeforeDurable,
     /// A failed sync counts as a success.
     SyncErrorIgnored,
+    /// A restart believes the page cache after a failed sync.
+    CacheTrusted,
     /// A truncation is not written to the log.
     TruncationNotLogged,
     /// A torn tail counts as damage to what was durable.
@@ -99,6 +101,7 @@ pub enum Mutant {
 pub const LOG: &[(Mutant, u8)] = &[
     (Mutant::DurableBeforeSync, 2),
     (Mutant::SyncErrorIgnored, 3),
+    (Mutant::CacheTrusted, 3),
     (Mutant::TruncationNotLogged, 4),
     (Mutant::TornTailIsRot, 5),
     (Mutant::RotCutAsTail, 5),

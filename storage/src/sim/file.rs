@@ -117,6 +117,21 @@ impl SimFile {
         }
     }
 
+    /// Reads show what is on stable storage from now on, except where a sync is due.
+    pub(super) fn forget_cached(&mut self) {
+        for page in std::mem::take(&mut self.astray) {
+            let dirty = self.dirty.get(page).copied().unwrap_or(0);
+            match dirty {
+                0 => self.current.share_page(&self.durable, page),
+                dirty => {
+                    let (seen, stored) = (self.current.clone(), &self.durable);
+                    self.current.zero_sectors(&seen, page, !dirty);
+                    self.current.copy_sectors(stored, page, !dirty);
+                }
+            }
+        }
+    }
+
     /// The device puts `bytes` here although they belong elsewhere. The page cache does not notice.
     pub(super) fn strike(&mut self, offset: usize, bytes: &[u8]) {
         self.durable.write(offset, bytes);

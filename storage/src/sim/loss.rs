@@ -6,7 +6,7 @@
 pub enum Keep {
     /// None.
     Nothing,
-    /// All. With all names, this is the crash of a process on a machine that runs on.
+    /// All.
     Everything,
     /// Whole pages of 4096 bytes with an even number.
     EvenPages,

@@ -96,6 +96,20 @@ impl SimDisk {
         self.after_power_cut_with(keep, keep.names())
     }
 
+    /// The disk after the crash of a process on a machine that runs on: whatever was cached still is, also what a failed
+    /// sync never stored. It shares nothing with this one.
+    pub fn after_process_crash(&self) -> Self {
+        let mut state = self.state.lock().clone();
+        state.open.clear();
+        state.locks.clear();
+        state.seed = state.seed.wrapping_add(1);
+        state.operations = 0;
+        state.faults = state.faults.after_power_cut();
+        state.images = None;
+        state.forget_unreachable();
+        Self::from_state(state)
+    }
+
     /// The disk after a power cut, with a choice for unsynced sectors and one for unsynced names.
     pub fn after_power_cut_with(&self, keep: Keep, names: KeepNames) -> Self {
         let state = self.state.lock();
@@ -376,6 +390,11 @@ impl Disk for SimDisk {
         let id = state.create(path);
         state.zero(id, bytes as usize)?;
         state.sync(id, 0..usize::MAX)
+    }
+
+    fn forget_cached(&self, path: &Path) -> io::Result<()> {
+        self.state.lock().file_mut(path)?.forget_cached();
+        Ok(())
     }
 
     fn open_segment(&self, path: &Path, spec: SegmentSpec) -> io::Result<Arc<dyn SegmentFile>> {

@@ -116,10 +116,10 @@ impl Pages {
         read.into()
     }
 
-    /// Takes a page over from another version of the file.
+    /// Takes a page over from another version of the file; zeros behind its end.
     pub(super) fn share_page(&mut self, from: &Self, page: usize) {
         self.reach(from, (page + 1) * PAGE);
-        self.pages[page] = from.pages[page].clone();
+        self.pages[page] = from.pages.get(page).cloned().flatten();
     }
 
     /// Takes the sectors of `mask` over from another version of the file.

@@ -194,3 +194,21 @@ fn images_are_the_disks_before_each_operation() {
     assert_eq!(first(Keep::Nothing), [7, 7, 1, 1, 2, 2]);
     assert_eq!(first(Keep::Everything), [7, 1, 1, 2, 2, 3]);
 }
+
+#[test]
+fn the_cache_outlives_a_process_and_hides_what_a_failed_sync_lost() {
+    let (disk, file) = disk_with_segment();
+    file.write(0, &[8; 2 * 4096]).unwrap();
+    disk.fail_sync_at(0);
+    assert!(file.sync(0, 8192).is_err());
+    file.write(4096, &[9; 512]).unwrap();
+    let after = disk.after_process_crash();
+    assert_eq!(sectors(&after, "a")[..9], [8, 8, 8, 8, 8, 8, 8, 8, 9]);
+    after.forget_cached(&path("a")).unwrap();
+    assert_eq!(sectors(&after, "a")[..8], [7; 8]);
+    assert_eq!(sectors(&after, "a")[8..16], [9, 7, 7, 7, 7, 7, 7, 7]);
+    let file = after.open_segment(&path("a"), SPEC).unwrap();
+    file.sync(0, 8192).unwrap();
+    let left = sectors(&after.after_power_cut(Keep::Nothing), "a");
+    assert_eq!((left[0], left[8]), (7, 9));
+}

@@ -221,6 +221,16 @@ fn failed_syncs(run: &Run, workload: &Workload, count: &mut Count) -> Result<(),
         disk.fail_sync_at(at);
         let failed = Run::of(run.shape, disk, &workload.steps);
         let allowed = failed.allowed(failed.images.len());
+        count.failed_syncs += 1;
+        // The process starts again while its machine runs on: what it finds in the cache may never have been stored.
+        check::image(&failed.disk.after_process_crash(), run.shape, &allowed).map_err(
+            |reason| {
+                (
+                    format!("sync failed at operation {at}, process crash"),
+                    reason,
+                )
+            },
+        )?;
         for keep in [
             Keep::Nothing,
             Keep::Everything,
