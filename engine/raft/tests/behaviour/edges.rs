@@ -197,6 +197,7 @@ fn what_is_said_to_the_wrong_role_is_stale() {
         pre_votes(3, true),
         matched(2, 0, 0),
         refusal,
+        Message::Stale { term: Term(2) },
     ] {
         let mut follower = Replica::follower(3, 2, &[1]);
         let before = follower.group.counters().stale;
@@ -326,4 +327,10 @@ fn what_happens_is_counted() {
     let after = follower.group.counters();
     assert_eq!(after.conflicts, before.conflicts + 1);
     assert_eq!(after.stale, before.stale + 1);
+    // A completion that is heard twice.
+    follower.persist();
+    assert_eq!(follower.group.counters().stale, after.stale + 1);
+    // News of a term is no stale message.
+    follower.hear(3, Message::Stale { term: Term(9) });
+    assert_eq!(follower.group.counters().stale, after.stale + 1);
 }
