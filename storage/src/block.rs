@@ -17,7 +17,7 @@ const VARIABLE: u32 = u32::MAX;
 /// A block's encoded size fits in 31 bits, so that no sum of two of its lengths overflows 32.
 const MAX_ENCODED: u64 = 1 << 31;
 /// Empty payloads take no bytes, so the number of entries needs a bound of its own.
-const MAX_COUNT: u32 = 1 << 22;
+pub(crate) const MAX_COUNT: u32 = 1 << 22;
 
 /// What the entries of a block are for. A block never mixes kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

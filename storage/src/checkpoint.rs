@@ -7,9 +7,10 @@ use polyraft_raft::{GroupId, HardState, Index, LogPosition, NodeId, Term};
 use rustc_hash::FxHashMap;
 
 use crate::batch::Lsn;
-use crate::block::{u32_at, u64_at};
+use crate::block::{MAX_COUNT, u32_at, u64_at};
 use crate::format::{parse_configuration, put_configuration};
-use crate::group::{BlockRef, GroupLog, Interned, Place, Where};
+use crate::group::{GroupLog, Interned};
+use crate::index::{BlockRef, Place, SEGMENT_LIMIT, Where};
 
 const MAGIC: &[u8; 8] = b"PRWALCKP";
 const VERSION: u32 = 1;
@@ -115,7 +116,7 @@ pub(crate) struct Section {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patch {
     at: usize,
-    pub(crate) turn: u64,
+    pub(crate) turn: Place,
 }
 
 impl Section {
@@ -147,7 +148,7 @@ impl Section {
         }
         self.bytes.extend_from_slice(&configuration);
         self.bytes.extend_from_slice(fault.as_bytes());
-        for block in &log.blocks {
+        for block in log.blocks.iter() {
             self.bytes.put_u64_le(block.first.0);
             self.bytes.put_u64_le(block.term.0);
             let segment = match block.place.get() {
@@ -155,10 +156,10 @@ impl Section {
                     *self.live.entry(segment).or_default() += u64::from(block.bytes);
                     segment
                 }
-                Where::Turn(turn) => {
+                Where::Turn(_) => {
                     patches.push(Patch {
                         at: self.bytes.len(),
-                        turn,
+                        turn: block.place,
                     });
                     0
                 }
@@ -251,28 +252,45 @@ fn load_entry(rest: &mut &[u8], interned: &mut Interned) -> Option<Loaded> {
     if fault > 0 {
         log.fault = Some(String::from_utf8_lossy(take(rest, fault)?).into());
     }
+    if log.base.index.0 > INDEX_LIMIT {
+        return None;
+    }
     let refs = take(rest, blocks.checked_mul(BLOCK_BYTES)?)?;
-    log.blocks.reserve_exact(blocks);
     for block in refs.chunks_exact(BLOCK_BYTES) {
-        let place = Place::segment(u64_at(block, 16));
-        if matches!(place.get(), Where::Turn(_)) {
+        let block = load_block(block)?;
+        let follows = match log.blocks.end() {
+            Some(end) => block.first == end,
+            None => block.first <= log.base.index.next() && log.base.index.next() < block.end(),
+        };
+        if !follows {
             return None;
         }
-        log.blocks.push_back(BlockRef {
-            first: Index(u64_at(block, 0)),
-            term: Term(u64_at(block, 8)),
-            place,
-            offset: u32_at(block, 24),
-            bytes: u32_at(block, 28),
-            count: u32_at(block, 32),
-            packed: u32_at(block, 36),
-        });
+        log.blocks.push(&block);
     }
     Some(Loaded {
         group,
         position,
         log: Some(log),
     })
+}
+
+/// No log gets this long; sums of two indexes still fit.
+const INDEX_LIMIT: u64 = u64::MAX / 2;
+
+/// `None` for what no log ever writes.
+fn load_block(bytes: &[u8]) -> Option<BlockRef> {
+    let segment = Some(u64_at(bytes, 16)).filter(|segment| *segment < SEGMENT_LIMIT)?;
+    let block = BlockRef {
+        first: Index(u64_at(bytes, 0)),
+        term: Term(u64_at(bytes, 8)),
+        place: Place::segment(segment),
+        offset: u32_at(bytes, 24),
+        bytes: u32_at(bytes, 28),
+        count: u32_at(bytes, 32),
+        packed: u32_at(bytes, 36),
+    };
+    let is_possible = 0 < block.count && block.count <= block.packed && block.packed <= MAX_COUNT;
+    (is_possible && block.first.0 <= INDEX_LIMIT).then_some(block)
 }
 
 fn take<'a>(rest: &mut &'a [u8], bytes: usize) -> Option<&'a [u8]> {

@@ -9,6 +9,7 @@ use polyraft_raft::{
 use crate::block::{
     BLOCK_HEADER_BYTES, BLOCK_MAGIC, EntryBlock, is_intact, u16_at, u32_at, u64_at,
 };
+use crate::index::SEGMENT_LIMIT;
 
 /// Unit of batch alignment and of everything that is written in place.
 pub const PAGE_BYTES: usize = 4096;
@@ -69,6 +70,9 @@ impl SegmentHeader {
         }
         if u32_at(page, 8) != u32::from(VERSION) {
             return Err("segment of an unknown format version");
+        }
+        if u64_at(page, 32) >= SEGMENT_LIMIT {
+            return Err("segment with an impossible number");
         }
         Ok(Self {
             lane: u32_at(page, 12),

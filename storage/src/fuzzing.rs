@@ -383,7 +383,7 @@ mod tests {
                 first: Index(first),
                 end: Index(first + 4),
             };
-            log.append(range, crate::group::Place::segment(4), 4096, 200);
+            log.append(range, crate::index::Place::segment(4), 4096, 200);
         }
         let position = Position {
             lsn: Lsn(11),

@@ -1,67 +1,11 @@
 //! Owns the in-memory index of one group's log: where each block is, what was purged, the hard state.
 //! Must never read or write a file; its methods are the meaning of the records, live and on replay.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use polyraft_raft::{
-    Configuration, EntryRange, GroupId, HardState, Index, LogPosition, Term, TermRun,
-};
+use polyraft_raft::{Configuration, EntryRange, GroupId, HardState, Index, LogPosition, TermRun};
 
-/// Where the bytes of a block are: in a segment, or in a turn that has not been placed yet.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place(u64);
-
-/// The two cases of a [`Place`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Where {
-    /// The segment with this sequence number.
-    Segment(u64),
-    /// The turn piece with this number.
-    Turn(u64),
-}
-
-const TURN: u64 = 1 << 63;
-
-impl Place {
-    pub(crate) fn segment(sequence: u64) -> Self {
-        Self(sequence)
-    }
-
-    pub(crate) fn turn(number: u64) -> Self {
-        Self(number | TURN)
-    }
-
-    pub(crate) fn get(self) -> Where {
-        if self.0 & TURN != 0 {
-            Where::Turn(self.0 & !TURN)
-        } else {
-            Where::Segment(self.0)
-        }
-    }
-}
-
-/// One block of a log: 40 bytes.
-#[derive(Clone, Copy)]
-pub(crate) struct BlockRef {
-    pub(crate) first: Index,
-    pub(crate) term: Term,
-    pub(crate) place: Place,
-    /// From the start of the segment or of the turn piece.
-    pub(crate) offset: u32,
-    /// Encoded size.
-    pub(crate) bytes: u32,
-    /// Entries that are part of the log; fewer than `packed` once a truncation cut the block.
-    pub(crate) count: u32,
-    /// Entries in the encoded block.
-    pub(crate) packed: u32,
-}
-
-impl BlockRef {
-    pub(crate) fn end(&self) -> Index {
-        Index(self.first.0 + u64::from(self.count))
-    }
-}
+use crate::index::{BlockIndex, BlockRef, Place};
 
 /// What a group's records add up to.
 pub(crate) struct GroupLog {
@@ -69,8 +13,8 @@ pub(crate) struct GroupLog {
     pub(crate) hard_state: HardState,
     /// Everything up to here was purged; entries begin right behind it.
     pub(crate) base: LogPosition,
-    /// In order, without gaps: the first reaches `base.index + 1`, each next one begins where the one before ends.
-    pub(crate) blocks: VecDeque<BlockRef>,
+    /// The first reaches `base.index + 1`.
+    pub(crate) blocks: BlockIndex,
     /// Why the log on disk cannot be trusted any more.
     pub(crate) fault: Option<Box<str>>,
 }
@@ -81,21 +25,19 @@ impl GroupLog {
             configuration,
             hard_state: HardState::default(),
             base: LogPosition::default(),
-            blocks: VecDeque::new(),
+            blocks: BlockIndex::default(),
             fault: None,
         }
     }
 
     pub(crate) fn last(&self) -> Index {
-        self.blocks
-            .back()
-            .map_or(self.base.index, |block| Index(block.end().0 - 1))
+        self.blocks.end().map_or(self.base.index, Index::prev)
     }
 
     pub(crate) fn append(&mut self, range: EntryRange, place: Place, offset: u32, bytes: u32) {
         debug_assert_eq!(range.first.0, self.last().0 + 1);
         let count = (range.end.0 - range.first.0) as u32;
-        self.blocks.push_back(BlockRef {
+        self.blocks.push(&BlockRef {
             first: range.first,
             term: range.term,
             place,
@@ -106,99 +48,31 @@ impl GroupLog {
         });
     }
 
-    /// Drops everything from `from` on; what is already purged stays so.
-    pub(crate) fn truncate(&mut self, from: Index) {
-        while self.blocks.back().is_some_and(|block| block.first >= from) {
-            self.blocks.pop_back();
-        }
-        if let Some(block) = self.blocks.back_mut()
-            && block.end() > from
-        {
-            block.count = (from.0 - block.first.0) as u32;
-        }
-    }
-
     /// Drops everything up to `through`, which may lie beyond the last entry (a snapshot took its place).
     pub(crate) fn purge(&mut self, through: LogPosition) {
-        if through.index <= self.base.index {
-            return;
-        }
-        while self
-            .blocks
-            .front()
-            .is_some_and(|block| block.end().0 <= through.index.0 + 1)
-        {
-            self.blocks.pop_front();
-        }
-        self.base = through;
-        if self.blocks.capacity() > 32 && self.blocks.len() < self.blocks.capacity() / 4 {
-            self.blocks.shrink_to(2 * self.blocks.len());
-        }
-    }
-
-    /// Which block holds `index`. Nearly every look-up is for one of the newest blocks, and the older ones are cold
-    /// in the caches: so the search gallops back from the end.
-    pub(crate) fn find(&self, index: Index) -> Option<usize> {
-        // Blocks from `high` on start after `index`; the answer is below.
-        let (mut low, mut high, mut stride) = (self.blocks.len(), self.blocks.len(), 1);
-        while low > 0 && (low == self.blocks.len() || self.blocks[low].first > index) {
-            high = low;
-            low = low.saturating_sub(stride);
-            stride *= 2;
-        }
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if self.blocks[middle].first <= index {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-        let at = low.checked_sub(1)?;
-        (index < self.blocks[at].end()).then_some(at)
-    }
-
-    /// The block that was packed as `range`, possibly cut since.
-    pub(crate) fn find_packed(&mut self, range: EntryRange) -> Option<&mut BlockRef> {
-        let at = self.find(range.first)?;
-        let block = &mut self.blocks[at];
-        (block.first == range.first
-            && block.term == range.term
-            && u64::from(block.packed) == range.end.0 - range.first.0)
-            .then_some(block)
-    }
-
-    /// Blocks of turn piece `turn` are in segment `segment`, which the piece entered at `base`.
-    pub(crate) fn place_appended(&mut self, turn: u64, segment: u64, base: u32) {
-        for block in self.blocks.iter_mut().rev() {
-            match block.place.get() {
-                Where::Turn(number) if number == turn => block.place_in(segment, base),
-                Where::Turn(number) if number > turn => {}
-                _ => break,
-            }
+        if through.index > self.base.index {
+            self.blocks.purge(through.index.next());
+            self.base = through;
         }
     }
 
     /// The relocated copy of the block at `first`, written in turn piece `turn`, is placed.
     pub(crate) fn place_moved(&mut self, first: Index, turn: u64, segment: u64, base: u32) {
-        if let Some(at) = self.find(first)
-            && self.blocks[at].place.get() == Where::Turn(turn)
+        if let Some(cursor) = self.blocks.find(first)
+            && let Some(block) = self.blocks.get(cursor)
+            && block.place == Place::turn(turn)
         {
-            self.blocks[at].place_in(segment, base);
+            self.blocks
+                .set_place(cursor, Place::segment(segment), block.offset + base);
         }
     }
 
     /// The terms of the log, each with the first index that has it.
     pub(crate) fn runs(&self) -> Vec<TermRun> {
-        let mut runs: Vec<TermRun> = Vec::new();
-        for block in &self.blocks {
-            if runs.last().is_none_or(|run| run.term != block.term) {
-                let first = block.first.max(self.base.index.next());
-                runs.push(TermRun {
-                    term: block.term,
-                    first,
-                });
-            }
+        let mut runs = self.blocks.runs();
+        // The first block may begin before the base.
+        if let Some(run) = runs.first_mut() {
+            run.first = run.first.max(self.base.index.next());
         }
         runs
     }
@@ -213,13 +87,6 @@ impl GroupLog {
             last: self.last(),
             fault: self.fault.as_deref().map(str::to_owned),
         }
-    }
-}
-
-impl BlockRef {
-    fn place_in(&mut self, segment: u64, base: u32) {
-        self.place = Place::segment(segment);
-        self.offset += base;
     }
 }
 
@@ -263,6 +130,8 @@ impl Interned {
 
 #[cfg(test)]
 mod tests {
+    use polyraft_raft::Term;
+
     use super::*;
 
     fn range(term: u64, first: u64, end: u64) -> EntryRange {
@@ -282,15 +151,14 @@ mod tests {
     }
 
     #[test]
-    fn a_block_reference_takes_forty_bytes() {
-        assert_eq!(size_of::<BlockRef>(), 40);
-        assert!(size_of::<GroupLog>() <= 128, "{}", size_of::<GroupLog>());
+    fn a_quiet_group_takes_little_memory() {
+        assert!(size_of::<GroupLog>() <= 152, "{}", size_of::<GroupLog>());
     }
 
     #[test]
     fn a_truncation_cuts_the_block_it_hits() {
         let mut log = log();
-        log.truncate(Index(5));
+        log.blocks.truncate(Index(5));
         assert_eq!(log.last(), Index(4));
         assert_eq!(log.blocks.len(), 2);
         log.append(range(3, 5, 6), Place::turn(10), 0, 64);
@@ -305,8 +173,8 @@ mod tests {
             },
         ];
         assert_eq!(log.runs(), runs);
-        assert_eq!(log.find(Index(5)), Some(2));
-        assert_eq!(log.find(Index(6)), None);
+        assert!(log.blocks.find(Index(5)).is_some());
+        assert_eq!(log.blocks.find(Index(6)), None);
     }
 
     #[test]
@@ -328,10 +196,17 @@ mod tests {
     #[test]
     fn only_the_placed_turn_is_placed() {
         let mut log = log();
-        log.place_appended(8, 3, 4096);
-        assert_eq!(log.blocks[1].place.get(), Where::Segment(3));
-        assert_eq!(log.blocks[1].offset, 4096);
-        assert_eq!(log.blocks[2].place.get(), Where::Turn(9));
-        assert_eq!(log.blocks[0].place.get(), Where::Segment(1));
+        log.blocks.place_appended(8, 3, 4096);
+        let places: Vec<_> = log
+            .blocks
+            .iter()
+            .map(|block| (block.place, block.offset))
+            .collect();
+        let expected = [
+            (Place::segment(1), 0),
+            (Place::segment(3), 4096),
+            (Place::turn(9), 0),
+        ];
+        assert_eq!(places, expected);
     }
 }

@@ -14,7 +14,7 @@ use crate::error::StorageError;
 use crate::format::{
     BATCH_HEADER_BYTES, BatchHeader, PAGE_BYTES, Record, Records, SEGMENT_HEADER_BYTES,
 };
-use crate::group::{BlockRef, Where};
+use crate::index::{BlockRef, Where};
 use crate::options::WalOptions;
 use crate::pool::{Owner, Segment};
 use crate::recovery::{LaneFiles, RecoveredLane};
@@ -222,14 +222,14 @@ fn verify_groups(
                 reason,
             });
         }
-        for block in &log.blocks {
+        for block in log.blocks.iter() {
             let Where::Segment(sequence) = block.place.get() else {
                 continue;
             };
             let segment = all
                 .iter()
                 .find(|segment| segment.header.sequence == sequence);
-            if let Err(reason) = verify_block(segment.map(|segment| &***segment), block) {
+            if let Err(reason) = verify_block(segment.map(|segment| &***segment), &block) {
                 let reason = format!("{group}: {reason}");
                 let offset = u64::from(block.offset);
                 return Err(Damage {

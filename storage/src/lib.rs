@@ -20,6 +20,7 @@ mod format;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod group;
+mod index;
 pub mod inspect;
 mod lane;
 mod maintenance;

@@ -17,7 +17,8 @@ use crate::error::StorageError;
 use crate::format::{
     BATCH_HEADER_BYTES, BatchHeader, PAGE_BYTES, Records, SEGMENT_HEADER_BYTES, SegmentHeader,
 };
-use crate::group::{GroupLog, Where};
+use crate::group::GroupLog;
+use crate::index::Where;
 use crate::options::WalOptions;
 use crate::pool::{FoundSegments, Owner, Raw, Segment, parse_slot, slot_name};
 use crate::replay::Groups;
@@ -337,7 +338,7 @@ impl LaneFiles<'_> {
             .collect();
         let mut needed = FxHashSet::default();
         for log in groups.groups.values_mut() {
-            for block in &log.blocks {
+            for block in log.blocks.iter() {
                 let Where::Segment(segment) = block.place.get() else {
                     continue;
                 };

@@ -10,7 +10,8 @@ use crate::checkpoint::{self, CheckpointHeader, Position};
 use crate::format::{
     BATCH_HEADER_BYTES, BatchHeader, CONTROL_HEADER_BYTES, Located, Record, Records,
 };
-use crate::group::{GroupLog, Interned, Place};
+use crate::group::{GroupLog, Interned};
+use crate::index::Place;
 
 /// All groups of a lane while it is read.
 #[derive(Default)]
@@ -115,12 +116,12 @@ impl Groups {
                 );
                 self.damage(group, lsn, offset, fault);
             }
-            Record::Truncate { from } => log.truncate(from),
+            Record::Truncate { from } => log.blocks.truncate(from),
             Record::Purge { through } => log.purge(through),
             Record::Relocated { range } => {
-                if let Some(block) = log.find_packed(range) {
-                    block.place = place;
-                    block.offset = at + CONTROL_HEADER_BYTES as u32;
+                if let Some(cursor) = log.blocks.find_packed(range) {
+                    let offset = at + CONTROL_HEADER_BYTES as u32;
+                    log.blocks.set_place(cursor, place, offset);
                 }
             }
             Record::Create(_) | Record::Tombstone => {}

@@ -15,7 +15,8 @@ use crate::block::{EntryBlock, EntryKind, pack};
 use crate::checkpoint::Position;
 use crate::error::{BlockError, ReadError, StorageError};
 use crate::format;
-use crate::group::{BlockRef, GroupLog, Interned, Place, RecoveredGroup, Where};
+use crate::group::{GroupLog, Interned, RecoveredGroup};
+use crate::index::{BlockRef, Place, Where};
 use crate::lane::{Durable, Lane, Placed};
 use crate::tail::{Tail, TurnPiece};
 use crate::upkeep::Upkeep;
@@ -302,7 +303,7 @@ impl ShardLog {
             "{group}: truncation at {from}, purged up to {}",
             log.base.index
         );
-        log.truncate(from);
+        log.blocks.truncate(from);
         if mutants::is_active(Mutant::TruncationNotLogged) {
             return Ok(());
         }
@@ -350,13 +351,11 @@ impl ShardLog {
         };
         let (offset, _) = self.turn.record(write, |piece| self.tail.push(piece))?;
         let turn = self.tail.next();
-        let moved = self
-            .groups
-            .get_mut(&block.group())
-            .and_then(|log| log.find_packed(block.range()));
-        if let Some(moved) = moved {
-            moved.place = Place::turn(turn);
-            moved.offset = offset + format::CONTROL_HEADER_BYTES as u32;
+        if let Some(log) = self.groups.get_mut(&block.group())
+            && let Some(cursor) = log.blocks.find_packed(block.range())
+        {
+            let offset = offset + format::CONTROL_HEADER_BYTES as u32;
+            log.blocks.set_place(cursor, Place::turn(turn), offset);
             self.turn.moved.push((block.group(), block.first()));
         }
         Ok(())
@@ -416,7 +415,7 @@ impl ShardLog {
             let mut groups = std::mem::take(&mut piece.groups);
             for group in groups.drain(..) {
                 if let Some(log) = self.groups.get_mut(&group) {
-                    log.place_appended(turn, segment, offset);
+                    log.blocks.place_appended(turn, segment, offset);
                 }
             }
             self.turn.reuse(groups);
@@ -451,14 +450,14 @@ impl ShardLog {
             return Ok(first);
         }
         check_range(group, log, first, end)?;
-        let mut at = log.find(first).unwrap_or(log.blocks.len());
         let (mut bytes, mut reached) = (0, first);
-        while reached < end && (reached == first || bytes < max_bytes) {
-            let block = &log.blocks[at];
-            into.push(self.read(group, block)?);
+        for block in log.blocks.from(first) {
+            into.push(self.read(group, &block)?);
             bytes += u64::from(block.bytes);
             reached = block.end().min(end);
-            at += 1;
+            if reached == end || bytes >= max_bytes {
+                break;
+            }
         }
         Ok(reached)
     }
@@ -474,10 +473,7 @@ impl ShardLog {
             return (first, 0);
         }
         let (mut reached, mut bytes) = (first, 0);
-        for block in log
-            .blocks
-            .range(log.find(first).unwrap_or(log.blocks.len())..)
-        {
+        for block in log.blocks.from(first) {
             if reached >= end {
                 break;
             }
@@ -492,7 +488,7 @@ impl ShardLog {
             }
             // Only part of this block: its offsets say how much of it fits.
             let left = max_bytes.saturating_sub(bytes);
-            let (part, size) = match self.read(group, block) {
+            let (part, size) = match self.read(group, &block) {
                 Ok(block) => block.prefix_within(reached, to, left),
                 // The reader of the range will get the error; any estimate will do.
                 Err(_) => (to, u64::from(block.bytes)),

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use polyraft_raft::{GroupId, Index};
 
 use crate::batch::Tally;
+use crate::index::turn_number;
 
 /// A piece of a turn: the part that goes into one batch as a whole. Most turns are one piece.
 #[derive(Debug)]
@@ -88,7 +89,9 @@ impl Tail {
     }
 
     /// Bytes of a block that has no place yet.
-    pub(crate) fn in_turn(&self, turn: u64, offset: u32, bytes: u32) -> Option<Bytes> {
+    pub(crate) fn in_turn(&self, tag: u32, offset: u32, bytes: u32) -> Option<Bytes> {
+        // The piece that is being filled has a number already.
+        let turn = turn_number(tag, self.next() + 1)?;
         let piece = self.pieces.get(turn.checked_sub(self.first)? as usize)?;
         Some(
             piece

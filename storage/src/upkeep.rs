@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 
 use crate::checkpoint::{Patch, Section};
 use crate::error::StorageError;
-use crate::group::Where;
+use crate::index::{Place, Where};
 use crate::shard::ShardLog;
 
 /// Groups looked at in one call of `maintain`, and bytes written or moved by it.
@@ -33,7 +33,7 @@ struct CheckpointWork {
     /// Places that the section still lacks.
     patches: Vec<Patch>,
     /// Turn pieces that were placed since the work began.
-    placed: FxHashMap<u64, (u64, u32)>,
+    placed: FxHashMap<Place, (u64, u32)>,
     /// Once nothing is left: the pieces before this one have to be durable.
     through: Option<u64>,
 }
@@ -55,7 +55,7 @@ impl Upkeep {
     /// A turn piece became durable.
     pub(crate) fn placed(&mut self, turn: u64, segment: u64, base: u32) {
         if let Some(work) = &mut self.checkpoint {
-            work.placed.insert(turn, (segment, base));
+            work.placed.insert(Place::turn(turn), (segment, base));
         }
     }
 }
@@ -180,7 +180,6 @@ impl ShardLog {
             .blocks
             .iter()
             .filter(|block| in_victim(block.place.get()))
-            .copied()
             .collect();
         for block in moving {
             match self.read_packed(group, &block) {
