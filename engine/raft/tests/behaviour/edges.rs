@@ -334,3 +334,40 @@ fn what_happens_is_counted() {
     follower.hear(3, Message::Stale { term: Term(9) });
     assert_eq!(follower.group.counters().stale, after.stale + 1);
 }
+
+#[test]
+fn a_vote_that_was_overtaken_by_an_own_campaign_is_told_to_nobody() {
+    let mut replica = Replica::new(3);
+    let asked = Message::Vote {
+        term: Term(2),
+        last: LogPosition::ZERO,
+        transfer: false,
+    };
+    replica.hear(2, asked);
+    // Before the vote is durable the replica stands itself, and loses to the leader of its term.
+    replica.step(Event::Campaign);
+    let granted = Message::PreVoteReply {
+        term: Term(3),
+        granted: true,
+    };
+    replica.hear(2, granted);
+    assert_eq!(replica.group.vote(), Some(NodeId(1)));
+    replica.hear(3, append(3, LogPosition::ZERO, 3, 0, 0));
+    assert_eq!(sent(&replica.persist()), [(3, matched(3, 0, 0))]);
+}
+
+#[test]
+fn an_answer_that_is_owed_to_a_leader_is_not_given_to_the_next() {
+    let mut follower = Replica::with(3, 1, &[1], 1);
+    follower.hear(2, append(2, position(1, 1), 2, 0, 0));
+    // The term is not durable, so the answer waits; meanwhile another leader claims the next term.
+    let out = follower.step(Event::Claimed {
+        by: NodeId(3),
+        term: Term(3),
+    });
+    assert!(out.sends.is_empty());
+    assert!(
+        follower.persist().sends.is_empty(),
+        "it compared nothing yet"
+    );
+}
