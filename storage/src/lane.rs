@@ -3,10 +3,8 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, RwLock};
 use polyraft_raft::mutants::{self, Mutant};
 
 use crate::batch::{Batch, Lsn, Queue, Tally};
@@ -17,6 +15,7 @@ use crate::maintenance::{Maintenance, ReplayFrom};
 use crate::options::WalOptions;
 use crate::pool::{Segment, Segments};
 use crate::stats::Counters;
+use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, Ordering, RwLock};
 
 /// The watermark of a lane: every batch up to `lsn` is on stable storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,22 +231,25 @@ impl Lane {
 
     /// Ends the log: proves the last batch durable with an empty one behind it, and takes no more.
     pub(crate) fn close(&self) -> Result<(), StorageError> {
-        while self.pump()? {}
-        let mut writer = self.writer.lock();
-        let mark = {
+        let (mut writer, mark) = loop {
+            while self.pump()? {}
+            let writer = self.writer.lock();
             let mut queue = self.queue.lock();
             if queue.closed.is_some() {
                 return Ok(());
             }
-            if queue.pending > 0 {
+            if queue.pending == 0 || mutants::is_active(Mutant::StopForgetsTurn) {
+                let mark = queue.take_mark();
+                queue.closed = Some(StorageError::Stopped);
+                break (writer, mark);
+            }
+            if self.segments.shortage().is_some() {
                 return Err(StorageError::DiskFull {
                     path: self.segments.dir().to_owned(),
                     needed: queue.padded_bytes(),
                 });
             }
-            let mark = queue.take_mark();
-            queue.closed = Some(StorageError::Stopped);
-            mark
+            // A turn was handed in meanwhile.
         };
         let mark = mark.map_err(|error| {
             StorageError::io(self.dir.path(), "allocating a batch buffer", &error)
@@ -462,6 +464,10 @@ impl Lane {
                 // `stopping` is set before its wake-up takes this lock, so it cannot slip in between.
                 if self.stopping.load(Ordering::Acquire) {
                     continue;
+                }
+                if mutants::is_active(Mutant::WakeUpLost) {
+                    drop(queue);
+                    queue = self.queue.lock();
                 }
                 queue.asleep = true;
                 match stuck {

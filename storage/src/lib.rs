@@ -25,6 +25,8 @@ pub mod inspect;
 mod lane;
 mod maintenance;
 mod mapping;
+#[cfg(all(test, polyraft_shuttle))]
+mod models;
 mod options;
 mod pool;
 mod recovery;
@@ -32,6 +34,7 @@ mod replay;
 mod shard;
 pub mod sim;
 mod stats;
+mod sync;
 mod tail;
 mod upkeep;
 mod wal;

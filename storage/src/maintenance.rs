@@ -3,9 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use polyraft_raft::mutants::{self, Mutant};
 use rustc_hash::FxHashMap;
 
@@ -14,6 +12,7 @@ pub(crate) use crate::checkpoint::ReplayFrom;
 use crate::checkpoint::{CheckpointHeader, Section};
 use crate::disk::Disk;
 use crate::error::StorageError;
+use crate::sync::{AtomicU64, Mutex, Ordering};
 
 pub(crate) struct Maintenance {
     disk: Arc<dyn Disk>,

@@ -39,6 +39,12 @@ pub enum Mutant {
     SaltReused,
     /// The log ends with the last batch of a segment.
     SegmentEndIsLogEnd,
+    /// The flusher looks for work, lets go of the queue, and only then goes to sleep.
+    WakeUpLost,
+    /// A log that is stopped does not look once more whether a turn was handed in.
+    StopForgetsTurn,
+    /// A segment is used again while somebody reads it.
+    ReadersIgnored,
     /// A leader counts its own entries before they are durable.
     LeaderCountsUndurable,
     /// The quorum's index is taken from an unsorted list.
