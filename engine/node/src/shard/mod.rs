@@ -198,6 +198,8 @@ enum Deferred {
     Campaign(u32),
     /// Proposals that were held may have found a leader or their deadline.
     Proposals(u32),
+    /// Answers to forwards that the transport did not take.
+    ForwardReplies,
 }
 
 impl Shard {

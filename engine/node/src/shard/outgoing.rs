@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{GroupId, NodeId, shard_of};
-use polyraft_transport::{Lane, Network};
+use polyraft_transport::{Lane, Network, SendError};
 
 use crate::status::ShardCounters;
 
@@ -16,6 +16,14 @@ pub(super) struct Outgoing {
     peers: Vec<PeerFrames>,
     append_lanes: usize,
     max_frame_bytes: usize,
+    refused: Vec<Refused>,
+}
+
+/// A frame with forwards or their answers that the transport did not take. Nothing else sends these again.
+pub(super) struct Refused {
+    pub(super) to: NodeId,
+    pub(super) frame: Bytes,
+    pub(super) error: SendError,
 }
 
 struct PeerFrames {
@@ -30,6 +38,7 @@ struct LaneFrame {
     bytes: BytesMut,
     /// About as large as the frames have been lately: a frame that starts with room enough is never moved.
     usual_bytes: usize,
+    has_forwards: bool,
 }
 
 impl Outgoing {
@@ -44,6 +53,7 @@ impl Outgoing {
             append_lanes,
             max_frame_bytes: network.max_frame_bytes(),
             network,
+            refused: Vec::new(),
         }
     }
 
@@ -80,12 +90,34 @@ impl Outgoing {
             self.max_frame_bytes
         };
         if !frame.bytes.is_empty() && frame.bytes.len() + bytes > limit {
-            frame.send(&*self.network, to, lane, counters);
+            let refused = frame.send(&*self.network, to, lane, counters);
+            self.refused.extend(refused);
         }
         if frame.bytes.is_empty() {
             frame.bytes.reserve(frame.usual_bytes.max(bytes));
         }
         Some(&mut frame.bytes)
+    }
+
+    /// As [`append`](Self::append), for a forward or the answer to one.
+    pub(super) fn forward(
+        &mut self,
+        to: NodeId,
+        group: GroupId,
+        bytes: usize,
+        counters: &ShardCounters,
+    ) -> Option<&mut BytesMut> {
+        self.append(to, group, bytes, counters)?;
+        let lane = shard_of(group, self.append_lanes);
+        let peer = self.peers.iter_mut().find(|peer| peer.node == to)?;
+        let frame = &mut peer.append[lane];
+        frame.has_forwards = true;
+        Some(&mut frame.bytes)
+    }
+
+    /// What the transport did not take since the last call, as far as somebody must be told.
+    pub(super) fn take_refused(&mut self) -> Vec<Refused> {
+        std::mem::take(&mut self.refused)
     }
 
     /// The liveness frame to `to`.
@@ -107,7 +139,8 @@ impl Outgoing {
             }
             for (lane, frame) in peer.append.iter_mut().enumerate() {
                 if !frame.bytes.is_empty() {
-                    frame.send(&*self.network, peer.node, lane, counters);
+                    let refused = frame.send(&*self.network, peer.node, lane, counters);
+                    self.refused.extend(refused);
                 }
             }
         }
@@ -118,8 +151,14 @@ impl Outgoing {
 pub(super) const NODE_LEVEL: GroupId = GroupId(u64::MAX);
 
 impl LaneFrame {
-    /// Hands the frame to the transport. What it can't take now is lost; Raft sends it again.
-    fn send(&mut self, network: &dyn Network, to: NodeId, lane: usize, counters: &ShardCounters) {
+    /// Hands the frame to the transport. What it can't take now is lost; Raft sends it again, but not forwards.
+    fn send(
+        &mut self,
+        network: &dyn Network,
+        to: NodeId,
+        lane: usize,
+        counters: &ShardCounters,
+    ) -> Option<Refused> {
         counters.group_frames.add(1);
         // Follows growth at once and forgets it slowly.
         self.usual_bytes = self
@@ -127,8 +166,10 @@ impl LaneFrame {
             .len()
             .max(self.usual_bytes - self.usual_bytes / 16);
         let lane = u8::try_from(lane).expect("the configuration bounds lanes to 255");
-        if let Err(error) = network.send(to, Lane::Append(lane), self.bytes.split().freeze()) {
-            tracing::trace!(%to, %error, "a frame was not taken");
-        }
+        let frame = self.bytes.split().freeze();
+        let kept = std::mem::take(&mut self.has_forwards).then(|| frame.clone());
+        let error = network.send(to, Lane::Append(lane), frame).err()?;
+        tracing::trace!(%to, %error, "a frame was not taken");
+        kept.map(|frame| Refused { to, frame, error })
     }
 }

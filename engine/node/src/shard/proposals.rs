@@ -7,14 +7,16 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{Event, GroupId, NodeId, Role, Tick};
+use polyraft_transport::SendError;
 use rustc_hash::FxHashMap;
 
+use super::outgoing::Refused;
 use super::replica::Proposal;
 use super::{Deferred, PROPOSAL_OVERHEAD, Payloads, Shard};
 use crate::apply::WaitingReply;
 use crate::completion::{Outcome, ReplyTo};
 use crate::error::Error;
-use crate::wire;
+use crate::wire::{self, Record, Records};
 
 /// How long a refused forward waits before it is tried again, in microseconds.
 const RETRY_PAUSE: u64 = 20_000;
@@ -28,6 +30,16 @@ pub(super) struct Forwards {
     last_request: u64,
     /// What the open forwards keep in memory.
     bytes: usize,
+    /// Answers to other nodes' forwards whose lane was full.
+    unsent: Vec<UnsentReply>,
+}
+
+#[derive(Debug)]
+struct UnsentReply {
+    group: GroupId,
+    origin: NodeId,
+    request: u64,
+    outcome: Outcome,
 }
 
 #[derive(Debug)]
@@ -263,9 +275,9 @@ impl Shard {
                 continue;
             }
             let counters = self.shared.counters.shard(self.index);
-            let frame = self
-                .outgoing
-                .append(leader, group, wire::HEAD_BYTES + 8 + bytes, counters);
+            let frame =
+                self.outgoing
+                    .forward(leader, group, wire::HEAD_BYTES + 8 + bytes, counters);
             match frame {
                 Some(frame) if !proposal.reply.is_forwarded() => {
                     self.forwards.last_request = self.forwards.last_request.wrapping_add(1);
@@ -369,6 +381,65 @@ impl Shard {
         }
     }
 
+    /// Looks through the frames that the transport did not take. A forward in them has surely entered no log, so its
+    /// caller is told at once; an answer is kept until the lane has room. Without a link the answer is lost like
+    /// everything that was on its way.
+    pub(super) fn take_back_refused(&mut self) {
+        for Refused { to, frame, error } in self.outgoing.take_refused() {
+            let mut records = Records::new(frame);
+            while let Some(record) = records.next_for(|group| group.is_some()) {
+                match record.expect("the frame was written here") {
+                    Record::Forward { request, .. } => self.take_back(request, to, &error),
+                    Record::ForwardReply {
+                        group,
+                        request,
+                        outcome,
+                    } if matches!(error, SendError::Full { .. }) => {
+                        self.keep_reply(UnsentReply {
+                            group,
+                            origin: to,
+                            request,
+                            outcome,
+                        });
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn take_back(&mut self, request: u64, to: NodeId, error: &SendError) {
+        let Some(forward) = self.forwards.remove(request) else {
+            return;
+        };
+        let refusal = match *error {
+            SendError::Full { limit, .. } => Error::Busy {
+                what: "transport.queue_bytes",
+                limit: limit as u64,
+            },
+            SendError::TooLarge { bytes, limit } => Error::TooLarge { bytes, limit },
+            SendError::UnknownPeer | SendError::Disconnected | SendError::Closed => {
+                Error::NotLeader { hint: Some(to) }
+            }
+        };
+        forward.proposal.reply.answer(Err(refusal));
+    }
+
+    fn keep_reply(&mut self, reply: UnsentReply) {
+        if self.forwards.unsent.is_empty() {
+            self.deferred
+                .push_back((Tick(self.now.0 + RETRY_PAUSE), Deferred::ForwardReplies));
+        }
+        self.forwards.unsent.push(reply);
+    }
+
+    /// Tries again to send the answers whose lane was full.
+    pub(super) fn send_unsent_replies(&mut self) {
+        for reply in std::mem::take(&mut self.forwards.unsent) {
+            self.send_forward_reply(reply.group, reply.origin, reply.request, &reply.outcome);
+        }
+    }
+
     /// Sends the outcome of another node's proposal back to it.
     pub(super) fn send_forward_reply(
         &mut self,
@@ -388,7 +459,7 @@ impl Shard {
         };
         bytes = bytes.min(self.outgoing.max_record_bytes());
         let counters = self.shared.counters.shard(self.index);
-        if let Some(frame) = self.outgoing.append(origin, group, bytes, counters) {
+        if let Some(frame) = self.outgoing.forward(origin, group, bytes, counters) {
             wire::put_forward_reply(frame, group, request, outcome);
         }
     }

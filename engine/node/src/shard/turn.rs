@@ -74,6 +74,7 @@ impl Shard {
         self.show_touched();
         self.outgoing
             .send_all(self.shared.counters.shard(self.index));
+        self.take_back_refused();
         self.maintain();
         self.counters().turns.add(1);
     }
@@ -100,6 +101,7 @@ impl Shard {
                 }
                 Deferred::Campaign(_) => {}
                 Deferred::Proposals(slot) => self.touch(slot),
+                Deferred::ForwardReplies => self.send_unsent_replies(),
             }
         }
     }
