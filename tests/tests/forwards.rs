@@ -46,7 +46,7 @@ fn carries_forwards(lane: Lane, frame: &Bytes) -> bool {
 
 impl Network for Port {
     fn send(&self, _to: NodeId, lane: Lane, frame: Bytes) -> Result<(), SendError> {
-        if let Some(error) = self.refusal.lock().unwrap().clone()
+        if let Some(error) = *self.refusal.lock().unwrap()
             && carries_forwards(lane, &frame)
         {
             self.refused.fetch_add(1, Ordering::Relaxed);

@@ -1,12 +1,15 @@
 //! The queue in front of a thread: any thread puts in, one thread takes out and sleeps while there is nothing.
 //! It must never spin: an idle node costs nothing, and a busy one needs the core for something else.
 
+#[cfg(all(test, polyraft_loom))]
+mod model;
+mod sync;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crossbeam::queue::SegQueue;
-use crossbeam::sync::{Parker, Unparker};
+use self::sync::{AtomicBool, Parker, SegQueue, Unparker, fence};
 
 /// Puts messages in. Cloning gives another way in to the same queue.
 #[derive(Debug)]
@@ -123,7 +126,7 @@ impl<T> Drop for Mailbox<T> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(polyraft_loom)))]
 mod tests {
     use super::*;
 

@@ -1,0 +1,87 @@
+//! Every interleaving of small cases, by loom: `RUSTFLAGS="--cfg polyraft_loom" cargo test -p polyraft --lib mailbox`.
+//! A wake-up that is lost shows as a deadlock. Nothing here may depend on time.
+
+use loom::thread;
+
+use super::*;
+
+/// Tries all interleavings in which threads are interrupted at most three times where they could have run on.
+fn explore(case: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(case);
+}
+
+fn sends(sender: &Sender<(u8, u8)>, thread: u8, messages: u8) -> thread::JoinHandle<()> {
+    let sender = sender.clone();
+    thread::spawn(move || (0..messages).for_each(|number| sender.send((thread, number))))
+}
+
+/// Checks that each sender's messages come once and in order.
+#[derive(Default)]
+struct Seen([u8; 2]);
+
+impl Seen {
+    fn note(&mut self, (thread, number): (u8, u8)) {
+        let next = &mut self.0[usize::from(thread)];
+        assert_eq!(*next, number, "of thread {thread}");
+        *next += 1;
+    }
+}
+
+#[test]
+fn every_message_wakes_the_owner() {
+    explore(|| {
+        let (sender, mailbox) = mailbox();
+        let thread = sends(&sender, 0, 3);
+        let mut seen = Seen::default();
+        (0..3).for_each(|_| seen.note(mailbox.take(None).unwrap()));
+        thread.join().unwrap();
+        assert_eq!(mailbox.try_take(), None);
+    });
+}
+
+#[test]
+fn messages_of_two_senders_come_once_and_in_order() {
+    explore(|| {
+        let (sender, mailbox) = mailbox();
+        let threads = [sends(&sender, 0, 2), sends(&sender, 1, 1)];
+        let mut seen = Seen::default();
+        (0..3).for_each(|_| seen.note(mailbox.take(None).unwrap()));
+        assert_eq!(seen.0, [2, 1]);
+        threads.into_iter().for_each(|t| t.join().unwrap());
+        assert_eq!(mailbox.try_take(), None);
+    });
+}
+
+#[test]
+fn a_wait_that_times_out_loses_nothing() {
+    explore(|| {
+        let (sender, mailbox) = mailbox();
+        let thread = sends(&sender, 0, 2);
+        let mut seen = Seen::default();
+        let early = mailbox.take(Some(Duration::ZERO));
+        let left = 2 - early.iter().count();
+        early.into_iter().for_each(|message| seen.note(message));
+        (0..left).for_each(|_| seen.note(mailbox.take(None).unwrap()));
+        thread.join().unwrap();
+    });
+}
+
+#[test]
+fn what_is_sent_to_a_mailbox_that_goes_is_dropped() {
+    explore(|| {
+        let (sender, mailbox) = mailbox();
+        let message = Arc::new(());
+        let threads = [(); 2].map(|()| {
+            let (sender, message) = (sender.clone(), Arc::clone(&message));
+            thread::spawn(move || sender.send(message))
+        });
+        drop(mailbox.try_take());
+        drop(mailbox);
+        threads.into_iter().for_each(|t| t.join().unwrap());
+        // The queue still exists, because a sender does.
+        assert_eq!(Arc::strong_count(&message), 1);
+        drop(sender);
+    });
+}
