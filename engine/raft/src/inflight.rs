@@ -193,6 +193,19 @@ mod tests {
         assert_eq!(window.room(&settings), None);
         window.acknowledge(window.newest);
         assert_eq!(window.depth(), 2 * INITIAL_DEPTH);
+        // It does not limit any more, nor when what it held back was taken for lost.
+        let next = window.newest.0 + 1;
+        for i in 0..u64::from(2 * INITIAL_DEPTH) {
+            window.push(range(next + i, 1), 1);
+        }
+        window.acknowledge(Index(next));
+        assert_eq!(window.depth(), 2 * INITIAL_DEPTH);
+        window.push(range(window.newest.0 + 1, 1), 1);
+        assert_eq!(window.room(&settings), None);
+        window.clear();
+        window.push(range(window.newest.0 + 1, 1), 1);
+        window.acknowledge(window.newest);
+        assert_eq!(window.depth(), 2 * INITIAL_DEPTH);
         window.shrink();
         assert_eq!(window.depth(), INITIAL_DEPTH);
         (0..10).for_each(|_| window.shrink());

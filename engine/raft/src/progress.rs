@@ -330,6 +330,54 @@ mod tests {
         );
     }
 
+    #[test]
+    fn whatever_moves_a_follower_on_is_no_silence() {
+        let mut progress = replicating(10);
+        progress.sent(range(11, 21), 10, Index(10), Tick(5));
+        assert_eq!(progress.since, Tick(5));
+        // Nothing new, the commit alone, entries alone.
+        progress.acknowledge(Index(10), Index(0), Tick(6));
+        assert_eq!(progress.since, Tick(5));
+        progress.acknowledge(Index(10), Index(10), Tick(7));
+        assert_eq!(progress.since, Tick(7));
+        progress.acknowledge(Index(15), Index(10), Tick(8));
+        assert_eq!(progress.since, Tick(8));
+        assert!(progress.refuse(Index(20), Index(15), Tick(9)));
+        assert_eq!(progress.since, Tick(9));
+        progress.need_snapshot(Index(18), Tick(10));
+        assert_eq!(progress.since, Tick(10));
+        progress.up(Tick(11));
+        assert_eq!(progress.since, Tick(11));
+        // What is taken for lost is sent again, and awaited from then on.
+        progress.give_up_waiting(Tick(12));
+        assert_eq!(progress.since, Tick(12));
+    }
+
+    #[test]
+    fn what_a_probe_found_and_is_not_durable_there_is_sent_again() {
+        let mut progress = Progress::new(NodeId(2), Index(11), true, Tick(0));
+        progress.sent(range(11, 21), 10, Index(0), Tick(1));
+        // The logs agree through 10, but the follower's disk is at 5. If its next answer is lost, nobody else would ask.
+        assert!(progress.acknowledge(Index(5), Index(0), Tick(2)));
+        assert_eq!(
+            (progress.state, progress.next),
+            (ProgressState::Replicate, Index(6))
+        );
+        assert!(progress.inflight.is_empty());
+    }
+
+    #[test]
+    fn a_node_that_restarted_unseen_is_probed() {
+        let mut progress = replicating(10);
+        progress.sent(range(11, 21), 10, Index(0), Tick(1));
+        progress.up(Tick(2));
+        assert_eq!(
+            (progress.state, progress.next),
+            (ProgressState::Probe, Index(11))
+        );
+        assert!(progress.inflight.is_empty() && !progress.is_waiting());
+    }
+
     /// A follower that holds a prefix of the leader's log, and everything on the way between the two.
     struct Naive {
         progress: Progress,
