@@ -181,6 +181,8 @@ impl Configuration {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -246,6 +248,49 @@ mod tests {
             let configuration = Configuration::joint(ids(&incoming), ids(&outgoing), [], []);
             let index = |n: NodeId| Index(matched[n.0 as usize]);
             prop_assert_eq!(configuration.committed(index), configuration.committed_naively(index));
+        }
+
+        /// Counted by hand over the sets that were asked for: who is a member and as what, and what is a quorum.
+        #[test]
+        fn members_and_quorums_are_those_of_the_sets(
+            sets in prop::collection::vec(prop::collection::btree_set(1..8_u64, 0..6), 4),
+        ) {
+            let [incoming, outgoing, learners, next] = &sets[..] else { unreachable!("four were asked for") };
+            let of = |set: &BTreeSet<u64>| set.iter().rev().map(|&n| NodeId(n)).collect::<Vec<_>>();
+            let configuration = Configuration::joint(of(incoming), of(outgoing), of(learners), of(next));
+
+            let voters = incoming | outgoing;
+            let named = |nodes: &[NodeId]| nodes.iter().map(|n| n.0).collect::<BTreeSet<_>>();
+            prop_assert_eq!(&named(configuration.learners()), &(learners - &voters));
+            prop_assert_eq!(&named(configuration.learners_next()), &(&(next & outgoing) - incoming));
+            prop_assert_eq!(&named(&configuration.nodes().collect::<Vec<_>>()), &(&voters | learners));
+            prop_assert_eq!(configuration.nodes().count(), (&voters | learners).len());
+            for n in 1..8 {
+                let (node, votes) = (NodeId(n), voters.contains(&n));
+                prop_assert_eq!(configuration.is_voter(node), votes);
+                prop_assert_eq!(configuration.is_learner(node), learners.contains(&n) && !votes);
+                prop_assert_eq!(configuration.contains(node), votes || learners.contains(&n));
+            }
+
+            let majority = |half: &BTreeSet<u64>, yes: u64| {
+                2 * half.iter().filter(|&&n| yes >> n & 1 == 1).count() > half.len()
+            };
+            let is_quorum = |yes: u64| configuration.has_quorum(|n| yes >> n.0 & 1 == 1);
+            let mut quorums = Vec::new();
+            for yes in (0..1_u64 << 8).step_by(2) {
+                let expected = majority(incoming, yes) && (outgoing.is_empty() || majority(outgoing, yes));
+                prop_assert_eq!(is_quorum(yes), expected, "{:#b}", yes);
+                // Whoever joins a quorum does not break it.
+                prop_assert!(!expected || (1..8).all(|n| is_quorum(yes | 1 << n)));
+                quorums.extend(expected.then_some(yes));
+            }
+            // Any two quorums share a voter, and so do a joint one and a majority of either half.
+            for &one in &quorums {
+                prop_assert!(quorums.iter().all(|other| voters.iter().any(|n| one & other & 1 << n != 0)));
+                for half in [incoming, outgoing].into_iter().filter(|half| !half.is_empty()) {
+                    prop_assert!(majority(half, one));
+                }
+            }
         }
     }
 }
