@@ -244,6 +244,10 @@ fn load_and_write(file: &[u8]) -> Option<Vec<u8>> {
 }
 
 #[cfg(test)]
+#[path = "../../tests/fuzz/seeds.rs"]
+mod kept;
+
+#[cfg(test)]
 mod tests {
     use polyraft_raft::{Configuration, EntryRange, GroupId, HardState, LogPosition, NodeId, Term};
 
@@ -253,37 +257,18 @@ mod tests {
     use crate::checkpoint::{CheckpointHeader, Position, ReplayFrom};
     use crate::group::GroupLog;
 
-    /// The seeds, and whatever fuzzing has found and was kept beside them.
     #[test]
     fn kept_inputs_do_no_harm() {
-        for (name, target) in [
-            ("block", block as fn(&[u8])),
-            ("segment", segment),
-            ("checkpoint", checkpoint),
-        ] {
-            let dir = dir_of(name);
-            let kept: Vec<_> = std::fs::read_dir(&dir).unwrap().collect();
-            assert!(!kept.is_empty(), "{dir:?}");
-            for input in kept {
-                target(&std::fs::read(input.unwrap().path()).unwrap());
-            }
-        }
-    }
-
-    fn dir_of(target: &str) -> std::path::PathBuf {
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../tests/fuzz/seeds")
-            .join(target)
+        kept::try_all("block", block);
+        kept::try_all("segment", segment);
+        kept::try_all("checkpoint", checkpoint);
     }
 
     /// A seed that does not decode teaches a fuzzer nothing. `UPDATE=1` writes the seeds anew.
     #[test]
     fn seeds_decode() {
         for (target, name, data) in seeds() {
-            if std::env::var_os("UPDATE").is_some() {
-                std::fs::create_dir_all(dir_of(target)).unwrap();
-                std::fs::write(dir_of(target).join(name), &data).unwrap();
-            }
+            kept::update(target, name, &data);
             let bytes = &data[1..];
             let decodes = match (target, name) {
                 ("block", _) => EntryBlock::parse(Bytes::copy_from_slice(bytes)).is_ok(),

@@ -104,37 +104,25 @@ pub fn certificate(data: &[u8]) {
 }
 
 #[cfg(test)]
+#[path = "../../tests/fuzz/seeds.rs"]
+mod kept;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::{FORMAT_VERSION, Hello, Identity};
 
-    /// The seeds, and whatever fuzzing has found and was kept beside them.
     #[test]
     fn kept_inputs_do_no_harm() {
-        for (name, target) in [("link", link as fn(&[u8])), ("certificate", certificate)] {
-            let dir = dir_of(name);
-            let kept: Vec<_> = std::fs::read_dir(&dir).unwrap().collect();
-            assert!(!kept.is_empty(), "{dir:?}");
-            for input in kept {
-                target(&std::fs::read(input.unwrap().path()).unwrap());
-            }
-        }
-    }
-
-    fn dir_of(target: &str) -> std::path::PathBuf {
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../tests/fuzz/seeds")
-            .join(target)
+        kept::try_all("link", link);
+        kept::try_all("certificate", certificate);
     }
 
     /// A seed that does not decode teaches a fuzzer nothing. `UPDATE=1` writes the seeds anew.
     #[test]
     fn seeds_decode() {
         for (target, name, data) in seeds() {
-            if std::env::var_os("UPDATE").is_some() {
-                std::fs::create_dir_all(dir_of(target)).unwrap();
-                std::fs::write(dir_of(target).join(name), &data).unwrap();
-            }
+            kept::update(target, name, &data);
             let decodes = match (target, name) {
                 (_, "append" | "liveness") => {
                     let (frames, error, ends) = read(&Bytes::copy_from_slice(&data[1..]), 9);

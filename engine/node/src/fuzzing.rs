@@ -84,6 +84,10 @@ pub fn config(data: &[u8]) {
 }
 
 #[cfg(test)]
+#[path = "../../../tests/fuzz/seeds.rs"]
+mod kept;
+
+#[cfg(test)]
 mod tests {
     use polyraft_raft::{EntryRange, GroupId, Index, LogPosition, Message, NodeId, Term};
 
@@ -92,33 +96,17 @@ mod tests {
     use crate::error::Error;
     use crate::liveness::Beat;
 
-    /// The seeds, and whatever fuzzing has found and was kept beside them.
     #[test]
     fn kept_inputs_do_no_harm() {
-        for (name, target) in [("wire", records as fn(&[u8])), ("config", config)] {
-            let dir = dir_of(name);
-            let kept: Vec<_> = std::fs::read_dir(&dir).unwrap().collect();
-            assert!(!kept.is_empty(), "{dir:?}");
-            for input in kept {
-                target(&std::fs::read(input.unwrap().path()).unwrap());
-            }
-        }
-    }
-
-    fn dir_of(target: &str) -> std::path::PathBuf {
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../tests/fuzz/seeds")
-            .join(target)
+        kept::try_all("wire", records);
+        kept::try_all("config", config);
     }
 
     /// A seed that does not decode teaches a fuzzer nothing. `UPDATE=1` writes the seeds anew.
     #[test]
     fn seeds_decode() {
         for (target, name, data) in seeds() {
-            if std::env::var_os("UPDATE").is_some() {
-                std::fs::create_dir_all(dir_of(target)).unwrap();
-                std::fs::write(dir_of(target).join(name), &data).unwrap();
-            }
+            kept::update(target, name, &data);
             let decodes = match target {
                 "wire" => decode_all(data.into()).iter().all(Result::is_ok),
                 _ => Config::from_toml_str(&String::from_utf8(data).unwrap()).is_ok(),
