@@ -1,6 +1,8 @@
 //! What a replica costs: bytes while idle, allocations while busy. Counts per thread, so that the test
 //! harness does not disturb it.
 
+mod steady;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
@@ -43,30 +45,9 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-struct OneByte;
-
-impl LogExtents for OneByte {
-    fn extent(&self, first: Index, end: Index, max_bytes: u64) -> (Index, u64) {
-        let entries = max_bytes.clamp(1, end.0 - first.0);
-        (Index(first.0 + entries), entries)
-    }
-}
-
-fn alive() -> NodeSet {
-    let mut alive = NodeSet::new(NodeId(1));
-    alive.insert(NodeId(2));
-    alive.insert(NodeId(3));
-    alive
-}
-
-fn replica(env: &Env<'_>, out: &mut Outbox) -> Group {
-    let restored = Restored::empty(Configuration::simple((1..=3).map(NodeId)));
-    Group::new(GroupId(1), NodeId(1), 1, env, restored, out)
-}
-
 #[test]
 fn an_idle_follower_takes_at_most_400_bytes() {
-    let (settings, alive) = (Settings::default(), alive());
+    let (settings, alive) = (Settings::default(), steady::alive());
     let env = Env {
         now: Tick(0),
         settings: &settings,
@@ -80,38 +61,12 @@ fn an_idle_follower_takes_at_most_400_bytes() {
     out.applies.reserve(256);
     let before = LIVE_BYTES.get();
     for _ in 0..64 {
-        let mut group = replica(&env, &mut out);
+        let mut group = steady::replica(&env, &mut out);
         // It has seen three terms and some entries, and is at rest now.
         for term in 1..4 {
-            group.step(
-                &env,
-                Event::Claimed {
-                    by: NodeId(2),
-                    term: Term(term),
-                },
-                &mut out,
-            );
-            let prev = group.last();
-            let first = prev.index.next();
-            let entries = EntryRange {
-                term: Term(term),
-                first,
-                end: Index(first.0 + 9),
-            };
-            let message = Message::Append {
-                term: Term(term),
-                prev,
-                entries,
-                commit: prev.index,
-            };
-            group.step(
-                &env,
-                Event::Message {
-                    from: NodeId(2),
-                    message,
-                },
-                &mut out,
-            );
+            steady::follow(&mut group, &env, term, &mut out);
+            let message = steady::append(&group, term, 9);
+            steady::tell(&mut group, &env, 2, message, &mut out);
             let through = out.writes.last().expect("it wrote").id;
             group.step(&env, Event::Durable { through }, &mut out);
             out.clear();
@@ -130,56 +85,17 @@ fn an_idle_follower_takes_at_most_400_bytes() {
 
 #[test]
 fn a_busy_leader_and_a_busy_follower_allocate_nothing() {
-    let (settings, alive) = (Settings::default(), alive());
+    let (settings, alive) = (Settings::default(), steady::alive());
     let mut env = Env {
         now: Tick(0),
         settings: &settings,
         alive: &alive,
     };
     let mut out = Outbox::default();
-    let mut leader = replica(&env, &mut out);
-    let mut follower = replica(&env, &mut out);
-    leader.step(&env, Event::Campaign, &mut out);
-    let reply = Message::PreVoteReply {
-        term: Term(1),
-        granted: true,
-    };
-    leader.step(
-        &env,
-        Event::Message {
-            from: NodeId(2),
-            message: reply,
-        },
-        &mut out,
-    );
-    leader.step(
-        &env,
-        Event::Durable {
-            through: WriteId(1),
-        },
-        &mut out,
-    );
-    let reply = Message::VoteReply {
-        term: Term(1),
-        granted: true,
-    };
-    leader.step(
-        &env,
-        Event::Message {
-            from: NodeId(2),
-            message: reply,
-        },
-        &mut out,
-    );
-    assert_eq!(leader.role(), Role::Leader);
-    follower.step(
-        &env,
-        Event::Claimed {
-            by: NodeId(2),
-            term: Term(1),
-        },
-        &mut out,
-    );
+    let mut leader = steady::replica(&env, &mut out);
+    let mut follower = steady::replica(&env, &mut out);
+    steady::elect(&mut leader, &env, &mut out);
+    steady::follow(&mut follower, &env, 1, &mut out);
     let mut start = 0;
     for round in 0..10_000_u64 {
         if round == 1_000 {
@@ -187,9 +103,7 @@ fn a_busy_leader_and_a_busy_follower_allocate_nothing() {
         }
         env.now = env.now.after(1_000);
         out.clear();
-        leader.step(&env, Event::Propose { count: 8 }, &mut out);
-        leader.step(&env, Event::Flush { log: &OneByte }, &mut out);
-        let written = out.writes.last().expect("the proposal").id;
+        let written = steady::propose(&mut leader, &env, &mut out);
         let sent = out
             .sends
             .iter()
@@ -199,41 +113,12 @@ fn a_busy_leader_and_a_busy_follower_allocate_nothing() {
         leader.step(&env, Event::Durable { through: written }, &mut out);
         if let Some(message) = sent {
             out.writes.clear();
-            follower.step(
-                &env,
-                Event::Message {
-                    from: NodeId(2),
-                    message,
-                },
-                &mut out,
-            );
+            steady::tell(&mut follower, &env, 2, message, &mut out);
             if let Some(write) = out.writes.last().copied() {
                 follower.step(&env, Event::Durable { through: write.id }, &mut out);
             }
         }
-        let matched = leader.last().index;
-        for node in [2, 3] {
-            let message = Message::Matched {
-                term: Term(1),
-                matched,
-                commit: leader.committed(),
-            };
-            leader.step(
-                &env,
-                Event::Message {
-                    from: NodeId(node),
-                    message,
-                },
-                &mut out,
-            );
-        }
-        leader.step(
-            &env,
-            Event::Applied {
-                through: leader.committed(),
-            },
-            &mut out,
-        );
+        steady::acknowledge(&mut leader, &env, &mut out);
     }
     assert_eq!(ALLOCATIONS.get() - start, 0, "allocations in 9,000 rounds");
     assert!(leader.committed() > Index(70_000) && follower.last().index > Index(70_000));
