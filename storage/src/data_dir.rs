@@ -24,6 +24,8 @@ pub(crate) const WAL: &str = "wal";
 const IDENTITY_MAGIC: &[u8; 8] = b"PRIDENT1";
 const PEERS_MAGIC: &[u8; 8] = b"PRPEERS1";
 const MAX_CLUSTER_BYTES: usize = 255;
+/// What a disk writes whole or not at all.
+const SECTOR_BYTES: usize = 512;
 
 /// Names one life of a data directory: drawn at random when it is created, so a wiped node is not mistaken for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -204,7 +206,21 @@ impl DataDir {
             return Ok(());
         }
         let file = self.inner.path.join(PEERS);
-        let written = self.inner.disk.replace(&file, &encode_peers(&peers));
+        let bytes = encode_peers(&peers);
+        let mut written = self.inner.disk.replace(&file, &bytes);
+        // A peer that must be refused from now on must be remembered on a full disk too. One sector is written whole or
+        // not at all, and needs no space.
+        if written.as_ref().is_err_and(is_full) && before.is_some() && bytes.len() <= SECTOR_BYTES {
+            written = self.inner.disk.overwrite(&file, 0, &bytes);
+            if written.is_err()
+                && let Some(before) = before
+            {
+                // Half of it may stand there now.
+                let mut peers = peers.clone();
+                peers.insert(peer, before);
+                let _ = self.inner.disk.overwrite(&file, 0, &encode_peers(&peers));
+            }
+        }
         if written.is_err() {
             // Not remembered on disk, so not remembered at all.
             match before {
@@ -292,8 +308,8 @@ impl Identity {
         slot.put_u32_le(self.lanes);
         slot.put_u32_le(self.cluster.len() as u32);
         slot.extend_from_slice(self.cluster.as_bytes());
-        // Fits one 512-byte sector, which is written whole or not at all.
-        slot.resize(508, 0);
+        // Fits one sector, which is written whole or not at all.
+        slot.resize(SECTOR_BYTES - 4, 0);
         let crc = crc32c::crc32c(&slot);
         slot.put_u32_le(crc);
         slot
@@ -313,6 +329,13 @@ impl Identity {
             cluster: String::from_utf8(cluster.to_vec()).ok()?,
         })
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 fn encode_peers(peers: &BTreeMap<NodeId, PeerSeen>) -> Vec<u8> {
@@ -418,6 +441,26 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_full_disk_does_not_keep_a_known_peer_from_being_remembered() {
+        use crate::sim::SimDisk;
+        let disk = SimDisk::new(1);
+        let open = || DataDir::open(Arc::new(disk.clone()), "/n", "c", NodeId(1), 1).unwrap();
+        let seen = |incarnation| PeerSeen {
+            store: StoreId(7),
+            incarnation,
+        };
+        let dir = open();
+        dir.note_peer(NodeId(2), seen(1)).unwrap();
+        disk.set_capacity(disk.used());
+        dir.note_peer(NodeId(2), seen(u64::MAX)).unwrap();
+        dir.note_peer(NodeId(3), seen(1)).unwrap_err();
+        drop(dir);
+        let disk = disk.after_power_cut(crate::sim::Keep::Nothing);
+        let dir = DataDir::open(Arc::new(disk), "/n", "c", NodeId(1), 1).unwrap();
+        assert_eq!(dir.peers(), BTreeMap::from([(NodeId(2), seen(u64::MAX))]));
     }
 
     #[test]

@@ -50,8 +50,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
     /// Fills a file, new or recycled, with `bytes` real zeros and syncs it.
     fn zero_segment(&self, path: &Path, bytes: u64, spec: SegmentSpec) -> io::Result<()>;
-    /// Drops what is cached of a file and does not wait to be written, so that reads show what is on stable storage. After
-    /// a failed sync the cache has bytes that count as clean and never got there.
+    /// Syncs a file and then drops what is cached of it, so that reads show what is on stable storage. A process that was
+    /// killed leaves bytes in the cache that wait to be written; after a failed sync the cache has bytes that count as
+    /// clean and never got there.
     fn forget_cached(&self, path: &Path) -> io::Result<()>;
     /// Opens a segment file for reading and appending.
     fn open_segment(&self, path: &Path, spec: SegmentSpec) -> io::Result<Arc<dyn SegmentFile>>;
@@ -193,7 +194,9 @@ impl Disk for FileDisk {
     }
 
     fn forget_cached(&self, path: &Path) -> io::Result<()> {
-        drop_cache(&File::open(path)?)
+        let file = File::open(path)?;
+        file.sync_data()?;
+        drop_cache(&file)
     }
 
     fn open_segment(&self, path: &Path, spec: SegmentSpec) -> io::Result<Arc<dyn SegmentFile>> {

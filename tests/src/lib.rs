@@ -16,6 +16,7 @@ use tempfile::TempDir;
 
 pub mod crash_images;
 pub mod history;
+pub mod sim;
 
 /// How long a condition may take to become true before a test fails. Far above what any of them needs.
 pub const DEADLINE: Duration = Duration::from_secs(60);

@@ -26,6 +26,8 @@ pub(crate) struct Router {
     /// A shard's inbox takes no more frames while it holds this many bytes of them.
     inbox_bytes: usize,
     refusals: Mutex<FxHashMap<NodeId, String>>,
+    /// Rolled-back directories that the disk could not be told of: they are refused at least while this node runs.
+    unremembered: Mutex<FxHashMap<NodeId, StoreId>>,
 }
 
 impl Router {
@@ -35,6 +37,7 @@ impl Router {
             data_dir: Mutex::new(Some(data_dir)),
             inbox_bytes,
             refusals: Mutex::default(),
+            unremembered: Mutex::default(),
         }
     }
 
@@ -65,15 +68,26 @@ impl Receiver for Router {
             .peers()
             .into_iter()
             .find(|(node, _)| *node == who.node);
+        let mut unremembered = self.unremembered.lock();
         match known {
             Some((_, known)) if known == seen => return Ok(()),
             Some((_, known)) => {
-                if let Err(refusal) = check_continuity(known, seen) {
-                    return Err(remember(&data_dir, who.node, known, refusal));
+                let is_distrusted = unremembered.get(&who.node) == Some(&seen.store);
+                let judged = match check_continuity(known, seen) {
+                    Ok(()) if is_distrusted => Err(Discontinuity::RolledBack),
+                    judged => judged,
+                };
+                if let Err(refusal) = judged {
+                    let (reason, is_kept) = remember(&data_dir, who.node, known, refusal);
+                    if !is_kept {
+                        unremembered.insert(who.node, known.store);
+                    }
+                    return Err(reason);
                 }
             }
             None => {}
         }
+        drop(unremembered);
         data_dir.note_peer(who.node, seen).map_err(|error| {
             format!(
                 "node {} can't remember its peers: {error}",
@@ -160,10 +174,16 @@ enum Discontinuity {
     RolledBack,
 }
 
-/// Makes a refusal lasting and puts it into words. Restarting a rolled-back node must not make it acceptable, although
+/// Makes a refusal lasting, says whether that worked, and puts it into words. Restarting a rolled-back node must not make it acceptable, although
 /// its count of openings then grows past the one that was seen.
-fn remember(data_dir: &DataDir, node: NodeId, known: PeerSeen, refusal: Discontinuity) -> String {
-    match refusal {
+fn remember(
+    data_dir: &DataDir,
+    node: NodeId,
+    known: PeerSeen,
+    refusal: Discontinuity,
+) -> (String, bool) {
+    let mut is_kept = true;
+    let reason = match refusal {
         Discontinuity::Wiped => format!(
             "node {node} comes with another data directory than before: it was wiped or replaced. It may have \
              forgotten votes and entries that this cluster counts on. Bring the old directory back, or give the new \
@@ -176,6 +196,7 @@ fn remember(data_dir: &DataDir, node: NodeId, known: PeerSeen, refusal: Disconti
             };
             if let Err(error) = data_dir.note_peer(node, refused) {
                 tracing::error!(%node, %error, "the refusal of a rolled-back peer can't be remembered");
+                is_kept = false;
             }
             format!(
                 "node {node}'s data directory was rolled back to an earlier state. It may have forgotten votes and \
@@ -183,7 +204,8 @@ fn remember(data_dir: &DataDir, node: NodeId, known: PeerSeen, refusal: Disconti
                  directory under a node id that was never used"
             )
         }
-    }
+    };
+    (reason, is_kept)
 }
 
 /// Whether a peer's data directory is the one it had, and not an older state of it.

@@ -73,17 +73,19 @@ impl Wheel {
         self.next_ms = now_ms;
     }
 
-    /// When to look again: the first millisecond whose slot holds a timer, at most one round ahead.
+    /// When to look again: the first millisecond at which a timer is due, at most one round ahead.
     pub(crate) fn next(&self) -> Option<Tick> {
         if self.len == 0 {
             return None;
         }
-        (self.next_ms..self.next_ms + SLOTS as u64)
-            .find(|ms| {
-                let slot = (ms % SLOTS as u64) as usize;
-                self.occupied[slot / 64] & (1 << (slot % 64)) != 0
-            })
-            .map(|ms| Tick(ms * SLOT_MICROS))
+        let end = self.next_ms + SLOTS as u64;
+        // A slot may hold nothing but timers of later rounds, and looking at those now would be looking all the time.
+        let due = (self.next_ms..end).find(|ms| {
+            let slot = (ms % SLOTS as u64) as usize;
+            self.occupied[slot / 64] & (1 << (slot % 64)) != 0
+                && self.slots[slot].iter().any(|timer| timer.due_ms <= *ms)
+        });
+        Some(Tick(due.unwrap_or(end) * SLOT_MICROS))
     }
 }
 
@@ -115,6 +117,14 @@ mod tests {
         assert!(fired(&mut wheel, 4_000).is_empty());
         assert!(fired(&mut wheel, 500_000).is_empty());
         assert_eq!(fired(&mut wheel, 1_000 * (SLOTS as u64 + 3)), [1]);
+    }
+
+    #[test]
+    fn a_timer_of_a_later_round_is_not_looked_at_before() {
+        let mut wheel = Wheel::new(Tick(0));
+        wheel.arm(1, Tick(1_000 * (SLOTS as u64 + 3)));
+        assert!(fired(&mut wheel, 3_000).is_empty());
+        assert_eq!(wheel.next(), Some(Tick(1_000 * (SLOTS as u64 + 3))));
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub enum Mutant {
     CacheTrusted,
     /// A truncation is not written to the log.
     TruncationNotLogged,
+    /// A restart believes names that no sync of the directory covered.
+    NamesTrusted,
     /// A torn tail counts as damage to what was durable.
     TornTailIsRot,
     /// Damage to durable batches is cut off like a torn tail.
@@ -126,10 +128,12 @@ pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::VoteBeforeDurable, 1),
     (Mutant::AckBeforeDurable, 2),
     (Mutant::SyncErrorIgnored, 3),
+    (Mutant::CacheTrusted, 3),
     (Mutant::TruncationNotLogged, 4),
     (Mutant::TornTailIsRot, 5),
     (Mutant::RotCutAsTail, 5),
     (Mutant::DirectoryNotSynced, 6),
+    (Mutant::NamesTrusted, 6),
     (Mutant::LiveSegmentFreed, 7),
     (Mutant::LeaderCountsUndurable, 9),
     (Mutant::UnsortedQuorum, 12),

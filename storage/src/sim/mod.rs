@@ -393,7 +393,10 @@ impl Disk for SimDisk {
     }
 
     fn forget_cached(&self, path: &Path) -> io::Result<()> {
-        self.state.lock().file_mut(path)?.forget_cached();
+        let mut state = self.state.lock();
+        let id = state.id(path)?;
+        state.sync(id, 0..usize::MAX)?;
+        state.file_by_id(id).forget_cached();
         Ok(())
     }
 

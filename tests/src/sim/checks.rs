@@ -1,0 +1,466 @@
+//! What must be true at every step, checked from outside: one leader a term, one history per group, nothing promised
+//! before it is durable, nothing committed without a quorum. It must look only at what a step has touched.
+
+use polyraft::{GroupId, Index, NodeId, Role, Term};
+use polyraft_raft::{Group, LogPosition, Message, TermRun};
+use polyraft_storage::RecoveredGroup;
+use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
+
+use super::machine::Applied;
+
+/// Something that must never happen, has.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// Which rule was broken.
+    pub checker: &'static str,
+    /// How.
+    pub what: String,
+    /// Whose events tell the story.
+    pub group: Option<GroupId>,
+}
+
+pub(super) type Verdict = Result<(), Failure>;
+
+/// Says that a rule is broken in a group.
+pub(super) fn broken(checker: &'static str, group: GroupId, what: String) -> Failure {
+    Failure {
+        checker,
+        what,
+        group: Some(group),
+    }
+}
+
+/// What was seen of one replica in its present life.
+#[derive(Clone, Copy, Default, Debug)]
+struct Seen {
+    term: Term,
+    vote: Option<NodeId>,
+    committed: Index,
+    applied: Index,
+    /// The last entry that the state machine reported.
+    machine: Index,
+}
+
+/// What a replica has told others, and must know for ever.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Promise {
+    /// It has spoken in this term.
+    pub(super) term: Term,
+    /// The vote that it gave, and when.
+    vote: Option<(Term, NodeId)>,
+    /// It holds the log through here.
+    pub(super) matched: LogPosition,
+}
+
+/// What is known of one group, all nodes together.
+#[derive(Default, Debug)]
+pub(super) struct GroupChecks {
+    leaders: BTreeMap<Term, NodeId>,
+    /// By node and term: who got the vote.
+    votes: FxHashMap<(NodeId, Term), NodeId>,
+    /// Where each term's entries begin, and which term is before them: the same in every log.
+    runs: BTreeMap<Term, (Index, Term)>,
+    /// What is committed, as the first node to know it told.
+    committed: Vec<TermRun>,
+    pub(super) committed_through: Index,
+    /// By index: what state machines applied.
+    entries: Vec<Option<Applied>>,
+    /// By operation: where it was applied.
+    requests: FxHashMap<u64, Index>,
+    seen: Vec<Seen>,
+    pub(super) promises: Vec<Promise>,
+}
+
+/// A replica's way to answer whether it holds a position durably.
+pub(super) type Holds<'a> = &'a dyn Fn(u64, LogPosition) -> Option<bool>;
+
+impl GroupChecks {
+    pub(super) fn new(nodes: u64) -> Self {
+        GroupChecks {
+            seen: vec![Seen::default(); nodes as usize + 1],
+            promises: vec![Promise::default(); nodes as usize + 1],
+            ..GroupChecks::default()
+        }
+    }
+
+    /// The term of a committed index.
+    fn committed_term(&self, index: Index) -> Option<Term> {
+        if index > self.committed_through || index == Index::ZERO {
+            return None;
+        }
+        let run = self.committed.partition_point(|run| run.first <= index);
+        Some(self.committed[run.checked_sub(1)?].term)
+    }
+
+    /// A replica has moved. `holds` answers for the other replicas.
+    pub(super) fn observe(&mut self, core: &Group, members: &[u64], holds: Holds<'_>) -> Verdict {
+        let (group, node) = (core.id(), core.node());
+        self.check_monotonic(core)?;
+        self.check_log(core)?;
+        if core.role() == Role::Leader {
+            self.check_leader(core)?;
+        }
+        let committed = core.committed();
+        if committed > self.committed_through {
+            self.check_commit(core, members, holds)?;
+        } else if let Some(term) = self.committed_term(committed)
+            && core.term_at(committed) != Some(term)
+        {
+            return Err(broken(
+                "state machine safety",
+                group,
+                format!(
+                    "node {node} takes index {committed} for committed at term {:?}, but term {term} was committed there",
+                    core.term_at(committed)
+                ),
+            ));
+        }
+        // A newer leader may have cut what was acknowledged to an older one.
+        let promise = &mut self.promises[node.0 as usize];
+        if core.term_at(promise.matched.index) != Some(promise.matched.term) {
+            promise.matched = position(core, committed.min(core.durable()));
+        }
+        Ok(())
+    }
+
+    fn check_monotonic(&mut self, core: &Group) -> Verdict {
+        let (group, node) = (core.id(), core.node());
+        let seen = &mut self.seen[node.0 as usize];
+        let now = Seen {
+            term: core.term(),
+            vote: core.vote(),
+            committed: core.committed(),
+            applied: core.applied(),
+            machine: seen.machine,
+        };
+        let before = std::mem::replace(seen, now);
+        let vote_changed =
+            before.term == now.term && before.vote.is_some() && before.vote != now.vote;
+        if now.term < before.term
+            || now.committed < before.committed
+            || now.applied < before.applied
+            || vote_changed
+        {
+            return Err(broken(
+                "monotonic cursors",
+                group,
+                format!("node {node} went from {before:?} to {now:?}"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Two logs with the same entry have the same entries before it: each term begins at one place, behind one term.
+    fn check_log(&mut self, core: &Group) -> Verdict {
+        let base = core.base();
+        let mut before = base.term;
+        for (at, run) in core.term_runs().iter().enumerate() {
+            // The base may cut the first run.
+            if at > 0 || base.index == Index::ZERO {
+                let place = (run.first, before);
+                let known = *self.runs.entry(run.term).or_insert(place);
+                if known != place {
+                    return Err(broken(
+                        "log matching",
+                        core.id(),
+                        format!(
+                            "on node {} the entries of term {} begin at {place:?}, elsewhere at {known:?}",
+                            core.node(),
+                            run.term
+                        ),
+                    ));
+                }
+            }
+            before = run.term;
+        }
+        Ok(())
+    }
+
+    fn check_leader(&mut self, core: &Group) -> Verdict {
+        let (group, node, term) = (core.id(), core.node(), core.term());
+        let known = self.leaders.insert(term, node);
+        match known {
+            Some(known) if known != node => {
+                return Err(broken(
+                    "election safety",
+                    group,
+                    format!("nodes {known} and {node} lead term {term}"),
+                ));
+            }
+            Some(_) => return Ok(()),
+            None => {}
+        }
+        // Whatever was committed in an earlier term is in the log of every later leader.
+        let lacks =
+            |run: &&TermRun| run.term < term && core.term_at(self.end_of(run)) != Some(run.term);
+        match self.committed.iter().find(lacks) {
+            None => Ok(()),
+            Some(run) => Err(broken(
+                "leader completeness",
+                group,
+                format!(
+                    "node {node} leads term {term} with a log that ends at {}, without committed index {} of term {}",
+                    core.last(),
+                    self.end_of(run),
+                    run.term
+                ),
+            )),
+        }
+    }
+
+    /// The last committed index of a run.
+    fn end_of(&self, run: &TermRun) -> Index {
+        let next = self
+            .committed
+            .partition_point(|other| other.first <= run.first);
+        match self.committed.get(next) {
+            Some(next) => next.first.prev(),
+            None => self.committed_through,
+        }
+    }
+
+    /// More is committed than anybody knew.
+    fn check_commit(&mut self, core: &Group, members: &[u64], holds: Holds<'_>) -> Verdict {
+        let (group, node) = (core.id(), core.node());
+        let reached = position(core, core.committed());
+        let old = self.committed_through;
+        if let Some(term) = self.committed_term(old)
+            && core.term_at(old) != Some(term)
+        {
+            return Err(broken(
+                "state machine safety",
+                group,
+                format!(
+                    "node {node} commits {reached} over another entry at {old} than the committed one of term {term}"
+                ),
+            ));
+        }
+        let has = |member: &&u64| {
+            let promised = self.promises[**member as usize].matched;
+            // Entries of a term are all or none before a place of that term.
+            let promised = promised.term == reached.term && promised.index >= reached.index;
+            holds(**member, reached).unwrap_or(promised)
+        };
+        let holders: Vec<u64> = members.iter().filter(has).copied().collect();
+        if holders.len() * 2 <= members.len() {
+            return Err(broken(
+                "commit quorum",
+                group,
+                format!(
+                    "node {node} commits {reached}, which only {holders:?} of {members:?} hold durably"
+                ),
+            ));
+        }
+        for holder in &holders {
+            let promise = &mut self.promises[*holder as usize];
+            if promise.matched < reached {
+                promise.matched = reached;
+            }
+        }
+        for run in core.term_runs() {
+            if self
+                .committed
+                .last()
+                .is_none_or(|last| last.term < run.term)
+                && run.first <= reached.index
+            {
+                self.committed.push(*run);
+            }
+        }
+        self.committed_through = reached.index;
+        Ok(())
+    }
+
+    /// A message leaves a node. `core` is the sender's replica.
+    pub(super) fn sent(&mut self, core: &Group, to: NodeId, message: &Message) -> Verdict {
+        let (group, node) = (core.id(), core.node());
+        match *message {
+            Message::VoteReply {
+                term,
+                granted: true,
+            } => self.gave_vote(group, node, term, to),
+            Message::Vote { term, .. } => self.gave_vote(group, node, term, node),
+            Message::Matched { term, matched, .. } => {
+                let promise = &mut self.promises[node.0 as usize];
+                promise.term = promise.term.max(term);
+                if let Some(entry) = core.term_at(matched) {
+                    let position = LogPosition {
+                        term: entry,
+                        index: matched,
+                    };
+                    // A promise of this term stands for everything before it.
+                    if promise.matched < position {
+                        promise.matched = position;
+                    }
+                }
+                Ok(())
+            }
+            Message::Append { term, .. } => {
+                let promise = &mut self.promises[node.0 as usize];
+                promise.term = promise.term.max(term);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn gave_vote(&mut self, group: GroupId, node: NodeId, term: Term, to: NodeId) -> Verdict {
+        let given = *self.votes.entry((node, term)).or_insert(to);
+        if given != to {
+            return Err(broken(
+                "one vote a term",
+                group,
+                format!("node {node} gave its vote of term {term} to {given} and to {to}"),
+            ));
+        }
+        let promise = &mut self.promises[node.0 as usize];
+        if promise.vote.is_none_or(|(last, _)| last <= term) {
+            promise.vote = Some((term, to));
+        }
+        promise.term = promise.term.max(term);
+        Ok(())
+    }
+
+    /// A node begins a new life; whatever it promised it must have found on its disk.
+    pub(super) fn recovered(
+        &self,
+        group: GroupId,
+        node: u64,
+        found: Option<&RecoveredGroup>,
+    ) -> Verdict {
+        let promise = self.promises[node as usize];
+        let lost = |what: String| {
+            Err(broken(
+                "durable promises",
+                group,
+                format!("node {node} {what}"),
+            ))
+        };
+        let Some(found) = found else {
+            return match promise.term > Term(0) {
+                true => lost(format!("lost the group, after {promise:?}")),
+                false => Ok(()),
+            };
+        };
+        if let Some(fault) = &found.fault {
+            return lost(format!("finds its log damaged: {fault}"));
+        }
+        let state = found.hard_state;
+        if state.term < promise.term {
+            return lost(format!(
+                "has term {} after speaking in {}",
+                state.term, promise.term
+            ));
+        }
+        if let Some((term, candidate)) = promise.vote
+            && state.term == term
+            && state.vote != Some(candidate)
+        {
+            return lost(format!(
+                "has vote {:?} of term {term} after giving it to {candidate}",
+                state.vote
+            ));
+        }
+        let matched = promise.matched;
+        let run = found.runs.partition_point(|run| run.first <= matched.index);
+        let term = run.checked_sub(1).map(|run| found.runs[run].term);
+        let is_held = matched.index <= found.base.index
+            || matched.index <= found.last && term == Some(matched.term);
+        if !is_held {
+            return lost(format!(
+                "has a log through {} with {:?} there, after acknowledging {matched}",
+                found.last, term
+            ));
+        }
+        Ok(())
+    }
+
+    /// A node begins a new life: what it knew in memory is gone.
+    pub(super) fn reborn(&mut self, node: u64) {
+        self.seen[node as usize] = Seen::default();
+    }
+
+    /// A state machine took an entry.
+    pub(super) fn applied(&mut self, entry: Applied) -> Verdict {
+        let group = entry.group;
+        if self.committed_term(entry.index) != Some(entry.term) {
+            return Err(broken(
+                "state machine safety",
+                group,
+                format!("applied although it is not what is committed: {entry:?}"),
+            ));
+        }
+        let seen = &mut self.seen[entry.node as usize];
+        if seen.machine >= entry.index {
+            return Err(broken(
+                "apply order",
+                group,
+                format!(
+                    "index {} came after {}: {entry:?}",
+                    entry.index, seen.machine
+                ),
+            ));
+        }
+        seen.machine = entry.index;
+        let at = entry.index.0 as usize;
+        if self.entries.len() <= at {
+            self.entries.resize(at + 1, None);
+        }
+        match self.entries[at] {
+            None => self.entries[at] = Some(entry),
+            Some(known)
+                if known
+                    == (Applied {
+                        node: known.node,
+                        ..entry
+                    }) => {}
+            Some(known) => {
+                return Err(broken(
+                    "state machine safety",
+                    group,
+                    format!("{known:?} and {entry:?}"),
+                ));
+            }
+        }
+        let first = *self.requests.entry(entry.request).or_insert(entry.index);
+        if first != entry.index {
+            return Err(broken(
+                "applied once",
+                group,
+                format!(
+                    "operation {:x} is applied at {first} and at {}",
+                    entry.request, entry.index
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// A client was told that its operation is at `index`.
+    pub(super) fn acknowledged(&self, group: GroupId, index: Index, request: u64) -> Verdict {
+        let entry = self.entries.get(index.0 as usize).copied().flatten();
+        match entry {
+            Some(entry) if entry.request == request => Ok(()),
+            other => Err(broken(
+                "acknowledged operations",
+                group,
+                format!(
+                    "operation {request:x} was acknowledged at {index}, where {other:?} was applied"
+                ),
+            )),
+        }
+    }
+
+    /// The last entry that any state machine took.
+    pub(super) fn newest_applied(&self) -> Option<Applied> {
+        self.entries.last().copied().flatten()
+    }
+}
+
+fn position(core: &Group, index: Index) -> LogPosition {
+    LogPosition {
+        term: core.term_at(index).unwrap_or_default(),
+        index,
+    }
+}

@@ -1,0 +1,454 @@
+//! The clients of a simulated world: they propose, retry what was surely not taken, and give up on the rest. Every
+//! operation has a number of its own. A client must never take silence for failure.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use polyraft::{Completion, Error, GroupId};
+
+use super::machine::{Command, Request};
+use super::plan::{MILLI, Plan};
+use super::world::{Event, Phase, World};
+use crate::history::{Answer, Call, History, OperationId};
+
+type Created = Pin<Box<dyn Future<Output = Result<(), Error>>>>;
+
+/// All clients, and what is known of their operations.
+pub(super) struct Clients {
+    clients: Vec<Client>,
+    /// By tag: who waits for the outcome.
+    waiting: BTreeMap<u64, Waiting>,
+    last_tag: u64,
+    last_request: u64,
+    pub(super) history: History,
+    /// The creations of groups that nobody has confirmed yet.
+    pub(super) creations: Vec<Creation>,
+    /// By group: whether it has committed since the world was healed.
+    pub(super) has_served: Vec<bool>,
+    /// By register: a value that was there a short while ago.
+    seen: BTreeMap<u64, u64>,
+    completions: Vec<Completion>,
+}
+
+#[derive(Clone, Debug)]
+struct Waiting {
+    client: u32,
+    node: u64,
+    group: GroupId,
+    request: Request,
+    /// Of the client, when it asked: an answer to an earlier step is nobody's.
+    step: u32,
+}
+
+/// One client. Those behind the last ordinary one make sure that each group serves again.
+#[derive(Debug)]
+struct Client {
+    /// Grows with everything that it does, so that events for an earlier moment are known as such.
+    step: u32,
+    operation: Option<Operation>,
+    /// Serves one group only, after the healing.
+    finisher_of: Option<GroupId>,
+    /// Its favourite node.
+    node: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Operation {
+    group: GroupId,
+    request: Request,
+    padding: usize,
+    /// In the history.
+    id: OperationId,
+    gives_up_at: u64,
+    /// Whether it is with a node now, which may have taken it.
+    is_sent: bool,
+}
+
+/// Groups with the same members, to be created.
+pub(super) struct Creation {
+    groups: Vec<u64>,
+    members: Vec<u64>,
+    /// Under way on this node.
+    attempt: Option<(u64, Created)>,
+    retry_at: u64,
+    pub(super) is_done: bool,
+}
+
+impl Clients {
+    pub(super) fn new(plan: &Plan) -> Clients {
+        let ordinary = (0..plan.clients).map(|at| (None, 1 + at % plan.nodes));
+        let groups = plan.members.len() as u64;
+        let finishers = (1..=groups).map(|group| (Some(GroupId(group)), 1 + group % plan.nodes));
+        let clients = ordinary.chain(finishers).map(|(finisher_of, node)| Client {
+            step: 0,
+            operation: None,
+            finisher_of,
+            node,
+        });
+        let mut kinds: BTreeMap<Vec<u64>, Vec<u64>> = BTreeMap::new();
+        for (at, members) in plan.members.iter().enumerate() {
+            kinds
+                .entry(members.clone())
+                .or_default()
+                .push(at as u64 + 1);
+        }
+        let creations = kinds.into_iter().map(|(members, groups)| Creation {
+            groups,
+            members,
+            attempt: None,
+            retry_at: 0,
+            is_done: false,
+        });
+        Clients {
+            clients: clients.collect(),
+            waiting: BTreeMap::new(),
+            last_tag: 0,
+            last_request: 0,
+            history: History::new(),
+            creations: creations.collect(),
+            has_served: vec![false; plan.members.len()],
+            seen: BTreeMap::new(),
+            completions: Vec::new(),
+        }
+    }
+
+    fn next_request(&mut self) -> u64 {
+        self.last_request += 1;
+        self.last_request
+    }
+}
+
+impl World {
+    pub(super) fn start_clients(&mut self) {
+        for client in 0..self.plan.clients as u32 {
+            let at = self.rng.within(1, 300 * MILLI);
+            self.push(at, Event::Client { client, step: 0 });
+        }
+    }
+
+    /// The clients that make sure of every group begin.
+    pub(super) fn start_finishers(&mut self) {
+        for client in self.plan.clients as u32..self.clients.clients.len() as u32 {
+            let step = self.clients.clients[client as usize].step;
+            let at = self.now + self.rng.within(1, 5 * MILLI);
+            self.push(at, Event::Client { client, step });
+        }
+    }
+
+    /// A client goes on: with its operation, or with the next one.
+    pub(super) fn client_acts(&mut self, client: u32, step: u32) {
+        let at = client as usize;
+        if self.clients.clients[at].step != step {
+            return;
+        }
+        self.count(Event::Client { client, step });
+        match self.clients.clients[at].operation {
+            None if self.phase == Phase::Storm
+                || self.clients.clients[at].finisher_of.is_some() =>
+            {
+                self.begin_operation(client);
+            }
+            None => return,
+            Some(operation) if self.now >= operation.gives_up_at => {
+                // It was refused by everybody who was asked.
+                return self.end_operation(client, |world, operation| {
+                    world.clients.history.failed(operation.id, world.now);
+                });
+            }
+            Some(_) => {}
+        }
+        self.send_operation(client);
+    }
+
+    fn begin_operation(&mut self, client: u32) {
+        let at = client as usize;
+        let group = match self.clients.clients[at].finisher_of {
+            Some(group) => group,
+            None => {
+                let groups = self.plan.members.len() as u64;
+                // Some groups are busier than others.
+                GroupId(1 + self.rng.below(groups).min(self.rng.below(groups)))
+            }
+        };
+        let id = self.clients.next_request();
+        let key = self.rng.below(u64::from(self.plan.keys)) as u8;
+        let register = group.0 << 8 | u64::from(key);
+        // Plain reads and writes on most keys; one key takes everything.
+        let command = match self.rng.below(if key == 0 { 6 } else { 4 }) {
+            0 | 1 => Command::Write(id),
+            2 | 3 => Command::Read,
+            4 => Command::Swap(id),
+            _ => Command::CompareAndSet {
+                expect: self.clients.seen.get(&register).copied().unwrap_or(0),
+                new: id,
+            },
+        };
+        let call = match command {
+            Command::Read => Call::Read,
+            Command::Write(value) => Call::Write(value),
+            Command::Swap(value) => Call::Swap(value),
+            Command::CompareAndSet { expect, new } => Call::CompareAndSet { expect, new },
+        };
+        let history = self
+            .clients
+            .history
+            .invoke(self.now, u64::from(client), register, call);
+        let padding = self.rng.within(0, self.plan.padding) as usize;
+        let gives_up_at = self.now + self.plan.client_timeout_us;
+        let client_state = &mut self.clients.clients[at];
+        client_state.operation = Some(Operation {
+            group,
+            request: Request { id, key, command },
+            padding,
+            id: history,
+            gives_up_at,
+            is_sent: false,
+        });
+    }
+
+    /// Brings an operation to a node that runs.
+    fn send_operation(&mut self, client: u32) {
+        let at = client as usize;
+        let operation = self.clients.clients[at].operation.expect("it has one");
+        let node = self.choose_node(at, operation.group);
+        let state = &mut self.clients.clients[at];
+        state.step += 1;
+        let step = state.step;
+        let Some(sim) = node.and_then(|node| self.hosts[node as usize].node.as_ref()) else {
+            return self.retry_later(client, 20 * MILLI);
+        };
+        let node = node.expect("a node was found");
+        self.clients.last_tag += 1;
+        let tag = self.clients.last_tag;
+        let payload = operation.request.encode(operation.padding);
+        let handle = sim.node().group(operation.group.0);
+        let queue = &self.hosts[node as usize].queue;
+        match handle.propose_with(payload, tag, queue) {
+            Ok(()) => {
+                let state = &mut self.clients.clients[at];
+                state.operation.as_mut().expect("it has one").is_sent = true;
+                self.clients.waiting.insert(
+                    tag,
+                    Waiting {
+                        client,
+                        node,
+                        group: operation.group,
+                        request: operation.request,
+                        step,
+                    },
+                );
+                let gives_up_at = operation.gives_up_at.max(self.now + 1);
+                self.push(gives_up_at, Event::GiveUp { client, step });
+                self.trace.group(self.now, node, operation.group, || {
+                    format!("is asked by client {client}: {:?}", operation.request)
+                });
+                self.schedule(node);
+            }
+            Err(_) => self.retry_later(client, 10 * MILLI),
+        }
+    }
+
+    fn choose_node(&mut self, client: usize, group: GroupId) -> Option<u64> {
+        let sticks = self.rng.chance(800_000);
+        let favourite = self.clients.clients[client].node;
+        let members = self.plan.members_of(group);
+        let is_good = |node: u64| {
+            let host = &self.hosts[node as usize];
+            members.contains(&node) && host.node.is_some() && !(self.is_healed && host.is_outcast)
+        };
+        if sticks && is_good(favourite) {
+            return Some(favourite);
+        }
+        let member = *self.rng.pick(members);
+        self.clients.clients[client].node = member;
+        let host = &self.hosts[member as usize];
+        (host.node.is_some() && !(self.is_healed && host.is_outcast)).then_some(member)
+    }
+
+    fn retry_later(&mut self, client: u32, wait: u64) {
+        let state = &mut self.clients.clients[client as usize];
+        if let Some(operation) = &mut state.operation {
+            operation.is_sent = false;
+        }
+        let step = state.step;
+        let wait = self.rng.within(1, wait);
+        self.push(self.now + wait, Event::Client { client, step });
+    }
+
+    fn end_operation(&mut self, client: u32, tell: impl FnOnce(&mut World, Operation)) {
+        let state = &mut self.clients.clients[client as usize];
+        state.step += 1;
+        let (step, operation) = (state.step, state.operation.take());
+        let is_over = state
+            .finisher_of
+            .is_some_and(|group| self.clients.has_served[group.0 as usize - 1]);
+        if let Some(operation) = operation {
+            tell(self, operation);
+        }
+        if !is_over {
+            let wait = self.rng.within(1, 2 * self.plan.think_us);
+            self.push(self.now + wait, Event::Client { client, step });
+        }
+    }
+
+    /// A client has waited long enough.
+    pub(super) fn client_gives_up(&mut self, client: u32, step: u32) {
+        let state = &self.clients.clients[client as usize];
+        if state.step != step || state.operation.is_none() {
+            return;
+        }
+        self.end_operation(client, |world, operation| {
+            world.counts.unknown += 1;
+            world.clients.history.unknown(operation.id, world.now);
+        });
+    }
+
+    /// A client forgets what it was doing.
+    pub(super) fn client_crashes(&mut self, client: u32) -> bool {
+        let Some(operation) = self.clients.clients[client as usize].operation else {
+            return false;
+        };
+        let is_sent = operation.is_sent;
+        self.end_operation(client, |world, operation| {
+            if is_sent {
+                world.counts.unknown += 1;
+                world.clients.history.unknown(operation.id, world.now);
+            } else {
+                world.clients.history.failed(operation.id, world.now);
+            }
+        });
+        true
+    }
+
+    /// A node has answered some proposals.
+    pub(super) fn take_completions(&mut self, node: u64) {
+        let mut completions = std::mem::take(&mut self.clients.completions);
+        let queue = &self.hosts[node as usize].queue;
+        queue.drain(&mut completions, Duration::ZERO);
+        for Completion { tag, result } in completions.drain(..) {
+            let Some(waiting) = self.clients.waiting.remove(&tag) else {
+                continue;
+            };
+            self.trace.note(tag);
+            self.trace.group(self.now, node, waiting.group, || {
+                format!("answers client {}: {result:?}", waiting.client)
+            });
+            if let Ok(committed) = &result {
+                self.counts.acknowledged += 1;
+                let checks = &self.checks[waiting.group.0 as usize - 1];
+                let verdict =
+                    checks.acknowledged(waiting.group, committed.index, waiting.request.id);
+                self.judge(verdict);
+                if self.is_healed {
+                    self.clients.has_served[waiting.group.0 as usize - 1] = true;
+                }
+            }
+            if self.clients.clients[waiting.client as usize].step != waiting.step {
+                continue; // It has given up on this one.
+            }
+            match result {
+                Ok(committed) => {
+                    let answer = answer(waiting.request.command, &committed.reply);
+                    let register = waiting.group.0 << 8 | u64::from(waiting.request.key);
+                    self.clients
+                        .seen
+                        .insert(register, waiting.request.leaves(answer));
+                    self.end_operation(waiting.client, |world, operation| {
+                        world.clients.history.ok(operation.id, world.now, answer);
+                    });
+                }
+                Err(error) if error.may_have_committed() => {
+                    self.end_operation(waiting.client, |world, operation| {
+                        world.counts.unknown += 1;
+                        world.clients.history.unknown(operation.id, world.now);
+                    });
+                }
+                Err(error) => {
+                    if let Error::NotLeader { hint: Some(leader) } = error {
+                        self.clients.clients[waiting.client as usize].node = leader.0;
+                    }
+                    self.retry_later(waiting.client, 20 * MILLI);
+                }
+            }
+        }
+        self.clients.completions = completions;
+    }
+
+    /// Whatever was asked of a node that is gone stays without an answer.
+    pub(super) fn clients_lost(&mut self, node: u64) {
+        let lost: Vec<u64> = self
+            .clients
+            .waiting
+            .iter()
+            .filter(|(_, waiting)| waiting.node == node)
+            .map(|(tag, _)| *tag)
+            .collect();
+        for tag in lost {
+            let Some(waiting) = self.clients.waiting.remove(&tag) else {
+                continue;
+            };
+            if self.clients.clients[waiting.client as usize].step == waiting.step {
+                self.end_operation(waiting.client, |world, operation| {
+                    world.counts.unknown += 1;
+                    world.clients.history.unknown(operation.id, world.now);
+                });
+            }
+        }
+        for creation in &mut self.clients.creations {
+            if creation.attempt.as_ref().is_some_and(|(at, _)| *at == node) {
+                creation.attempt = None;
+            }
+        }
+    }
+
+    // ---- creating the groups ----
+
+    /// Asks somebody to create what does not exist yet.
+    pub(super) fn create_groups(&mut self) {
+        for at in 0..self.clients.creations.len() {
+            let creation = &self.clients.creations[at];
+            if creation.is_done || creation.attempt.is_some() || creation.retry_at > self.now {
+                continue;
+            }
+            let node = self.rng.within(1, self.plan.nodes);
+            let host = &self.hosts[node as usize];
+            let Some(sim) = host.node.as_ref().filter(|_| !host.is_outcast) else {
+                continue;
+            };
+            let (handle, groups) = (sim.node().clone(), creation.groups.clone());
+            let members = creation.members.clone();
+            let attempt = Box::pin(async move { handle.create_groups(groups, &members).await });
+            self.clients.creations[at].attempt = Some((node, attempt));
+            self.poll_creations(node);
+            self.schedule(node);
+        }
+    }
+
+    /// Looks whether creations on a node are over.
+    pub(super) fn poll_creations(&mut self, node: u64) {
+        let now = self.now;
+        for creation in &mut self.clients.creations {
+            let Some((_, attempt)) = creation.attempt.as_mut().filter(|(at, _)| *at == node) else {
+                continue;
+            };
+            let mut context = Context::from_waker(Waker::noop());
+            if let Poll::Ready(created) = attempt.as_mut().poll(&mut context) {
+                creation.attempt = None;
+                creation.is_done = created.is_ok();
+                creation.retry_at = now + 50 * MILLI;
+            }
+        }
+    }
+}
+
+fn answer(command: Command, reply: &[u8]) -> Answer {
+    let before = u64::from_le_bytes(reply.try_into().expect("registers answer with eight bytes"));
+    match command {
+        Command::Read | Command::Swap(_) => Answer::Value(before),
+        Command::Write(_) => Answer::Done,
+        Command::CompareAndSet { expect, .. } => Answer::Matched(before == expect),
+    }
+}

@@ -1,0 +1,384 @@
+//! What goes wrong, and the atlas that bounds it: destruction of data hits a minority of every group, and only where
+//! the engine can know of it. It must never leave a fault in place when the world is healed.
+
+use polyraft_storage::sim::{Failure as DiskFailure, Keep, KeepNames, SimDisk};
+
+use super::machine::{self, Saved};
+use super::plan::{Fault, MILLI};
+use super::world::{Event, Phase, World};
+
+/// Something that ends after a while.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Disturbance {
+    /// Frames from the first node do not reach the second.
+    Blocked(Vec<(u64, u64)>),
+    /// The disk of a node is full.
+    FullDisk(u64),
+}
+
+/// A state of a stopped node's data that may come back later.
+#[derive(Clone, Debug)]
+pub(super) struct Kept {
+    disk: SimDisk,
+    machines: Saved,
+}
+
+impl World {
+    pub(super) fn fired(&mut self, fault: Fault) {
+        let at = Fault::ALL.iter().position(|other| *other == fault);
+        self.counts.faults[at.expect("all faults are listed")] += 1;
+        self.trace.note(0xfa << 8 | at.unwrap_or(0) as u64);
+    }
+
+    /// The next fault happens.
+    pub(super) fn inject(&mut self) {
+        if self.phase != Phase::Storm {
+            return;
+        }
+        let wait = self.rng.within(1, 2 * self.plan.fault_us);
+        self.push(self.now + wait, Event::Fault);
+        let weights = self.plan.weights;
+        let fault = Fault::ALL[self.rng.weighted(&weights)];
+        let node = self.rng.within(1, self.plan.nodes);
+        let happened = match fault {
+            Fault::Cut
+            | Fault::OneWayCut
+            | Fault::Isolate
+            | Fault::Bridge
+            | Fault::Reset
+            | Fault::Slow => self.disturb_network(fault, node),
+            Fault::ClientCrash => {
+                let client = self.rng.below(self.plan.clients) as u32;
+                self.client_crashes(client)
+            }
+            _ if fault.is_destructive() => self.destroy(fault, node),
+            _ => self.disturb_node(fault, node),
+        };
+        self.trace.event(self.now, node, || {
+            format!(
+                "FAULT {fault:?}{}",
+                if happened { "" } else { " (not now)" }
+            )
+        });
+        // Those that are only armed count when they strike.
+        if happened && !matches!(fault, Fault::PowerCutInWrite | Fault::PowerCutAfterPromise) {
+            self.fired(fault);
+        }
+    }
+
+    fn disturb_node(&mut self, fault: Fault, node: u64) -> bool {
+        let long = self.rng.within(1, self.plan.disturbance_us);
+        let now = self.now;
+        let host = &mut self.hosts[node as usize];
+        if host.node.is_none() || host.is_unnoticed(self.plan.nodes) {
+            return false;
+        }
+        match fault {
+            Fault::PowerCut => self.power_cut(node),
+            Fault::PowerCutInWrite => {
+                let operation = host.disk.operations() + self.rng.below(12);
+                self.cut_power_at(node, operation);
+            }
+            Fault::PowerCutAfterPromise => host.cut_after_promise = true,
+            Fault::Kill => self.kill(node),
+            Fault::Restart => self.restart(node),
+            Fault::Pause => host.paused_until = now + long,
+            Fault::Stall => host.stalled_until = now + long,
+            Fault::WriteError => {
+                host.disk.fail_writes(DiskFailure::Once);
+                host.has_bad_disk = true;
+            }
+            Fault::SyncError => {
+                host.disk.fail_syncs(DiskFailure::Once);
+                host.has_bad_disk = true;
+            }
+            Fault::FullDisk => {
+                let spare = self.rng.below(3) * self.plan.config.wal.segment_bytes.as_u64() / 2;
+                host.disk.set_capacity(host.disk.used() + spare);
+                host.is_disk_full = true;
+                self.disturb(Disturbance::FullDisk(node), long);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn disturb_network(&mut self, fault: Fault, node: u64) -> bool {
+        let long = self.rng.within(1, self.plan.disturbance_us);
+        let other = 1 + (node + self.rng.below(self.plan.nodes - 1)) % self.plan.nodes;
+        let all = 1..=self.plan.nodes;
+        let both = |a: u64, b: u64| [(a, b), (b, a)];
+        let blocked: Vec<(u64, u64)> = match fault {
+            Fault::Reset => {
+                let at = self.link_of(node, other);
+                self.reset_link(at, 20 * MILLI);
+                return true;
+            }
+            Fault::Slow => {
+                let at = self.link_of(node, other);
+                self.links[at].slow_until = self.now + long;
+                return true;
+            }
+            Fault::Cut => both(node, other).into(),
+            Fault::OneWayCut => vec![(node, other)],
+            Fault::Isolate => all
+                .filter(|peer| *peer != node)
+                .flat_map(|peer| both(node, peer))
+                .collect(),
+            _ => {
+                // `node` is the bridge; the others are in one half or the other.
+                let halves = self.rng.bits();
+                let side = |peer: u64| halves >> peer & 1;
+                let rest: Vec<u64> = all.filter(|peer| *peer != node).collect();
+                let pairs = rest.iter().flat_map(|a| rest.iter().map(move |b| (*a, *b)));
+                pairs.filter(|(a, b)| side(*a) != side(*b)).collect()
+            }
+        };
+        if blocked.is_empty() {
+            return false;
+        }
+        for (from, to) in &blocked {
+            self.block(*from, *to);
+        }
+        self.disturb(Disturbance::Blocked(blocked), long);
+        true
+    }
+
+    /// Something that the atlas allows only for a minority of each group.
+    fn destroy(&mut self, fault: Fault, _: u64) -> bool {
+        let Some(victim) = self.plan.victims.first().copied() else {
+            return false;
+        };
+        let victim = match self.plan.victims.len() {
+            1 => victim,
+            _ => *self.rng.pick(&self.plan.victims.clone()),
+        };
+        let host = &self.hosts[victim as usize];
+        if host.is_outcast || host.is_dead || host.node.is_none() {
+            return false;
+        }
+        match fault {
+            Fault::Wipe => self.wipe(victim),
+            Fault::Rollback => self.roll_back(victim),
+            Fault::Rot => self.rot(victim),
+            _ => false,
+        }
+    }
+
+    /// The others can tell a wiped node only if they have met it before.
+    fn wipe(&mut self, victim: u64) -> bool {
+        if !self.is_known_to_all(victim) {
+            return false;
+        }
+        self.drop_node(victim);
+        let seed = self.rng.bits();
+        let host = &mut self.hosts[victim as usize];
+        host.disk = SimDisk::new(seed);
+        (host.cut_at, host.is_outcast) = (None, true);
+        machine::restore(victim, None);
+        self.boot_soon(victim);
+        true
+    }
+
+    /// The others can tell a rolled-back node only if they have seen a later opening than the one that comes next.
+    fn roll_back(&mut self, victim: u64) -> bool {
+        if self.hosts[victim as usize].kept.is_empty() || !self.is_known_to_all(victim) {
+            return false;
+        }
+        self.drop_node(victim);
+        let kept = self.hosts[victim as usize].kept.clone();
+        let Kept { disk, machines } = self.rng.pick(&kept).clone();
+        let host = &mut self.hosts[victim as usize];
+        // A copy of its own, whose chance goes another way than the first time.
+        host.disk = disk.after_power_cut_with(Keep::Everything, KeepNames::Everything);
+        (host.cut_at, host.is_outcast) = (None, true);
+        machine::restore(victim, Some(machines));
+        self.boot_soon(victim);
+        true
+    }
+
+    /// Flips bits of the log where they are old enough to be known as durable: in a segment that is full.
+    fn rot(&mut self, victim: u64) -> bool {
+        let host = &self.hosts[victim as usize];
+        let files = host.disk.files();
+        let is_segment =
+            |path: &&std::path::PathBuf| path.extension().is_some_and(|end| end == "seg");
+        let mut full: Vec<(std::path::PathBuf, u64)> = Vec::new();
+        for lane in 0..self.plan.config.wal.lanes {
+            let inside = format!("wal/{lane}/");
+            let segments = files
+                .iter()
+                .filter(is_segment)
+                .filter(|path| path.to_string_lossy().contains(&inside));
+            for path in segments {
+                let used: u64 = host
+                    .disk
+                    .synced_pages(path)
+                    .last()
+                    .map_or(0, |page| page.end);
+                full.push((path.clone(), used));
+            }
+        }
+        full.retain(|(_, used)| *used + 16_384 >= self.plan.config.wal.segment_bytes.as_u64());
+        if full.is_empty() {
+            return false;
+        }
+        let (path, used) = self.rng.pick(&full).clone();
+        let (offset, mask) = (4096 + self.rng.below(used - 4096), 1 << self.rng.below(8));
+        let host = &mut self.hosts[victim as usize];
+        host.disk.flip_bits(&path, offset, mask);
+        host.is_rotten = true;
+        self.trace.event(self.now, victim, || {
+            format!("rot in {} at {offset}", path.display())
+        });
+        true
+    }
+
+    fn is_known_to_all(&self, victim: u64) -> bool {
+        self.hosts[victim as usize].met.len() as u64 == self.plan.nodes - 1
+    }
+
+    // ---- crashes ----
+
+    /// The power will fail before the given operation of the node's disk.
+    pub(super) fn cut_power_at(&mut self, node: u64, operation: u64) {
+        let host = &mut self.hosts[node as usize];
+        host.disk.cut_at(operation);
+        host.cut_at = Some(operation);
+    }
+
+    /// The power of a node fails: what no sync covered is lost, or kept, or torn.
+    pub(super) fn power_cut(&mut self, node: u64) {
+        if self.hosts[node as usize].cut_at.is_some() {
+            self.fired(Fault::PowerCutInWrite);
+        }
+        self.drop_node(node);
+        let seed = self.rng.bits();
+        let keep = match self.rng.below(12) {
+            0 | 1 => Keep::Nothing,
+            2 => Keep::Everything,
+            3 => Keep::EvenPages,
+            4 => Keep::OddPages,
+            5 => Keep::NotTheFirst,
+            6 => Keep::NotTheLast,
+            7 => Keep::Prefix(seed),
+            8 => Keep::Suffix(seed),
+            9 => Keep::Zeroed,
+            10 => Keep::Some(seed),
+            _ => Keep::Arbitrary(seed),
+        };
+        let names = match self.rng.below(4) {
+            0 => KeepNames::Nothing,
+            1 => KeepNames::Everything,
+            2 => KeepNames::Prefix(seed),
+            _ => KeepNames::Some(seed),
+        };
+        self.trace.event(self.now, node, || {
+            format!("loses power: {keep:?}, {names:?}")
+        });
+        let host = &mut self.hosts[node as usize];
+        host.cut_at = None;
+        host.disk = host.disk.after_power_cut_with(keep, names);
+        if host.has_bad_disk {
+            host.disk.heal();
+            host.has_bad_disk = false;
+        }
+        self.boot_soon(node);
+    }
+
+    /// The process of a node ends without a word; its machine and the page cache live on.
+    pub(super) fn kill(&mut self, node: u64) {
+        self.drop_node(node);
+        self.trace.event(self.now, node, || "is killed".to_owned());
+        let host = &mut self.hosts[node as usize];
+        if host.has_bad_disk {
+            host.disk.heal();
+            host.has_bad_disk = false;
+        }
+        self.boot_soon(node);
+    }
+
+    /// A node is stopped in order, and its data may be kept for a rollback.
+    fn restart(&mut self, id: u64) {
+        self.set_clock(id);
+        let host = &mut self.hosts[id as usize];
+        let node = host.node.take().expect("it runs");
+        let closed = node.close();
+        let may_fail = host.has_bad_disk || host.is_disk_full || host.cut_at.is_some();
+        if let Err(error) = closed
+            && !may_fail
+        {
+            return self.fail(super::checks::Failure {
+                checker: "node health",
+                what: format!("node {id} can't be closed: {error}"),
+                group: None,
+            });
+        }
+        self.drop_node(id);
+        self.look_at_machines();
+        if self.plan.victims.contains(&id) && self.hosts[id as usize].kept.len() < 4 {
+            let disk = &self.hosts[id as usize].disk;
+            let kept = Kept {
+                disk: disk.after_power_cut_with(Keep::Everything, KeepNames::Everything),
+                machines: machine::saved(id),
+            };
+            self.hosts[id as usize].kept.push(kept);
+        }
+        self.boot_soon(id);
+    }
+
+    fn boot_soon(&mut self, node: u64) {
+        let wait = match self.is_healed {
+            true => MILLI,
+            false => self.rng.within(1, self.plan.downtime_us),
+        };
+        self.boot_at(node, self.now + wait);
+    }
+
+    // ---- disturbances ----
+
+    fn disturb(&mut self, disturbance: Disturbance, long: u64) {
+        self.disturbances.push(Some(disturbance));
+        let disturbance = self.disturbances.len() as u32 - 1;
+        self.push(self.now + long, Event::Calm { disturbance });
+    }
+
+    /// A disturbance is over.
+    pub(super) fn calm(&mut self, disturbance: u32) {
+        match self.disturbances[disturbance as usize].take() {
+            None => {}
+            Some(Disturbance::Blocked(pairs)) => {
+                for (from, to) in pairs {
+                    self.unblock(from, to);
+                }
+            }
+            Some(Disturbance::FullDisk(node)) => {
+                let host = &mut self.hosts[node as usize];
+                host.disk.set_capacity(u64::MAX);
+                host.is_disk_full = false;
+            }
+        }
+    }
+
+    /// Ends everything that is wrong, except what was destroyed.
+    pub(super) fn heal(&mut self) {
+        self.is_healed = true;
+        for disturbance in 0..self.disturbances.len() {
+            self.calm(disturbance as u32);
+        }
+        for node in 1..=self.plan.nodes {
+            let host = &mut self.hosts[node as usize];
+            host.disk.heal();
+            host.disk.cut_at(u64::MAX);
+            (host.cut_at, host.cut_after_promise) = (None, false);
+            host.paused_until = host.paused_until.min(self.now);
+            host.stalled_until = host.stalled_until.min(self.now);
+            if host.node.is_none() && !host.is_dead {
+                self.boot_at(node, self.now + MILLI);
+            } else {
+                self.schedule(node);
+            }
+        }
+        self.heal_network();
+    }
+}

@@ -1,0 +1,261 @@
+//! The state machine of simulated groups: registers by key, and a digest of everything applied. What it applies it
+//! reports to the world, which runs on the same thread. It must never decide what is right; the checkers do.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use polyraft::{Entry, GroupId, Index, MachineError, Replies, StateMachine, Term};
+
+use super::rng::mix;
+use crate::history::Answer;
+
+/// What a client asks of a register. Values are never 0, which stands for "not written".
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// Tell the value, through the log.
+    Read,
+    /// Set the value.
+    Write(u64),
+    /// Set the value and tell what was there.
+    Swap(u64),
+    /// Set `new` if `expect` is there; tell whether it was.
+    CompareAndSet {
+        /// What must be there.
+        expect: u64,
+        /// What is there afterwards.
+        new: u64,
+    },
+}
+
+/// A proposal: a command on a key, under a number that is never used again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Request {
+    /// Names the operation among all operations of the world.
+    pub id: u64,
+    /// The register.
+    pub key: u8,
+    /// What to do.
+    pub command: Command,
+}
+
+impl Request {
+    /// The payload of a proposal, with `padding` bytes that mean nothing.
+    pub fn encode(&self, padding: usize) -> Bytes {
+        let (kind, first, second) = match self.command {
+            Command::Read => (0, 0, 0),
+            Command::Write(value) => (1, value, 0),
+            Command::Swap(value) => (2, value, 0),
+            Command::CompareAndSet { expect, new } => (3, new, expect),
+        };
+        let mut out = BytesMut::with_capacity(26 + padding);
+        out.put_u64_le(self.id);
+        out.put_u8(self.key);
+        out.put_u8(kind);
+        out.put_u64_le(first);
+        out.put_u64_le(second);
+        out.put_bytes(self.id as u8, padding);
+        out.freeze()
+    }
+
+    /// What is in the register after the request was answered so.
+    pub fn leaves(&self, answer: Answer) -> u64 {
+        match (self.command, answer) {
+            (Command::Read, Answer::Value(value)) => value,
+            (Command::CompareAndSet { expect, .. }, Answer::Matched(false)) => expect,
+            _ => self.id,
+        }
+    }
+
+    fn decode(mut bytes: &[u8]) -> Option<Request> {
+        if bytes.len() < 26 {
+            return None;
+        }
+        let (id, key, kind) = (bytes.get_u64_le(), bytes.get_u8(), bytes.get_u8());
+        let (first, second) = (bytes.get_u64_le(), bytes.get_u64_le());
+        let command = match kind {
+            0 => Command::Read,
+            1 => Command::Write(first),
+            2 => Command::Swap(first),
+            3 => Command::CompareAndSet {
+                expect: second,
+                new: first,
+            },
+            _ => return None,
+        };
+        Some(Request { id, key, command })
+    }
+}
+
+/// One entry that a state machine has applied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Applied {
+    /// Where.
+    pub node: u64,
+    /// In which group.
+    pub group: GroupId,
+    /// The entry's place.
+    pub index: Index,
+    /// Its term.
+    pub term: Term,
+    /// The operation in it.
+    pub request: u64,
+    /// Of everything that this state machine has applied, this entry included.
+    pub digest: u64,
+}
+
+/// The state of one group on one node.
+#[derive(Clone, Default, Debug)]
+struct State {
+    values: BTreeMap<u8, u64>,
+    applied: Index,
+    digest: u64,
+}
+
+/// What the state machines of one thread share with the world.
+#[derive(Default)]
+struct Stage {
+    /// After how many entries a state machine saves itself; `None`: never, and restarts apply the whole log.
+    saves_every: Option<u64>,
+    /// By node and group: what stable storage holds.
+    saved: BTreeMap<(u64, GroupId), State>,
+    applied: Vec<Applied>,
+}
+
+thread_local! {
+    static STAGE: RefCell<Stage> = RefCell::default();
+}
+
+/// The saved state machines of one node.
+#[derive(Clone, Debug)]
+pub struct Saved(BTreeMap<(u64, GroupId), State>);
+
+/// Forgets earlier worlds of this thread.
+pub fn begin(saves_every: Option<u64>) {
+    STAGE.replace(Stage {
+        saves_every,
+        ..Stage::default()
+    });
+}
+
+/// Moves what was applied since the last call into `into`.
+pub fn take_applied(into: &mut Vec<Applied>) {
+    STAGE.with_borrow_mut(|stage| into.append(&mut stage.applied));
+}
+
+/// What the state machines of a node have on stable storage.
+pub fn saved(node: u64) -> Saved {
+    STAGE.with_borrow(|stage| {
+        let mine = stage.saved.iter().filter(|((owner, _), _)| *owner == node);
+        Saved(mine.map(|(key, state)| (*key, state.clone())).collect())
+    })
+}
+
+/// Puts the stable storage of a node's state machines back; none of it with `None`.
+pub fn restore(node: u64, saved: Option<Saved>) {
+    STAGE.with_borrow_mut(|stage| {
+        stage.saved.retain(|(owner, _), _| *owner != node);
+        stage
+            .saved
+            .extend(saved.into_iter().flat_map(|saved| saved.0));
+    });
+}
+
+/// The data directory of a node.
+pub fn data_dir(node: u64) -> PathBuf {
+    PathBuf::from(format!("/{node}"))
+}
+
+/// The node whose data directory holds `dir`.
+fn owner_of(dir: &Path) -> Option<u64> {
+    dir.components().nth(1)?.as_os_str().to_str()?.parse().ok()
+}
+
+/// A group's registers on one node.
+#[derive(Debug)]
+pub struct Registers {
+    node: u64,
+    group: GroupId,
+    state: State,
+    unsaved: u64,
+}
+
+impl Registers {
+    fn perform(&mut self, request: &Request) -> Bytes {
+        let value = self.state.values.entry(request.key).or_default();
+        let before = *value;
+        match request.command {
+            Command::Read => {}
+            Command::Write(new) | Command::Swap(new) => *value = new,
+            Command::CompareAndSet { expect, new } if before == expect => *value = new,
+            Command::CompareAndSet { .. } => {}
+        }
+        Bytes::copy_from_slice(&before.to_le_bytes())
+    }
+}
+
+impl StateMachine for Registers {
+    fn open(group: GroupId, dir: &Path) -> Result<(Self, Index), MachineError> {
+        let node = owner_of(dir).ok_or("the directory belongs to no node")?;
+        let saved = STAGE.with_borrow(|stage| stage.saved.get(&(node, group)).cloned());
+        let state = saved.unwrap_or_default();
+        let applied = state.applied;
+        let registers = Registers {
+            node,
+            group,
+            state,
+            unsaved: 0,
+        };
+        Ok((registers, applied))
+    }
+
+    fn apply(&mut self, entries: &[Entry], replies: &mut Replies) -> Result<(), MachineError> {
+        for entry in entries {
+            let request = Request::decode(&entry.payload).ok_or("not a request")?;
+            let reply = self.perform(&request);
+            replies.push(reply);
+            let state = &mut self.state;
+            state.applied = entry.index;
+            state.digest = mix(state.digest ^ mix(entry.index.0 ^ mix(entry.term.0)));
+            state.digest = mix(state.digest ^ crc(&entry.payload));
+            let applied = Applied {
+                node: self.node,
+                group: self.group,
+                index: entry.index,
+                term: entry.term,
+                request: request.id,
+                digest: state.digest,
+            };
+            STAGE.with_borrow_mut(|stage| stage.applied.push(applied));
+        }
+        self.unsaved += entries.len() as u64;
+        STAGE.with_borrow_mut(|stage| {
+            if stage.saves_every.is_some_and(|every| self.unsaved >= every) {
+                self.unsaved = 0;
+                stage
+                    .saved
+                    .insert((self.node, self.group), self.state.clone());
+            }
+        });
+        Ok(())
+    }
+
+    fn query(&self, _query: &[u8]) -> Result<Bytes, MachineError> {
+        Ok(Bytes::copy_from_slice(&self.state.digest.to_le_bytes()))
+    }
+
+    fn snapshot(&self, out: &mut dyn Write) -> Result<(), MachineError> {
+        Ok(out.write_all(&self.state.digest.to_le_bytes())?)
+    }
+
+    fn restore(&mut self, _last: Index, _from: &mut dyn Read) -> Result<(), MachineError> {
+        Err("no snapshots yet".into())
+    }
+}
+
+/// A fingerprint of a payload.
+fn crc(bytes: &[u8]) -> u64 {
+    super::trace::hash_bytes(0, bytes)
+}

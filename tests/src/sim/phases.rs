@@ -1,0 +1,271 @@
+//! The course of a run: a storm, then a calm in which every group must serve again within a bounded time, then silence,
+//! then a look at everything that is left. It must fail a run in which too little happened to prove anything.
+
+use std::future::Future;
+use std::task::{Context, Poll, Waker};
+
+use polyraft::{GroupId, Read, Role};
+
+use super::checks::{Failure, Verdict, broken};
+use super::plan::{MILLI, SECOND};
+use super::world::{Event, Phase, World};
+use crate::history::{Verdict as Found, is_register, search, zones};
+
+/// How often the world looks whether a phase is over.
+const LOOK: u64 = 50 * MILLI;
+
+/// States that the search for an order of one register's operations may visit.
+const SEARCH_BUDGET: usize = 100_000;
+
+/// A storm ends after that much time, however little happened in it.
+const LONGEST_STORM: u64 = 120 * SECOND;
+
+/// Fewer acknowledged operations prove nothing.
+const FEWEST_OPERATIONS: u64 = 40;
+
+/// How long news may be on its way after all replicas have become equal.
+const GRACE: u64 = 500 * MILLI;
+
+/// A storm has at least that many faults.
+const FAULTS: u32 = 10;
+
+/// Fewer faults prove nothing, in a world that is meant to have some.
+const FEWEST_FAULTS: u32 = 4;
+
+impl World {
+    /// How long it may take until every group has committed again, and until all replicas are equal.
+    fn recovery_bound(&self) -> u64 {
+        let config = &self.plan.config;
+        let micros = |duration: std::time::Duration| duration.as_micros() as u64;
+        2 * (self.idle_timeout() + micros(config.transport.backoff_max))
+            + 20 * micros(config.election.timeout_max)
+            + 2 * micros(config.shards.proposal_timeout)
+            + 2 * self.plan.client_timeout_us
+            + 3 * SECOND
+    }
+
+    /// Looks whether the next phase may begin.
+    pub(super) fn look(&mut self) {
+        self.push(self.now + LOOK, Event::Look);
+        match self.phase {
+            Phase::Storm => {
+                self.create_groups();
+                let is_long = self.now > LONGEST_STORM;
+                let is_full = self.counts.events * 4 >= self.plan.events * 3;
+                let has_faults = self.plan.fault_us == 0 || self.fault_count() >= FAULTS;
+                if is_full && has_faults || is_long {
+                    self.trace.event(self.now, 0, || "HEALED".to_owned());
+                    self.heal();
+                    let deadline = self.now + self.recovery_bound();
+                    self.phase = Phase::Healing { deadline };
+                    self.start_finishers();
+                }
+            }
+            Phase::Healing { deadline } => {
+                self.create_groups();
+                let served = &self.clients.has_served;
+                if served.iter().all(|has_served| *has_served) {
+                    let deadline = self.now + self.recovery_bound();
+                    self.phase = Phase::Settling { deadline };
+                } else if self.now > deadline {
+                    let group = served.iter().position(|has_served| !has_served);
+                    let group = GroupId(group.expect("one is not served") as u64 + 1);
+                    let told = self.describe(group);
+                    self.fail(broken(
+                        "liveness",
+                        group,
+                        format!(
+                            "nothing was committed in {} us without faults: {told}",
+                            self.recovery_bound()
+                        ),
+                    ));
+                }
+            }
+            Phase::Settling { deadline } => {
+                if let Some(group) = self.unequal() {
+                    if self.now > deadline {
+                        let told = self.describe(group);
+                        self.fail(broken("equal replicas", group, told));
+                    }
+                } else {
+                    let (until, said) = (self.now + GRACE + SECOND, self.said());
+                    self.phase = Phase::Quiet { until, said };
+                }
+            }
+            Phase::Quiet { until, said } => {
+                let is_damaged = self.hosts.iter().any(|host| host.is_rotten);
+                // A leader goes on trying to bring a replica forward that was taken out of service.
+                if self.said() != said && !is_damaged {
+                    // What was under way when the replicas became equal may still arrive.
+                    if until.saturating_sub(self.now) >= SECOND {
+                        let said = self.said();
+                        self.phase = Phase::Quiet { until, said };
+                    } else {
+                        self.fail(Failure {
+                            checker: "quiescence",
+                            what: format!("idle groups sent {} messages", self.said() - said),
+                            group: None,
+                        });
+                    }
+                } else if self.now >= until && self.counts.events >= self.plan.events {
+                    let verdict = self.judge_the_end();
+                    self.judge(verdict);
+                    self.phase = Phase::Done;
+                }
+            }
+            Phase::Done => {}
+        }
+    }
+
+    fn fault_count(&self) -> u32 {
+        self.counts.faults.iter().sum()
+    }
+
+    /// Messages of groups so far.
+    fn said(&self) -> u64 {
+        let said = self.hosts.iter().filter(|host| !host.is_outcast);
+        let said = said.filter_map(|host| Some(host.node.as_ref()?.node().status().counters));
+        said.map(|counters| counters.group_messages).sum()
+    }
+
+    /// A group whose replicas differ, if there is one.
+    fn unequal(&self) -> Option<GroupId> {
+        let groups = (1..=self.plan.members.len() as u64).map(GroupId);
+        groups.into_iter().find(|group| !self.is_equal(*group))
+    }
+
+    fn is_equal(&self, group: GroupId) -> bool {
+        let mut reference = None;
+        for member in self.plan.members_of(group) {
+            let host = &self.hosts[*member as usize];
+            if host.is_outcast || host.is_dead {
+                continue;
+            }
+            let Some((core, fault)) = host.node.as_ref().and_then(|node| node.replica(group))
+            else {
+                return false;
+            };
+            if fault.is_some() && host.is_rotten {
+                continue;
+            }
+            let first = reference.get_or_insert(core);
+            let is_equal = core.last() == first.last()
+                && core.term_runs() == first.term_runs()
+                && core.committed() == core.last().index
+                && core.applied() == core.committed()
+                && core.durable() == core.last().index;
+            if !is_equal {
+                return false;
+            }
+        }
+        reference.is_some()
+    }
+
+    /// What the replicas of a group are doing, for a report.
+    fn describe(&self, group: GroupId) -> String {
+        let members = self.plan.members_of(group).iter().map(|member| {
+            let host = &self.hosts[*member as usize];
+            match host.node.as_ref().map(|node| node.replica(group)) {
+                None => format!("node {member} is down"),
+                Some(None) => format!("node {member} has no replica"),
+                Some(Some((core, fault))) => format!(
+                    "node {member} is {:?} of term {} leader {:?} last {} durable {} committed {} applied {}{}{}",
+                    core.role(),
+                    core.term(),
+                    core.leader().map(|leader| leader.0),
+                    core.last(),
+                    core.durable(),
+                    core.committed(),
+                    core.applied(),
+                    if host.is_outcast { " outcast" } else { "" },
+                    fault.map(|fault| format!(" fault {fault}")).unwrap_or_default()
+                ),
+            }
+        });
+        members.collect::<Vec<_>>().join("; ")
+    }
+
+    fn judge_the_end(&mut self) -> Verdict {
+        for group in (1..=self.plan.members.len() as u64).map(GroupId) {
+            self.check_states(group)?;
+        }
+        self.check_history()?;
+        self.check_weight()
+    }
+
+    /// The state machines of a group hold the same.
+    fn check_states(&mut self, group: GroupId) -> Verdict {
+        let newest = self.checks[group.0 as usize - 1].newest_applied();
+        let leaders = self.plan.members_of(group).iter().filter(|member| {
+            let node = self.hosts[**member as usize].node.as_ref();
+            let core = node.and_then(|node| node.replica(group));
+            core.is_some_and(|(core, fault)| fault.is_none() && core.role() == Role::Leader)
+        });
+        if leaders.count() != 1 {
+            return Err(broken("one leader at the end", group, self.describe(group)));
+        }
+        for member in self.plan.members_of(group).to_vec() {
+            let host = &mut self.hosts[member as usize];
+            if host.is_outcast || host.is_rotten || host.is_dead {
+                continue;
+            }
+            let Some(node) = &mut host.node else { continue };
+            let handle = node.node().group(group.0);
+            let mut read = Box::pin(handle.read(Read::Stale, bytes::Bytes::new()));
+            let mut context = Context::from_waker(Waker::noop());
+            let mut answer = read.as_mut().poll(&mut context);
+            for worker in 0..node.workers() {
+                while node.work(worker) {}
+            }
+            if answer.is_pending() {
+                answer = read.as_mut().poll(&mut context);
+            }
+            let digest = newest.map_or(0, |entry| entry.digest).to_le_bytes();
+            if !matches!(&answer, Poll::Ready(Ok(found)) if found[..] == digest) {
+                return Err(broken(
+                    "equal states",
+                    group,
+                    format!("node {member} answers {answer:?}, but {newest:?} was applied"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// One copy of each register could have given all answers.
+    fn check_history(&self) -> Verdict {
+        for (register, operations) in self.clients.history.by_key() {
+            let found = match is_register(&operations) {
+                true => zones(&operations).err(),
+                false => match search(&operations, SEARCH_BUDGET) {
+                    Found::Violation(violation) => Some(violation),
+                    Found::Linearizable | Found::Undecided => None,
+                },
+            };
+            if let Some(violation) = found {
+                let group = GroupId(register >> 8);
+                return Err(broken("linearizability", group, violation.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    /// A run that did nothing proves nothing.
+    fn check_weight(&self) -> Verdict {
+        let faults = self.fault_count();
+        let vacuous = |what: String| {
+            Err(Failure {
+                checker: "vacuous",
+                what,
+                group: None,
+            })
+        };
+        if self.counts.acknowledged < FEWEST_OPERATIONS {
+            return vacuous(format!("only {} operations", self.counts.acknowledged));
+        }
+        if self.plan.fault_us > 0 && faults < FEWEST_FAULTS {
+            return vacuous(format!("only {faults} faults"));
+        }
+        Ok(())
+    }
+}

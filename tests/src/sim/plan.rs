@@ -1,0 +1,356 @@
+//! What a seed decides before anything happens: the size of the world, the configuration of its nodes, its weather.
+//! It must hold every parameter of a run, so that printing it says what the run was.
+
+use std::fmt;
+use std::time::Duration;
+
+use polyraft::Config;
+use polyraft::config::{ByteSize, WalMode};
+
+use super::rng::Rng;
+
+/// A second, in the unit of simulated time.
+pub const SECOND: u64 = 1_000_000;
+/// A millisecond.
+pub const MILLI: u64 = 1_000;
+
+/// What can go wrong. The order is that of [`Plan::weights`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Fault {
+    /// The power of a node fails now.
+    PowerCut,
+    /// The power of a node fails before one of its next operations on the disk.
+    PowerCutInWrite,
+    /// The power of a node fails right after it made a promise to another.
+    PowerCutAfterPromise,
+    /// The process of a node is killed; its machine runs on.
+    Kill,
+    /// A node is stopped in order and started again.
+    Restart,
+    /// A node does nothing for a while.
+    Pause,
+    /// The disk of a node does nothing for a while.
+    Stall,
+    /// A connection breaks; what was under way on it is lost.
+    Reset,
+    /// Two nodes do not hear each other.
+    Cut,
+    /// One node does not hear another one, which hears it.
+    OneWayCut,
+    /// A node hears nobody.
+    Isolate,
+    /// Two halves of the cluster hear each other only through one node.
+    Bridge,
+    /// A write to the disk of a node fails.
+    WriteError,
+    /// A sync of the disk of a node fails.
+    SyncError,
+    /// The disk of a node is full for a while.
+    FullDisk,
+    /// A connection is slow for a while.
+    Slow,
+    /// A node loses its data directory.
+    Wipe,
+    /// A node gets an earlier state of its data directory back.
+    Rollback,
+    /// Bits of a node's log change on the disk.
+    Rot,
+    /// A client forgets what it was doing.
+    ClientCrash,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Fault; 20] = [
+        Fault::PowerCut,
+        Fault::PowerCutInWrite,
+        Fault::PowerCutAfterPromise,
+        Fault::Kill,
+        Fault::Restart,
+        Fault::Pause,
+        Fault::Stall,
+        Fault::Reset,
+        Fault::Cut,
+        Fault::OneWayCut,
+        Fault::Isolate,
+        Fault::Bridge,
+        Fault::WriteError,
+        Fault::SyncError,
+        Fault::FullDisk,
+        Fault::Slow,
+        Fault::Wipe,
+        Fault::Rollback,
+        Fault::Rot,
+        Fault::ClientCrash,
+    ];
+
+    /// Whether it can take back what a node has promised. Only a minority of each group may be hit by those.
+    pub fn is_destructive(self) -> bool {
+        matches!(self, Fault::Wipe | Fault::Rollback | Fault::Rot)
+    }
+}
+
+/// Everything that a seed decides at the start.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed.
+    pub seed: u64,
+    /// Number of nodes; their ids are 1 and up.
+    pub nodes: u64,
+    /// Members by group; group `n` has id `n + 1`.
+    pub members: Vec<Vec<u64>>,
+    /// What every node is configured with.
+    pub config: Config,
+    /// How fast each node's clock runs, in parts per million more or less than real time.
+    pub clock_ppm: Vec<i64>,
+    /// Nodes whose data may be destroyed: a minority of every group.
+    pub victims: Vec<u64>,
+    /// Clients.
+    pub clients: u64,
+    /// Registers in each group.
+    pub keys: u8,
+    /// How long a client waits between two operations, about.
+    pub think_us: u64,
+    /// Bytes of padding in a proposal, at most.
+    pub padding: u64,
+    /// How long a client waits for an answer.
+    pub client_timeout_us: u64,
+    /// One way from node to node, at least and at most.
+    pub latency_us: (u64, u64),
+    /// From the start of a turn to its end, at most.
+    pub turn_us: u64,
+    /// One sync, at least and at most.
+    pub sync_us: (u64, u64),
+    /// One task of an apply worker, at most.
+    pub apply_us: u64,
+    /// Between two faults, about; never, if 0.
+    pub fault_us: u64,
+    /// How often each fault is drawn, in the order of [`Fault::ALL`].
+    pub weights: [u32; Fault::ALL.len()],
+    /// How long a disturbance lasts, at most.
+    pub disturbance_us: u64,
+    /// How long a node stays down, at most.
+    pub downtime_us: u64,
+    /// Frames lost although their connection stands, per million. The real transport does not do that.
+    pub loss: u32,
+    /// Frames delivered twice, per million. The real transport does not do that.
+    pub duplication: u32,
+    /// Frames that overtake others of their lane, per million. The real transport does not do that.
+    pub reordering: u32,
+    /// State machines save themselves after so many entries; `None`: they are lost in a restart.
+    pub saves_every: Option<u64>,
+    /// Events of the phase with faults.
+    pub events: u64,
+}
+
+impl Plan {
+    /// Draws everything.
+    pub fn draw(seed: u64, rng: &mut Rng) -> Plan {
+        let nodes = rng.within(3, 5);
+        let groups = rng.within(8, 64);
+        let members = members(nodes, groups, rng);
+        let victims = victims(nodes, &members, rng);
+        let config = config(rng);
+        let is_calm = rng.chance(30_000);
+        let is_lossy = rng.chance(350_000);
+        let rough = |rng: &mut Rng, most: u64| match is_lossy {
+            true => *rng.pick(&[0, most / 8, most / 2, most]) as u32,
+            false => 0,
+        };
+        let disturbance_us = rng.within(100, 1_500) * MILLI;
+        let latency = *rng.pick(&[60, 200, 1_000, 8_000]);
+        let sync = *rng.pick(&[30, 100, 400, 3_000]);
+        Plan {
+            seed,
+            nodes,
+            members,
+            clock_ppm: (0..nodes)
+                .map(|_| rng.within(0, 20_000) as i64 - 10_000)
+                .collect(),
+            victims,
+            clients: rng.within(4, 24),
+            keys: rng.within(1, 4) as u8,
+            think_us: *rng.pick(&[2_000, 10_000, 40_000]),
+            padding: *rng.pick(&[0, 60, 900]),
+            client_timeout_us: rng.within(100, 2_000) * MILLI,
+            latency_us: (latency / 2, latency * rng.within(1, 4)),
+            turn_us: *rng.pick(&[5, 30, 200]),
+            sync_us: (sync / 2, sync * rng.within(1, 6)),
+            apply_us: *rng.pick(&[5, 100, 2_000]),
+            fault_us: if is_calm {
+                0
+            } else {
+                (rng.within(5, 120) * MILLI).max(disturbance_us / 8)
+            },
+            weights: std::array::from_fn(|_| *rng.pick(&[0, 1, 2, 4, 10])),
+            disturbance_us,
+            downtime_us: rng.within(20, 800) * MILLI,
+            loss: rough(rng, 100_000),
+            duplication: rough(rng, 100_000),
+            reordering: rough(rng, 100_000),
+            saves_every: *rng.pick(&[None, None, Some(1), Some(20)]),
+            events: rng.within(20_000, 32_000),
+            config,
+        }
+    }
+
+    /// The members of a group.
+    pub fn members_of(&self, group: polyraft::GroupId) -> &[u64] {
+        &self.members[group.0 as usize - 1]
+    }
+}
+
+/// Groups of the whole cluster, and in larger clusters also of parts of it.
+fn members(nodes: u64, groups: u64, rng: &mut Rng) -> Vec<Vec<u64>> {
+    let all: Vec<u64> = (1..=nodes).collect();
+    let mut kinds = vec![all.clone()];
+    if nodes > 3 {
+        for _ in 0..rng.within(1, 3) {
+            let mut some = all.clone();
+            while some.len() > 3 {
+                some.remove(rng.below(some.len() as u64) as usize);
+            }
+            kinds.push(some);
+        }
+    }
+    (0..groups).map(|_| rng.pick(&kinds).clone()).collect()
+}
+
+/// As many nodes as may lose everything while a quorum of every group keeps it.
+fn victims(nodes: u64, members: &[Vec<u64>], rng: &mut Rng) -> Vec<u64> {
+    let mut victims = Vec::new();
+    for _ in 0..rng.below(3) {
+        let node = rng.within(1, nodes);
+        let hit = |group: &Vec<u64>| {
+            let lost = |member: &&u64| victims.contains(*member) || **member == node;
+            group.iter().filter(lost).count() <= (group.len() - 1) / 2
+        };
+        if !victims.contains(&node) && members.iter().all(hit) {
+            victims.push(node);
+        }
+    }
+    victims.sort_unstable();
+    victims
+}
+
+/// Small limits, so that every one of them is reached.
+fn config(rng: &mut Rng) -> Config {
+    let millis = Duration::from_millis;
+    let kib = |kib| ByteSize::kib(kib);
+    let mut config = Config::default();
+    let timeout = rng.within(100, 250);
+    config.election.timeout_min = millis(timeout);
+    config.election.timeout_max = millis(timeout * rng.within(2, 3));
+    config.liveness.beat_interval = millis(timeout / rng.within(3, 6));
+    let append_kib = *rng.pick(&[4, 8, 16]);
+    let replication = &mut config.replication;
+    replication.max_append_bytes = kib(append_kib);
+    replication.max_append_entries = *rng.pick(&[1, 4, 64]);
+    replication.inflight_messages = *rng.pick(&[1, 4, 32]);
+    replication.inflight_entries = *rng.pick(&[64, 1024]);
+    replication.inflight_bytes = kib(64);
+    replication.retry_interval = millis(rng.within(30, 150));
+    replication.commit_notice_interval = millis(rng.within(2, 40));
+    config.batch.turn_events = *rng.pick(&[1, 8, 64, 1024]);
+    config.batch.max_proposal_bytes = kib(2);
+    let shards = rng.within(1, 2) as u32;
+    config.shards.count = shards;
+    config.shards.inbox_bytes = kib(*rng.pick(&[64, 1024]));
+    config.shards.group_bytes = kib(*rng.pick(&[4, 64]));
+    config.shards.proposal_timeout = millis(rng.within(200, 2000));
+    config.apply.workers = rng.within(1, 2) as u32;
+    config.apply.queue_bytes = kib(*rng.pick(&[8, 256]));
+    let wal = &mut config.wal;
+    wal.mode = *rng.pick(&[WalMode::Direct, WalMode::Direct, WalMode::Mapped]);
+    wal.lanes = rng.within(1, u64::from(shards)) as u32;
+    let batch_kib = append_kib + *rng.pick(&[4, 16]);
+    wal.max_batch_bytes = kib(batch_kib);
+    wal.segment_bytes = kib(*rng.pick(&[64, 128, 256]));
+    wal.pool_segments = rng.within(1, 2) as u32;
+    wal.max_pending_bytes = kib(*rng.pick(&[batch_kib, 256]));
+    wal.checkpoint_bytes = ByteSize::b(wal.segment_bytes.as_u64() * rng.within(1, 3));
+    wal.tail_cache_bytes = kib(*rng.pick(&[4, 64, 1024]));
+    wal.min_free_bytes = kib(0);
+    let transport = &mut config.transport;
+    transport.append_lanes = rng.within(1, 3) as u8;
+    transport.max_frame_bytes = kib(append_kib + *rng.pick(&[4, 32]));
+    transport.queue_bytes = kib(*rng.pick(&[64, 1024]));
+    transport.idle_timeout = millis(rng.within(300, 2000));
+    transport.backoff_min = millis(10);
+    transport.backoff_max = millis(rng.within(50, 1000));
+    config
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "seed {}: {} nodes, {} groups, {} clients, {} keys, victims {:?}",
+            self.seed,
+            self.nodes,
+            self.members.len(),
+            self.clients,
+            self.keys,
+            self.victims
+        )?;
+        writeln!(f, "  clocks {:?} ppm", self.clock_ppm)?;
+        writeln!(
+            f,
+            "  latency {:?} us, turn {} us, sync {:?} us, apply {} us, think {} us, padding {}, client timeout {} us",
+            self.latency_us,
+            self.turn_us,
+            self.sync_us,
+            self.apply_us,
+            self.think_us,
+            self.padding,
+            self.client_timeout_us
+        )?;
+        writeln!(
+            f,
+            "  loss {} duplication {} reordering {} per million, saves every {:?}",
+            self.loss, self.duplication, self.reordering, self.saves_every
+        )?;
+        write!(
+            f,
+            "  a fault per {} us, disturbed for {} us, down for {} us:",
+            self.fault_us, self.disturbance_us, self.downtime_us
+        )?;
+        for (fault, weight) in Fault::ALL.iter().zip(self.weights) {
+            if weight > 0 {
+                write!(f, " {fault:?} {weight}")?;
+            }
+        }
+        for line in self.config.to_toml_string().lines() {
+            if !line.is_empty() {
+                write!(f, "\n  {line}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_majority_of_every_group_is_safe_from_destruction() {
+        for seed in 0..200 {
+            let plan = Plan::draw(seed, &mut Rng::new(seed));
+            for members in &plan.members {
+                let lost = members
+                    .iter()
+                    .filter(|node| plan.victims.contains(node))
+                    .count();
+                assert!(lost * 2 < members.len(), "{plan}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_seed_always_draws_the_same_plan() {
+        let draw = |seed| Plan::draw(seed, &mut Rng::new(seed)).to_string();
+        assert_eq!(draw(7), draw(7));
+        assert_ne!(draw(7), draw(8));
+    }
+}
