@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polyraft_raft::{Configuration, EntryRange, GroupId, Index, LogPosition, NodeId, Term};
-use polyraft_storage::{DataDir, Durable, EntryKind, FileDisk, Opened, WalMode, WalOptions, open};
+use polyraft_storage::{
+    Blocks, DataDir, Durable, EntryKind, FileDisk, Opened, WalMode, WalOptions, open,
+};
 
 const GROUP: GroupId = GroupId(1);
 const PATHS: [(&str, WalMode, bool); 3] = [
@@ -92,7 +94,7 @@ fn measure(
         });
     }
     let started = Instant::now();
-    let (mut at, end, mut blocks) = (Index(1), Index(turns as u64 + 1), Vec::new());
+    let (mut at, end, mut blocks) = (Index(1), Index(turns as u64 + 1), Blocks::default());
     while at < end {
         blocks.clear();
         at = log.blocks(GROUP, at, end, 1 << 20, &mut blocks)?;

@@ -1,7 +1,7 @@
 //! Owns the entry block: the one encoding of log entries that the WAL, the wire and the readers share.
 //! Must never interpret a payload, and never allocate by a length that it has not checked against the bytes at hand.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 use polyraft_raft::{EntryRange, GroupId, Index, Term};
 
 use crate::error::BlockError;
@@ -42,7 +42,7 @@ impl EntryKind {
     }
 }
 
-/// Consecutive entries of one group and one term, encoded once. Cheap to clone: the bytes are shared.
+/// Consecutive entries of one group and one term, encoded once: a view of those bytes.
 ///
 /// A value of this type has been checked: lengths are consistent and checksums match.
 ///
@@ -54,14 +54,14 @@ impl EntryKind {
 /// let range = EntryRange { term: Term(3), first: Index(7), end: Index(9) };
 /// let mut buffer = BytesMut::new();
 /// pack(&mut buffer, GroupId(1), range, EntryKind::Normal, ["put a", "delete b"])?;
-/// let block = EntryBlock::parse(buffer.freeze())?;
+/// let block = EntryBlock::parse(&buffer)?;
 /// assert_eq!(block.range(), range);
-/// assert_eq!(block.entry_bytes(Index(8)).as_ref(), b"delete b");
+/// assert_eq!(block.entry(Index(8)), b"delete b");
 /// # Ok::<(), polyraft_storage::BlockError>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EntryBlock {
-    bytes: Bytes,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryBlock<'a> {
+    bytes: &'a [u8],
     head: Head,
 }
 
@@ -93,6 +93,11 @@ impl Head {
         if crc32c::crc32c(&bytes[..40]) != u32_at(bytes, 40) {
             return Err(BlockError::Checksum("header"));
         }
+        Self::read(bytes)
+    }
+
+    /// Reads the fields of a header whose checksum is known to match, and checks that they make sense.
+    fn read(bytes: &[u8]) -> Result<Self, BlockError> {
         let head = Self {
             kind: EntryKind::parse(bytes[3]).ok_or(BlockError::Field("kind"))?,
             count: u32_at(bytes, 4),
@@ -150,10 +155,10 @@ impl Head {
     }
 }
 
-impl EntryBlock {
+impl<'a> EntryBlock<'a> {
     /// Checks and takes exactly one block. Costs one checksum over the bytes and no copy.
-    pub fn parse(bytes: Bytes) -> Result<Self, BlockError> {
-        let head = Head::parse(&bytes)?;
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, BlockError> {
+        let head = Head::parse(bytes)?;
         if head.encoded() != bytes.len() as u64 {
             return Err(BlockError::Length {
                 have: bytes.len(),
@@ -165,7 +170,7 @@ impl EntryBlock {
         }
         let mut before = 0;
         for at in 0..head.table() / 4 {
-            let end = u32_at(&bytes, BLOCK_HEADER_BYTES + 4 * at);
+            let end = u32_at(bytes, BLOCK_HEADER_BYTES + 4 * at);
             if end < before {
                 return Err(BlockError::Field("end offset"));
             }
@@ -177,11 +182,12 @@ impl EntryBlock {
         Ok(Self { bytes, head })
     }
 
-    /// Takes bytes that this process encoded or checked before, without a second checksum.
+    /// Takes bytes that this process encoded or checked before, without checksums.
     ///
     /// Panics when they are not a block: that would be a bug here, not damage outside.
-    pub(crate) fn trusted(bytes: Bytes) -> Self {
-        let head = match Head::parse(&bytes) {
+    pub(crate) fn trusted(bytes: &'a [u8]) -> Self {
+        debug_assert!(Head::parse(bytes).is_ok(), "{:?}", Head::parse(bytes));
+        let head = match Head::read(bytes) {
             Ok(head) if head.encoded() == bytes.len() as u64 => head,
             other => panic!(
                 "a cached block of {} bytes does not parse: {other:?}",
@@ -245,8 +251,8 @@ impl EntryBlock {
     }
 
     /// The encoded block.
-    pub fn as_bytes(&self) -> &Bytes {
-        &self.bytes
+    pub fn as_bytes(&self) -> &'a [u8] {
+        self.bytes
     }
 
     /// Its encoded size in bytes, header included.
@@ -255,9 +261,9 @@ impl EntryBlock {
     }
 
     /// Every entry with its index, in order.
-    pub fn entries(&self) -> impl Iterator<Item = (Index, &[u8])> {
-        (0..self.head.count).map(|at| {
-            let (start, end) = self.head.span(&self.bytes, at);
+    pub fn entries(self) -> impl Iterator<Item = (Index, &'a [u8])> {
+        (0..self.head.count).map(move |at| {
+            let (start, end) = self.head.span(self.bytes, at);
             (
                 Index(self.head.first.0 + u64::from(at)),
                 &self.bytes[start..end],
@@ -265,50 +271,43 @@ impl EntryBlock {
         })
     }
 
-    /// One payload, sharing the block's memory.
+    /// One payload.
     ///
     /// Panics when the index is not inside the block.
-    pub fn entry_bytes(&self, index: Index) -> Bytes {
+    pub fn entry(&self, index: Index) -> &'a [u8] {
         assert!(
             self.first() <= index && index < self.end(),
             "entry {index} is not in {:?}",
             self.range()
         );
-        let (start, end) = self
-            .head
-            .span(&self.bytes, (index.0 - self.head.first.0) as u32);
-        self.bytes.slice(start..end)
+        let at = (index.0 - self.head.first.0) as u32;
+        let (start, end) = self.head.span(self.bytes, at);
+        &self.bytes[start..end]
     }
 
-    /// A copy of `first..end` as a block of its own.
-    pub fn cut(&self, first: Index, end: Index) -> Result<Self, BlockError> {
+    /// Appends entries `first..end` to `buffer` as a block of their own.
+    ///
+    /// # Errors
+    /// [`BlockError::Range`] when the block does not hold them.
+    pub fn cut(&self, first: Index, end: Index, buffer: &mut BytesMut) -> Result<(), BlockError> {
         if first < self.first() || end > self.end() || first >= end {
             return Err(BlockError::Range);
         }
-        if first == self.first() && end == self.end() {
-            return Ok(self.clone());
-        }
-        let payloads = (first.0..end.0).map(|index| {
-            let (start, end) = self
-                .head
-                .span(&self.bytes, (index - self.head.first.0) as u32);
-            &self.bytes[start..end]
-        });
-        let mut buffer = BytesMut::with_capacity(self.cut_bytes(first, end) as usize);
+        buffer.reserve(self.cut_bytes(first, end) as usize);
+        let payloads = (first.0..end.0).map(|index| self.entry(Index(index)));
         let range = EntryRange {
             term: self.term(),
             first,
             end,
         };
-        pack(&mut buffer, self.group(), range, self.kind(), payloads)?;
-        Ok(Self::trusted(buffer.freeze()))
+        pack(buffer, self.group(), range, self.kind(), payloads).map(|_| ())
     }
 
     /// At most how many bytes `cut(first, end)` would take. The range must be inside the block and not empty.
     pub fn cut_bytes(&self, first: Index, end: Index) -> u64 {
         let (from, to) = (first.0 - self.first().0, end.0 - self.first().0 - 1);
         let payload =
-            self.head.span(&self.bytes, to as u32).1 - self.head.span(&self.bytes, from as u32).0;
+            self.head.span(self.bytes, to as u32).1 - self.head.span(self.bytes, from as u32).0;
         let table = if self.head.stride == VARIABLE {
             4 * (end.0 - first.0)
         } else {
@@ -469,6 +468,7 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
@@ -500,8 +500,8 @@ mod tests {
 
     #[test]
     fn a_prefix_holds_at_least_one_entry() {
-        let block =
-            EntryBlock::parse(packed(1, &[vec![0; 100], vec![0; 100], vec![0; 10]])).unwrap();
+        let packed = packed(1, &[vec![0; 100], vec![0; 100], vec![0; 10]]);
+        let block = EntryBlock::parse(&packed).unwrap();
         assert_eq!(block.prefix_within(Index(1), Index(4), 1).0, Index(2));
         assert_eq!(block.prefix_within(Index(1), Index(4), 1 << 20).0, Index(4));
         assert_eq!(block.prefix_within(Index(1), Index(3), 1 << 20).0, Index(3));
@@ -518,27 +518,27 @@ mod tests {
         for bit in 0..good.len() * 8 {
             let mut bad = good.to_vec();
             bad[bit / 8] ^= 1 << (bit % 8);
-            assert!(
-                EntryBlock::parse(bad.into()).is_err(),
-                "bit {bit} went unnoticed"
-            );
+            assert!(EntryBlock::parse(&bad).is_err(), "bit {bit} went unnoticed");
         }
     }
 
     proptest! {
         #[test]
         fn what_is_packed_is_parsed(payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 1..20)) {
-            let block = EntryBlock::parse(packed(11, &payloads)).unwrap();
+            let packed = packed(11, &payloads);
+            let block = EntryBlock::parse(&packed).unwrap();
             let entries: Vec<_> = block.entries().map(|(index, bytes)| (index.0, bytes.to_vec())).collect();
             let expected: Vec<_> = (11..).zip(payloads.clone()).collect();
             prop_assert_eq!(entries, expected);
             prop_assert_eq!(EntryBlock::encoded_len(block.as_bytes()).unwrap(), block.len_bytes());
             for first in 11..block.end().0 {
                 for end in first + 1..=block.end().0 {
-                    let cut = EntryBlock::parse(block.cut(Index(first), Index(end)).unwrap().as_bytes().clone()).unwrap();
+                    let mut cut = BytesMut::new();
+                    block.cut(Index(first), Index(end), &mut cut).unwrap();
+                    let cut = EntryBlock::parse(&cut).unwrap();
                     prop_assert!(cut.len_bytes() as u64 <= block.cut_bytes(Index(first), Index(end)));
                     for index in first..end {
-                        prop_assert_eq!(cut.entry_bytes(Index(index)), block.entry_bytes(Index(index)));
+                        prop_assert_eq!(cut.entry(Index(index)), block.entry(Index(index)));
                     }
                 }
             }
@@ -546,7 +546,7 @@ mod tests {
 
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            prop_assert!(EntryBlock::parse(bytes.into()).is_err());
+            prop_assert!(EntryBlock::parse(&bytes).is_err());
         }
 
         #[test]
@@ -563,7 +563,7 @@ mod tests {
             bytes.resize(bytes.len() + tail, 0);
             let crc = crc32c::crc32c(&bytes[BLOCK_HEADER_BYTES..]);
             bytes[44..48].copy_from_slice(&crc.to_le_bytes());
-            if let Ok(block) = EntryBlock::parse(bytes.into()) {
+            if let Ok(block) = EntryBlock::parse(&bytes) {
                 prop_assert_eq!(block.entries().count() as u64, block.range().end.0 - block.range().first.0);
             }
         }

@@ -387,7 +387,7 @@ pub fn put_tombstone(buffer: &mut BytesMut, group: GroupId) {
 }
 
 /// Appends a block that moves.
-pub fn put_relocated(buffer: &mut BytesMut, block: &EntryBlock) {
+pub fn put_relocated(buffer: &mut BytesMut, block: &EntryBlock<'_>) {
     put_control(buffer, RELOCATED, block.group(), block.as_bytes());
 }
 

@@ -4,7 +4,7 @@
 //! The first byte of an input is a switch: odd means that the checksums are mended before decoding, so that a
 //! fuzzer gets behind them.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use polyraft_raft::Index;
 
 use crate::block::{BLOCK_HEADER_BYTES, BLOCK_MAGIC, EntryBlock, pack, u16_at, u32_at};
@@ -47,7 +47,7 @@ pub fn block(data: &[u8]) {
     let peeked = EntryBlock::peek(&bytes);
     let length = EntryBlock::encoded_len(&bytes);
     assert_eq!(peeked.is_ok(), length.is_ok());
-    let Ok(block) = EntryBlock::parse(Bytes::from(bytes)) else {
+    let Ok(block) = EntryBlock::parse(&bytes) else {
         return;
     };
     let (first, end) = (block.first(), block.end());
@@ -72,13 +72,16 @@ pub fn block(data: &[u8]) {
         &payloads,
     )
     .expect("it fitted before");
-    let again = EntryBlock::parse(again.freeze()).expect("what is packed is parsed");
+    let again = EntryBlock::parse(&again).expect("what is packed is parsed");
     assert!(again.entries().eq(block.entries()));
     let middle = Index(first.0 + (end.0 - first.0) / 2);
     if first < middle {
-        let cut = block.cut(first, middle).expect("inside the block");
-        assert!(cut.len_bytes() as u64 <= block.cut_bytes(first, middle));
-        let cut = EntryBlock::parse(cut.as_bytes().clone()).expect("what is cut is parsed");
+        let mut cut = BytesMut::new();
+        block
+            .cut(first, middle, &mut cut)
+            .expect("inside the block");
+        assert!(cut.len() as u64 <= block.cut_bytes(first, middle));
+        let cut = EntryBlock::parse(&cut).expect("what is cut is parsed");
         assert!(
             cut.entries()
                 .eq(block.entries().take((middle.0 - first.0) as usize))
@@ -170,7 +173,7 @@ fn write_again(bytes: &[u8], located: &Located) {
         Record::Relocated { range } => {
             let block = &bytes[CONTROL_HEADER_BYTES..];
             let length = EntryBlock::encoded_len(block).expect("the record was taken");
-            let Ok(block) = EntryBlock::parse(Bytes::copy_from_slice(&block[..length])) else {
+            let Ok(block) = EntryBlock::parse(&block[..length]) else {
                 // The end offsets inside a block are checked when it is read.
                 return;
             };
@@ -271,7 +274,7 @@ mod tests {
             kept::update(target, name, &data);
             let bytes = &data[1..];
             let decodes = match (target, name) {
-                ("block", _) => EntryBlock::parse(Bytes::copy_from_slice(bytes)).is_ok(),
+                ("block", _) => EntryBlock::parse(bytes).is_ok(),
                 (_, "records" | "moved") => Records::new(bytes, true).all(|record| record.is_ok()),
                 ("segment", _) => {
                     SegmentHeader::parse(bytes).is_ok() || BatchHeader::parse(bytes).is_some()
@@ -320,7 +323,7 @@ mod tests {
         put_purge(&mut body, group, position);
         put_tombstone(&mut body, GroupId(8));
         let mut moved = BytesMut::new();
-        put_relocated(&mut moved, &EntryBlock::parse(equal.clone()).unwrap());
+        put_relocated(&mut moved, &EntryBlock::parse(&equal).unwrap());
         let segment = SegmentHeader {
             lane: 1,
             store: 5,

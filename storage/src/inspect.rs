@@ -252,7 +252,7 @@ fn verify_block(segment: Option<&Segment>, block: &BlockRef) -> Result<(), Strin
         .filter(|segment| end <= segment.header.bytes)
         .ok_or("its segment is missing")?;
     let bytes = segment.read(u64::from(block.offset), block.bytes as usize);
-    let parsed = crate::block::EntryBlock::parse(bytes).map_err(|error| error.to_string())?;
+    let parsed = crate::block::EntryBlock::parse(&bytes).map_err(|error| error.to_string())?;
     let same = parsed.first() == block.first && parsed.term() == block.term;
     if same {
         Ok(())

@@ -4,6 +4,7 @@
 //! write: it is told ranges, hard states and blocks, and reports what became durable.
 //!
 //! - [`EntryBlock`]: entries encoded once, for disk, wire and memory.
+//! - [`Blocks`]: what was read back from a log.
 //! - [`DataDir`]: identity, lock, memory of peers.
 //! - [`open`]: recovery; gives one [`ShardLog`] per shard and one [`Wal`] per lane.
 //!
@@ -11,6 +12,7 @@
 
 mod batch;
 mod block;
+mod blocks;
 mod checkpoint;
 mod data_dir;
 mod disk;
@@ -41,6 +43,7 @@ mod wal;
 
 pub use batch::Lsn;
 pub use block::{BLOCK_HEADER_BYTES, EntryBlock, EntryKind, pack};
+pub use blocks::Blocks;
 pub use data_dir::{DataDir, PeerSeen, StoreId};
 pub use disk::{Disk, FileDisk, SegmentFile, SegmentSpec};
 pub use error::{BlockError, ReadError, StorageError};

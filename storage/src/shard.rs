@@ -12,6 +12,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::batch::{Lsn, Tally};
 use crate::block::{EntryBlock, EntryKind, pack};
+use crate::blocks::Blocks;
 use crate::checkpoint::Position;
 use crate::error::{BlockError, ReadError, StorageError};
 use crate::format;
@@ -228,7 +229,7 @@ impl ShardLog {
     }
 
     /// Appends a block as it was received. Errors and panics as [`Self::append`].
-    pub fn append_block(&mut self, block: &EntryBlock) -> Result<(), StorageError> {
+    pub fn append_block(&mut self, block: &EntryBlock<'_>) -> Result<(), StorageError> {
         self.append_with(block.group(), block.range(), |buffer| {
             buffer.extend_from_slice(block.as_bytes());
             Ok(())
@@ -344,7 +345,7 @@ impl ShardLog {
     }
 
     /// Writes a block again at the end of the log, so that the segment it is in can be freed.
-    pub(crate) fn relocate(&mut self, block: &EntryBlock) -> Result<(), StorageError> {
+    pub(crate) fn relocate(&mut self, block: &EntryBlock<'_>) -> Result<(), StorageError> {
         let write = |buffer: &mut BytesMut| {
             format::put_relocated(buffer, block);
             Ok(())
@@ -440,7 +441,7 @@ impl ShardLog {
         first: Index,
         end: Index,
         max_bytes: u64,
-        into: &mut Vec<EntryBlock>,
+        into: &mut Blocks,
     ) -> Result<Index, ReadError> {
         let log = self
             .groups
@@ -452,7 +453,7 @@ impl ShardLog {
         check_range(group, log, first, end)?;
         let (mut bytes, mut reached) = (0, first);
         for block in log.blocks.from(first) {
-            into.push(self.read(group, &block)?);
+            self.read(group, &block, into)?;
             bytes += u64::from(block.bytes);
             reached = block.end().min(end);
             if reached == end || bytes >= max_bytes {
@@ -488,8 +489,9 @@ impl ShardLog {
             }
             // Only part of this block: its offsets say how much of it fits.
             let left = max_bytes.saturating_sub(bytes);
-            let (part, size) = match self.read(group, &block) {
-                Ok(block) => block.prefix_within(reached, to, left),
+            let mut read = Blocks::default();
+            let (part, size) = match self.read(group, &block, &mut read) {
+                Ok(()) => read.get(0).prefix_within(reached, to, left),
                 // The reader of the range will get the error; any estimate will do.
                 Err(_) => (to, u64::from(block.bytes)),
             };
@@ -509,13 +511,12 @@ impl ShardLog {
     }
 
     /// Reads a block and cuts off what a truncation removed.
-    pub(crate) fn read(&self, group: GroupId, block: &BlockRef) -> Result<EntryBlock, ReadError> {
-        let packed = self.read_packed(group, block)?;
+    fn read(&self, group: GroupId, block: &BlockRef, into: &mut Blocks) -> Result<(), ReadError> {
+        self.read_packed(group, block, into)?;
         if block.count == block.packed {
-            return Ok(packed);
+            return Ok(());
         }
-        packed
-            .cut(block.first, block.end())
+        into.cut(into.len() - 1, block.first, block.end())
             .map_err(|reason| damaged(group, block, reason))
     }
 
@@ -523,19 +524,22 @@ impl ShardLog {
         &self,
         group: GroupId,
         block: &BlockRef,
-    ) -> Result<EntryBlock, ReadError> {
+        into: &mut Blocks,
+    ) -> Result<(), ReadError> {
         let &BlockRef { offset, bytes, .. } = block;
         let segment = match block.place.get() {
-            Where::Turn(turn) => {
-                let cached = self.tail.in_turn(turn, offset, bytes);
-                return Ok(EntryBlock::trusted(
-                    cached.unwrap_or_else(|| self.turn.read(offset, bytes)),
-                ));
+            Where::Turn(tag) => {
+                match self.tail.in_turn(tag) {
+                    Some((turn, piece)) => into.push_shared(turn, piece, offset, bytes),
+                    None => into.push(self.turn.read(offset, bytes)),
+                }
+                return Ok(());
             }
             Where::Segment(segment) => segment,
         };
-        if let Some(cached) = self.tail.in_segment(segment, offset, bytes) {
-            return Ok(EntryBlock::trusted(cached));
+        if let Some((turn, piece, offset)) = self.tail.in_segment(segment, offset, bytes) {
+            into.push_shared(turn, piece, offset, bytes);
+            return Ok(());
         }
         let file = self
             .lane
@@ -543,15 +547,16 @@ impl ShardLog {
             .get(segment)
             .filter(|file| u64::from(offset) + u64::from(bytes) <= file.header.bytes);
         let file = file.ok_or_else(|| damaged(group, block, BlockError::Range))?;
-        let read = EntryBlock::parse(file.read(u64::from(offset), bytes as usize));
-        let read = read.map_err(|reason| damaged(group, block, reason))?;
+        let read = file.read(u64::from(offset), bytes as usize);
+        let parsed = EntryBlock::parse(&read).map_err(|reason| damaged(group, block, reason))?;
         let count = u64::from(block.packed);
         let same =
-            read.group() == group && read.term() == block.term && read.first() == block.first;
-        if !same || read.end().0 - read.first().0 != count {
+            parsed.group() == group && parsed.term() == block.term && parsed.first() == block.first;
+        if !same || parsed.end().0 - parsed.first().0 != count {
             return Err(damaged(group, block, BlockError::Range));
         }
-        Ok(read)
+        into.push(read);
+        Ok(())
     }
 }
 

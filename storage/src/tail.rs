@@ -88,28 +88,33 @@ impl Tail {
         }
     }
 
-    /// Bytes of a block that has no place yet.
-    pub(crate) fn in_turn(&self, tag: u32, offset: u32, bytes: u32) -> Option<Bytes> {
-        // The piece that is being filled has a number already.
+    /// The piece with a number that ends in `tag`, unless it is gone or still being filled.
+    pub(crate) fn in_turn(&self, tag: u32) -> Option<(u64, &Bytes)> {
         let turn = turn_number(tag, self.next() + 1)?;
         let piece = self.pieces.get(turn.checked_sub(self.first)? as usize)?;
-        Some(
-            piece
-                .bytes
-                .slice(offset as usize..(offset + bytes) as usize),
-        )
+        Some((turn, &piece.bytes))
     }
 
-    /// Bytes of a block that has a place, if they are still here.
-    pub(crate) fn in_segment(&self, segment: u64, offset: u32, bytes: u32) -> Option<Bytes> {
-        let at = partition(&self.pieces, self.placed, |piece| {
+    /// The piece that holds a block which has a place, if it is still here, and where in the piece that is.
+    pub(crate) fn in_segment(
+        &self,
+        segment: u64,
+        offset: u32,
+        bytes: u32,
+    ) -> Option<(u64, &Bytes, u32)> {
+        let behind = partition(&self.pieces, self.placed, |piece| {
             piece.place <= Some((segment, offset))
         });
-        let piece = self.pieces.get(at.checked_sub(1)?)?;
+        let at = behind.checked_sub(1)?;
+        let piece = self.pieces.get(at)?;
         let (in_segment, start) = piece.place?;
-        let begin = offset.checked_sub(start)? as usize;
-        let end = begin + bytes as usize;
-        (in_segment == segment && end <= piece.bytes.len()).then(|| piece.bytes.slice(begin..end))
+        let begin = offset.checked_sub(start)?;
+        let is_inside = (begin + bytes) as usize <= piece.bytes.len();
+        (in_segment == segment && is_inside).then_some((
+            self.first + at as u64,
+            &piece.bytes,
+            begin,
+        ))
     }
 }
 

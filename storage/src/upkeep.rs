@@ -8,6 +8,7 @@ use polyraft_raft::GroupId;
 use polyraft_raft::mutants::{self, Mutant};
 use rustc_hash::FxHashMap;
 
+use crate::blocks::Blocks;
 use crate::checkpoint::{Patch, Section};
 use crate::error::StorageError;
 use crate::index::{Place, Where};
@@ -182,9 +183,10 @@ impl ShardLog {
             .filter(|block| in_victim(block.place.get()))
             .collect();
         for block in moving {
-            match self.read_packed(group, &block) {
-                Ok(packed) => {
-                    self.relocate(&packed)?;
+            let mut packed = Blocks::default();
+            match self.read_packed(group, &block, &mut packed) {
+                Ok(()) => {
+                    self.relocate(&packed.get(0))?;
                     self.lane.counters.relocated.fetch_add(1, Ordering::Relaxed);
                 }
                 // Rot found early: the block stays where it is, and whoever reads it gets this error.

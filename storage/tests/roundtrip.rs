@@ -8,8 +8,8 @@ use polyraft_raft::{
     Configuration, EntryRange, GroupId, HardState, Index, LogPosition, NodeId, Term, shard_of,
 };
 use polyraft_storage::{
-    DataDir, Durable, EntryKind, FileDisk, Lsn, Opened, ReadError, ShardLog, StorageError, WalMode,
-    WalObserver, WalOptions, open,
+    Blocks, DataDir, Durable, EntryKind, FileDisk, Lsn, Opened, ReadError, ShardLog, StorageError,
+    WalMode, WalObserver, WalOptions, open,
 };
 
 #[derive(Default)]
@@ -79,7 +79,7 @@ fn payload(group: u64, index: u64) -> Vec<u8> {
 }
 
 fn check(log: &ShardLog, group: u64, first: u64, end: u64) {
-    let mut blocks = Vec::new();
+    let mut blocks = Blocks::default();
     let mut at = first;
     while at < end {
         blocks.clear();
@@ -88,7 +88,7 @@ fn check(log: &ShardLog, group: u64, first: u64, end: u64) {
             .unwrap();
         let (extent, _) = log.extent(GroupId(group), Index(at), Index(end), 4096);
         assert!(extent.0 > at && extent.0 <= end);
-        for block in &blocks {
+        for block in blocks.iter() {
             for (index, bytes) in block.entries() {
                 assert_eq!(
                     bytes,
@@ -97,7 +97,7 @@ fn check(log: &ShardLog, group: u64, first: u64, end: u64) {
                 );
             }
         }
-        assert!(blocks[0].first().0 <= at && blocks.last().unwrap().end() >= reached);
+        assert!(blocks.get(0).first().0 <= at && blocks.get(blocks.len() - 1).end() >= reached);
         at = reached.0;
     }
 }
@@ -214,7 +214,7 @@ fn write_and_reopen(mode: WalMode) {
                 Index(base),
                 Index(base + 2),
                 1,
-                &mut Vec::new(),
+                &mut Blocks::default(),
             )
             .unwrap_err();
         assert!(matches!(error, ReadError::OutOfRange { .. }));

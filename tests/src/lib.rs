@@ -41,7 +41,7 @@ impl StateMachine for Ledger {
         Ok((Ledger::default(), Index::ZERO))
     }
 
-    fn apply(&mut self, entries: &[Entry], replies: &mut Replies) -> Result<(), MachineError> {
+    fn apply(&mut self, entries: &[Entry<'_>], replies: &mut Replies) -> Result<(), MachineError> {
         for entry in entries {
             assert_ne!(entry.payload, Ledger::PANIC, "asked to panic");
             if entry.payload == Ledger::POISON {
@@ -54,10 +54,8 @@ impl StateMachine for Ledger {
             {
                 return Err(format!("index {} came again", entry.index).into());
             }
-            self.entries.push((entry.index, entry.payload.clone()));
-            replies.push(Bytes::copy_from_slice(
-                &(self.entries.len() as u64).to_le_bytes(),
-            ));
+            self.entries.push((entry.index, entry.payload_bytes()));
+            replies.push((self.entries.len() as u64).to_le_bytes());
         }
         Ok(())
     }

@@ -131,8 +131,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    fn apply_one(&mut self, entry: &Entry) -> Result<Bytes, MachineError> {
-        let id = ProposalId::of(&entry.payload).ok_or_else(|| {
+    fn apply_one<'a>(&mut self, entry: &Entry<'a>) -> Result<&'a [u8], MachineError> {
+        let id = ProposalId::of(entry.payload).ok_or_else(|| {
             MachineError::from(format!(
                 "entry {} has {} bytes, but the demo's proposals start with an id of {} bytes; was this data directory written by another program?",
                 entry.index,
@@ -151,7 +151,7 @@ impl Ledger {
         digest.duplicates += u64::from(!is_new);
         digest.hash = chain(digest.hash, entry);
         // The id comes back as the reply, so that a caller sees a reply that was meant for another proposal.
-        Ok(entry.payload.slice(..ProposalId::BYTES))
+        Ok(&entry.payload[..ProposalId::BYTES])
     }
 
     fn runs_of(&mut self, client: u64) -> &mut Runs {
@@ -173,7 +173,7 @@ impl StateMachine for Ledger {
         Ok((Self::default(), Index::ZERO))
     }
 
-    fn apply(&mut self, entries: &[Entry], replies: &mut Replies) -> Result<(), MachineError> {
+    fn apply(&mut self, entries: &[Entry<'_>], replies: &mut Replies) -> Result<(), MachineError> {
         for entry in entries {
             replies.push(self.apply_one(entry)?);
         }
@@ -238,7 +238,7 @@ fn parse_snapshot(state: &[u8]) -> Option<Ledger> {
 }
 
 /// Adds one entry to the hash of all entries before it.
-fn chain(hash: u64, entry: &Entry) -> u64 {
+fn chain(hash: u64, entry: &Entry<'_>) -> u64 {
     let mut hash = fold(fold(hash, entry.index.0), entry.term.0);
     let (words, rest) = entry.payload.as_chunks::<8>();
     for word in words {
@@ -265,21 +265,21 @@ mod tests {
     use super::*;
     use polyraft_raft::Term;
 
-    fn entry(index: u64, client: u64, sequence: u64, tail: &[u8]) -> Entry {
+    fn entry(index: u64, client: u64, sequence: u64, tail: &[u8]) -> (Index, Bytes) {
         let mut payload = ProposalId { client, sequence }.to_bytes().to_vec();
         payload.extend_from_slice(tail);
-        Entry {
-            index: Index(index),
-            term: Term(1),
-            payload: payload.into(),
-        }
+        (Index(index), payload.into())
     }
 
-    fn ledger(entries: &[Entry]) -> Ledger {
+    fn ledger(entries: &[(Index, Bytes)]) -> Ledger {
+        let entries: Vec<_> = entries
+            .iter()
+            .map(|(index, payload)| Entry::new(*index, Term(1), payload))
+            .collect();
         let (mut ledger, held) = Ledger::open(GroupId(1), Path::new("/nowhere")).unwrap();
         assert_eq!(held, Index::ZERO);
         let mut replies = Replies::default();
-        ledger.apply(entries, &mut replies).unwrap();
+        ledger.apply(&entries, &mut replies).unwrap();
         assert_eq!(replies.len(), entries.len());
         ledger
     }
@@ -335,8 +335,12 @@ mod tests {
         }
         // How entries are cut into batches must not matter.
         let mut in_two = ledger(&[entry(1, 7, 0, b"x")]);
+        let (index, payload) = entry(2, 7, 1, b"y");
         in_two
-            .apply(&[entry(2, 7, 1, b"y")], &mut Replies::default())
+            .apply(
+                &[Entry::new(index, Term(1), &payload)],
+                &mut Replies::default(),
+            )
             .unwrap();
         assert_eq!(digest(&in_two).hash, base);
     }
@@ -364,9 +368,12 @@ mod tests {
     #[test]
     fn a_foreign_payload_is_an_error_and_not_a_panic() {
         let mut short = entry(1, 7, 0, b"");
-        short.payload.truncate(15);
+        short.1.truncate(15);
         let error = Ledger::default()
-            .apply(&[short], &mut Replies::default())
+            .apply(
+                &[Entry::new(short.0, Term(1), &short.1)],
+                &mut Replies::default(),
+            )
             .unwrap_err();
         assert!(error.to_string().contains("15 bytes"), "{error}");
         assert!(Ledger::default().query(b"").is_err());

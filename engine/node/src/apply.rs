@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use polyraft_raft::{GroupId, Index, Term};
-use polyraft_storage::{EntryBlock, EntryKind};
+use polyraft_storage::{Blocks, EntryKind};
 use rustc_hash::FxHashMap;
 
 use crate::completion::{self, ReplyTo};
@@ -40,7 +40,7 @@ pub(crate) enum Task {
 pub(crate) struct ApplyBatch {
     pub(crate) shard: usize,
     pub(crate) groups: Vec<Committed>,
-    blocks: Vec<EntryBlock>,
+    blocks: Blocks,
     waiting: Vec<WaitingReply>,
     bytes: usize,
 }
@@ -69,29 +69,29 @@ impl ApplyBatch {
         self.bytes
     }
 
-    /// Adds a group's entries: `blocks` cover them, `waiting` are the callers in the order of their indexes.
-    pub(crate) fn push(
+    /// Adds a group's entries: `read` adds the blocks that cover them up to the end it returns, `waiting` then gives the
+    /// callers, in the order of their indexes.
+    pub(crate) fn push<I: Iterator<Item = WaitingReply>, E>(
         &mut self,
         (slot, group): (u32, GroupId),
-        (first, end): (Index, Index),
-        blocks: &mut Vec<EntryBlock>,
-        waiting: impl Iterator<Item = WaitingReply>,
-    ) {
-        let before = self.waiting.len();
-        self.waiting.extend(waiting);
-        self.bytes += blocks.iter().map(EntryBlock::len_bytes).sum::<usize>();
-        let (blocks_len, waiting) = (blocks.len(), self.waiting.len() - before);
-        self.blocks.append(blocks);
-        let fault = None;
+        first: Index,
+        read: impl FnOnce(&mut Blocks) -> Result<Index, E>,
+        waiting: impl FnOnce(Index) -> I,
+    ) -> Result<Index, E> {
+        let before = (self.blocks.len(), self.waiting.len());
+        let end = read(&mut self.blocks).inspect_err(|_| self.blocks.truncate(before.0))?;
+        self.waiting.extend(waiting(end));
+        self.bytes += self.blocks.bytes_of(before.0..self.blocks.len());
         self.groups.push(Committed {
             slot,
             group,
             first,
             end,
-            blocks: blocks_len,
-            waiting,
-            fault,
+            blocks: self.blocks.len() - before.0,
+            waiting: self.waiting.len() - before.1,
+            fault: None,
         });
+        Ok(end)
     }
 
     /// Makes the batch ready to be filled again.
@@ -133,7 +133,8 @@ pub(crate) struct Applier<M> {
     machines_dir: PathBuf,
     inboxes: Arc<[Sender<ShardEvent>]>,
     backlog: Arc<ApplyBacklog>,
-    entries: Vec<Entry>,
+    /// Empty between batches: only its memory is kept.
+    entries: Vec<Entry<'static>>,
     replies: Replies,
 }
 
@@ -211,14 +212,20 @@ impl<M: StateMachine> Applier<M> {
     }
 
     fn apply(&mut self, mut batch: ApplyBatch) {
-        let mut blocks = batch.blocks.drain(..);
         let mut waiting = batch.waiting.drain(..);
+        let mut next = 0;
+        let mut entries = reuse(std::mem::take(&mut self.entries));
         for committed in &mut batch.groups {
-            let blocks = blocks.by_ref().take(committed.blocks);
+            entries.clear();
+            for block in next..next + committed.blocks {
+                put_entries(&batch.blocks, block, committed, &mut entries);
+            }
+            next += committed.blocks;
             let waiting = waiting.by_ref().take(committed.waiting);
-            committed.fault = self.apply_group(committed, blocks, waiting).err();
+            committed.fault = self.apply_group(committed, &entries, waiting).err();
         }
-        drop((blocks, waiting));
+        self.entries = reuse(entries);
+        drop(waiting);
         self.backlog.0.fetch_sub(batch.bytes, Ordering::Relaxed);
         self.tell(batch.shard, ShardEvent::Applied(batch));
     }
@@ -227,27 +234,17 @@ impl<M: StateMachine> Applier<M> {
     fn apply_group(
         &mut self,
         work: &Committed,
-        blocks: impl Iterator<Item = EntryBlock>,
+        entries: &[Entry<'_>],
         waiting: impl Iterator<Item = WaitingReply>,
     ) -> Result<(), String> {
-        self.entries.clear();
         self.replies.clear();
-        for block in blocks.filter(|block| block.kind() == EntryKind::Normal) {
-            let (first, end) = (block.first().max(work.first), block.end().min(work.end));
-            let indexes = (first.0..end.0).map(Index);
-            self.entries.extend(indexes.map(|index| Entry {
-                index,
-                term: block.term(),
-                payload: block.entry_bytes(index),
-            }));
-        }
         let applied = match self.machines.get_mut(&work.group) {
-            Some(Machine::Running(machine)) => run(machine, &self.entries, &mut self.replies),
+            Some(Machine::Running(machine)) => run(machine, entries, &mut self.replies),
             Some(Machine::Stopped(reason)) => Err(reason.clone()),
             None => unreachable!("a group is applied only after its state machine was opened"),
         };
         match &applied {
-            Ok(()) => answer(waiting, &self.entries, &mut self.replies),
+            Ok(()) => answer(waiting, entries, &mut self.replies),
             Err(reason) => {
                 refuse(waiting, reason);
                 let stopped = self
@@ -260,8 +257,6 @@ impl<M: StateMachine> Applier<M> {
                 });
             }
         }
-        // Holding the payloads would hold the log's memory.
-        self.entries.clear();
         applied
     }
 
@@ -279,10 +274,33 @@ impl<M: StateMachine> Applier<M> {
     }
 }
 
+/// Adds the commands of a block, as far as they belong to the work.
+fn put_entries<'a>(blocks: &'a Blocks, at: usize, work: &Committed, into: &mut Vec<Entry<'a>>) {
+    let block = blocks.get(at);
+    if block.kind() != EntryKind::Normal {
+        return;
+    }
+    let (term, memory) = (block.term(), blocks.memory(at));
+    let is_whole = work.first <= block.first() && block.end() <= work.end;
+    let entries = block
+        .entries()
+        .filter(|(index, _)| is_whole || work.first <= *index && *index < work.end);
+    into.extend(entries.map(|(index, payload)| Entry::within(index, term, payload, memory)));
+}
+
+/// The memory of a list, for entries that live elsewhere. The standard library collects in place when sizes agree.
+fn reuse<'b>(mut entries: Vec<Entry<'_>>) -> Vec<Entry<'b>> {
+    entries.clear();
+    entries
+        .into_iter()
+        .map(|_| unreachable!("it was cleared"))
+        .collect()
+}
+
 /// Has the state machine apply entries and checks that it replied to each.
 fn run<M: StateMachine>(
     machine: &mut M,
-    entries: &[Entry],
+    entries: &[Entry<'_>],
     replies: &mut Replies,
 ) -> Result<(), String> {
     if entries.is_empty() {
@@ -307,7 +325,15 @@ fn run<M: StateMachine>(
 ///
 /// An entry of another term at the awaited index means that a later leader's entry took the place: the proposal is
 /// then in no log that counts, and never will be.
-fn answer(waiting: impl Iterator<Item = WaitingReply>, entries: &[Entry], replies: &mut Replies) {
+fn answer(
+    waiting: impl Iterator<Item = WaitingReply>,
+    entries: &[Entry<'_>],
+    replies: &mut Replies,
+) {
+    let mut waiting = waiting.peekable();
+    if waiting.peek().is_none() {
+        return;
+    }
     let mut applied = entries.iter().zip(replies.drain()).peekable();
     for WaitingReply {
         index, term, reply, ..

@@ -4,50 +4,98 @@
 use std::io::{Read, Write};
 use std::path::Path;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use polyraft_raft::{GroupId, Index, Term};
 
 use crate::error::MachineError;
 
 /// One committed proposal, as it was given to `propose`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Entry<'a> {
     /// Its place in the group's log. Indexes grow, with gaps where the engine's own entries (no-ops) stand.
     pub index: Index,
     /// The term of the leader that appended it.
     pub term: Term,
-    /// The proposal's bytes; a slice of the log, valid for as long as it is held.
-    pub payload: Bytes,
+    /// The proposal's bytes.
+    pub payload: &'a [u8],
+    /// What they are a part of.
+    memory: &'a Bytes,
+}
+
+impl<'a> Entry<'a> {
+    /// An entry whose payload is all of `payload`: for tests of state machines.
+    pub fn new(index: Index, term: Term, payload: &'a Bytes) -> Self {
+        Entry::within(index, term, payload, payload)
+    }
+
+    /// An entry whose payload is a part of `memory`.
+    pub(crate) fn within(index: Index, term: Term, payload: &'a [u8], memory: &'a Bytes) -> Self {
+        Entry {
+            index,
+            term,
+            payload,
+            memory,
+        }
+    }
+
+    /// The payload to keep, without a copy.
+    ///
+    /// It keeps a piece of the log's memory: some kilobytes of neighbouring entries. A state machine that keeps small
+    /// payloads for long copies them instead.
+    pub fn payload_bytes(&self) -> Bytes {
+        self.memory.slice_ref(self.payload)
+    }
+}
+
+impl std::fmt::Debug for Entry<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Entry")
+            .field("index", &self.index)
+            .field("term", &self.term)
+            .field("payload", &self.payload)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Collects one reply for each entry of a batch, in order.
+///
+/// Replies are copied behind each other, so that a replica where nobody waits for them makes no objects of them.
 #[derive(Debug, Default)]
 pub struct Replies {
-    replies: Vec<Bytes>,
+    bytes: BytesMut,
+    /// Where each reply ends in `bytes`.
+    ends: Vec<usize>,
 }
 
 impl Replies {
     /// The reply to the next entry; `propose` returns it to the caller.
-    pub fn push(&mut self, reply: impl Into<Bytes>) {
-        self.replies.push(reply.into());
+    pub fn push(&mut self, reply: impl AsRef<[u8]>) {
+        self.bytes.extend_from_slice(reply.as_ref());
+        self.ends.push(self.bytes.len());
     }
 
     /// How many replies were given so far.
     pub fn len(&self) -> usize {
-        self.replies.len()
+        self.ends.len()
     }
 
     /// Whether no reply was given yet.
     pub fn is_empty(&self) -> bool {
-        self.replies.is_empty()
+        self.ends.is_empty()
     }
 
     pub(crate) fn clear(&mut self) {
-        self.replies.clear();
+        self.bytes.clear();
+        self.ends.clear();
     }
 
+    /// Takes the replies out, in order. They share memory.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = Bytes> + '_ {
-        self.replies.drain(..)
+        let bytes = self.bytes.split().freeze();
+        let mut start = 0;
+        self.ends
+            .drain(..)
+            .map(move |end| bytes.slice(std::mem::replace(&mut start, end)..end))
     }
 }
 
@@ -70,10 +118,10 @@ impl Replies {
 ///     fn open(_group: GroupId, _dir: &Path) -> Result<(Self, Index), MachineError> {
 ///         Ok((Adder(0), Index::ZERO)) // in memory only: replay the whole log
 ///     }
-///     fn apply(&mut self, entries: &[Entry], replies: &mut Replies) -> Result<(), MachineError> {
+///     fn apply(&mut self, entries: &[Entry<'_>], replies: &mut Replies) -> Result<(), MachineError> {
 ///         for entry in entries {
 ///             self.0 += entry.payload.len() as u64;
-///             replies.push(Bytes::copy_from_slice(&self.0.to_le_bytes()));
+///             replies.push(self.0.to_le_bytes());
 ///         }
 ///         Ok(())
 ///     }
@@ -101,7 +149,7 @@ pub trait StateMachine: Sized + Send + 'static {
     /// Applies committed entries in order and pushes exactly one reply for each.
     ///
     /// Must depend on nothing but the state and the entries, or replicas drift apart.
-    fn apply(&mut self, entries: &[Entry], replies: &mut Replies) -> Result<(), MachineError>;
+    fn apply(&mut self, entries: &[Entry<'_>], replies: &mut Replies) -> Result<(), MachineError>;
 
     /// Answers a query from the current state, without changing it.
     fn query(&self, query: &[u8]) -> Result<Bytes, MachineError>;

@@ -10,8 +10,8 @@ use polyraft_raft::{
 };
 use polyraft_storage::sim::SimDisk;
 use polyraft_storage::{
-    DataDir, Durable, EntryBlock, EntryKind, Lsn, RecoveryReport, ShardLog, StorageError, Wal,
-    WalMode, WalOptions, WalStats, open,
+    Blocks, DataDir, Durable, EntryKind, Lsn, RecoveryReport, ShardLog, StorageError, Wal, WalMode,
+    WalOptions, WalStats, open,
 };
 
 pub const PATH: &str = "/data";
@@ -284,14 +284,14 @@ pub fn read_all(log: &ShardLog) -> Model {
 
 fn read_entries(log: &ShardLog, group: u64, first: u64, end: u64) -> BTreeMap<u64, (u64, Vec<u8>)> {
     let mut entries = BTreeMap::new();
-    let mut blocks: Vec<EntryBlock> = Vec::new();
+    let mut blocks = Blocks::default();
     let mut at = Index(first);
     while at < Index(end) {
         at = log
             .blocks(GroupId(group), at, Index(end), 2000, &mut blocks)
             .unwrap();
     }
-    for block in &blocks {
+    for block in blocks.iter() {
         for (index, bytes) in block
             .entries()
             .filter(|(index, _)| (first..end).contains(&index.0))

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use polyraft_raft::{EntryRange, GroupId, Index, LogPosition, NodeId, Term};
 use polyraft_storage::sim::{Keep, SimDisk};
 use polyraft_storage::{
-    DataDir, Durable, EntryBlock, EntryKind, ReadError, StorageError, WalMode, WalObserver,
-    WalOptions, inspect, open,
+    Blocks, DataDir, Durable, EntryKind, ReadError, StorageError, WalMode, WalObserver, WalOptions,
+    inspect, open,
 };
 use proptest::prelude::*;
 
@@ -520,8 +520,8 @@ fn blocks_are_read_wherever_they_are() {
         .log
         .append(GroupId(1), range, EntryKind::Normal, ["a", "b", "c"])
         .unwrap();
-    let read = |driver: &Driver| -> Vec<EntryBlock> {
-        let mut blocks = Vec::new();
+    let read = |driver: &Driver| -> Blocks {
+        let mut blocks = Blocks::default();
         assert_eq!(
             driver
                 .log
@@ -532,14 +532,14 @@ fn blocks_are_read_wherever_they_are() {
     };
     // In the turn buffer, in the open batch, on disk.
     let in_turn = read(&driver);
-    assert_eq!(in_turn[1].entry_bytes(Index(10)).as_ref(), b"b");
+    assert_eq!(in_turn.get(1).entry(Index(10)), b"b");
     driver.log.submit().unwrap();
-    assert_eq!(read(&driver), in_turn);
+    assert!(read(&driver).iter().eq(in_turn.iter()));
     driver.flush().unwrap();
-    assert_eq!(read(&driver), in_turn);
+    assert!(read(&driver).iter().eq(in_turn.iter()));
     // A truncation inside the block hides its end from then on.
     driver.log.truncate(GroupId(1), Index(11)).unwrap();
-    assert_eq!(read(&driver)[1].end(), Index(11));
+    assert_eq!(read(&driver).get(1).end(), Index(11));
     // A block that somebody holds outlives the purge of its group.
     driver
         .log
@@ -553,10 +553,10 @@ fn blocks_are_read_wherever_they_are() {
         .unwrap();
     let error = driver
         .log
-        .blocks(GroupId(1), Index(8), Index(11), 1, &mut Vec::new())
+        .blocks(GroupId(1), Index(8), Index(11), 1, &mut Blocks::default())
         .unwrap_err();
     assert!(matches!(error, ReadError::OutOfRange { .. }), "{error}");
-    assert_eq!(in_turn[1].entry_bytes(Index(11)).as_ref(), b"c");
+    assert_eq!(in_turn.get(1).entry(Index(11)), b"c");
 }
 
 #[test]
@@ -591,7 +591,13 @@ fn rot_is_found_when_a_block_is_read_long_after() {
     let dir = DataDir::open(Arc::new(disk.clone()), PATH, "test", NodeId(1), 1).unwrap();
     let opened = open(&dir, &options(MODE), 1).unwrap();
     let error = opened.logs[0]
-        .blocks(GroupId(1), Index(1), Index(9), u64::MAX, &mut Vec::new())
+        .blocks(
+            GroupId(1),
+            Index(1),
+            Index(9),
+            u64::MAX,
+            &mut Blocks::default(),
+        )
         .unwrap_err();
     assert!(matches!(error, ReadError::Damaged { .. }), "{error}");
     drop((opened, dir));
@@ -629,7 +635,7 @@ proptest! {
         let dir = DataDir::open(Arc::new(disk.clone()), PATH, "test", NodeId(1), 1);
         if let Ok(dir) = dir && let Ok(opened) = open(&dir, &options(MODE), 1) {
             for group in opened.logs[0].groups().filter(|group| group.fault.is_none()) {
-                let read = opened.logs[0].blocks(group.group, group.base.index.next(), group.last.next(), u64::MAX, &mut Vec::new());
+                let read = opened.logs[0].blocks(group.group, group.base.index.next(), group.last.next(), u64::MAX, &mut Blocks::default());
                 let damaged = matches!(read, Err(ReadError::Damaged { .. }));
                 prop_assert!(read.is_ok() || damaged);
             }

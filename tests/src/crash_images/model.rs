@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use polyraft_raft::{Configuration, GroupId, HardState, Index, LogPosition, NodeId, Term};
-use polyraft_storage::{EntryBlock, ReadError, ShardLog};
+use polyraft_storage::{Blocks, ReadError, ShardLog};
 
 /// A replica as it should be.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -173,13 +173,13 @@ fn read_entries(
     first: Index,
     end: Index,
 ) -> Result<BTreeMap<u64, (u64, Vec<u8>)>, ReadError> {
-    let mut blocks: Vec<EntryBlock> = Vec::new();
+    let mut blocks = Blocks::default();
     let mut at = first;
     while at < end {
         at = log.blocks(GroupId(group), at, end, 1 << 16, &mut blocks)?;
     }
     let mut entries = BTreeMap::new();
-    for block in &blocks {
+    for block in blocks.iter() {
         let inside = block
             .entries()
             .filter(|(index, _)| (first..end).contains(index));

@@ -211,15 +211,15 @@ impl StateMachine for Registers {
         Ok((registers, applied))
     }
 
-    fn apply(&mut self, entries: &[Entry], replies: &mut Replies) -> Result<(), MachineError> {
+    fn apply(&mut self, entries: &[Entry<'_>], replies: &mut Replies) -> Result<(), MachineError> {
         for entry in entries {
-            let request = Request::decode(&entry.payload).ok_or("not a request")?;
+            let request = Request::decode(entry.payload).ok_or("not a request")?;
             let reply = self.perform(&request);
             replies.push(reply);
             let state = &mut self.state;
             state.applied = entry.index;
             state.digest = mix(state.digest ^ mix(entry.index.0 ^ mix(entry.term.0)));
-            state.digest = mix(state.digest ^ crc(&entry.payload));
+            state.digest = mix(state.digest ^ crc(entry.payload));
             let applied = Applied {
                 node: self.node,
                 group: self.group,

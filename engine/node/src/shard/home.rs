@@ -214,20 +214,16 @@ impl Shard {
         if !bytes.is_empty() && self.refuses_entries() {
             return self.counters().refused_appends.add(1);
         }
-        let mut blocks = std::mem::take(&mut self.blocks);
-        if parse_blocks(bytes, &mut blocks).is_ok() && are_the_entries_of(&blocks, group, &message)
-        {
-            self.step(
-                slot,
-                Event::Message { from, message },
-                Payloads::Received(&blocks),
-            );
-        } else {
-            tracing::warn!(%from, %group, "an append whose blocks don't match its range was dropped");
-            self.counters().rejected_messages.add(1);
+        match parse_blocks(&bytes) {
+            Ok(blocks) if are_the_entries_of(&blocks, group, &message) => {
+                let event = Event::Message { from, message };
+                self.step(slot, event, Payloads::Received(&blocks));
+            }
+            _ => {
+                tracing::warn!(%from, %group, "an append whose blocks don't match its range was dropped");
+                self.counters().rejected_messages.add(1);
+            }
         }
-        blocks.clear();
-        self.blocks = blocks;
     }
 
     // ---- liveness and claims ----
@@ -587,7 +583,7 @@ impl Shard {
 
 /// Whether the blocks that came with a message are exactly the entries that it announces.
 fn are_the_entries_of(
-    blocks: &[polyraft_storage::EntryBlock],
+    blocks: &[polyraft_storage::EntryBlock<'_>],
     group: GroupId,
     message: &polyraft_raft::Message,
 ) -> bool {

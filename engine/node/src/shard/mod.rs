@@ -14,17 +14,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use parking_lot::Mutex;
 use polyraft_raft::{
     Env, Event, GroupId, NodeId, NodeSet, Origin, Outbox, Role, Settings, Tick, WriteId, WriteKind,
     shard_of,
 };
 use polyraft_storage::{
-    BlockError, EntryBlock, EntryKind, Lsn, RecoveredGroup, ShardLog, StorageError, Wal,
+    BlockError, Blocks, EntryBlock, EntryKind, Lsn, RecoveredGroup, ShardLog, StorageError, Wal,
 };
 use polyraft_transport::Network;
 use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 
 use self::create::Creations;
 use self::home::Home;
@@ -147,7 +148,8 @@ pub(crate) struct Shard {
     log: ShardLog,
     wal: Wal,
     outgoing: Outgoing,
-    blocks: Vec<EntryBlock>,
+    /// What the turn sends, while it is put into frames.
+    blocks: Blocks,
     /// What this turn committed, by apply worker, and batches to fill again.
     applies: Vec<ApplyBatch>,
     spare_batches: Vec<ApplyBatch>,
@@ -241,7 +243,7 @@ impl Shard {
                 &options.peers,
                 limits.append_lanes,
             ),
-            blocks: Vec::new(),
+            blocks: Blocks::default(),
             applies: shared
                 .workers
                 .iter()
@@ -516,9 +518,11 @@ impl Shard {
                         if block.first() >= entries.first {
                             return self.log.append_block(block);
                         }
-                        let cut = block
-                            .cut(entries.first, block.end())
+                        let mut cut = BytesMut::new();
+                        block
+                            .cut(entries.first, block.end(), &mut cut)
                             .expect("the range is inside the block");
+                        let cut = EntryBlock::parse(&cut).expect("it was packed just now");
                         self.log.append_block(&cut)
                     })
             }
@@ -563,23 +567,24 @@ impl Shard {
 enum Payloads<'a> {
     None,
     Proposed(&'a [Proposal]),
-    Received(&'a [EntryBlock]),
+    Received(&'a [EntryBlock<'a>]),
 }
 
-/// Entry blocks that came with an Append.
-fn parse_blocks(mut bytes: Bytes, blocks: &mut Vec<EntryBlock>) -> Result<(), BlockError> {
-    blocks.clear();
+/// Entry blocks that came with an Append. Most bring one.
+type Received<'a> = SmallVec<[EntryBlock<'a>; 4]>;
+
+fn parse_blocks(mut bytes: &[u8]) -> Result<Received<'_>, BlockError> {
+    let mut blocks = Received::new();
     while !bytes.is_empty() {
-        let length = EntryBlock::encoded_len(&bytes)?;
-        if length > bytes.len() {
-            return Err(BlockError::Length {
-                have: bytes.len(),
-                need: length,
-            });
-        }
-        blocks.push(EntryBlock::parse(bytes.split_to(length))?);
+        let need = EntryBlock::encoded_len(bytes)?;
+        let have = bytes.len();
+        let (block, rest) = bytes
+            .split_at_checked(need)
+            .ok_or(BlockError::Length { have, need })?;
+        blocks.push(EntryBlock::parse(block)?);
+        bytes = rest;
     }
-    Ok(())
+    Ok(blocks)
 }
 
 /// Steps a core. A panic in one group must not take the others with it.

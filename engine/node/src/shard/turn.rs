@@ -2,8 +2,10 @@
 //! peer and lane, one task per apply worker.
 //! It must never send what depends on durability: the core does not emit that before its `Durable` event.
 
-use polyraft_raft::{Apply, EntryRange, Env, Event, Index, Message, NodeId, Send, Tick};
-use polyraft_storage::{Durable, EntryBlock, StorageError};
+use std::ops::Range;
+
+use polyraft_raft::{Apply, EntryRange, Env, Event, GroupId, Index, Message, NodeId, Send, Tick};
+use polyraft_storage::{Blocks, Durable, StorageError};
 
 use super::outgoing::NODE_LEVEL;
 use super::replica::{Replica, Shown};
@@ -267,43 +269,49 @@ impl Shard {
         let mut sends = std::mem::take(&mut self.outbox.sends);
         let mut blocks = std::mem::take(&mut self.blocks);
         // Followers mostly get the same entries one after another: read them once.
-        let mut read = (NODE_LEVEL, EntryRange::default());
+        let mut read = (NODE_LEVEL, EntryRange::default(), 0..0);
         for send in sends.drain(..) {
-            if let Message::Append { entries, .. } = send.message
-                && !entries.is_empty()
-                && read != (send.group, entries)
-            {
-                blocks.clear();
-                read = (send.group, entries);
-                let (first, end) = (entries.first, entries.end);
-                if let Err(error) = self
-                    .log
-                    .blocks(send.group, first, end, u64::MAX, &mut blocks)
-                {
-                    read = (NODE_LEVEL, EntryRange::default());
+            let entries = entries_of(&send.message);
+            if entries.is_empty() {
+                self.dispatch_send(&send, &blocks, 0..0);
+                continue;
+            }
+            if (read.0, read.1) != (send.group, entries) {
+                let from = blocks.len();
+                if let Err(reason) = self.read(send.group, entries, &mut blocks) {
+                    blocks.truncate(from);
                     if let Some(slot) = self.slot(send.group) {
-                        self.quarantine(slot, format!("the log can't be read: {error}"));
+                        self.quarantine(slot, reason);
                     }
                     continue;
                 }
-                trim(&mut blocks, first, end);
+                read = (send.group, entries, from..blocks.len());
             }
-            let has_entries = read == (send.group, entries_of(&send.message));
-            self.dispatch_send(&send, if has_entries { &blocks } else { &[] });
+            self.dispatch_send(&send, &blocks, read.2.clone());
         }
         blocks.clear();
         self.blocks = blocks;
         self.outbox.sends = sends;
     }
 
-    fn dispatch_send(&mut self, send: &Send, blocks: &[EntryBlock]) {
-        let bytes = wire::APPEND_BYTES + blocks.iter().map(EntryBlock::len_bytes).sum::<usize>();
+    /// Adds the blocks that hold exactly the entries of a range; on failure says why.
+    fn read(&self, group: GroupId, entries: EntryRange, into: &mut Blocks) -> Result<(), String> {
+        let (first, end, from) = (entries.first, entries.end, into.len());
+        self.log
+            .blocks(group, first, end, u64::MAX, into)
+            .map_err(|error| format!("the log can't be read: {error}"))?;
+        into.trim(from, first, end)
+            .map_err(|error| format!("the log can't be cut: {error}"))
+    }
+
+    fn dispatch_send(&mut self, send: &Send, blocks: &Blocks, which: Range<usize>) {
+        let bytes = wire::APPEND_BYTES + blocks.bytes_of(which.clone());
         let counters = self.shared.counters.shard(self.index);
         if bytes > self.outgoing.max_record_bytes() {
             tracing::error!(group = %send.group, bytes, "an append is over transport.max_frame_bytes");
         } else if let Some(frame) = self.outgoing.append(send.to, send.group, bytes, counters) {
             counters.group_messages.add(1);
-            let blocks = blocks.iter().map(|block| &block.as_bytes()[..]);
+            let blocks = which.map(|at| blocks.bytes(at));
             wire::put_message(frame, send.group, &send.message, blocks);
         }
     }
@@ -332,38 +340,31 @@ impl Shard {
         let worker = polyraft_raft::shard_of(apply.group, self.applies.len());
         let mut first = apply.first;
         while first < apply.end {
-            self.blocks.clear();
-            let read = self.log.blocks(
-                apply.group,
+            let Replica {
+                waiting,
+                pending_bytes,
+                ..
+            } = &mut self.replicas[slot as usize];
+            let log = &self.log;
+            let pushed = self.applies[worker].push(
+                (slot, apply.group),
                 first,
-                apply.end,
-                APPLY_PIECE_BYTES,
-                &mut self.blocks,
+                |blocks| log.blocks(apply.group, first, apply.end, APPLY_PIECE_BYTES, blocks),
+                |end| {
+                    std::iter::from_fn(move || {
+                        let reply = waiting.pop_front_if(|reply| reply.index < end)?;
+                        *pending_bytes -= reply.bytes;
+                        Some(reply)
+                    })
+                },
             );
-            let end = match read {
+            let end = match pushed {
                 Ok(end) => end,
                 Err(error) => {
                     return self
                         .quarantine(slot, format!("a committed entry can't be read: {error}"));
                 }
             };
-            let Replica {
-                waiting,
-                pending_bytes,
-                ..
-            } = &mut self.replicas[slot as usize];
-            let answered = std::iter::from_fn(|| {
-                let reply = waiting.pop_front_if(|reply| reply.index < end)?;
-                *pending_bytes -= reply.bytes;
-                Some(reply)
-            });
-            let batch = &mut self.applies[worker];
-            batch.push(
-                (slot, apply.group),
-                (first, end),
-                &mut self.blocks,
-                answered,
-            );
             self.shared
                 .counters
                 .shard(self.index)
@@ -452,23 +453,5 @@ fn entries_of(message: &Message) -> EntryRange {
     match message {
         Message::Append { entries, .. } => *entries,
         _ => EntryRange::default(),
-    }
-}
-
-/// Cuts blocks that stick out of `first..end`, so that exactly the range is left.
-fn trim(blocks: &mut [EntryBlock], first: Index, end: Index) {
-    if let Some(block) = blocks.first_mut()
-        && block.first() < first
-    {
-        *block = block
-            .cut(first, block.end())
-            .expect("the range is inside the block");
-    }
-    if let Some(block) = blocks.last_mut()
-        && block.end() > end
-    {
-        *block = block
-            .cut(block.first(), end)
-            .expect("the range is inside the block");
     }
 }

@@ -1,0 +1,144 @@
+//! Owns blocks that were read together, for sending or applying: which bytes they are, and the memory those are in.
+//! Must never take a share in memory for each block: neighbours of one turn have one share between them.
+
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
+use polyraft_raft::Index;
+
+use crate::block::EntryBlock;
+use crate::error::BlockError;
+
+/// Blocks read from a log, in the order in which they were read. Made to be cleared and filled again.
+///
+/// The memory of the log that they are in stays until they are cleared, whatever is purged meanwhile.
+#[derive(Clone, Debug, Default)]
+pub struct Blocks {
+    /// Memory, and the turn piece that it is if it is one.
+    memory: Vec<(Option<u64>, Bytes)>,
+    spans: Vec<Span>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    memory: u32,
+    offset: u32,
+    bytes: u32,
+}
+
+impl Blocks {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.spans.is_empty()
+    }
+
+    /// Forgets all of them, and lets go of their memory.
+    pub fn clear(&mut self) {
+        self.spans.clear();
+        self.memory.clear();
+    }
+
+    /// Forgets all blocks but the first `len`.
+    pub fn truncate(&mut self, len: usize) {
+        self.spans.truncate(len);
+    }
+
+    /// Encoded bytes of the blocks with these numbers.
+    pub fn bytes_of(&self, range: Range<usize>) -> usize {
+        self.spans[range]
+            .iter()
+            .map(|span| span.bytes as usize)
+            .sum()
+    }
+
+    /// Block number `at`. Panics when there is none.
+    pub fn get(&self, at: usize) -> EntryBlock<'_> {
+        EntryBlock::trusted(self.bytes(at))
+    }
+
+    /// The encoded block number `at`. Panics when there is none.
+    pub fn bytes(&self, at: usize) -> &[u8] {
+        let span = self.spans[at];
+        let (_, memory) = &self.memory[span.memory as usize];
+        &memory[span.offset as usize..][..span.bytes as usize]
+    }
+
+    /// The memory that block number `at` is a part of.
+    pub fn memory(&self, at: usize) -> &Bytes {
+        &self.memory[self.spans[at].memory as usize].1
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = EntryBlock<'_>> {
+        (0..self.len()).map(|at| self.get(at))
+    }
+
+    /// Cuts what sticks out of `first..end` off the first and the last of the blocks from number `from` on.
+    ///
+    /// # Errors
+    /// [`BlockError::Range`] when those blocks do not hold the range.
+    pub fn trim(&mut self, from: usize, first: Index, end: Index) -> Result<(), BlockError> {
+        let Some(last) = self.len().checked_sub(1) else {
+            return Err(BlockError::Range);
+        };
+        let block = self.get(from);
+        if block.first() < first {
+            self.cut(from, first, block.end())?;
+        }
+        let block = self.get(last);
+        if block.end() > end {
+            self.cut(last, block.first(), end)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a block that lies in turn piece `turn`, whose bytes are `piece`.
+    pub(crate) fn push_shared(&mut self, turn: u64, piece: &Bytes, offset: u32, bytes: u32) {
+        // Blocks come from the pieces of a few turns, and mostly from that of the one before.
+        const NEWEST: usize = 4;
+        let oldest = self.memory.len().saturating_sub(NEWEST);
+        let newest = &self.memory[oldest..];
+        let known = newest.iter().rposition(|(known, _)| *known == Some(turn));
+        let memory = match known {
+            Some(at) => oldest + at,
+            None => {
+                self.memory.push((Some(turn), piece.clone()));
+                self.memory.len() - 1
+            }
+        };
+        self.spans.push(Span {
+            memory: memory as u32,
+            offset,
+            bytes,
+        });
+    }
+
+    /// Adds a block that has memory of its own.
+    pub(crate) fn push(&mut self, block: Bytes) {
+        let span = self.own(block);
+        self.spans.push(span);
+    }
+
+    /// Replaces block number `at` by a copy of its entries `first..end`.
+    pub(crate) fn cut(&mut self, at: usize, first: Index, end: Index) -> Result<(), BlockError> {
+        let mut part = BytesMut::new();
+        self.get(at).cut(first, end, &mut part)?;
+        self.spans[at] = self.own(part.freeze());
+        Ok(())
+    }
+
+    fn own(&mut self, block: Bytes) -> Span {
+        let bytes = block.len() as u32;
+        self.memory.push((None, block));
+        Span {
+            memory: (self.memory.len() - 1) as u32,
+            offset: 0,
+            bytes,
+        }
+    }
+}
