@@ -238,6 +238,17 @@ fn an_exhausted_budget_is_no_verdict() {
     ));
 }
 
+/// The memory of what was tried must tell the hundredth operation from the first, though the key holds the same.
+#[test]
+fn one_value_may_be_written_again_and_again() {
+    let write = |i: u64| (1, Call::Write(1), 10 * i, 10 * i + 5, DONE);
+    let mut drawn: Vec<Drawn> = (0..300).map(write).collect();
+    drawn.push((2, Call::Read, 3_000, 3_005, told(1)));
+    assert_eq!(verdict(&record(&drawn)), Ok(()));
+    drawn.push((2, Call::Read, 3_010, 3_015, told(INITIAL)));
+    assert!(verdict(&record(&drawn)).is_err());
+}
+
 #[test]
 fn keys_are_judged_apart() {
     let mut history = History::new();

@@ -8,12 +8,12 @@
 //! linearizable when no read ends before its write starts, no two forward zones overlap, and no backward zone lies
 //! inside a forward one.
 //!
-//! A write whose outcome is unknown has no end. When nobody read its value it may as well never have happened; when
-//! somebody did, it happened, and its readers say by when.
+//! A write whose outcome is unknown has no end. When nobody read its value its zone never ends, and so is in nobody's
+//! way; when somebody did, it happened, and its readers say by when.
 
 use std::collections::HashMap;
 
-use super::{Answer, Call, INITIAL, Moment, NEVER, Operation, Outcome, Value, Violation};
+use super::{Answer, Call, INITIAL, Moment, Operation, Outcome, Value, Violation};
 
 /// Everything that was done with one value.
 struct Cluster<'a> {
@@ -24,7 +24,6 @@ struct Cluster<'a> {
     first_end: Option<&'a Operation>,
     /// The operation that started last.
     last_start: Option<&'a Operation>,
-    is_read: bool,
 }
 
 impl<'a> Cluster<'a> {
@@ -34,12 +33,10 @@ impl<'a> Cluster<'a> {
             write,
             first_end: write,
             last_start: write,
-            is_read: false,
         }
     }
 
     fn add(&mut self, read: &'a Operation) {
-        self.is_read = true;
         // Nothing ends before the write of the initial value did.
         if self.first_end.is_some_and(|o| read.end < o.end) {
             self.first_end = Some(read);
@@ -155,7 +152,5 @@ fn clusters(operations: &[Operation]) -> Result<Vec<Cluster<'_>>, Box<Violation>
         }
         cluster.add(read);
     }
-    // A write that nobody was told of and nobody saw may never have happened.
-    clusters.retain(|c| c.is_read || c.write.is_some_and(|w| w.end != NEVER));
     Ok(clusters)
 }
