@@ -23,6 +23,8 @@ impl std::fmt::Display for Lsn {
 pub(crate) struct Tally {
     pub(crate) records: u32,
     pub(crate) blocks: u32,
+    /// Those of the blocks that a nearly full disk refuses: all but the first entry of a leader's term.
+    pub(crate) refusable: u32,
     pub(crate) entries: u64,
 }
 
@@ -64,6 +66,8 @@ pub(crate) struct Queue {
     capacity: usize,
     /// Buffers to reuse; two are enough when the disk keeps up.
     spare: Vec<Batch>,
+    /// What the batch that was taken will use of its segment.
+    taken: u64,
     pub(crate) pending: u64,
     /// The flusher waits for a wake-up.
     pub(crate) asleep: bool,
@@ -80,6 +84,7 @@ impl Queue {
             open: fresh(capacity, next)?,
             capacity,
             spare: vec![fresh(capacity, next)?],
+            taken: 0,
             pending: 0,
             asleep: false,
             closed: None,
@@ -103,6 +108,7 @@ impl Queue {
         batch.len += bytes.len();
         batch.tally.records += tally.records;
         batch.tally.blocks += tally.blocks;
+        batch.tally.refusable += tally.refusable;
         batch.tally.entries += tally.entries;
         batch.pieces.push(Piece {
             shard,
@@ -118,7 +124,9 @@ impl Queue {
         if self.sealed.is_empty() && !self.open.is_empty() {
             self.seal()?;
         }
-        Ok(self.sealed.pop_front())
+        let batch = self.sealed.pop_front();
+        self.taken = batch.as_ref().map_or(0, |batch| padded(batch.body_bytes()));
+        Ok(batch)
     }
 
     /// An empty batch of its own: marks everything before it as durable.
@@ -132,23 +140,23 @@ impl Queue {
 
     /// Back to the front: it could not be written yet.
     pub(crate) fn put_back(&mut self, batch: Batch) {
+        self.taken = 0;
         self.sealed.push_front(batch);
     }
 
     pub(crate) fn done(&mut self, batch: Batch) {
+        self.taken = 0;
         self.pending -= batch.body_bytes() as u64;
         if self.spare.len() < SPARE_BATCHES {
             self.spare.push(batch);
         }
     }
 
-    /// Bytes that the waiting batches will take in segments, padding included.
+    /// Bytes that the waiting batches and the one being written take in segments, padding included.
     pub(crate) fn padded_bytes(&self) -> u64 {
-        self.sealed
-            .iter()
-            .chain([&self.open])
-            .map(|batch| padded(batch.body_bytes()))
-            .sum()
+        let waiting = self.sealed.iter().chain([&self.open]);
+        let bytes = waiting.map(|batch| padded(batch.body_bytes()));
+        self.taken + bytes.sum::<u64>()
     }
 
     fn seal(&mut self) -> std::io::Result<()> {

@@ -178,6 +178,22 @@ impl Lane {
         Ok(())
     }
 
+    /// Bytes left in the active segment and in `pool`.
+    fn unwritten(&self, pool: u64) -> u64 {
+        let used = self.counters.active_offset.load(Ordering::Relaxed);
+        self.options.segment_bytes.saturating_sub(used) + pool
+    }
+
+    /// How many bytes of entries a shard should still take, when the disk has no room for another segment. It ends
+    /// half a segment before the end: a quarter in which turns that bring more than was thought still find room, and a
+    /// quarter for turns without entries.
+    pub(crate) fn room_for_entries(&self) -> Option<u64> {
+        let (_, pool) = self.segments.shortage()?;
+        let kept = self.options.segment_bytes / 2 + self.queue.lock().padded_bytes();
+        let shards = self.placed.len() as u64;
+        Some(self.unwritten(pool).saturating_sub(kept) / shards)
+    }
+
     /// Refuses a turn that might not find room in the prepared segments. Turns without entries may use
     /// the last quarter of a segment: votes, truncations and purges are what gets a node out of a full disk.
     fn check_room<'a>(
@@ -190,16 +206,14 @@ impl Lane {
         let (mut wanted, mut blocks) = (queue.padded_bytes(), 0);
         for (_, bytes, tally) in pieces {
             wanted += padded(bytes.len());
-            blocks += tally.blocks;
+            blocks += tally.refusable;
         }
         let reserve = if blocks > 0 {
             self.options.segment_bytes / 4
         } else {
             0
         };
-        let used = self.counters.active_offset.load(Ordering::Relaxed);
-        let room = (self.options.segment_bytes - used.min(self.options.segment_bytes)) + pool;
-        if wanted + reserve > room {
+        if wanted + reserve > self.unwritten(pool) {
             return Err(StorageError::DiskFull {
                 path: self.segments.dir().to_owned(),
                 needed,

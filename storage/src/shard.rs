@@ -223,14 +223,14 @@ impl ShardLog {
         kind: EntryKind,
         payloads: impl IntoIterator<Item = P>,
     ) -> Result<(), StorageError> {
-        self.append_with(group, range, |buffer| {
+        self.append_with(group, range, kind, |buffer| {
             pack(buffer, group, range, kind, payloads).map(|_| ())
         })
     }
 
     /// Appends a block as it was received. Errors and panics as [`Self::append`].
     pub fn append_block(&mut self, block: &EntryBlock<'_>) -> Result<(), StorageError> {
-        self.append_with(block.group(), block.range(), |buffer| {
+        self.append_with(block.group(), block.range(), block.kind(), |buffer| {
             buffer.extend_from_slice(block.as_bytes());
             Ok(())
         })
@@ -240,6 +240,7 @@ impl ShardLog {
         &mut self,
         group: GroupId,
         range: EntryRange,
+        kind: EntryKind,
         write: impl FnOnce(&mut BytesMut) -> Result<(), BlockError>,
     ) -> Result<(), StorageError> {
         let log = self
@@ -264,6 +265,7 @@ impl ShardLog {
         }
         log.append(range, Place::turn(self.tail.next()), offset, bytes);
         self.turn.tally.blocks += 1;
+        self.turn.tally.refusable += u32::from(kind != EntryKind::Noop);
         self.turn.tally.entries += range.end.0 - range.first.0;
         if self.turn.groups.last() != Some(&group) {
             self.turn.groups.push(group);
@@ -370,6 +372,14 @@ impl ShardLog {
             .map(|(_, piece)| piece.bytes.len())
             .sum();
         closed + self.turn.bytes.len()
+    }
+
+    /// How many more bytes of entries to take, payloads and a little more for each; `None` while the disk has room for more
+    /// segments. A caller that keeps to it has its turns taken, so that votes, truncations and purges, for which there is
+    /// a reserve, do not wait behind entries that find no room.
+    pub fn room_for_entries(&self) -> Option<u64> {
+        let room = self.lane.room_for_entries()?;
+        Some(room.saturating_sub(self.turn_bytes() as u64))
     }
 
     /// Ends the turn: hands its records to the group commit and returns the batch whose durability covers all of them, or

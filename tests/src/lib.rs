@@ -139,6 +139,11 @@ impl Cluster {
         Ok(())
     }
 
+    /// Nodes that are opened from now on get this configuration.
+    pub fn reconfigure(&mut self, config: Config) {
+        self.config = config;
+    }
+
     /// Stops node `id`.
     pub async fn stop(&mut self, id: u64) {
         let node = self.nodes.remove(&id).expect("a running node");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::driver::{Driver, Model, Op, PATH, options, read_all, voters};
 use parking_lot::Mutex;
-use polyraft_raft::{EntryRange, GroupId, Index, LogPosition, NodeId, Term};
+use polyraft_raft::{EntryRange, GroupId, HardState, Index, LogPosition, NodeId, Term};
 use polyraft_storage::sim::{Keep, SimDisk};
 use polyraft_storage::{
     Blocks, DataDir, Durable, EntryKind, ReadError, StorageError, WalMode, WalObserver, WalOptions,
@@ -365,6 +365,50 @@ fn a_full_disk_refuses_turns_before_anything_is_lost() {
     let model = driver.model.clone();
     drop(driver);
     assert_eq!(Driver::open(&disk, &options(MODE)).unwrap().model, model);
+}
+
+#[test]
+fn who_stops_in_time_keeps_the_reserve_for_votes_and_first_entries_of_a_term() {
+    let disk = SimDisk::new(1);
+    disk.set_capacity(5 << 16);
+    let mut driver = Driver::open(&disk, &options(MODE)).unwrap();
+    driver.run(&[vec![Op::Create(1)]]).unwrap();
+    assert_eq!(
+        driver.log.room_for_entries(),
+        None,
+        "there is room on the disk"
+    );
+    let mut turns = 0;
+    while driver.log.room_for_entries().is_none_or(|room| room > 4096) {
+        driver.run(&[vec![append(1, "entry")]]).unwrap();
+        turns += 1;
+    }
+    assert!((20..200).contains(&turns), "{turns} turns");
+    for term in 2..7 {
+        let state = HardState {
+            term: Term(term),
+            vote: Some(NodeId(1)),
+            commit: Index(0),
+        };
+        driver.log.hard_state(GroupId(1), state).unwrap();
+        let first = driver.log.last(GroupId(1)).unwrap().next();
+        let range = EntryRange {
+            term: Term(term),
+            first,
+            end: first.next(),
+        };
+        driver
+            .log
+            .append(GroupId(1), range, EntryKind::Noop, [b""])
+            .unwrap();
+        driver.log.submit().unwrap().unwrap();
+        assert!(driver.flush().unwrap(), "nothing of the turn was written");
+    }
+    let last = driver.log.last(GroupId(1)).unwrap();
+    drop(driver);
+    let again = Driver::open(&disk.after_power_cut(Keep::Nothing), &options(MODE)).unwrap();
+    assert_eq!(again.log.last(GroupId(1)), Some(last));
+    assert_eq!(again.log.hard_state_of(GroupId(1)).unwrap().term, Term(6));
 }
 
 #[test]

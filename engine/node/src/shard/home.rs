@@ -211,7 +211,7 @@ impl Shard {
         {
             return self.counters().rejected_messages.add(1);
         }
-        if !bytes.is_empty() && self.refuses_entries() {
+        if !bytes.is_empty() && self.refuses_entries(bytes.len()) {
             return self.counters().refused_appends.add(1);
         }
         match parse_blocks(&bytes) {

@@ -6,6 +6,7 @@ mod home;
 mod outgoing;
 mod proposals;
 mod replica;
+mod room;
 mod turn;
 
 use std::collections::VecDeque;
@@ -33,6 +34,7 @@ pub(crate) use self::home::HomeOptions;
 use self::outgoing::Outgoing;
 use self::proposals::Forwards;
 use self::replica::{Proposal, Replica};
+use self::room::Room;
 use crate::apply::{ApplyBacklog, ApplyBatch, Task};
 use crate::clock::Clock;
 use crate::directory::Directory;
@@ -172,6 +174,7 @@ pub(crate) struct Shard {
     ready: Option<mpsc::Sender<()>>,
     /// Since the disk is full: when to try again.
     disk_full: Option<DiskFull>,
+    room: Room,
     fault: Option<Error>,
     is_stopping: bool,
 }
@@ -179,7 +182,6 @@ pub(crate) struct Shard {
 /// The log does not take the turn's records until there is room on the disk.
 #[derive(Debug)]
 struct DiskFull {
-    needed: u64,
     retry_at: Tick,
     /// Replicas with writes that the log has not taken.
     slots: Vec<u32>,
@@ -262,6 +264,7 @@ impl Shard {
             stepped: Vec::new(),
             ready: None,
             disk_full: None,
+            room: Room::default(),
             fault: None,
             is_stopping: false,
             limits,

@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 
 use super::outgoing::Refused;
 use super::replica::Proposal;
-use super::{Deferred, PROPOSAL_OVERHEAD, Payloads, Shard};
+use super::{Deferred, PROPOSAL_OVERHEAD, Payloads, Shard, leads};
 use crate::apply::WaitingReply;
 use crate::completion::{Outcome, ReplyTo};
 use crate::error::Error;
@@ -103,12 +103,6 @@ impl Forwards {
 impl Shard {
     /// What refuses new proposals now, judged once a turn.
     pub(super) fn judge_overload(&self) -> Option<Error> {
-        if let Some(full) = &self.disk_full {
-            return Some(Error::Busy {
-                what: "the disk",
-                limit: full.needed,
-            });
-        }
         let limit = self.limits.wal_bytes;
         if self.wal.pending_bytes() > limit {
             return Some(Error::Busy {
@@ -125,8 +119,9 @@ impl Shard {
 
     /// Whether a follower takes no more entries: its disk or its state machines are far behind. The leader sends them
     /// again later, and its window holds it back until then.
-    pub(super) fn refuses_entries(&self) -> bool {
-        self.disk_full.is_some()
+    pub(super) fn refuses_entries(&mut self, bytes: usize) -> bool {
+        self.is_out_of_room()
+            || !self.take_room(bytes)
             || self.wal.pending_bytes() > 2 * self.limits.wal_bytes
             || self.shared.backlog.bytes() > 2 * self.limits.apply_bytes
     }
@@ -149,6 +144,8 @@ impl Shard {
             };
             return reply.answer(Err(error));
         };
+        // Others only pass it on to the leader.
+        let has_room = !leads(&self.replicas[slot as usize]) || self.take_room(payload.len());
         let replica = &mut self.replicas[slot as usize];
         let refusal = if let Some(reason) = &replica.fault {
             Some(Error::Fault {
@@ -158,6 +155,11 @@ impl Shard {
             Some(Error::Busy {
                 what: "shards.group_bytes",
                 limit: self.limits.group_bytes as u64,
+            })
+        } else if !has_room {
+            Some(Error::Busy {
+                what: "the disk",
+                limit: self.room.left(),
             })
         } else {
             self.overload.clone()

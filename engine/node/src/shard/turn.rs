@@ -35,15 +35,24 @@ impl Shard {
         let timers = self.wheel.next();
         let deferred = self.deferred.front().map(|(at, _)| *at);
         let home = self.home.as_ref().and_then(|home| home.deadline());
-        [timers, deferred, home, disk, self.forwards.deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        let handover = self.handover_deadline();
+        [
+            timers,
+            deferred,
+            home,
+            disk,
+            handover,
+            self.forwards.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Starts a turn at `now`.
     pub(crate) fn begin_turn(&mut self, now: Tick) {
         self.now = now.max(self.now);
+        self.judge_room();
         self.overload = self.judge_overload();
     }
 
@@ -55,6 +64,7 @@ impl Shard {
         self.fire_timers();
         self.run_deferred();
         self.expire_forwards();
+        self.hand_over();
         // Settling may touch replicas that were not touched before; each is settled once.
         let mut next = 0;
         while next < self.touched.len() {
@@ -71,6 +81,8 @@ impl Shard {
         self.run_home(is_drained);
         self.dispatch_timers();
         self.report_snapshots();
+        // Whether a group was taken over shows in who leads it; if not, it is offered to another voter later.
+        self.outbox.transfers.clear();
         self.dispatch_sends();
         self.dispatch_applies();
         self.show_touched();
@@ -175,7 +187,6 @@ impl Shard {
         slots.sort_unstable();
         slots.dedup();
         self.disk_full = Some(DiskFull {
-            needed,
             retry_at: Tick(self.now.0 + DISK_RETRY),
             slots,
         });

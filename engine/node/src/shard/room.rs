@@ -1,0 +1,114 @@
+//! What a shard does while the disk has little room: it takes no more entries, keeps voting, and hands the groups that it leads to
+//! nodes that can write. It must never begin to write what the log may not take: votes would wait behind it.
+
+use polyraft_raft::{Event, NodeId, Tick};
+
+use super::{Payloads, Shard, leads};
+
+/// What an entry takes in the log beyond its payload, at most.
+const ENTRY_OVERHEAD: usize = 128;
+
+/// The longest pause between two attempts to hand groups over, in microseconds: when all nodes are full, leadership must not
+/// wander about.
+const LONGEST_PAUSE: u64 = 60_000_000;
+
+/// How much the shard may still write.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    /// Bytes of entries, when the disk has no room for more log than is prepared.
+    left: Option<u64>,
+    full: Option<Full>,
+}
+
+/// There was no room for a proposal in the turns since some time.
+#[derive(Debug)]
+struct Full {
+    hand_over_at: Tick,
+    pause: u64,
+    attempts: usize,
+}
+
+impl Room {
+    /// Bytes of entries that the log still takes.
+    pub(super) fn left(&self) -> u64 {
+        self.left.unwrap_or(u64::MAX)
+    }
+}
+
+impl Shard {
+    /// Judges the room for the entries of a turn.
+    pub(super) fn judge_room(&mut self) {
+        self.room.left = self.log.room_for_entries();
+        let least = (self.limits.proposal_bytes + ENTRY_OVERHEAD) as u64;
+        let is_full = self.disk_full.is_some() || self.room.left.is_some_and(|left| left < least);
+        if !is_full {
+            self.room.full = None;
+        } else if self.room.full.is_none() {
+            tracing::error!(node = %self.shared.node, "the disk has no room for more entries; free some to go on");
+            let pause = self.settings.election_timeout_max;
+            self.room.full = Some(Full {
+                hand_over_at: self.now.after(pause),
+                pause,
+                attempts: 0,
+            });
+        }
+    }
+
+    /// Whether no proposal has room, however small.
+    pub(super) fn is_out_of_room(&self) -> bool {
+        self.room.full.is_some()
+    }
+
+    /// Takes room for an entry or for several that came together. False when there is not enough.
+    pub(super) fn take_room(&mut self, bytes: usize) -> bool {
+        let needed = (bytes + ENTRY_OVERHEAD) as u64;
+        match &mut self.room.left {
+            None => true,
+            Some(left) if needed > *left => false,
+            Some(left) => {
+                *left -= needed;
+                true
+            }
+        }
+    }
+
+    /// When to hand groups over, if that is due at some time.
+    pub(super) fn handover_deadline(&self) -> Option<Tick> {
+        self.room.full.as_ref().map(|full| full.hand_over_at)
+    }
+
+    /// Hands each group that this node leads to another voter, after an election timeout without room and from then on
+    /// in growing distances. A voter that cannot take it, or has no room either, costs a pause and nothing else.
+    pub(super) fn hand_over(&mut self) {
+        let Some(full) = &mut self.room.full else {
+            return;
+        };
+        if full.hand_over_at > self.now {
+            return;
+        }
+        let attempt = full.attempts;
+        full.attempts += 1;
+        full.pause = (2 * full.pause).min(LONGEST_PAUSE);
+        full.hand_over_at = self.now.after(full.pause);
+        for slot in 0..self.replicas.len() as u32 {
+            let replica = &self.replicas[slot as usize];
+            if leads(replica)
+                && let Some(to) = self.other_voter(slot, attempt)
+            {
+                tracing::warn!(group = %replica.group.id(), %to, "handing a group over: there is no room for its entries");
+                self.step(slot, Event::Transfer { to }, Payloads::None);
+            }
+        }
+    }
+
+    /// A voter of the group whose node is alive, another one at each attempt.
+    fn other_voter(&self, slot: u32, attempt: usize) -> Option<NodeId> {
+        let group = &self.replicas[slot as usize].group;
+        let voters = group.configuration().voters().iter().copied();
+        let others: Vec<NodeId> = voters
+            .filter(|voter| *voter != self.shared.node && self.alive.contains(*voter))
+            .collect();
+        let at = (slot as usize + attempt) % others.len().max(1);
+        others.get(at).copied()
+    }
+}
