@@ -1,15 +1,14 @@
-//! The simulator itself: a seed is a run, the same one every time, and the rules hold for the first few.
+//! The simulator itself: a seed is a run, the same one every time, and no rule is broken in the seeds that once broke
+//! one. That debug and release builds agree is checked by `.ci/run`.
 
-use polyraft_tests::sim;
+use polyraft_tests::sim::{self, campaign};
 
 #[test]
 fn a_seed_gives_the_same_run_twice() {
-    for seed in [2, 9] {
-        let (first, second) = (sim::run(seed, None), sim::run(seed, None));
-        assert_eq!(first.hash, second.hash, "seed {seed}");
-        assert_eq!(first.micros, second.micros);
-    }
-    assert_ne!(sim::run(2, None).hash, sim::run(3, None).hash);
+    let (first, second) = (sim::run(9, None), sim::run(9, None));
+    assert_eq!(first.hash, second.hash);
+    assert_eq!(first.micros, second.micros);
+    assert_ne!(first.hash, sim::run(10, None).hash);
 }
 
 #[test]
@@ -21,10 +20,14 @@ fn words_do_not_change_what_happens() {
 }
 
 #[test]
-fn the_first_seeds_break_no_rule() {
-    for seed in 0..10 {
-        let report = sim::run(seed, None);
+fn seeds_that_once_found_something_break_no_rule() {
+    let seeds: Vec<u64> = campaign::regressions()
+        .into_iter()
+        .map(|(seed, _)| seed)
+        .collect();
+    assert!(!seeds.is_empty());
+    campaign::run(&seeds, 2, |report| {
         assert_eq!(report.failure, None, "{}", report.plan);
         assert!(report.counts.events >= 20_000, "{:?}", report.counts);
-    }
+    });
 }

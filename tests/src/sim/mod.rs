@@ -1,13 +1,15 @@
 //! A whole cluster in one thread, from one seed: the code that runs in production over a simulated clock, network and
-//! disk. A run is a function of its seed, on every machine and in every build. Nothing in here may read a clock, start a
-//! thread, touch a file, or draw chance from anywhere but the seed.
+//! disk. A run is a function of its seed, on every machine and in every build. Nothing in a world may read a clock, start
+//! a thread, touch a file, or draw chance from anywhere but the seed.
 //!
 //! `docs/simulation.md` says what is simulated, what goes wrong and what is checked.
 
+pub mod campaign;
 mod checks;
 mod clients;
 mod faults;
 mod machine;
+pub mod mutants;
 mod network;
 mod phases;
 mod plan;

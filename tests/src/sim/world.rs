@@ -681,10 +681,7 @@ impl World {
             let host = &hosts[member as usize];
             // What was destroyed was there when it was promised.
             let node = host.node.as_ref().filter(|_| !host.is_outcast)?;
-            let (core, fault) = node.replica(group)?;
-            if fault.is_some() {
-                return None;
-            }
+            let (core, _) = node.replica(group)?;
             let has = core.term_at(position.index) == Some(position.term);
             Some(has && core.durable() >= position.index)
         };

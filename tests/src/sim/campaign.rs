@@ -1,0 +1,125 @@
+//! Many seeds side by side: each on one thread from beginning to end, so that none can disturb another. It must report
+//! in the order of the seeds, however long each takes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+use super::{Fault, Report};
+
+/// The seeds that once found something, with what they found. One a line: a number, then words.
+const REGRESSIONS: &str = include_str!("../../data/sim/seeds.txt");
+
+/// The seeds of `tests/data/sim/seeds.txt` with their comments.
+///
+/// # Panics
+/// When a line does not begin with a number.
+pub fn regressions() -> Vec<(u64, &'static str)> {
+    let lines = REGRESSIONS.lines().map(str::trim);
+    let seeds = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+    seeds
+        .map(|line| {
+            let (seed, comment) = line.split_once(' ').unwrap_or((line, ""));
+            (seed.parse().expect("a line begins with a seed"), comment)
+        })
+        .collect()
+}
+
+/// Runs `seeds` on `jobs` threads and calls `tell` with each report, in their order.
+pub fn run(seeds: &[u64], jobs: usize, mut tell: impl FnMut(&Report)) {
+    let next = AtomicUsize::new(0);
+    let (done, reports) = mpsc::channel();
+    let done = Mutex::new(done);
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            let done = done.lock().expect("no thread holds it for long").clone();
+            let next = &next;
+            scope.spawn(move || {
+                while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let at = seeds.iter().position(|other| std::ptr::eq(other, seed));
+                    let report = super::run(*seed, None);
+                    if done.send((at.expect("it is one of them"), report)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        let mut waiting: BTreeMap<usize, Report> = BTreeMap::new();
+        let mut told = 0;
+        while told < seeds.len() {
+            let Ok((at, report)) = reports.recv() else {
+                return;
+            };
+            waiting.insert(at, report);
+            while let Some(report) = waiting.remove(&told) {
+                tell(&report);
+                told += 1;
+            }
+        }
+    });
+}
+
+/// What many seeds add up to.
+#[derive(Clone, Default, Debug)]
+pub struct Sum {
+    /// Seeds run.
+    pub seeds: u64,
+    /// Seeds that broke a rule.
+    pub failures: u64,
+    events: u64,
+    fewest_events: Option<u64>,
+    micros: u64,
+    acknowledged: u64,
+    unknown: u64,
+    restarts: u64,
+    faults: [u64; Fault::ALL.len()],
+    hash: u64,
+}
+
+impl Sum {
+    /// Adds a seed.
+    pub fn add(&mut self, report: &Report) {
+        let counts = &report.counts;
+        self.seeds += 1;
+        self.failures += u64::from(report.failure.is_some());
+        self.events += counts.events;
+        if report.failure.is_none() {
+            let fewest = self.fewest_events.get_or_insert(counts.events);
+            *fewest = counts.events.min(*fewest);
+        }
+        self.micros += report.micros;
+        self.acknowledged += counts.acknowledged;
+        self.unknown += counts.unknown;
+        self.restarts += counts.restarts;
+        for (sum, count) in self.faults.iter_mut().zip(counts.faults) {
+            *sum += u64::from(count);
+        }
+        self.hash = super::rng::mix(self.hash ^ report.hash);
+    }
+}
+
+impl fmt::Display for Sum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} seeds, {} of them broke a rule; {} events, at least {} in a seed; {} s of simulated time",
+            self.seeds,
+            self.failures,
+            self.events,
+            self.fewest_events.unwrap_or(0),
+            self.micros / 1_000_000
+        )?;
+        writeln!(
+            f,
+            "{} operations acknowledged, {} of unknown outcome, {} restarts",
+            self.acknowledged, self.unknown, self.restarts
+        )?;
+        write!(f, "faults:")?;
+        for (fault, count) in Fault::ALL.iter().zip(self.faults) {
+            write!(f, " {fault:?} {count}")?;
+        }
+        write!(f, "\nhash over all traces {:016x}", self.hash)
+    }
+}
