@@ -275,7 +275,7 @@ impl<'a> Records<'a> {
         if self.verify && control_crc(rest[3], payload) != u32_at(rest, 16) {
             return Err(damage("a record fails its checksum"));
         }
-        let record = control_payload(rest[3], rest[2], payload)
+        let record = control_payload(rest[3], rest[2], group, payload)
             .ok_or_else(|| damage("a record of unknown form"))?;
         if self.verify && rest[3] == RELOCATED && !is_intact(payload) {
             return Err(damage("a relocated entry block fails its checksum"));
@@ -322,7 +322,7 @@ const PURGE: u8 = 4;
 const TOMBSTONE: u8 = 5;
 const RELOCATED: u8 = 6;
 
-fn control_payload(kind: u8, version: u8, payload: &[u8]) -> Option<Record> {
+fn control_payload(kind: u8, version: u8, group: GroupId, payload: &[u8]) -> Option<Record> {
     if u16::from(version) != VERSION {
         return None;
     }
@@ -344,8 +344,8 @@ fn control_payload(kind: u8, version: u8, payload: &[u8]) -> Option<Record> {
         }),
         (TOMBSTONE, 0) => Some(Record::Tombstone),
         (RELOCATED, _) => {
-            let (_, range, bytes) = block_header(payload).ok()?;
-            (bytes == payload.len()).then_some(Record::Relocated { range })
+            let (owner, range, bytes) = block_header(payload).ok()?;
+            (owner == group && bytes == payload.len()).then_some(Record::Relocated { range })
         }
         _ => None,
     }

@@ -177,10 +177,7 @@ fn write_again(bytes: &[u8], located: &Located) {
                 // The end offsets inside a block are checked when it is read.
                 return;
             };
-            assert_eq!(block.range(), *range);
-            if block.group() != located.group {
-                return;
-            }
+            assert_eq!((block.group(), block.range()), (located.group, *range));
             put_relocated(&mut again, &block);
         }
     }
