@@ -19,8 +19,12 @@ use crate::format;
 use crate::group::{GroupLog, Interned, RecoveredGroup};
 use crate::index::{BlockRef, Place, Where};
 use crate::lane::{Durable, Lane, Placed};
+use crate::prefetch::prefetch;
 use crate::tail::{Tail, TurnPiece};
 use crate::upkeep::Upkeep;
+
+/// How many groups a walk over many of them looks ahead to fetch their memory.
+const AHEAD: usize = 6;
 
 /// Bytes that the turn buffer grows by.
 const TURN_BUFFER_BYTES: usize = 64 << 10;
@@ -179,6 +183,14 @@ impl ShardLog {
     /// Whether the group is here.
     pub fn contains(&self, group: GroupId) -> bool {
         self.groups.contains_key(&group)
+    }
+
+    /// Starts to load what reading or writing a group's log will need.
+    #[inline]
+    pub fn prefetch(&self, group: GroupId) {
+        if let Some(log) = self.groups.get(&group) {
+            prefetch(log);
+        }
     }
 
     /// Term, vote and commit hint last written for a group.
@@ -424,11 +436,18 @@ impl ShardLog {
             } = placed;
             let piece = self.tail.place(turn, segment, offset);
             let mut groups = std::mem::take(&mut piece.groups);
-            for group in groups.drain(..) {
-                if let Some(log) = self.groups.get_mut(&group) {
+            for (at, group) in groups.iter().enumerate() {
+                if let Some(log) = groups
+                    .get(at + AHEAD)
+                    .and_then(|next| self.groups.get(next))
+                {
+                    prefetch(log);
+                }
+                if let Some(log) = self.groups.get_mut(group) {
                     log.blocks.place_appended(turn, segment, offset);
                 }
             }
+            groups.clear();
             self.turn.reuse(groups);
             for (group, first) in std::mem::take(&mut piece.moved) {
                 if let Some(log) = self.groups.get_mut(&group) {

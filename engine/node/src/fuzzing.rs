@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::wire::{self, Record, Records, WireError};
 
 fn decode_all(frame: Bytes) -> Vec<Result<Record, WireError>> {
-    let mut records = Records::new(frame);
+    let mut records = Records::new(&frame);
     std::iter::from_fn(|| records.next_for(|_| true)).collect()
 }
 

@@ -250,7 +250,7 @@ pub enum SimRecord {
 /// # Panics
 /// When the frame is damaged: the node that sent it has a bug then.
 pub fn read_frame(frame: &Bytes, mut see: impl FnMut(SimRecord)) {
-    let mut records = Records::new(frame.clone());
+    let mut records = Records::new(frame);
     while let Some(record) = records.next_for(|_| true) {
         let record = record.expect("a node sends frames that can be read");
         see(match record {

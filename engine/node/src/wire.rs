@@ -383,13 +383,14 @@ fn put_error(out: &mut BytesMut, error: &Error) {
 // ---- reading ----
 
 /// Walks the records of a frame.
-pub(crate) struct Records {
-    rest: Bytes,
+pub(crate) struct Records<'a> {
+    frame: &'a Bytes,
+    rest: &'a [u8],
 }
 
-impl Records {
-    pub(crate) fn new(frame: Bytes) -> Self {
-        Records { rest: frame }
+impl<'a> Records<'a> {
+    pub(crate) fn new(frame: &'a Bytes) -> Self {
+        Records { frame, rest: frame }
     }
 
     /// The next record that `is_mine` wants, by its group (none: node-level). Others are skipped unread.
@@ -401,31 +402,36 @@ impl Records {
             let (kind, group, body) = match self.split() {
                 Ok(parts) => parts,
                 Err(error) => {
-                    self.rest.clear();
+                    self.rest = &[];
                     return Some(Err(error));
                 }
             };
             if is_mine((!kind.is_node_level()).then_some(group)) {
-                return Some(decode(kind, group, body));
+                return Some(decode(kind, group, body, self.frame));
             }
         }
         None
     }
 
-    fn split(&mut self) -> Result<(Kind, GroupId, Bytes), WireError> {
-        if self.rest.len() < HEAD_BYTES {
-            return Err(WireError::Short);
-        }
-        let kind = Kind::from_byte(self.rest[0]).ok_or(WireError::Kind(self.rest[0]))?;
-        let length = u32::from_le_bytes(self.rest[4..8].try_into().expect("four bytes")) as usize;
+    /// Passes over one record and says which group it is for. Nothing at the end, at damage and for node-level records.
+    pub(crate) fn skip(&mut self) -> Option<GroupId> {
+        let (kind, group, _) = self.split().ok()?;
+        (!kind.is_node_level()).then_some(group)
+    }
+
+    fn split(&mut self) -> Result<(Kind, GroupId, &'a [u8]), WireError> {
+        let (head, rest) = self
+            .rest
+            .split_at_checked(HEAD_BYTES)
+            .ok_or(WireError::Short)?;
+        let kind = Kind::from_byte(head[0]).ok_or(WireError::Kind(head[0]))?;
+        let length = u32::from_le_bytes(head[4..8].try_into().expect("four bytes")) as usize;
         let group = GroupId(u64::from_le_bytes(
-            self.rest[8..16].try_into().expect("eight bytes"),
+            head[8..16].try_into().expect("eight bytes"),
         ));
-        if self.rest.len() - HEAD_BYTES < length {
-            return Err(WireError::Short);
-        }
-        self.rest.advance(HEAD_BYTES);
-        Ok((kind, group, self.rest.split_to(length)))
+        let (body, rest) = rest.split_at_checked(length).ok_or(WireError::Short)?;
+        self.rest = rest;
+        Ok((kind, group, body))
     }
 }
 
@@ -436,7 +442,7 @@ pub(crate) fn shards_in(
     shard_of: impl Fn(GroupId) -> usize,
     mut visit: impl FnMut(usize),
 ) {
-    let mut records = Records::new(frame.clone());
+    let mut records = Records::new(frame);
     while !records.rest.is_empty() {
         match records.split() {
             Ok((kind, group, _)) => visit(if kind.is_node_level() {
@@ -450,9 +456,9 @@ pub(crate) fn shards_in(
 }
 
 /// Reads integers off a body, each checked against what is left.
-struct Body(Bytes);
+struct Body<'a>(&'a [u8]);
 
-impl Body {
+impl Body<'_> {
     fn u64(&mut self) -> Result<u64, WireError> {
         self.0.try_get_u64_le().map_err(|_| WireError::Short)
     }
@@ -501,7 +507,7 @@ impl Body {
     }
 
     fn text(self) -> String {
-        String::from_utf8_lossy(&self.0).into_owned()
+        String::from_utf8_lossy(self.0).into_owned()
     }
 
     fn error(mut self) -> Result<Error, WireError> {
@@ -535,7 +541,7 @@ impl Body {
     }
 }
 
-fn decode(kind: Kind, group: GroupId, body: Bytes) -> Result<Record, WireError> {
+fn decode(kind: Kind, group: GroupId, body: &[u8], frame: &Bytes) -> Result<Record, WireError> {
     let mut body = Body(body);
     let message = match kind {
         Kind::PreVote => Message::PreVote {
@@ -590,7 +596,7 @@ fn decode(kind: Kind, group: GroupId, body: Bytes) -> Result<Record, WireError> 
             return Ok(Record::Forward {
                 group,
                 request: body.u64()?,
-                payload: body.0,
+                payload: frame.slice_ref(body.0),
             });
         }
         Kind::ForwardReply => {
@@ -599,7 +605,7 @@ fn decode(kind: Kind, group: GroupId, body: Bytes) -> Result<Record, WireError> 
                 body.u8()?;
                 Ok(Committed {
                     index: body.index()?,
-                    reply: body.0,
+                    reply: frame.slice_ref(body.0),
                 })
             } else {
                 Err(body.error()?)
@@ -681,8 +687,8 @@ fn decode(kind: Kind, group: GroupId, body: Bytes) -> Result<Record, WireError> 
             return Ok(Record::CreateReply { request, result });
         }
     };
-    let blocks = if kind == Kind::Append {
-        body.0
+    let blocks = if kind == Kind::Append && !body.0.is_empty() {
+        frame.slice_ref(body.0)
     } else {
         Bytes::new()
     };

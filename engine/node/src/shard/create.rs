@@ -10,7 +10,7 @@ use polyraft_raft::{
 use polyraft_storage::{Lsn, RecoveredGroup, StorageError};
 
 use super::replica::Replica;
-use super::{Deferred, Shard};
+use super::{Deferred, Marks, Shard};
 use crate::apply::Task;
 use crate::error::Error;
 use crate::event::{CreateOrigin, GroupRanges, ShardEvent};
@@ -159,6 +159,7 @@ impl Shard {
         self.slots.insert(group, slot);
         self.replicas
             .push(Replica::new(core, self.shared.directory.add(group)));
+        self.marks.push(Marks::default());
         self.counters().groups.add(1);
         self.counters().leaderless.add(1);
         self.touch(slot);

@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{Event, GroupId, NodeId, Term, Tick};
+use polyraft_storage::prefetch;
 use rustc_hash::FxHashMap;
 
 use super::outgoing::NODE_LEVEL;
 use super::proposals::first_request;
-use super::{Payloads, Shard, parse_blocks};
+use super::{AHEAD, Payloads, Shard, parse_blocks};
 use crate::error::Error;
 use crate::event::{Claim, CreateOrigin, CreateReply, GroupRanges, Members, ShardEvent};
 use crate::liveness::{Action, Intervals, Liveness};
@@ -112,11 +113,17 @@ impl Shard {
             home.liveness.heard(at, from);
         }
         let (index, shards) = (self.index, self.shared.inboxes.len());
-        let mut records = Records::new(frame);
+        let mut records = Records::new(&frame);
+        // The groups of a frame are all over the memory: what later records need is fetched meanwhile.
+        let mut ahead = Records::new(&frame);
+        for _ in 0..AHEAD {
+            self.fetch(ahead.skip());
+        }
         while let Some(record) = records.next_for(|group| match group {
             Some(group) => shards == 1 || polyraft_raft::shard_of(group, shards) == index,
             None => index == 0,
         }) {
+            self.fetch(ahead.skip());
             match record {
                 Ok(record) => self.record(from, record, at),
                 Err(error) => {
@@ -124,6 +131,12 @@ impl Shard {
                     self.counters().rejected_messages.add(1);
                 }
             }
+        }
+    }
+
+    fn fetch(&self, group: Option<GroupId>) {
+        if let Some(slot) = group.and_then(|group| self.slot(group)) {
+            prefetch(&self.replicas[slot as usize]);
         }
     }
 

@@ -136,6 +136,10 @@ pub(crate) struct Shard {
 
     outbox: Outbox,
     touched: Vec<u32>,
+    /// One for each replica: what a turn notes about many of them without a look at any.
+    marks: Vec<Marks>,
+    /// Writes of this turn, or of turns that the log has not taken for want of room.
+    unsubmitted: Vec<(u32, WriteId)>,
     fired: Vec<u32>,
     wheel: Wheel,
     /// Writes under way to the disk, in the order of their batches.
@@ -183,11 +187,20 @@ pub(crate) struct Shard {
 #[derive(Debug)]
 struct DiskFull {
     retry_at: Tick,
-    /// Replicas with writes that the log has not taken.
-    slots: Vec<u32>,
 }
 
-/// The newest write of a replica in a batch.
+/// What a turn notes about a replica.
+#[derive(Debug, Default)]
+struct Marks {
+    is_touched: bool,
+    /// The newest write that a barrier of this turn covered, until the core is told.
+    durable: Option<WriteId>,
+}
+
+/// How many replicas a turn looks ahead to fetch their memory.
+const AHEAD: usize = 6;
+
+/// A write of a replica in a batch.
 #[derive(Debug)]
 struct Written {
     lsn: Lsn,
@@ -232,6 +245,8 @@ impl Shard {
             alive,
             outbox: Outbox::default(),
             touched: Vec::new(),
+            marks: Vec::new(),
+            unsubmitted: Vec::new(),
             fired: Vec::new(),
             wheel: Wheel::new(now),
             written: VecDeque::new(),
@@ -341,10 +356,10 @@ impl Shard {
     }
 
     fn touch(&mut self, slot: u32) {
-        let replica = &mut self.replicas[slot as usize];
-        if !replica.is_touched {
-            replica.is_touched = true;
+        if !std::mem::replace(&mut self.marks[slot as usize].is_touched, true) {
             self.touched.push(slot);
+            #[cfg(feature = "sim")]
+            self.stepped.push(self.replicas[slot as usize].group.id());
         }
     }
 
@@ -487,7 +502,8 @@ impl Shard {
                 self.quarantine(slot, format!("the log does not take a record: {error}"));
                 break;
             }
-            self.replicas[slot as usize].asked = write.id;
+            let id = write.id;
+            self.unsubmitted.push((slot, id));
         }
         self.outbox.writes = writes;
     }

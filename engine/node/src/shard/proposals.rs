@@ -388,7 +388,7 @@ impl Shard {
     /// everything that was on its way.
     pub(super) fn take_back_refused(&mut self) {
         for Refused { to, frame, error } in self.outgoing.take_refused() {
-            let mut records = Records::new(frame);
+            let mut records = Records::new(&frame);
             while let Some(record) = records.next_for(|group| group.is_some()) {
                 match record.expect("the frame was written here") {
                     Record::Forward { request, .. } => self.take_back(request, to, &error),

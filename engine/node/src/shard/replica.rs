@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use polyraft_raft::{Group, NodeId, Term, Tick, WriteId};
+use polyraft_raft::{Group, NodeId, Term, Tick};
 
 use crate::apply::WaitingReply;
 use crate::completion::ReplyTo;
@@ -34,12 +34,6 @@ pub(super) struct Replica {
     pub(super) waiting: VecDeque<WaitingReply>,
     /// Payload bytes of all three.
     pub(super) pending_bytes: usize,
-    /// The newest write that the core has asked for, and the newest that went to the WAL.
-    pub(super) asked: WriteId,
-    pub(super) submitted: WriteId,
-    /// The newest write that a barrier of this turn covered, until the core is told.
-    pub(super) durable: Option<WriteId>,
-    pub(super) is_touched: bool,
     /// What the counters and the cell say of it now.
     pub(super) shown: Shown,
     /// Why it is quarantined; then it is never stepped again.
@@ -63,10 +57,6 @@ impl Replica {
             held: VecDeque::new(),
             waiting: VecDeque::new(),
             pending_bytes: 0,
-            asked: WriteId(0),
-            submitted: WriteId(0),
-            durable: None,
-            is_touched: false,
             shown: Shown::default(),
             fault: None,
         }

@@ -5,11 +5,11 @@
 use std::ops::Range;
 
 use polyraft_raft::{Apply, EntryRange, Env, Event, GroupId, Index, Message, NodeId, Send, Tick};
-use polyraft_storage::{Blocks, Durable, StorageError};
+use polyraft_storage::{Blocks, Durable, StorageError, prefetch};
 
 use super::outgoing::NODE_LEVEL;
 use super::replica::{Replica, Shown};
-use super::{Deferred, DiskFull, Payloads, Shard, Written, guarded, leads};
+use super::{AHEAD, Deferred, DiskFull, Payloads, Shard, Written, guarded, leads};
 use crate::apply::{ApplyBatch, Task};
 use crate::error::Error;
 use crate::event::Claim;
@@ -69,11 +69,14 @@ impl Shard {
         let mut next = 0;
         while next < self.touched.len() {
             let slot = self.touched[next];
+            self.fetch_ahead(next);
             next += 1;
             self.settle_durable(slot);
             self.settle_proposals(slot);
             self.flush(slot);
+            self.show(slot);
         }
+        self.untouch();
         if !self.submit() {
             return;
         }
@@ -85,12 +88,21 @@ impl Shard {
         self.outbox.transfers.clear();
         self.dispatch_sends();
         self.dispatch_applies();
-        self.show_touched();
         self.outgoing
             .send_all(self.shared.counters.shard(self.index));
         self.take_back_refused();
         self.maintain();
         self.counters().turns.add(1);
+    }
+
+    /// Starts to load what the replicas further down the list of touched ones need: first a replica, then its log.
+    fn fetch_ahead(&self, at: usize) {
+        if let Some(later) = self.touched.get(at + 2 * AHEAD) {
+            prefetch(&self.replicas[*later as usize]);
+        }
+        if let Some(soon) = self.touched.get(at + AHEAD) {
+            self.log.prefetch(self.replicas[*soon as usize].group.id());
+        }
     }
 
     fn fire_timers(&mut self) {
@@ -122,7 +134,7 @@ impl Shard {
 
     /// Tells a replica once what the barriers of this turn made durable.
     fn settle_durable(&mut self, slot: u32) {
-        if let Some(through) = self.replicas[slot as usize].durable.take() {
+        if let Some(through) = self.marks[slot as usize].durable.take() {
             self.step(slot, Event::Durable { through }, Payloads::None);
         }
     }
@@ -160,18 +172,11 @@ impl Shard {
                 return false;
             }
         }
-        let late = self.disk_full.take().map_or(Vec::new(), |full| full.slots);
-        for slot in late.iter().chain(&self.touched) {
-            let replica = &mut self.replicas[*slot as usize];
-            if replica.asked > replica.submitted {
-                replica.submitted = replica.asked;
-                self.written.push_back(Written {
-                    lsn: self.submitted,
-                    slot: *slot,
-                    id: replica.asked,
-                });
-            }
-        }
+        self.disk_full = None;
+        let lsn = self.submitted;
+        let written = self.unsubmitted.drain(..);
+        self.written
+            .extend(written.map(|(slot, id)| Written { lsn, slot, id }));
         self.await_creations();
         true
     }
@@ -182,13 +187,8 @@ impl Shard {
         if self.disk_full.is_none() {
             tracing::error!(node = %self.shared.node, needed, "the disk is full; free some room to go on");
         }
-        let mut slots = self.disk_full.take().map_or(Vec::new(), |full| full.slots);
-        slots.extend(&self.touched);
-        slots.sort_unstable();
-        slots.dedup();
         self.disk_full = Some(DiskFull {
             retry_at: Tick(self.now.0 + DISK_RETRY),
-            slots,
         });
     }
 
@@ -200,7 +200,7 @@ impl Shard {
             .written
             .pop_front_if(|written| written.lsn <= self.durable)
         {
-            self.replicas[written.slot as usize].durable = Some(written.id);
+            self.marks[written.slot as usize].durable = Some(written.id);
             self.touch(written.slot);
         }
         self.finish_creations();
@@ -208,7 +208,11 @@ impl Shard {
 
     /// State machines have come further, or one of them has stopped.
     pub(super) fn applied(&mut self, mut batch: ApplyBatch) {
-        for committed in &mut batch.groups {
+        for at in 0..batch.groups.len() {
+            if let Some(later) = batch.groups.get(at + AHEAD) {
+                prefetch(&self.replicas[later.slot as usize]);
+            }
+            let committed = &mut batch.groups[at];
             match committed.fault.take() {
                 None => self.note_applied(committed.slot, committed.end.prev()),
                 Some(reason) => self.quarantine(committed.slot, reason),
@@ -329,9 +333,13 @@ impl Shard {
 
     fn dispatch_applies(&mut self) {
         let mut applies = std::mem::take(&mut self.outbox.applies);
-        for apply in applies.drain(..) {
-            self.dispatch_apply(&apply);
+        for (at, apply) in applies.iter().enumerate() {
+            if let Some(later) = applies.get(at + AHEAD) {
+                self.log.prefetch(later.group);
+            }
+            self.dispatch_apply(apply);
         }
+        applies.clear();
         self.outbox.applies = applies;
         for (worker, batch) in self.applies.iter_mut().enumerate() {
             if !batch.is_empty() {
@@ -385,38 +393,42 @@ impl Shard {
         }
     }
 
-    /// Publishes what changed of the replicas touched in this turn, and forgets that they were touched.
-    fn show_touched(&mut self) {
+    /// Publishes what changed of a replica.
+    fn show(&mut self, slot: u32) {
         let counters = self.shared.counters.shard(self.index);
+        let replica = &mut self.replicas[slot as usize];
+        let is_running = replica.fault.is_none();
+        let shown = Shown {
+            leader: replica.group.leader().filter(|_| is_running),
+            term: replica.group.term(),
+            leads: leads(replica),
+        };
+        let before = std::mem::replace(&mut replica.shown, shown);
+        if before == shown {
+            return;
+        }
+        replica.cell.publish(shown.leader, shown.term);
+        match (before.leads, shown.leads) {
+            (false, true) => counters.led.add(1),
+            (true, false) => counters.led.sub(1),
+            _ => {}
+        }
+        match (before.leader.is_some(), shown.leader.is_some()) {
+            (false, true) => counters.leaderless.sub(1),
+            (true, false) => counters.leaderless.add(1),
+            _ => {}
+        }
+        if !replica.held.is_empty() {
+            self.retouch.push(slot);
+        }
+    }
+
+    /// Forgets which replicas were touched.
+    fn untouch(&mut self) {
         for slot in self.touched.drain(..) {
-            let replica = &mut self.replicas[slot as usize];
-            replica.is_touched = false;
+            self.marks[slot as usize].is_touched = false;
             #[cfg(feature = "sim")]
-            self.stepped.push(replica.group.id());
-            let is_running = replica.fault.is_none();
-            let shown = Shown {
-                leader: replica.group.leader().filter(|_| is_running),
-                term: replica.group.term(),
-                leads: leads(replica),
-            };
-            let before = std::mem::replace(&mut replica.shown, shown);
-            if before == shown {
-                continue;
-            }
-            replica.cell.publish(shown.leader, shown.term);
-            match (before.leads, shown.leads) {
-                (false, true) => counters.led.add(1),
-                (true, false) => counters.led.sub(1),
-                _ => {}
-            }
-            match (before.leader.is_some(), shown.leader.is_some()) {
-                (false, true) => counters.leaderless.sub(1),
-                (true, false) => counters.leaderless.add(1),
-                _ => {}
-            }
-            if !replica.held.is_empty() {
-                self.retouch.push(slot);
-            }
+            self.stepped.push(self.replicas[slot as usize].group.id());
         }
         // A new leader may take what was held for want of one.
         let mut retouch = std::mem::take(&mut self.retouch);

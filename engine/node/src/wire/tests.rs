@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use super::*;
 
 fn decode_all(frame: BytesMut) -> Vec<Result<Record, WireError>> {
-    let mut records = Records::new(frame.freeze());
+    let frame = frame.freeze();
+    let mut records = Records::new(&frame);
     std::iter::from_fn(|| records.next_for(|_| true)).collect()
 }
 
@@ -215,7 +216,7 @@ proptest! {
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         let frame = Bytes::from(bytes);
         shards_in(&frame, |group| group.0 as usize % 4, |_| {});
-        let mut records = Records::new(frame);
+        let mut records = Records::new(&frame);
         while records.next_for(|_| true).is_some() {}
     }
 
