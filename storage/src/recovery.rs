@@ -493,6 +493,9 @@ impl LaneFiles<'_> {
         cursor: &Cursor,
     ) -> Result<Lsn, StorageError> {
         let mut proven = Lsn(0);
+        for segment in segments {
+            self.check_use(segment, cursor.expected)?;
+        }
         for (at, segment) in segments.iter().enumerate().skip(cursor.at) {
             let from = if at == cursor.at {
                 cursor.offset
@@ -536,6 +539,25 @@ impl LaneFiles<'_> {
             }
         }
         Ok(proven)
+    }
+
+    /// Refuses a segment that has the header of an earlier use, because the write of the newer one was lost, and log that is
+    /// needed. Every use begins with a batch right behind the header page.
+    fn check_use(&self, segment: &Segment, expected: Lsn) -> Result<(), StorageError> {
+        if segment.header.bytes < SEGMENT_HEADER_BYTES + PAGE_BYTES as u64 {
+            return Ok(());
+        }
+        let first = BatchHeader::parse(&segment.read(SEGMENT_HEADER_BYTES, BATCH_HEADER_BYTES));
+        let is_foreign =
+            |first: &BatchHeader| first.salt != segment.header.salt && first.lsn >= expected.0;
+        match first.filter(is_foreign) {
+            None => Ok(()),
+            Some(_) => Err(damaged(
+                &self.path(segment.slot),
+                0,
+                "the segment has the header of an earlier use, and it holds log that is needed",
+            )),
+        }
     }
 
     /// Makes the batch that begins at `offset`, if one does, unreadable. Its header is in one sector: it is there or not.

@@ -45,8 +45,8 @@ pub(super) struct Faults {
     fail_sync_at: Option<u64>,
     writes: Option<Failure>,
     syncs: Option<Failure>,
-    /// The next write goes there.
-    pub(super) astray: Option<Astray>,
+    /// The first write from this operation on goes there.
+    astray: Option<(u64, Astray)>,
 }
 
 impl Default for Faults {
@@ -78,6 +78,12 @@ impl Faults {
             Some(cut) if operation >= cut => Err(io::Error::other("the power is off")),
             _ => Ok(()),
         }
+    }
+
+    /// Where a write goes, if not where it should.
+    pub(super) fn goes_astray(&mut self, operation: u64) -> Option<Astray> {
+        let (_, astray) = self.astray.take_if(|(at, _)| *at <= operation)?;
+        Some(astray)
     }
 
     pub(super) fn fails_write(&mut self) -> bool {
@@ -136,7 +142,12 @@ impl SimDisk {
     /// Makes the next write land somewhere else on the device. Whoever reads it from the page cache does not notice before
     /// a restart.
     pub fn misdirect_next_write(&self, astray: Astray) {
-        self.state.lock().faults.astray = Some(astray);
+        self.misdirect_write_at(0, astray);
+    }
+
+    /// Makes the first write at or after operation number `operation` land somewhere else on the device.
+    pub fn misdirect_write_at(&self, operation: u64, astray: Astray) {
+        self.state.lock().faults.astray = Some((operation, astray));
     }
 
     /// Flips the bits of `mask` in one byte of a file, on the device and in the cache. Panics when there is no such byte.

@@ -254,7 +254,7 @@ impl State {
             self.file_by_id(id).write(offset, &bytes[..part]);
             return Err(io::Error::other("the write failed"));
         }
-        if let Some(astray) = self.faults.astray.take() {
+        if let Some(astray) = self.faults.goes_astray(operation) {
             self.misdirect(astray, id, offset, bytes);
             return Ok(());
         }

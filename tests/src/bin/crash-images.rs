@@ -83,13 +83,14 @@ fn check_all(out: &mut impl Write) -> io::Result<bool> {
         power_cuts,
         second_power_cuts,
         failed_syncs,
+        misdirected,
         rotten,
         noticed,
     } = total;
     writeln!(
         out,
         "{} images of {operations} operations: {power_cuts} power cuts, {second_power_cuts} second ones, {failed_syncs} after \
-         failed syncs, {rotten} rotten ({noticed} noticed); {findings} findings; {:.1} s",
+         failed syncs, {misdirected} with a misdirected write, {rotten} rotten ({noticed} noticed); {findings} findings; {:.1} s",
         total.images(),
         started.elapsed().as_secs_f64()
     )?;

@@ -9,10 +9,10 @@ pub mod workload;
 use std::fmt;
 
 use polyraft_storage::WalMode;
-use polyraft_storage::sim::{Keep, KeepNames, SimDisk};
+use polyraft_storage::sim::{Astray, Keep, KeepNames, SimDisk};
 
 use model::Model;
-use run::{Log, Run, Shape};
+use run::{Log, Run, Shape, Step};
 use workload::{Needs, Workload};
 
 /// How many images were checked, by kind.
@@ -26,16 +26,22 @@ pub struct Count {
     pub second_power_cuts: u64,
     /// After a power cut that followed a failed sync.
     pub failed_syncs: u64,
+    /// With a write that landed elsewhere, or nowhere.
+    pub misdirected: u64,
     /// With a flipped bit in what was durable.
     pub rotten: u64,
-    /// Of the rotten ones, those in which somebody noticed. The others were right in spite of it.
+    /// Of the rotten and misdirected ones, those in which somebody noticed. The others were right in spite of it.
     pub noticed: u64,
 }
 
 impl Count {
     /// All images.
     pub fn images(&self) -> u64 {
-        self.power_cuts + self.second_power_cuts + self.failed_syncs + self.rotten
+        self.power_cuts
+            + self.second_power_cuts
+            + self.failed_syncs
+            + self.misdirected
+            + self.rotten
     }
 
     /// Adds another count.
@@ -44,6 +50,7 @@ impl Count {
         self.power_cuts += other.power_cuts;
         self.second_power_cuts += other.second_power_cuts;
         self.failed_syncs += other.failed_syncs;
+        self.misdirected += other.misdirected;
         self.rotten += other.rotten;
         self.noticed += other.noticed;
     }
@@ -71,6 +78,8 @@ pub const MODES: [WalMode; 2] = [WalMode::Direct, WalMode::Mapped];
 const SECOND_CUT_STRIDE: usize = 41;
 /// One operation in so many fails when it is a sync.
 const FAILED_SYNC_STRIDE: u64 = 5;
+/// One operation in so many is misdirected when it is a write.
+const MISDIRECTED_STRIDE: u64 = 3;
 /// Distance of the flipped bits in bytes: a few in each batch and each header.
 const ROT_STRIDE: u64 = 509;
 
@@ -138,6 +147,7 @@ pub fn check(workload: &Workload, mode: WalMode, count: &mut Count) -> Result<()
     };
     power_cuts(&run, count).map_err(wrap)?;
     failed_syncs(&run, workload, count).map_err(wrap)?;
+    misdirected_writes(&run, workload, count).map_err(wrap)?;
     rot(run, count).map_err(wrap)
 }
 
@@ -241,6 +251,41 @@ fn failed_syncs(run: &Run, workload: &Workload, count: &mut Count) -> Result<(),
             let disk = failed.disk.after_power_cut(keep);
             check::image(&disk, run.shape, &allowed)
                 .map_err(|reason| (format!("sync failed at operation {at}, {keep:?}"), reason))?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets writes land elsewhere, one per run, stops properly and starts again after a power cut.
+fn misdirected_writes(run: &Run, workload: &Workload, count: &mut Count) -> Result<(), Failed> {
+    // Nothing proves the last batch before such a restart, so losing it cannot be noticed.
+    let is_unproven = |step: &Step| matches!(step, Step::Restart { clean: false });
+    if workload.steps.iter().any(is_unproven) {
+        return Ok(());
+    }
+    let operations = run.images.len() as u64;
+    for at in (0..operations).step_by(MISDIRECTED_STRIDE as usize) {
+        for astray in [Astray::Nowhere, Astray::SameFile(at), Astray::OtherFile(at)] {
+            let disk = SimDisk::new(7);
+            disk.misdirect_write_at(at, astray);
+            let what = || format!("write at operation {at} went astray, {astray:?}");
+            let mut hit = Run::of(run.shape, disk, &workload.steps);
+            if hit.error.is_some() {
+                // A restart within the workload has noticed.
+                count.misdirected += 1;
+                count.noticed += 1;
+                continue;
+            }
+            let log = hit.log.take().expect("the log is open");
+            for wal in &log.wals {
+                wal.close().map_err(|error| (what(), error.to_string()))?;
+            }
+            drop(log);
+            let disk = hit.disk.after_power_cut(Keep::Nothing);
+            count.misdirected += 1;
+            let noticed =
+                check::rotten(&disk, run.shape, &hit.end()).map_err(|reason| (what(), reason))?;
+            count.noticed += u64::from(noticed);
         }
     }
     Ok(())
