@@ -35,8 +35,8 @@ struct Arguments {
     /// Runs with each deliberate fault until a rule catches it.
     #[arg(long)]
     mutants: bool,
-    /// With --mutants: only the one of this name.
-    #[arg(long, requires = "mutants")]
+    /// With --mutants: only the one of this name. With --seed, in a build with the mutants: that seed with this fault.
+    #[arg(long)]
     only: Option<String>,
     /// With --mutants: also writes the table to this file.
     #[arg(long, requires = "mutants")]
@@ -125,6 +125,9 @@ fn tell_failure(out: &mut impl Write, report: &Report) -> io::Result<()> {
 
 fn run_one(seed: u64, arguments: &Arguments) -> io::Result<bool> {
     let mut out = io::stdout();
+    if let Some(mutant) = &arguments.only {
+        mutants::switch_on(mutant)?;
+    }
     let report = sim::run(seed, None);
     writeln!(out, "{}", report.plan)?;
     writeln!(out, "{:#?}", report.counts)?;

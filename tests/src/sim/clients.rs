@@ -115,6 +115,11 @@ impl Clients {
         }
     }
 
+    /// Whether nobody waits for anything or is going to ask again.
+    pub(super) fn are_idle(&self) -> bool {
+        self.clients.iter().all(|client| client.operation.is_none())
+    }
+
     fn next_request(&mut self) -> u64 {
         self.last_request += 1;
         self.last_request

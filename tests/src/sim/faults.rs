@@ -175,6 +175,7 @@ impl World {
         let host = &mut self.hosts[victim as usize];
         host.disk = SimDisk::new(seed);
         (host.cut_at, host.is_outcast) = (None, true);
+        host.refused_by.clear();
         machine::restore(victim, None);
         self.boot_soon(victim);
         true
@@ -192,6 +193,7 @@ impl World {
         // A copy of its own, whose chance goes another way than the first time.
         host.disk = disk.after_power_cut_with(Keep::Everything, KeepNames::Everything);
         (host.cut_at, host.is_outcast) = (None, true);
+        host.refused_by.clear();
         machine::restore(victim, Some(machines));
         self.boot_soon(victim);
         true

@@ -87,7 +87,7 @@ impl World {
                         let told = self.describe(group);
                         self.fail(broken("equal replicas", group, told));
                     }
-                } else {
+                } else if self.clients.are_idle() {
                     let (until, said) = (self.now + GRACE + SECOND, self.said());
                     self.phase = Phase::Quiet { until, said };
                 }

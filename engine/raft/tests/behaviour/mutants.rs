@@ -16,13 +16,10 @@ const OF_THE_CORE: &[Mutant] = &[
     Mutant::UnsortedQuorum,
     Mutant::HalfIsMajority,
     Mutant::OldTermCommitted,
-    Mutant::CommitBeyondCompared,
     Mutant::LateAppendTruncates,
     Mutant::StaleCompletionCounts,
     Mutant::StaleComparisonKept,
-    Mutant::DeadLeaderDefended,
     Mutant::LowerTermNotTold,
-    Mutant::OldClaimNotAnswered,
     Mutant::SilentLeaderKept,
     Mutant::EqualTimeouts,
 ];
