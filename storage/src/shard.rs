@@ -8,7 +8,7 @@ use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{
     Configuration, EntryRange, GroupId, HardState, Index, LogExtents, LogPosition,
 };
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashSet;
 
 use crate::batch::{Lsn, Tally};
 use crate::block::{EntryBlock, EntryKind, pack};
@@ -19,7 +19,7 @@ use crate::format;
 use crate::group::{GroupLog, Interned, RecoveredGroup};
 use crate::index::{BlockRef, Place, Where};
 use crate::lane::{Durable, Lane, Placed};
-use crate::prefetch::prefetch;
+use crate::table::GroupTable;
 use crate::tail::{Tail, TurnPiece};
 use crate::upkeep::Upkeep;
 
@@ -38,7 +38,7 @@ pub struct ShardLog {
     pub(crate) lane: Arc<Lane>,
     /// Which of the lane's shards this is.
     pub(crate) slot: usize,
-    pub(crate) groups: FxHashMap<GroupId, GroupLog>,
+    pub(crate) groups: GroupTable<GroupLog>,
     pub(crate) tombstones: FxHashSet<GroupId>,
     interned: Interned,
     pub(crate) turn: TurnBuffer,
@@ -142,7 +142,7 @@ impl TurnBuffer {
 
 /// What an open hands to a shard.
 pub(crate) struct ShardState {
-    pub(crate) groups: FxHashMap<GroupId, GroupLog>,
+    pub(crate) groups: GroupTable<GroupLog>,
     pub(crate) tombstones: FxHashSet<GroupId>,
     /// Behind the last record that was recovered.
     pub(crate) position: Position,
@@ -167,7 +167,7 @@ impl ShardLog {
 
     /// Every group, in no particular order.
     pub fn groups(&self) -> impl Iterator<Item = RecoveredGroup> + '_ {
-        self.groups.iter().map(|(group, log)| log.recovered(*group))
+        self.groups.iter().map(|(group, log)| log.recovered(group))
     }
 
     /// Groups that were removed here and must not come back by themselves.
@@ -182,25 +182,23 @@ impl ShardLog {
 
     /// Whether the group is here.
     pub fn contains(&self, group: GroupId) -> bool {
-        self.groups.contains_key(&group)
+        self.groups.contains(group)
     }
 
     /// Starts to load what reading or writing a group's log will need.
     #[inline]
     pub fn prefetch(&self, group: GroupId) {
-        if let Some(log) = self.groups.get(&group) {
-            prefetch(log);
-        }
+        self.groups.prefetch(group);
     }
 
     /// Term, vote and commit hint last written for a group.
     pub fn hard_state_of(&self, group: GroupId) -> Option<HardState> {
-        self.groups.get(&group).map(|log| log.hard_state)
+        self.groups.get(group).map(|log| log.hard_state)
     }
 
     /// Index of a group's last entry, written or not yet durable.
     pub fn last(&self, group: GroupId) -> Option<Index> {
-        self.groups.get(&group).map(GroupLog::last)
+        self.groups.get(group).map(GroupLog::last)
     }
 
     /// The largest encoded block that one append takes, in bytes.
@@ -257,7 +255,7 @@ impl ShardLog {
     ) -> Result<(), StorageError> {
         let log = self
             .groups
-            .get_mut(&group)
+            .get_mut(group)
             .ok_or(StorageError::NoSuchGroup { group })?;
         let last = log.last();
         assert!(
@@ -289,7 +287,7 @@ impl ShardLog {
     pub fn hard_state(&mut self, group: GroupId, state: HardState) -> Result<(), StorageError> {
         let log = self
             .groups
-            .get_mut(&group)
+            .get_mut(group)
             .ok_or(StorageError::NoSuchGroup { group })?;
         let before = log.hard_state;
         assert!(
@@ -311,7 +309,7 @@ impl ShardLog {
     pub fn truncate(&mut self, group: GroupId, from: Index) -> Result<(), StorageError> {
         let log = self
             .groups
-            .get_mut(&group)
+            .get_mut(group)
             .ok_or(StorageError::NoSuchGroup { group })?;
         assert!(
             from > log.base.index,
@@ -329,7 +327,7 @@ impl ShardLog {
     pub fn purge(&mut self, group: GroupId, through: LogPosition) -> Result<(), StorageError> {
         let log = self
             .groups
-            .get_mut(&group)
+            .get_mut(group)
             .ok_or(StorageError::NoSuchGroup { group })?;
         if through.index <= log.base.index {
             return Ok(());
@@ -340,7 +338,7 @@ impl ShardLog {
 
     /// Removes the group and remembers that it was removed.
     pub fn tombstone(&mut self, group: GroupId) -> Result<(), StorageError> {
-        self.groups.remove(&group);
+        self.groups.remove(group);
         if !self.tombstones.insert(group) {
             return Ok(());
         }
@@ -366,7 +364,7 @@ impl ShardLog {
         };
         let (offset, _) = self.turn.record(write, |piece| self.tail.push(piece))?;
         let turn = self.tail.next();
-        if let Some(log) = self.groups.get_mut(&block.group())
+        if let Some(log) = self.groups.get_mut(block.group())
             && let Some(cursor) = log.blocks.find_packed(block.range())
         {
             let offset = offset + format::CONTROL_HEADER_BYTES as u32;
@@ -437,20 +435,17 @@ impl ShardLog {
             let piece = self.tail.place(turn, segment, offset);
             let mut groups = std::mem::take(&mut piece.groups);
             for (at, group) in groups.iter().enumerate() {
-                if let Some(log) = groups
-                    .get(at + AHEAD)
-                    .and_then(|next| self.groups.get(next))
-                {
-                    prefetch(log);
+                if let Some(later) = groups.get(at + AHEAD) {
+                    self.groups.prefetch(*later);
                 }
-                if let Some(log) = self.groups.get_mut(group) {
+                if let Some(log) = self.groups.get_mut(*group) {
                     log.blocks.place_appended(turn, segment, offset);
                 }
             }
             groups.clear();
             self.turn.reuse(groups);
             for (group, first) in std::mem::take(&mut piece.moved) {
-                if let Some(log) = self.groups.get_mut(&group) {
+                if let Some(log) = self.groups.get_mut(group) {
                     log.place_moved(first, turn, segment, offset);
                 }
             }
@@ -474,7 +469,7 @@ impl ShardLog {
     ) -> Result<Index, ReadError> {
         let log = self
             .groups
-            .get(&group)
+            .get(group)
             .ok_or(ReadError::NoSuchGroup(group))?;
         if first >= end {
             return Ok(first);
@@ -496,7 +491,7 @@ impl ShardLog {
     /// those bytes. It is the longest one that does not begin a block which it cannot hold: blocks that stay whole are sent
     /// as they are, a cut one is copied twice. An empty or unknown range gives `(first, 0)`.
     pub fn extent(&self, group: GroupId, first: Index, end: Index, max_bytes: u64) -> (Index, u64) {
-        let Some(log) = self.groups.get(&group) else {
+        let Some(log) = self.groups.get(group) else {
             return (first, 0);
         };
         if first >= end || check_range(group, log, first, end).is_err() {

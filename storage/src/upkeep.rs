@@ -85,8 +85,7 @@ impl ShardLog {
             let left = self
                 .groups
                 .keys()
-                .chain(&self.tombstones)
-                .copied()
+                .chain(self.tombstones.iter().copied())
                 .collect();
             self.upkeep.checkpoint = Some(CheckpointWork {
                 left,
@@ -99,7 +98,7 @@ impl ShardLog {
         let wanted = self.lane.maintenance.relocation();
         if wanted != self.upkeep.relocation_seen {
             self.upkeep.relocation_seen = wanted;
-            let left = self.groups.keys().copied().collect();
+            let left = self.groups.keys().collect();
             self.upkeep.relocation = Some(RelocationWork {
                 left,
                 victims: self.lane.maintenance.victims(),
@@ -122,7 +121,7 @@ impl ShardLog {
                 work.through = Some(self.tail.next());
                 return false;
             };
-            if let Some(log) = self.groups.get(&group) {
+            if let Some(log) = self.groups.get(group) {
                 work.section
                     .put_group(group, log, self.position, &mut work.patches);
             } else if self.tombstones.contains(&group) {
@@ -172,7 +171,7 @@ impl ShardLog {
     }
 
     fn relocate_group(&mut self, group: GroupId, victims: &[u64]) -> Result<(), StorageError> {
-        let Some(log) = self.groups.get(&group) else {
+        let Some(log) = self.groups.get(group) else {
             return Ok(());
         };
         let in_victim =

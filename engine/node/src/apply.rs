@@ -8,14 +8,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use polyraft_raft::{GroupId, Index, Term};
-use polyraft_storage::{Blocks, EntryKind};
-use rustc_hash::FxHashMap;
+use polyraft_storage::{Blocks, EntryKind, GroupTable};
 
 use crate::completion::{self, ReplyTo};
 use crate::error::Error;
 use crate::event::ShardEvent;
 use crate::machine::{Entry, Replies, StateMachine};
 use crate::mailbox::{Mailbox, Sender};
+
+/// How many groups a batch looks ahead to fetch the memory of their state machines.
+const AHEAD: usize = 6;
 
 /// Work for an apply worker.
 pub(crate) enum Task {
@@ -129,7 +131,7 @@ impl ApplyBacklog {
 
 /// The state machines of the groups that one worker serves.
 pub(crate) struct Applier<M> {
-    machines: FxHashMap<GroupId, Machine<M>>,
+    machines: GroupTable<Machine<M>>,
     machines_dir: PathBuf,
     inboxes: Arc<[Sender<ShardEvent>]>,
     backlog: Arc<ApplyBacklog>,
@@ -150,7 +152,7 @@ impl<M: StateMachine> Applier<M> {
         backlog: Arc<ApplyBacklog>,
     ) -> Self {
         Applier {
-            machines: FxHashMap::default(),
+            machines: GroupTable::default(),
             machines_dir: data_dir.join("machines"),
             inboxes,
             backlog,
@@ -215,7 +217,11 @@ impl<M: StateMachine> Applier<M> {
         let mut waiting = batch.waiting.drain(..);
         let mut next = 0;
         let mut entries = reuse(std::mem::take(&mut self.entries));
-        for committed in &mut batch.groups {
+        for at in 0..batch.groups.len() {
+            if let Some(later) = batch.groups.get(at + AHEAD) {
+                self.machines.prefetch(later.group);
+            }
+            let committed = &mut batch.groups[at];
             entries.clear();
             for block in next..next + committed.blocks {
                 put_entries(&batch.blocks, block, committed, &mut entries);
@@ -238,7 +244,7 @@ impl<M: StateMachine> Applier<M> {
         waiting: impl Iterator<Item = WaitingReply>,
     ) -> Result<(), String> {
         self.replies.clear();
-        let applied = match self.machines.get_mut(&work.group) {
+        let applied = match self.machines.get_mut(work.group) {
             Some(Machine::Running(machine)) => run(machine, entries, &mut self.replies),
             Some(Machine::Stopped(reason)) => Err(reason.clone()),
             None => unreachable!("a group is applied only after its state machine was opened"),
@@ -261,7 +267,7 @@ impl<M: StateMachine> Applier<M> {
     }
 
     fn query(&self, group: GroupId, query: &[u8]) -> Result<Bytes, Error> {
-        match self.machines.get(&group) {
+        match self.machines.get(group) {
             Some(Machine::Running(machine)) => {
                 guarded(|| machine.query(query).map_err(|error| error.to_string()))
                     .map_err(Error::Query)
