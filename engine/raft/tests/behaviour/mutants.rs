@@ -19,7 +19,6 @@ const OF_THE_CORE: &[Mutant] = &[
     Mutant::LateAppendTruncates,
     Mutant::StaleCompletionCounts,
     Mutant::StaleComparisonKept,
-    Mutant::LowerTermNotTold,
     Mutant::SilentLeaderKept,
     Mutant::EqualTimeouts,
 ];
