@@ -1,4 +1,4 @@
-//! Owns the shared memory of a segment, whatever it is made of: the only unsafe code of this crate. Must never form a
+//! Owns the shared memory of a segment, whatever it is made of: all unsafe code of this crate but the prefetch. Must never form a
 //! `&mut [u8]` over it, and never a `&[u8]` over bytes that may still be written.
 
 use std::sync::Arc;
