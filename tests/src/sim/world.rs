@@ -658,6 +658,10 @@ impl World {
 
     fn look_at_replica(&mut self, id: u64, group: GroupId) -> Verdict {
         let host = &self.hosts[id as usize];
+        if host.is_outcast {
+            // Nobody hears it, and what it promised was promised by the data that it lost.
+            return Ok(());
+        }
         let Some((core, fault)) = host.node.as_ref().and_then(|node| node.replica(group)) else {
             return Ok(());
         };
