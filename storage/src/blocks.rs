@@ -81,11 +81,16 @@ impl Blocks {
     /// Cuts what sticks out of `first..end` off the first and the last of the blocks from number `from` on.
     ///
     /// # Errors
-    /// [`BlockError::Range`] when those blocks do not hold the range.
+    /// [`BlockError::Range`] when the first of those blocks begins behind the range, the last one ends before it, or there
+    /// are none.
     pub fn trim(&mut self, from: usize, first: Index, end: Index) -> Result<(), BlockError> {
-        let Some(last) = self.len().checked_sub(1) else {
+        if from >= self.len() {
             return Err(BlockError::Range);
-        };
+        }
+        let last = self.len() - 1;
+        if self.get(from).first() > first || self.get(last).end() < end {
+            return Err(BlockError::Range);
+        }
         let block = self.get(from);
         if block.first() < first {
             self.cut(from, first, block.end())?;

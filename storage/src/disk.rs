@@ -235,7 +235,14 @@ fn fill_past_the_cache(file: &File, path: &Path, bytes: u64) -> io::Result<()> {
         .custom_flags(OFlags::DIRECT.bits() as i32)
         .open(path);
     match direct.and_then(|direct| fill(&direct, &zeros, bytes)) {
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => fill(file, &zeros, bytes),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+            ) =>
+        {
+            fill(file, &zeros, bytes)
+        }
         filled => filled,
     }
 }

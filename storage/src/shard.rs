@@ -459,6 +459,10 @@ impl ShardLog {
     /// end reached. The first and last block may stick out of the range, never beyond the end of the log.
     ///
     /// Nothing is copied, except from a turn that was not submitted and where a truncation cut a block.
+    ///
+    /// # Errors
+    /// `NoSuchGroup`, `OutOfRange`, or `Damaged` when a block on the disk is not what was written. Blocks read before the error
+    /// are in `into` then.
     pub fn blocks(
         &self,
         group: GroupId,

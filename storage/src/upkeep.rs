@@ -156,6 +156,11 @@ impl ShardLog {
         let Some(mut work) = self.upkeep.relocation.take() else {
             return Ok(false);
         };
+        // Moved blocks take the room of new entries, never that of votes. The next checkpoint chooses again.
+        let slice = (SLICE_BYTES + self.max_block_bytes()) as u64;
+        if self.room_for_entries().is_some_and(|room| room < slice) {
+            return Ok(false);
+        }
         let mut looked_at = 0;
         while looked_at < SLICE_GROUPS && self.turn_bytes() < SLICE_BYTES {
             let Some(group) = work.left.pop() else {
@@ -163,16 +168,19 @@ impl ShardLog {
                 return Ok(false);
             };
             looked_at += 1;
-            self.relocate_group(group, &work.victims)?;
+            if !self.relocate_group(group, &work.victims)? {
+                work.left.push(group);
+            }
         }
         self.upkeep.relocation = Some(work);
         self.submit()?;
         Ok(true)
     }
 
-    fn relocate_group(&mut self, group: GroupId, victims: &[u64]) -> Result<(), StorageError> {
+    /// Moves blocks of one group; false when the slice is full before all are moved.
+    fn relocate_group(&mut self, group: GroupId, victims: &[u64]) -> Result<bool, StorageError> {
         let Some(log) = self.groups.get(group) else {
-            return Ok(());
+            return Ok(true);
         };
         let in_victim =
             |place| matches!(place, Where::Segment(segment) if victims.contains(&segment));
@@ -182,16 +190,24 @@ impl ShardLog {
             .filter(|block| in_victim(block.place.get()))
             .collect();
         for block in moving {
+            if self.turn_bytes() >= SLICE_BYTES {
+                return Ok(false);
+            }
             let mut packed = Blocks::default();
-            match self.read_packed(group, &block, &mut packed) {
-                Ok(()) => {
-                    self.relocate(&packed.get(0))?;
-                    self.lane.counters.relocated.fetch_add(1, Ordering::Relaxed);
-                }
+            if let Err(error) = self.read_packed(group, &block, &mut packed) {
                 // Rot found early: the block stays where it is, and whoever reads it gets this error.
-                Err(error) => tracing::error!(%error, "a block cannot be relocated"),
+                tracing::error!(%error, "a block cannot be relocated");
+                continue;
+            }
+            match self.relocate(&packed.get(0)) {
+                Ok(()) => _ = self.lane.counters.relocated.fetch_add(1, Ordering::Relaxed),
+                // Written when batches could be larger than the options allow now: it stays too.
+                Err(error @ StorageError::TooLarge { .. }) => {
+                    tracing::warn!(%group, %error, "a block is not relocated");
+                }
+                Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(true)
     }
 }

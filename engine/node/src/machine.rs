@@ -10,7 +10,7 @@ use polyraft_raft::{GroupId, Index, Term};
 use crate::error::MachineError;
 
 /// One committed proposal, as it was given to `propose`.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub struct Entry<'a> {
     /// Its place in the group's log. Indexes grow, with gaps where the engine's own entries (no-ops) stand.
     pub index: Index,
@@ -40,12 +40,21 @@ impl<'a> Entry<'a> {
 
     /// The payload to keep, without a copy.
     ///
-    /// It keeps a piece of the log's memory: some kilobytes of neighbouring entries. A state machine that keeps small
-    /// payloads for long copies them instead.
+    /// It keeps the piece of the log that the entry came in: up to `wal.max_batch_bytes` of neighbouring entries, and after
+    /// a restart the whole segment file, which is not reused meanwhile. To keep small payloads for long, copy them.
     pub fn payload_bytes(&self) -> Bytes {
         self.memory.slice_ref(self.payload)
     }
 }
+
+/// What an entry is a part of does not matter.
+impl PartialEq for Entry<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.index, self.term, self.payload) == (other.index, other.term, other.payload)
+    }
+}
+
+impl Eq for Entry<'_> {}
 
 impl std::fmt::Debug for Entry<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

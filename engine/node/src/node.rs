@@ -226,7 +226,9 @@ impl Running {
         for (worker, tasks) in queues.into_iter().enumerate() {
             let applier = assembly::applier::<M>(path, shared);
             let name = format!("n{}-apply-{worker}", shared.node);
-            self.workers.push(spawn(name, move || applier.run(tasks))?);
+            let shared = Arc::clone(shared);
+            let run = move || stopping_the_node(&shared, "an apply worker", || applier.run(tasks));
+            self.workers.push(spawn(name, run)?);
         }
         Ok(())
     }
@@ -253,7 +255,7 @@ impl Running {
             let name = format!("n{}-shard-{index}", shared.node);
             let ready = ready.clone();
             let shared = Arc::clone(shared);
-            let run = move || run_shard(shard, inbox, ready, &shared);
+            let run = move || stopping_the_node(&shared, "a shard", || shard.run(inbox, ready));
             self.shards.push(spawn(name, run)?);
         }
         // Ends when every shard has dropped its sender: then all recovered groups can be asked.
@@ -475,12 +477,11 @@ impl Drop for Inner {
     }
 }
 
-/// Runs a shard. If it panics outside of what one group can be blamed for, the whole node stops: peers must not take it
-/// for alive while a part of its groups is dead.
-fn run_shard(shard: Shard, inbox: Mailbox<ShardEvent>, ready: mpsc::Sender<()>, shared: &Shared) {
-    let ran = catch_unwind(AssertUnwindSafe(|| shard.run(inbox, ready)));
-    if ran.is_err() {
-        let reason = "a shard panicked; see the log, and restart the node".to_owned();
+/// Runs a thread of the node. If it panics outside of what one group can be blamed for, the whole node stops: peers must
+/// not take it for alive while a part of its groups is dead.
+fn stopping_the_node(shared: &Shared, who: &str, run: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(run)).is_err() {
+        let reason = format!("{who} panicked; see the log, and restart the node");
         shared.fault.lock().get_or_insert_with(|| reason.clone());
         shared.tell_all(|| ShardEvent::WalFailed(reason.clone()));
     }

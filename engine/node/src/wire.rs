@@ -413,10 +413,19 @@ impl<'a> Records<'a> {
         None
     }
 
-    /// Passes over one record and says which group it is for. Nothing at the end, at damage and for node-level records.
-    pub(crate) fn skip(&mut self) -> Option<GroupId> {
-        let (kind, group, _) = self.split().ok()?;
-        (!kind.is_node_level()).then_some(group)
+    /// Passes over records up to and including the next one that `is_mine` wants, and says which group that is for. Nothing
+    /// at the end, at damage and for node-level records.
+    pub(crate) fn skip_for(
+        &mut self,
+        is_mine: impl Fn(Option<GroupId>) -> bool,
+    ) -> Option<GroupId> {
+        loop {
+            let (kind, group, _) = self.split().ok()?;
+            let group = (!kind.is_node_level()).then_some(group);
+            if is_mine(group) {
+                return group;
+            }
+        }
     }
 
     fn split(&mut self) -> Result<(Kind, GroupId, &'a [u8]), WireError> {

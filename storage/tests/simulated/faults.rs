@@ -384,7 +384,8 @@ fn who_stops_in_time_keeps_the_reserve_for_votes_and_first_entries_of_a_term() {
         driver.run(&[vec![append(1, "entry")]]).unwrap();
         turns += 1;
     }
-    assert!((20..200).contains(&turns), "{turns} turns");
+    // Sparse segments are freed on the way, so it takes longer than filling them once.
+    assert!((20..300).contains(&turns), "{turns} turns");
     for term in 2..7 {
         let state = HardState {
             term: Term(term),

@@ -113,17 +113,18 @@ impl Shard {
             home.liveness.heard(at, from);
         }
         let (index, shards) = (self.index, self.shared.inboxes.len());
+        let is_mine = |group| match group {
+            Some(group) => shards == 1 || polyraft_raft::shard_of(group, shards) == index,
+            None => index == 0,
+        };
         let mut records = Records::new(&frame);
         // The groups of a frame are all over the memory: what later records need is fetched meanwhile.
         let mut ahead = Records::new(&frame);
         for _ in 0..AHEAD {
-            self.fetch(ahead.skip());
+            self.fetch(ahead.skip_for(is_mine));
         }
-        while let Some(record) = records.next_for(|group| match group {
-            Some(group) => shards == 1 || polyraft_raft::shard_of(group, shards) == index,
-            None => index == 0,
-        }) {
-            self.fetch(ahead.skip());
+        while let Some(record) = records.next_for(is_mine) {
+            self.fetch(ahead.skip_for(is_mine));
             match record {
                 Ok(record) => self.record(from, record, at),
                 Err(error) => {

@@ -285,8 +285,12 @@ impl Shard {
         let mut blocks = std::mem::take(&mut self.blocks);
         // Followers mostly get the same entries one after another: read them once.
         let mut read = (NODE_LEVEL, EntryRange::default(), 0..0);
+        let mut lost = None;
         for send in sends.drain(..) {
             let entries = entries_of(&send.message);
+            if lost == Some(send.group) {
+                continue;
+            }
             if entries.is_empty() {
                 self.dispatch_send(&send, &blocks, 0..0);
                 continue;
@@ -298,6 +302,7 @@ impl Shard {
                     if let Some(slot) = self.slot(send.group) {
                         self.quarantine(slot, reason);
                     }
+                    lost = Some(send.group);
                     continue;
                 }
                 read = (send.group, entries, from..blocks.len());
@@ -356,6 +361,10 @@ impl Shard {
         let Some(slot) = self.slot(apply.group) else {
             return;
         };
+        if self.replicas[slot as usize].fault.is_some() {
+            // An earlier piece of this turn could not be read: nothing behind it may be applied.
+            return;
+        }
         let worker = polyraft_raft::shard_of(apply.group, self.applies.len());
         let mut first = apply.first;
         while first < apply.end {
