@@ -373,6 +373,10 @@ impl LaneFiles<'_> {
         report: &mut RecoveryReport,
     ) -> Result<(), StorageError> {
         let mut scanned = false;
+        if segments.is_empty() {
+            // Not one header is there; a file that holds log then says that they were lost.
+            self.scan(segments, raw, cursor)?;
+        }
         while let Some(segment) = segments.get(cursor.at) {
             let mut found = find(segment, cursor.offset, cursor.expected);
             let mut place = (cursor.at, cursor.offset);

@@ -29,7 +29,7 @@ use file::SimFile;
 use loss::mix;
 pub use loss::{Keep, KeepNames};
 use names::Names;
-use pages::Pages;
+use pages::{Pages, SECTOR};
 use segment::SimSegment;
 
 /// A disk in memory. Clones share it.
@@ -246,11 +246,13 @@ impl State {
         let fits = end.saturating_sub(offset);
         if fits < bytes.len() {
             // As far as it goes.
-            self.file_by_id(id).write(offset, &bytes[..fits]);
+            let part = whole_sectors(offset, fits);
+            self.file_by_id(id).write(offset, &bytes[..part]);
             return Err(io::ErrorKind::StorageFull.into());
         }
         if self.faults.fails_write() {
             let part = (mix(self.seed ^ operation) as usize) % (bytes.len() + 1);
+            let part = whole_sectors(offset, part);
             self.file_by_id(id).write(offset, &bytes[..part]);
             return Err(io::Error::other("the write failed"));
         }
@@ -303,6 +305,13 @@ impl State {
         self.files
             .retain(|id, _| reachable.contains(id) || open.contains_key(id));
     }
+}
+
+/// How much of a write of `bytes` bytes at `offset` is there when it ends with an error: devices write whole sectors, and the
+/// kernel fills its cache by whole pages.
+fn whole_sectors(offset: usize, bytes: usize) -> usize {
+    let end = (offset + bytes) / SECTOR * SECTOR;
+    end.saturating_sub(offset)
 }
 
 impl Disk for SimDisk {

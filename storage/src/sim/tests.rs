@@ -101,6 +101,25 @@ fn lasting_errors_end_when_healed_and_outlive_a_restart() {
 }
 
 #[test]
+fn a_failed_write_leaves_whole_sectors() {
+    let mut seen = BTreeSet::new();
+    for seed in 0..200 {
+        let disk = SimDisk::new(seed);
+        disk.write_new(&path("a"), &[7; 2 * 4096]).unwrap();
+        disk.fail_writes(Failure::Once);
+        assert!(disk.overwrite(&path("a"), 4096, &[8; 4096]).is_err());
+        // `sectors` fails when one is torn.
+        seen.insert(
+            sectors(&disk, "a")
+                .iter()
+                .filter(|byte| **byte == 8)
+                .count(),
+        );
+    }
+    assert!(seen.len() == 8 || seen.len() == 9, "{seen:?}");
+}
+
+#[test]
 fn a_misdirected_write_shows_after_a_restart_only() {
     for astray in [Astray::Nowhere, Astray::SameFile(3), Astray::OtherFile(3)] {
         let (disk, file) = disk_with_segment();

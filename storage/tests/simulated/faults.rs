@@ -215,6 +215,23 @@ fn a_damaged_segment_header_or_checkpoint_is_refused() {
 }
 
 #[test]
+fn a_log_that_lost_its_only_header_is_not_an_empty_one() {
+    let disk = SimDisk::new(1);
+    let mut driver = Driver::open(&disk, &options(MODE)).unwrap();
+    driver.apply(&Op::Create(1)).unwrap();
+    driver.submit().unwrap();
+    driver.flush().unwrap();
+    drop(driver);
+    // Nobody had the time to prepare a second one.
+    let [path] = &segments(&disk)[..] else {
+        panic!("one segment is there")
+    };
+    disk.damage(path, |bytes| bytes[..4096].fill(0));
+    let error = Driver::open(&disk, &options(MODE)).err().unwrap();
+    assert!(error.to_string().contains("lost its header"), "{error}");
+}
+
+#[test]
 fn a_segment_of_another_store_is_refused() {
     let (disk, other) = (SimDisk::new(1), SimDisk::new(2));
     drop(small_log(&disk));

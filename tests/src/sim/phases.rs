@@ -53,7 +53,8 @@ impl World {
                 let is_long = self.now > LONGEST_STORM;
                 let is_full = self.counts.events * 4 >= self.plan.events * 3;
                 let has_faults = self.plan.fault_us == 0 || self.fault_count() >= FAULTS;
-                if is_full && has_faults || is_long {
+                let has_operations = self.counts.acknowledged >= FEWEST_OPERATIONS;
+                if is_full && has_faults && has_operations || is_long {
                     self.trace.event(self.now, 0, || "HEALED".to_owned());
                     self.heal();
                     let deadline = self.now + self.recovery_bound();
