@@ -64,6 +64,8 @@ pub(super) struct GroupChecks {
     /// What is committed, as the first node to know it told.
     committed: Vec<TermRun>,
     pub(super) committed_through: Index,
+    /// How far was committed, by the term whose leader did it. Both grow.
+    commits: Vec<(Term, Index)>,
     /// By index: what state machines applied.
     entries: Vec<Option<Applied>>,
     /// By operation: where it was applied.
@@ -192,8 +194,10 @@ impl GroupChecks {
             None => {}
         }
         // Whatever was committed in an earlier term is in the log of every later leader.
-        let lacks =
-            |run: &&TermRun| run.term < term && core.term_at(self.end_of(run)) != Some(run.term);
+        let through = self.committed_before(term);
+        let lacks = |run: &&TermRun| {
+            run.first <= through && core.term_at(self.end_of(run).min(through)) != Some(run.term)
+        };
         match self.committed.iter().find(lacks) {
             None => Ok(()),
             Some(run) => Err(broken(
@@ -202,10 +206,25 @@ impl GroupChecks {
                 format!(
                     "node {node} leads term {term} with a log that ends at {}, without committed index {} of term {}",
                     core.last(),
-                    self.end_of(run),
+                    self.end_of(run).min(through),
                     run.term
                 ),
             )),
+        }
+    }
+
+    /// How far leaders of terms before `term` have committed. Entries of such terms that a later leader committed are not
+    /// among it: a leader of `term` who wakes up after that one never had to have them.
+    fn committed_before(&self, term: Term) -> Index {
+        let before = self.commits.iter().rfind(|(by, _)| *by < term);
+        before.map_or(Index::ZERO, |(_, through)| *through)
+    }
+
+    /// Takes note that the leader of `reached.term` has committed so far: only entries of its own term commit by counting.
+    fn note_commit(&mut self, reached: LogPosition) {
+        match self.commits.last_mut() {
+            Some((term, through)) if *term == reached.term => *through = reached.index,
+            _ => self.commits.push((reached.term, reached.index)),
         }
     }
 
@@ -269,6 +288,7 @@ impl GroupChecks {
             }
         }
         self.committed_through = reached.index;
+        self.note_commit(reached);
         Ok(())
     }
 
@@ -462,5 +482,25 @@ fn position(core: &Group, index: Index) -> LogPosition {
     LogPosition {
         term: core.term_at(index).unwrap_or_default(),
         index,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_needs_what_earlier_leaders_committed_whatever_its_term() {
+        let mut checks = GroupChecks::new(3);
+        let mut commit = |term, index| {
+            let (term, index) = (Term(term), Index(index));
+            checks.note_commit(LogPosition { term, index });
+        };
+        commit(2, 4);
+        commit(2, 5);
+        // Index 6 is of term 3, and the leader of term 5 committed it with its first entry.
+        commit(5, 7);
+        let needed = [1, 2, 3, 4, 5, 6].map(|term| checks.committed_before(Term(term)).0);
+        assert_eq!(needed, [0, 0, 5, 5, 5, 7]);
     }
 }
