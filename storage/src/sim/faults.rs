@@ -45,8 +45,15 @@ pub(super) struct Faults {
     fail_sync_at: Option<u64>,
     writes: Option<Failure>,
     syncs: Option<Failure>,
-    /// The first write from this operation on goes there.
-    astray: Option<(u64, Astray)>,
+    astray: Option<Aim>,
+}
+
+/// Which write goes astray: the first one from an operation on, in any directory or in one.
+#[derive(Clone)]
+struct Aim {
+    from: u64,
+    directory: Option<PathBuf>,
+    astray: Astray,
 }
 
 impl Default for Faults {
@@ -78,12 +85,6 @@ impl Faults {
             Some(cut) if operation >= cut => Err(io::Error::other("the power is off")),
             _ => Ok(()),
         }
-    }
-
-    /// Where a write goes, if not where it should.
-    pub(super) fn goes_astray(&mut self, operation: u64) -> Option<Astray> {
-        let (_, astray) = self.astray.take_if(|(at, _)| *at <= operation)?;
-        Some(astray)
     }
 
     pub(super) fn fails_write(&mut self) -> bool {
@@ -147,7 +148,25 @@ impl SimDisk {
 
     /// Makes the first write at or after operation number `operation` land somewhere else on the device.
     pub fn misdirect_write_at(&self, operation: u64, astray: Astray) {
-        self.state.lock().faults.astray = Some((operation, astray));
+        self.state.lock().faults.astray = Some(Aim {
+            from: operation,
+            directory: None,
+            astray,
+        });
+    }
+
+    /// Makes the next write to a file of `directory` land somewhere else on the device.
+    pub fn misdirect_next_write_in(&self, directory: &Path, astray: Astray) {
+        self.state.lock().faults.astray = Some(Aim {
+            from: 0,
+            directory: Some(directory.to_owned()),
+            astray,
+        });
+    }
+
+    /// Whether a write that was meant to go astray has not come yet.
+    pub fn is_misdirecting(&self) -> bool {
+        self.state.lock().faults.astray.is_some()
     }
 
     /// Flips the bits of `mask` in one byte of a file, on the device and in the cache. Panics when there is no such byte.
@@ -178,6 +197,18 @@ impl SimDisk {
 }
 
 impl State {
+    /// Where a write to a file goes, if not where it should.
+    pub(super) fn goes_astray(&mut self, operation: u64, id: u64) -> Option<Astray> {
+        let aim = self.faults.astray.as_ref()?;
+        let is_meant = match &aim.directory {
+            None => true,
+            Some(directory) => self.directory_of(id).as_ref() == Some(directory),
+        };
+        let astray = (is_meant && aim.from <= operation).then_some(aim.astray)?;
+        self.faults.astray = None;
+        Some(astray)
+    }
+
     /// The device puts a write that everybody sees in its place somewhere else, at once.
     pub(super) fn misdirect(&mut self, astray: Astray, id: u64, offset: usize, bytes: &[u8]) {
         self.file_by_id(id).lose_write(offset, bytes);
@@ -198,12 +229,7 @@ impl State {
 
     /// Another file with a name in the same directory.
     fn neighbour(&self, id: u64, seed: u64) -> u64 {
-        let path_of = |id| {
-            self.names
-                .paths()
-                .find(|path| self.names.get(path) == Some(id))
-        };
-        let directory: Option<PathBuf> = path_of(id).and_then(|path| Some(path.parent()?.into()));
+        let directory = self.directory_of(id);
         let others: Vec<u64> = self
             .names
             .paths()
@@ -212,6 +238,12 @@ impl State {
             .filter(|other| *other != id)
             .collect();
         pick(&others, seed).copied().unwrap_or(id)
+    }
+
+    fn directory_of(&self, id: u64) -> Option<PathBuf> {
+        let mut paths = self.names.paths();
+        let path = paths.find(|path| self.names.get(path) == Some(id))?;
+        Some(path.parent()?.to_owned())
     }
 }
 

@@ -256,7 +256,7 @@ impl State {
             self.file_by_id(id).write(offset, &bytes[..part]);
             return Err(io::Error::other("the write failed"));
         }
-        if let Some(astray) = self.faults.goes_astray(operation) {
+        if let Some(astray) = self.goes_astray(operation, id) {
             self.misdirect(astray, id, offset, bytes);
             return Ok(());
         }

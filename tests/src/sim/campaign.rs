@@ -74,6 +74,7 @@ pub struct Sum {
     acknowledged: u64,
     unknown: u64,
     restarts: u64,
+    outlasted: u64,
     faults: [u64; Fault::ALL.len()],
     hash: u64,
 }
@@ -93,10 +94,32 @@ impl Sum {
         self.acknowledged += counts.acknowledged;
         self.unknown += counts.unknown;
         self.restarts += counts.restarts;
+        self.outlasted += counts.outlasted;
         for (sum, count) in self.faults.iter_mut().zip(counts.faults) {
             *sum += u64::from(count);
         }
         self.hash = super::rng::mix(self.hash ^ report.hash);
+    }
+}
+
+/// Over so many seeds, everything that can go wrong has to.
+const MANY_SEEDS: u64 = 1_000;
+
+impl Sum {
+    /// What can go wrong and never did, in seeds that are many enough to expect it.
+    pub fn never_happened(&self) -> Vec<String> {
+        if self.seeds < MANY_SEEDS {
+            return Vec::new();
+        }
+        let faults = Fault::ALL.iter().zip(self.faults);
+        let faults = faults.map(|(fault, count)| (format!("{fault:?}"), count));
+        let others = [
+            ("a connection broken by a pause".to_owned(), self.outlasted),
+            ("a restart".to_owned(), self.restarts),
+            ("an unknown outcome".to_owned(), self.unknown),
+        ];
+        let never = faults.chain(others).filter(|(_, count)| *count == 0);
+        never.map(|(what, _)| what).collect()
     }
 }
 
@@ -113,13 +136,35 @@ impl fmt::Display for Sum {
         )?;
         writeln!(
             f,
-            "{} operations acknowledged, {} of unknown outcome, {} restarts",
-            self.acknowledged, self.unknown, self.restarts
+            "{} operations acknowledged, {} of unknown outcome, {} restarts, {} connections broken by a pause",
+            self.acknowledged, self.unknown, self.restarts, self.outlasted
         )?;
         write!(f, "faults:")?;
         for (fault, count) in Fault::ALL.iter().zip(self.faults) {
             write!(f, " {fault:?} {count}")?;
         }
         write!(f, "\nhash over all traces {:016x}", self.hash)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_seeds_in_which_a_fault_never_happened_prove_too_little() {
+        let mut sum = Sum {
+            seeds: MANY_SEEDS,
+            unknown: 1,
+            restarts: 1,
+            outlasted: 1,
+            faults: [1; Fault::ALL.len()],
+            ..Sum::default()
+        };
+        assert!(sum.never_happened().is_empty());
+        sum.faults[3] = 0;
+        assert_eq!(sum.never_happened(), [format!("{:?}", Fault::ALL[3])]);
+        sum.seeds -= 1;
+        assert!(sum.never_happened().is_empty(), "they were too few to say");
     }
 }

@@ -1,11 +1,11 @@
 //! What goes wrong, and the atlas that bounds it: destruction of data hits a minority of every group, and only where
 //! the engine can know of it. It must never leave a fault in place when the world is healed.
 
-use polyraft_storage::sim::{Failure as DiskFailure, Keep, KeepNames, SimDisk};
+use polyraft_storage::sim::{Astray, Failure as DiskFailure, Keep, KeepNames, SimDisk};
 
 use super::machine::{self, Saved};
 use super::plan::{Fault, MILLI};
-use super::world::{Event, Phase, World};
+use super::world::{Event, Phase, Unproven, World};
 
 /// Something that ends after a while.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -61,7 +61,11 @@ impl World {
             )
         });
         // Those that are only armed count when they strike.
-        if happened && !matches!(fault, Fault::PowerCutInWrite | Fault::PowerCutAfterPromise) {
+        let is_armed = matches!(
+            fault,
+            Fault::PowerCutInWrite | Fault::PowerCutAfterPromise | Fault::Misdirect
+        );
+        if happened && !is_armed {
             self.fired(fault);
         }
     }
@@ -73,6 +77,9 @@ impl World {
         if host.node.is_none() || host.is_unnoticed(self.plan.nodes) {
             return false;
         }
+        if host.unproven.is_some() && !matches!(fault, Fault::Pause | Fault::Stall) {
+            return false;
+        }
         match fault {
             Fault::PowerCut => self.power_cut(node),
             Fault::PowerCutInWrite => {
@@ -82,7 +89,10 @@ impl World {
             Fault::PowerCutAfterPromise => host.cut_after_promise = true,
             Fault::Kill => self.kill(node),
             Fault::Restart => self.restart(node),
-            Fault::Pause => host.paused_until = now + long,
+            Fault::Pause => {
+                host.paused_until = now + long;
+                self.pause_links(node);
+            }
             Fault::Stall => host.stalled_until = now + long,
             Fault::WriteError => {
                 host.disk.fail_writes(DiskFailure::Once);
@@ -154,13 +164,14 @@ impl World {
             _ => *self.rng.pick(&self.plan.victims.clone()),
         };
         let host = &self.hosts[victim as usize];
-        if host.is_outcast || host.is_dead || host.node.is_none() {
+        if host.is_outcast || host.is_dead || host.node.is_none() || host.unproven.is_some() {
             return false;
         }
         match fault {
             Fault::Wipe => self.wipe(victim),
             Fault::Rollback => self.roll_back(victim),
             Fault::Rot => self.rot(victim),
+            Fault::Misdirect => self.misdirect(victim),
             _ => false,
         }
     }
@@ -233,6 +244,29 @@ impl World {
         self.trace.event(self.now, victim, || {
             format!("rot in {} at {offset}", path.display())
         });
+        true
+    }
+
+    /// Lets the next write to a lane of the log land elsewhere. What such a write hits may be the last batch, which nothing
+    /// proves before the next one: until then nothing may stop the node, or it would have lost without a trace what it
+    /// promised. No log can tell that.
+    fn misdirect(&mut self, victim: u64) -> bool {
+        let host = &self.hosts[victim as usize];
+        let may_stop = host.has_bad_disk || host.is_disk_full || host.is_rotten;
+        if may_stop || host.cut_at.is_some() || host.cut_after_promise {
+            return false;
+        }
+        let lane = self.rng.below(self.plan.config.wal.lanes.into()) as usize;
+        let place = self.rng.bits();
+        let astray = match self.rng.below(3) {
+            0 => Astray::Nowhere,
+            1 => Astray::SameFile(place),
+            _ => Astray::OtherFile(place),
+        };
+        let directory = machine::data_dir(victim).join(format!("wal/{lane}"));
+        let host = &mut self.hosts[victim as usize];
+        host.disk.misdirect_next_write_in(&directory, astray);
+        host.unproven = Some(Unproven { lane, since: None });
         true
     }
 
@@ -370,6 +404,7 @@ impl World {
         }
         for node in 1..=self.plan.nodes {
             let host = &mut self.hosts[node as usize];
+            host.unproven.take_if(|unproven| unproven.since.is_none());
             host.disk.heal();
             host.disk.cut_at(u64::MAX);
             (host.cut_at, host.cut_after_promise) = (None, false);

@@ -518,11 +518,29 @@ impl World {
         }
     }
 
-    /// A direction has been blocked for so long that the connection ends.
+    /// A direction has been blocked, or an end paused, for so long that the connection ends.
     pub(super) fn idle_out(&mut self, at: usize, session: u32) {
         let link = &self.links[at];
-        if link.session == session && link.is_blocked() {
+        if link.session != session || !link.is_connected {
+            return;
+        }
+        let is_paused = |node: &u64| self.hosts[*node as usize].paused_until > self.now;
+        let has_paused = link.nodes.iter().any(is_paused);
+        if link.is_blocked() || has_paused {
+            self.counts.outlasted += u64::from(has_paused);
             self.reset_link(at, 10 * MILLI);
+        }
+    }
+
+    /// A node says nothing while it is paused; its connections break when that lasts.
+    pub(super) fn pause_links(&mut self, node: u64) {
+        let idle = self.idle_timeout();
+        for at in 0..self.links.len() {
+            if self.links[at].nodes.contains(&node) {
+                let wait = self.rng.within(idle / 2, idle);
+                let (link, session) = (at as u8, self.links[at].session);
+                self.push(self.now + wait, Event::Idle { link, session });
+            }
         }
     }
 

@@ -55,13 +55,15 @@ pub enum Fault {
     Rollback,
     /// Bits of a node's log change on the disk.
     Rot,
+    /// A write to a node's log lands elsewhere on its disk, or nowhere.
+    Misdirect,
     /// A client forgets what it was doing.
     ClientCrash,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 20] = [
+    pub const ALL: [Fault; 21] = [
         Fault::PowerCut,
         Fault::PowerCutInWrite,
         Fault::PowerCutAfterPromise,
@@ -81,12 +83,16 @@ impl Fault {
         Fault::Wipe,
         Fault::Rollback,
         Fault::Rot,
+        Fault::Misdirect,
         Fault::ClientCrash,
     ];
 
     /// Whether it can take back what a node has promised. Only a minority of each group may be hit by those.
     pub fn is_destructive(self) -> bool {
-        matches!(self, Fault::Wipe | Fault::Rollback | Fault::Rot)
+        matches!(
+            self,
+            Fault::Wipe | Fault::Rollback | Fault::Rot | Fault::Misdirect
+        )
     }
 }
 

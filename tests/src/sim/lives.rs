@@ -1,0 +1,151 @@
+//! The lives of a node: how it starts on what its disk holds, and what must be there. It must never start a node that was
+//! destroyed for good.
+
+use std::sync::Arc;
+
+use polyraft::sim::{SimNode, SimPlace};
+use polyraft::{CompletionQueue, GroupId};
+
+use super::checks::Failure;
+use super::machine;
+use super::network::Port;
+use super::plan::MILLI;
+use super::world::{Event, World};
+
+impl World {
+    /// Starts a node on what its disk holds.
+    pub(super) fn boot(&mut self, id: u64) {
+        let peers: Vec<u64> = (1..=self.plan.nodes).filter(|peer| *peer != id).collect();
+        let cuts_again = !self.is_healed
+            && self.hosts[id as usize].life > 0
+            && !self.hosts[id as usize].is_unnoticed(self.plan.nodes)
+            && self.plan.fault_us > 0
+            && self.rng.chance(80_000);
+        if cuts_again {
+            let operations = self.hosts[id as usize].disk.operations() + self.rng.below(8);
+            self.cut_power_at(id, operations);
+        }
+        let now = self.now;
+        let host = &mut self.hosts[id as usize];
+        let is_first = host.life == 0;
+        host.life += 1;
+        host.started_at = now;
+        host.met.clear();
+        host.clock = Arc::default();
+        host.port = Arc::new(Port::new(
+            self.plan.nodes,
+            self.plan.config.transport.max_frame_bytes.as_u64() as usize,
+            self.plan.config.transport.queue_bytes.as_u64() as usize,
+        ));
+        host.queue = CompletionQueue::new();
+        let path = machine::data_dir(id);
+        let place = SimPlace {
+            disk: Arc::new(host.disk.clone()),
+            path: &path,
+            cluster: "sim",
+            id,
+            peers: &peers,
+            config: &self.plan.config,
+            clock: Arc::clone(&host.clock),
+        };
+        let port = Arc::clone(&host.port);
+        let opened = SimNode::open(&place, |_, _| port as _);
+        let is_cut = host.cut_at.is_some_and(|cut| host.disk.operations() >= cut);
+        match opened {
+            Ok(node) => {
+                host.turns = vec![u64::MAX; node.shards()];
+                host.pumps = vec![u64::MAX; node.lanes()];
+                host.tends = vec![u64::MAX; node.lanes()];
+                host.works = vec![u64::MAX; node.workers()];
+                host.node = Some(node);
+            }
+            Err(_) if is_cut => {
+                self.counts.failed_recoveries += 1;
+                return self.power_cut(id);
+            }
+            Err(error) => return self.could_not_boot(id, &error.to_string()),
+        }
+        self.counts.restarts += u64::from(!is_first);
+        self.trace.event(now, id, || "starts".to_owned());
+        self.check_recovered(id);
+        for checks in &mut self.checks {
+            checks.reborn(id);
+        }
+        for lane in 0..self.hosts[id as usize].tends.len() {
+            // The background thread looks once when it starts.
+            let at = now + self.rng.within(1, 10 * MILLI);
+            let host = &mut self.hosts[id as usize];
+            host.tends[lane] = at;
+            let event = Event::Tend {
+                host: id as u8,
+                lane: lane as u8,
+                life: host.life,
+            };
+            self.push(at, event);
+        }
+        self.after_step(id);
+    }
+
+    fn could_not_boot(&mut self, id: u64, error: &str) {
+        let host = &mut self.hosts[id as usize];
+        self.trace
+            .event(self.now, id, || format!("can't be started: {error}"));
+        if host.is_disk_full || host.has_bad_disk {
+            let at = self.now + 100 * MILLI;
+            host.disk.heal();
+            return self.boot_at(id, at);
+        }
+        if host.is_rotten {
+            host.is_dead = true;
+            return;
+        }
+        self.fail(Failure {
+            checker: "recovery",
+            what: format!("node {id} can't be started: {error}"),
+            group: None,
+        });
+    }
+
+    /// Everything that a node promised has to be on its disk.
+    fn check_recovered(&mut self, id: u64) {
+        let host = &self.hosts[id as usize];
+        let node = host.node.as_ref().expect("it was just started");
+        if host.is_outcast || host.is_rotten {
+            return;
+        }
+        let all = node.recovered();
+        let mut verdict = Ok(());
+        for (at, checks) in self.checks.iter().enumerate() {
+            let group = GroupId(at as u64 + 1);
+            let found = all.binary_search_by_key(&group, |found| found.group);
+            let found = found.ok().map(|at| all[at]);
+            verdict = verdict.and_then(|()| checks.recovered(group, id, found));
+        }
+        self.judge(verdict);
+    }
+
+    pub(super) fn boot_at(&mut self, id: u64, at: u64) {
+        let host = &mut self.hosts[id as usize];
+        host.life += 1;
+        let life = host.life;
+        self.push(
+            at,
+            Event::Boot {
+                host: id as u8,
+                life,
+            },
+        );
+    }
+
+    /// The node is gone, and with it everything that was in its memory.
+    pub(super) fn drop_node(&mut self, id: u64) {
+        let host = &mut self.hosts[id as usize];
+        host.node = None;
+        host.life += 1;
+        host.paused_until = 0;
+        host.cut_after_promise = false;
+        host.unproven = None;
+        self.clients_lost(id);
+        self.forget_links_of(id);
+    }
+}

@@ -1,0 +1,210 @@
+//! What follows from a step of a node: its frames are brought on their way, and the rules look at what it did. It must look
+//! at everything before the next event happens.
+
+use polyraft::sim::{SimNode, SimRecord, read_frame};
+use polyraft::{GroupId, NodeId};
+use polyraft_raft::LogPosition;
+
+use super::checks::{Failure, Verdict};
+use super::machine;
+use super::plan::Fault;
+use super::world::World;
+
+impl World {
+    /// A part of a node has run: what it did is checked and carried on.
+    pub(super) fn after_step(&mut self, id: u64) {
+        let host = &self.hosts[id as usize];
+        if host.node.is_none() {
+            return;
+        }
+        if host.cut_at.is_some_and(|cut| host.disk.operations() >= cut) {
+            return self.power_cut(id);
+        }
+        let promised = self.look_at_frames(id);
+        self.look_at_machines();
+        self.look_at_replicas(id);
+        self.look_at_misdirection(id);
+        self.look_at_health(id);
+        self.take_completions(id);
+        self.poll_creations(id);
+        if promised && self.hosts[id as usize].cut_after_promise {
+            self.fired(Fault::PowerCutAfterPromise);
+            return self.power_cut(id);
+        }
+        self.schedule(id);
+    }
+
+    /// Checks what a step sent and brings it on its way. Returns whether a promise was among it.
+    fn look_at_frames(&mut self, id: u64) -> bool {
+        let mut sent = std::mem::take(&mut self.sent);
+        self.hosts[id as usize].port.take_sent(&mut sent);
+        let mut promised = false;
+        for sent in sent.drain(..) {
+            let mut has_forward = false;
+            let to = NodeId(sent.to);
+            let mut verdict = Ok(());
+            let node = self.hosts[id as usize].node.as_ref();
+            let node = node.expect("it has just run");
+            let checks = &mut self.checks;
+            read_frame(&sent.frame, |record| match record {
+                SimRecord::Group { group, message } => {
+                    promised |= matches!(
+                        message,
+                        polyraft_raft::Message::Matched { .. }
+                            | polyraft_raft::Message::VoteReply { granted: true, .. }
+                    );
+                    if let Some((core, _)) = node.replica(group)
+                        && verdict.is_ok()
+                    {
+                        verdict = checks[group.0 as usize - 1].sent(core, to, &message);
+                    }
+                }
+                SimRecord::Forward { .. } => has_forward = true,
+                SimRecord::Other => {}
+            });
+            self.judge(verdict);
+            self.trace.note_bytes(&sent.frame);
+            if self.trace.is_on() {
+                self.tell_frame("sends", id, sent.to, &sent.frame);
+            }
+            // A forward that came twice would be two proposals; nothing in the engine claims otherwise.
+            self.route(id, sent, !has_forward);
+        }
+        self.sent = sent;
+        promised
+    }
+
+    pub(super) fn look_at_machines(&mut self) {
+        let mut applied = std::mem::take(&mut self.applied);
+        machine::take_applied(&mut applied);
+        for entry in applied.drain(..) {
+            self.trace.note(entry.digest);
+            let verdict = self.checks[entry.group.0 as usize - 1].applied(entry);
+            self.judge(verdict);
+            self.trace.group(self.now, entry.node, entry.group, || {
+                format!("applies {entry:?}")
+            });
+        }
+        self.applied = applied;
+    }
+
+    fn look_at_replicas(&mut self, id: u64) {
+        let mut stepped = std::mem::take(&mut self.stepped);
+        let node = self.hosts[id as usize].node.as_mut();
+        let node = node.expect("it has just run");
+        for shard in 0..node.shards() {
+            node.take_stepped(shard, &mut stepped);
+        }
+        for group in stepped.drain(..) {
+            let verdict = self.look_at_replica(id, group);
+            self.judge(verdict);
+        }
+        self.stepped = stepped;
+    }
+
+    fn look_at_replica(&mut self, id: u64, group: GroupId) -> Verdict {
+        let host = &self.hosts[id as usize];
+        if host.is_outcast {
+            // Nobody hears it, and what it promised was promised by the data that it lost.
+            return Ok(());
+        }
+        let Some((core, fault)) = host.node.as_ref().and_then(|node| node.replica(group)) else {
+            return Ok(());
+        };
+        if let Some(fault) = fault {
+            if host.is_rotten
+                || host
+                    .node
+                    .as_ref()
+                    .is_some_and(|node| node.fault().is_some())
+            {
+                return Ok(());
+            }
+            return Err(super::checks::broken(
+                "quarantine",
+                group,
+                format!("node {id} takes its replica out of service: {fault}"),
+            ));
+        }
+        let hosts = &self.hosts;
+        let holds = |member: u64, position: LogPosition| -> Option<bool> {
+            let host = &hosts[member as usize];
+            // What was destroyed was there when it was promised.
+            let node = host.node.as_ref().filter(|_| !host.is_outcast)?;
+            let (core, _) = node.replica(group)?;
+            let has = core.term_at(position.index) == Some(position.term);
+            Some(has && core.durable() >= position.index)
+        };
+        let members = self.plan.members_of(group);
+        let checks = &mut self.checks[group.0 as usize - 1];
+        checks.observe(core, members, &holds)?;
+        if self.trace.wants(group) {
+            let told = format!(
+                "is {:?} of term {} vote {:?} leader {:?} last {} durable {} committed {} applied {}",
+                core.role(),
+                core.term(),
+                core.vote().map(|node| node.0),
+                core.leader().map(|node| node.0),
+                core.last(),
+                core.durable(),
+                core.committed(),
+                core.applied()
+            );
+            self.trace.group(self.now, id, group, || told);
+        }
+        Ok(())
+    }
+
+    /// Whatever a misdirected write has hit is proved by the next batch behind it.
+    fn look_at_misdirection(&mut self, id: u64) {
+        let host = &mut self.hosts[id as usize];
+        let (Some(unproven), Some(node)) = (&mut host.unproven, &host.node) else {
+            return;
+        };
+        let durable = node.wal(unproven.lane).durable();
+        match unproven.since {
+            None if !host.disk.is_misdirecting() => {
+                unproven.since = Some(durable);
+                host.is_rotten = true;
+                self.fired(Fault::Misdirect);
+                self.trace
+                    .event(self.now, id, || "a write went astray".to_owned());
+            }
+            Some(since) if durable > since => host.unproven = None,
+            _ => {}
+        }
+    }
+
+    /// A node that has stopped serving needs a reason; somebody starts it again.
+    fn look_at_health(&mut self, id: u64) {
+        let host = &self.hosts[id as usize];
+        let Some(reason) = host.node.as_ref().and_then(SimNode::fault) else {
+            return;
+        };
+        if !host.has_bad_disk && !host.is_rotten {
+            return self.fail(Failure {
+                checker: "node health",
+                what: format!("node {id} stopped serving: {reason}"),
+                group: None,
+            });
+        }
+        self.trace
+            .event(self.now, id, || format!("stopped serving: {reason}"));
+        self.kill(id);
+    }
+
+    pub(super) fn tell_frame(&mut self, verb: &str, node: u64, peer: u64, frame: &bytes::Bytes) {
+        let mut told = Vec::new();
+        read_frame(frame, |record| {
+            if let SimRecord::Group { group, message } = record {
+                told.push((group, message));
+            }
+        });
+        for (group, message) in told {
+            self.trace.group(self.now, node, group, || {
+                let word = if verb == "sends" { "to" } else { "from" };
+                format!("{verb} {word} node {peer}: {message:?}")
+            });
+        }
+    }
+}
