@@ -1,0 +1,199 @@
+//! raft-rs 0.7 on raft-engine 0.4: three stores as threads, messages over in-process channels, no network, no TLS.
+//!
+//! Its settings are TiKV's, or better for this load:
+//! - the protobuf codec, which is TiKV's, and with it entries that share the bytes of the proposal;
+//! - `skip_bcast_commit`, as in TiKV: followers hear of a commit with the next append or heartbeat, which saves four of
+//!   eight messages per commit;
+//! - ticks, heartbeats and election timeout as in TiKV (1 s, 2 s, 10 s), so that idle ticks cost nothing;
+//! - `max_size_per_msg` and `max_inflight_msgs` as in TiKV, uncommitted bytes without a bound;
+//! - a Ready's commit index alone is not written to the log; only terms and votes are;
+//! - entries are applied by the store's own thread, since applying one costs less than handing it over;
+//! - one sync in a turn instead of an I/O thread of its own: three stores keep two cores busy, and a sync of one gives
+//!   its core to the others;
+//! - in raft-engine no compression, which small entries only pay for, and no log collection during a round;
+//! - log files that raft-engine fills with zeros when it starts, because a sync of those takes about half as long, and
+//!   small ones, because the first file is never one of them.
+
+mod files;
+mod log;
+mod store;
+
+use crate::digest::Digest;
+use crate::load::{Cluster, NODES, Outcome};
+use crate::mailbox::Mailbox;
+use anyhow::{Context, Result, anyhow, ensure};
+use bytes::Bytes;
+use files::CountingFiles;
+use raft_engine::internals::FilePipeLog;
+use raft_engine::{Engine, ReadableSize};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use store::{Event, Proposal, Store};
+
+/// raft-engine on files whose syncs are counted.
+type RaftLog = Engine<CountingFiles, FilePipeLog<CountingFiles>>;
+
+/// How long the groups may take to elect the leaders that they are told to.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// TiKV's bound on a message, `raft-max-size-per-msg`.
+const MAX_MESSAGE_BYTES: u64 = 1 << 20;
+
+/// The three stores and their client's side.
+pub struct RaftRs {
+    inboxes: Vec<Mailbox<Event>>,
+    /// Proposals that wait for [`Cluster::flush`], by store.
+    proposals: Vec<Vec<Proposal>>,
+    outcomes: Mailbox<Outcome>,
+    arrived: Vec<Outcome>,
+    syncs: Vec<Arc<AtomicU64>>,
+    led: Vec<Arc<AtomicU64>>,
+    threads: Vec<JoinHandle<Result<()>>>,
+}
+
+fn config(at: usize) -> raft::Config {
+    raft::Config {
+        id: store::raft_id(at),
+        election_tick: 10,
+        heartbeat_tick: 2,
+        max_size_per_msg: MAX_MESSAGE_BYTES,
+        max_inflight_msgs: 256,
+        check_quorum: true,
+        pre_vote: true,
+        skip_bcast_commit: true,
+        max_committed_size_per_ready: 16 << 20,
+        ..raft::Config::default()
+    }
+}
+
+fn open_log(dir: &Path, syncs: &Arc<AtomicU64>) -> Result<Arc<RaftLog>> {
+    std::fs::create_dir_all(dir)?;
+    let config = raft_engine::Config {
+        dir: dir
+            .to_str()
+            .context("the path of the log is not text")?
+            .to_owned(),
+        batch_compression_threshold: ReadableSize(0),
+        target_file_size: ReadableSize::mb(16),
+        prefill_for_recycle: true,
+        // raft-engine makes half as much again: 24 files.
+        prefill_limit: Some(ReadableSize::mb(256)),
+        ..raft_engine::Config::default()
+    };
+    let files = Arc::new(CountingFiles::new(Arc::clone(syncs)));
+    Ok(Arc::new(Engine::open_with_file_system(config, files)?))
+}
+
+impl RaftRs {
+    /// Starts the stores in `dir`, and has node `g % 3` lead group `g`.
+    pub fn start(dir: &Path, groups: usize) -> Result<Self> {
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let inboxes: Vec<Mailbox<Event>> = (0..NODES).map(|_| Mailbox::default()).collect();
+        let counters = || (0..NODES).map(|_| Arc::new(AtomicU64::new(0))).collect();
+        let mut cluster = Self {
+            inboxes,
+            proposals: (0..NODES).map(|_| Vec::new()).collect(),
+            outcomes: Mailbox::default(),
+            arrived: Vec::new(),
+            syncs: counters(),
+            led: counters(),
+            threads: Vec::new(),
+        };
+        let engines = (0..NODES)
+            .map(|at| open_log(&dir.join(format!("node-{}", at + 1)), &cluster.syncs[at]))
+            .collect::<Result<Vec<_>>>()?;
+        // The zeros must not be written in the middle of the first turns.
+        rustix::fs::sync();
+        for (at, engine) in engines.into_iter().enumerate() {
+            let nodes = (1..=groups as u64)
+                .map(|region| store::replica(at, region, Arc::clone(&engine), &logger));
+            let store = Store::new(
+                at,
+                Arc::clone(&engine),
+                nodes.collect::<Result<_>>()?,
+                cluster.inboxes.clone(),
+                cluster.outcomes.clone(),
+                Arc::clone(&cluster.led[at]),
+            );
+            let thread = std::thread::Builder::new().name(format!("store-{}", at + 1));
+            cluster.threads.push(thread.spawn(|| store.run())?);
+        }
+        for group in 0..groups {
+            cluster.inboxes[group % NODES].push(Event::Campaign(group as u32));
+        }
+        let deadline = Instant::now() + START_LIMIT;
+        while cluster.leaders().iter().sum::<u64>() < groups as u64 {
+            cluster.check_threads()?;
+            ensure!(Instant::now() < deadline, "not every group has a leader");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(cluster)
+    }
+
+    fn check_threads(&mut self) -> Result<()> {
+        if let Some(ended) = self.threads.iter().position(JoinHandle::is_finished) {
+            let outcome = self.threads.swap_remove(ended).join();
+            outcome.map_err(|_| anyhow!("a store panicked"))??;
+        }
+        Ok(())
+    }
+
+    /// Ends the stores.
+    pub fn stop(self) -> Result<()> {
+        for inbox in &self.inboxes {
+            inbox.push(Event::Stop);
+        }
+        for thread in self.threads {
+            thread.join().map_err(|_| anyhow!("a store panicked"))??;
+        }
+        Ok(())
+    }
+}
+
+impl Cluster for RaftRs {
+    fn propose(&mut self, group: usize, slot: u32, payload: Bytes) {
+        self.proposals[group % NODES].push(Proposal {
+            group: group as u32,
+            slot,
+            payload,
+        });
+    }
+
+    fn flush(&mut self) {
+        for (inbox, proposals) in self.inboxes.iter().zip(&mut self.proposals) {
+            if !proposals.is_empty() {
+                let room = Vec::with_capacity(proposals.len());
+                inbox.push(Event::Proposals(std::mem::replace(proposals, room)));
+            }
+        }
+    }
+
+    fn outcomes(&mut self, out: &mut Vec<Outcome>, timeout: Duration) {
+        self.outcomes.take(&mut self.arrived, timeout);
+        out.append(&mut self.arrived);
+    }
+
+    fn digests(&mut self) -> Result<Vec<Vec<Digest>>> {
+        self.check_threads()?;
+        let mut digests = Vec::new();
+        for inbox in &self.inboxes {
+            let (reply, answer) = std::sync::mpsc::channel();
+            inbox.push(Event::Digests(reply));
+            digests.push(answer.recv().context("a store has ended")?);
+        }
+        Ok(digests)
+    }
+
+    fn syncs(&self) -> Vec<u64> {
+        let syncs = self.syncs.iter();
+        syncs.map(|count| count.load(Ordering::Relaxed)).collect()
+    }
+
+    fn leaders(&self) -> Vec<u64> {
+        let led = self.led.iter();
+        led.map(|count| count.load(Ordering::Relaxed)).collect()
+    }
+}
