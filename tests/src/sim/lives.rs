@@ -93,6 +93,7 @@ impl World {
         if host.is_disk_full || host.has_bad_disk {
             let at = self.now + 100 * MILLI;
             host.disk.heal();
+            host.has_bad_disk = false;
             return self.boot_at(id, at);
         }
         if host.is_rotten {
