@@ -1,4 +1,4 @@
-//! Owns the data directory's identity, its lock and what it remembers of its peers.
+//! Owns the data directory: its identity and its lock.
 //! Must never be opened twice at once, and must never guess an identity that it cannot read.
 
 use std::collections::BTreeMap;
@@ -14,15 +14,14 @@ use crate::block::{u32_at, u64_at};
 use crate::disk::Disk;
 use crate::error::StorageError;
 use crate::format::PAGE_BYTES;
+use crate::peers::Peers;
 
 const IDENTITY: &str = "identity";
 const LOCK: &str = "lock";
-const PEERS: &str = "peers";
 /// The directory of the lanes.
 pub(crate) const WAL: &str = "wal";
 
 const IDENTITY_MAGIC: &[u8; 8] = b"PRIDENT1";
-const PEERS_MAGIC: &[u8; 8] = b"PRPEERS1";
 const MAX_CLUSTER_BYTES: usize = 255;
 /// What a disk writes whole or not at all.
 const SECTOR_BYTES: usize = 512;
@@ -58,7 +57,7 @@ struct Inner {
     path: PathBuf,
     identity: Identity,
     is_new: bool,
-    peers: Mutex<BTreeMap<NodeId, PeerSeen>>,
+    peers: Mutex<Peers>,
     _lock: Box<dyn Send + Sync>,
 }
 
@@ -149,7 +148,7 @@ impl DataDir {
                 identity
             }
         };
-        let peers = read_peers(&*disk, &path)?;
+        let peers = Peers::read(&*disk, &path)?;
         let inner = Inner {
             disk,
             path,
@@ -201,39 +200,12 @@ impl DataDir {
     /// Remembers durably what was seen of a peer; does nothing when that is known already.
     pub fn note_peer(&self, peer: NodeId, seen: PeerSeen) -> Result<(), StorageError> {
         let mut peers = self.inner.peers.lock();
-        let before = peers.insert(peer, seen);
-        if before == Some(seen) {
-            return Ok(());
-        }
-        let file = self.inner.path.join(PEERS);
-        let bytes = encode_peers(&peers);
-        let mut written = self.inner.disk.replace(&file, &bytes);
-        // A peer that must be refused from now on must be remembered on a full disk too. One sector is written whole or
-        // not at all, and needs no space.
-        if written.as_ref().is_err_and(is_full) && before.is_some() && bytes.len() <= SECTOR_BYTES {
-            written = self.inner.disk.overwrite(&file, 0, &bytes);
-            if written.is_err()
-                && let Some(before) = before
-            {
-                // Half of it may stand there now.
-                let mut peers = peers.clone();
-                peers.insert(peer, before);
-                let _ = self.inner.disk.overwrite(&file, 0, &encode_peers(&peers));
-            }
-        }
-        if written.is_err() {
-            // Not remembered on disk, so not remembered at all.
-            match before {
-                Some(before) => peers.insert(peer, before),
-                None => peers.remove(&peer),
-            };
-        }
-        written.map_err(|error| StorageError::io(&file, "remembering a peer", &error))
+        peers.note(&*self.inner.disk, peer, seen)
     }
 
     /// What is remembered of the peers.
     pub fn peers(&self) -> BTreeMap<NodeId, PeerSeen> {
-        self.inner.peers.lock().clone()
+        self.inner.peers.lock().seen().clone()
     }
 
     pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
@@ -331,65 +303,6 @@ impl Identity {
     }
 }
 
-fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    )
-}
-
-fn encode_peers(peers: &BTreeMap<NodeId, PeerSeen>) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(20 + 32 * peers.len());
-    bytes.extend_from_slice(PEERS_MAGIC);
-    bytes.put_u64_le(peers.len() as u64);
-    for (node, seen) in peers {
-        bytes.put_u64_le(node.0);
-        bytes.put_u128_le(seen.store.0);
-        bytes.put_u64_le(seen.incarnation);
-    }
-    let crc = crc32c::crc32c(&bytes);
-    bytes.put_u32_le(crc);
-    bytes
-}
-
-fn read_peers(disk: &dyn Disk, path: &Path) -> Result<BTreeMap<NodeId, PeerSeen>, StorageError> {
-    let file = path.join(PEERS);
-    let bytes = match disk.read(&file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        bytes => bytes.map_err(|error| StorageError::io(&file, "reading", &error))?,
-    };
-    parse_peers(&bytes).ok_or_else(|| StorageError::Damaged {
-        path: file,
-        offset: 0,
-        reason: "the memory of peers fails its checks".into(),
-    })
-}
-
-fn parse_peers(bytes: &[u8]) -> Option<BTreeMap<NodeId, PeerSeen>> {
-    let body = bytes.len().checked_sub(4)?;
-    if body < 16
-        || &bytes[..8] != PEERS_MAGIC
-        || crc32c::crc32c(&bytes[..body]) != u32_at(bytes, body)
-    {
-        return None;
-    }
-    let list = &bytes[16..body];
-    if list.len() as u64 != u64_at(bytes, 8).checked_mul(32)? {
-        return None;
-    }
-    let peer = |peer: &[u8]| {
-        let store = StoreId(u128::from(u64_at(peer, 8)) | u128::from(u64_at(peer, 16)) << 64);
-        (
-            NodeId(u64_at(peer, 0)),
-            PeerSeen {
-                store,
-                incarnation: u64_at(peer, 24),
-            },
-        )
-    };
-    Some(list.chunks_exact(32).map(peer).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -444,26 +357,6 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_does_not_keep_a_known_peer_from_being_remembered() {
-        use crate::sim::SimDisk;
-        let disk = SimDisk::new(1);
-        let open = || DataDir::open(Arc::new(disk.clone()), "/n", "c", NodeId(1), 1).unwrap();
-        let seen = |incarnation| PeerSeen {
-            store: StoreId(7),
-            incarnation,
-        };
-        let dir = open();
-        dir.note_peer(NodeId(2), seen(1)).unwrap();
-        disk.set_capacity(disk.used());
-        dir.note_peer(NodeId(2), seen(u64::MAX)).unwrap();
-        dir.note_peer(NodeId(3), seen(1)).unwrap_err();
-        drop(dir);
-        let disk = disk.after_power_cut(crate::sim::Keep::Nothing);
-        let dir = DataDir::open(Arc::new(disk), "/n", "c", NodeId(1), 1).unwrap();
-        assert_eq!(dir.peers(), BTreeMap::from([(NodeId(2), seen(u64::MAX))]));
-    }
-
-    #[test]
     fn a_lost_identity_beside_a_log_is_explained() {
         let dir = tempfile::tempdir().unwrap();
         drop(open(dir.path(), "c", 1, 1).unwrap());
@@ -492,22 +385,5 @@ mod tests {
             open(dir.path(), "c", 1, 1),
             Err(StorageError::Identity { .. })
         ));
-    }
-
-    #[test]
-    fn peers_are_remembered() {
-        let dir = tempfile::tempdir().unwrap();
-        let seen = PeerSeen {
-            store: StoreId(7),
-            incarnation: 3,
-        };
-        let first = open(dir.path(), "c", 1, 1).unwrap();
-        first.note_peer(NodeId(2), seen).unwrap();
-        first.note_peer(NodeId(2), seen).unwrap();
-        drop(first);
-        assert_eq!(
-            open(dir.path(), "c", 1, 1).unwrap().peers(),
-            BTreeMap::from([(NodeId(2), seen)])
-        );
     }
 }

@@ -30,6 +30,7 @@ mod mapping;
 #[cfg(all(test, polyraft_shuttle))]
 mod models;
 mod options;
+mod peers;
 mod pool;
 mod prefetch;
 mod recovery;
