@@ -78,6 +78,67 @@ pub fn writes_on(disk: &SimDisk, shape: Shape, mut log: Log) -> Result<(), Strin
         .map_err(|reason| format!("writes after recovery are lost: {reason}"))
 }
 
+/// Turns after which every file of a log has been used again.
+const TURNS: usize = 12;
+
+/// Starts on a disk on which names are not durable, goes on until files were used again, and cuts the power before each
+/// operation as long as such names are left: what the recovery has built on must still be there then. Returns how many such
+/// images there were.
+pub fn goes_on(disk: &SimDisk, shape: Shape, allowed: &[&[Model]]) -> Result<u64, String> {
+    disk.record_images();
+    let mut log = opens_as(disk, shape, allowed)?;
+    let recovered = disk.operations();
+    let mut states: Vec<Vec<Model>> = Vec::new();
+    for model in log.read_all()?.0 {
+        states.push(vec![model]);
+    }
+    // By turn: how many operations were done once it was durable, and how many states of each shard it makes lasting.
+    let mut marks = vec![(recovered, vec![0; states.len()])];
+    for _ in 0..TURNS {
+        for (shard, states) in states.iter_mut().enumerate() {
+            let model = states.last().expect("there is a first state").clone();
+            for op in next_turn(shape, shard, &model, 12_000) {
+                let mut model = states.last().expect("there is a first state").clone();
+                log.write(shape, &model, &op).map_err(failed("writing"))?;
+                op.apply(&mut model);
+                states.push(model);
+            }
+            match log.logs[shard].submit() {
+                Err(StorageError::DiskFull { .. }) => return Ok(0),
+                submitted => submitted.map_err(failed("submitting"))?,
+            };
+        }
+        log.flush().map_err(failed("syncing"))?;
+        let lasting = states.iter().map(|states| states.len() - 1);
+        marks.push((disk.operations(), lasting.collect()));
+        log.settle().map_err(failed("background work"))?;
+    }
+    drop(log);
+    let images = disk.take_images();
+    let first = disk.operations() - images.len() as u64;
+    let mut checked = 0;
+    for (at, image) in (first..).zip(&images) {
+        if !image.has_unsynced_names() {
+            continue;
+        }
+        let known = marks.iter().rfind(|(operations, _)| *operations <= at);
+        let since: Vec<&[Model]> = match known {
+            None => allowed.to_vec(),
+            Some((_, lasting)) => {
+                let shards = states.iter().zip(lasting);
+                shards.map(|(states, from)| &states[*from..]).collect()
+            }
+        };
+        checked += 1;
+        opens_as(&image.after_power_cut(Keep::Nothing), shape, &since)
+            .map(|_| ())
+            .map_err(|reason| {
+                format!("power cut at {at}, when its files were used again: {reason}")
+            })?;
+    }
+    Ok(checked)
+}
+
 fn failed(what: &'static str) -> impl Fn(StorageError) -> String {
     move |error| format!("{what} after recovery: {error}")
 }

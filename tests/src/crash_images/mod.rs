@@ -241,6 +241,11 @@ fn failed_syncs(run: &Run, workload: &Workload, count: &mut Count) -> Result<(),
                 )
             },
         )?;
+        let restarted = failed.disk.after_process_crash();
+        if restarted.has_unsynced_names() {
+            count.failed_syncs += check::goes_on(&restarted, run.shape, &allowed)
+                .map_err(|reason| (format!("sync failed at operation {at}, restart"), reason))?;
+        }
         for keep in [
             Keep::Nothing,
             Keep::Everything,
