@@ -53,7 +53,7 @@ pub use error::{BlockError, ReadError, StorageError};
 pub use group::RecoveredGroup;
 pub use lane::{Durable, WalObserver};
 pub use options::{WalMode, WalOptions};
-pub use prefetch::prefetch;
+pub use prefetch::{PREFETCH_AHEAD, prefetch};
 pub use recovery::{RecoveryReport, Rot, TornTail};
 pub use shard::ShardLog;
 pub use stats::WalStats;

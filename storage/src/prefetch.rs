@@ -4,6 +4,9 @@
 /// What a processor fetches as a whole.
 const LINE_BYTES: usize = 64;
 
+/// How many places ahead a walk over many groups asks for what it is going to need.
+pub const PREFETCH_AHEAD: usize = 6;
+
 /// Starts to load all of `value` into the caches. Groups are many and lie all over the memory, so a turn that walks over
 /// them would otherwise wait for each in turn.
 #[inline]

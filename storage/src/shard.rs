@@ -19,12 +19,10 @@ use crate::format;
 use crate::group::{GroupLog, Interned, RecoveredGroup};
 use crate::index::{BlockRef, Place, Where};
 use crate::lane::{Durable, Lane, Placed};
+use crate::prefetch::PREFETCH_AHEAD;
 use crate::table::GroupTable;
 use crate::tail::{Tail, TurnPiece};
 use crate::upkeep::Upkeep;
-
-/// How many groups a walk over many of them looks ahead to fetch their memory.
-const AHEAD: usize = 6;
 
 /// Bytes that the turn buffer grows by.
 const TURN_BUFFER_BYTES: usize = 64 << 10;
@@ -435,7 +433,7 @@ impl ShardLog {
             let piece = self.tail.place(turn, segment, offset);
             let mut groups = std::mem::take(&mut piece.groups);
             for (at, group) in groups.iter().enumerate() {
-                if let Some(later) = groups.get(at + AHEAD) {
+                if let Some(later) = groups.get(at + PREFETCH_AHEAD) {
                     self.groups.prefetch(*later);
                 }
                 if let Some(log) = self.groups.get_mut(*group) {

@@ -8,16 +8,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use polyraft_raft::{GroupId, Index, Term};
-use polyraft_storage::{Blocks, EntryKind, GroupTable};
+use polyraft_storage::{Blocks, EntryKind, GroupTable, PREFETCH_AHEAD};
 
 use crate::completion::{self, ReplyTo};
 use crate::error::Error;
 use crate::event::ShardEvent;
 use crate::machine::{Entry, Replies, StateMachine};
 use crate::mailbox::{Mailbox, Sender};
-
-/// How many groups a batch looks ahead to fetch the memory of their state machines.
-const AHEAD: usize = 6;
 
 /// Work for an apply worker.
 pub(crate) enum Task {
@@ -218,7 +215,7 @@ impl<M: StateMachine> Applier<M> {
         let mut next = 0;
         let mut entries = reuse(std::mem::take(&mut self.entries));
         for at in 0..batch.groups.len() {
-            if let Some(later) = batch.groups.get(at + AHEAD) {
+            if let Some(later) = batch.groups.get(at + PREFETCH_AHEAD) {
                 self.machines.prefetch(later.group);
             }
             let committed = &mut batch.groups[at];

@@ -6,12 +6,12 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{Event, GroupId, NodeId, Term, Tick};
-use polyraft_storage::prefetch;
+use polyraft_storage::{PREFETCH_AHEAD, prefetch};
 use rustc_hash::FxHashMap;
 
 use super::outgoing::NODE_LEVEL;
 use super::proposals::first_request;
-use super::{AHEAD, Payloads, Shard, parse_blocks};
+use super::{Payloads, Shard, parse_blocks};
 use crate::error::Error;
 use crate::event::{Claim, CreateOrigin, CreateReply, GroupRanges, Members, ShardEvent};
 use crate::liveness::{Action, Intervals, Liveness};
@@ -120,7 +120,7 @@ impl Shard {
         let mut records = Records::new(&frame);
         // The groups of a frame are all over the memory: what later records need is fetched meanwhile.
         let mut ahead = Records::new(&frame);
-        for _ in 0..AHEAD {
+        for _ in 0..PREFETCH_AHEAD {
             self.fetch(ahead.skip_for(is_mine));
         }
         while let Some(record) = records.next_for(is_mine) {

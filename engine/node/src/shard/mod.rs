@@ -197,9 +197,6 @@ struct Marks {
     durable: Option<WriteId>,
 }
 
-/// How many replicas a turn looks ahead to fetch their memory.
-const AHEAD: usize = 6;
-
 /// A write of a replica in a batch.
 #[derive(Debug)]
 struct Written {

@@ -5,11 +5,11 @@
 use std::ops::Range;
 
 use polyraft_raft::{Apply, EntryRange, Env, Event, GroupId, Index, Message, NodeId, Send, Tick};
-use polyraft_storage::{Blocks, Durable, StorageError, prefetch};
+use polyraft_storage::{Blocks, Durable, PREFETCH_AHEAD, StorageError, prefetch};
 
 use super::outgoing::NODE_LEVEL;
 use super::replica::{Replica, Shown};
-use super::{AHEAD, Deferred, DiskFull, Payloads, Shard, Written, guarded, leads};
+use super::{Deferred, DiskFull, Payloads, Shard, Written, guarded, leads};
 use crate::apply::{ApplyBatch, Task};
 use crate::error::Error;
 use crate::event::Claim;
@@ -97,10 +97,10 @@ impl Shard {
 
     /// Starts to load what the replicas further down the list of touched ones need: first a replica, then its log.
     fn fetch_ahead(&self, at: usize) {
-        if let Some(later) = self.touched.get(at + 2 * AHEAD) {
+        if let Some(later) = self.touched.get(at + 2 * PREFETCH_AHEAD) {
             prefetch(&self.replicas[*later as usize]);
         }
-        if let Some(soon) = self.touched.get(at + AHEAD) {
+        if let Some(soon) = self.touched.get(at + PREFETCH_AHEAD) {
             self.log.prefetch(self.replicas[*soon as usize].group.id());
         }
     }
@@ -209,7 +209,7 @@ impl Shard {
     /// State machines have come further, or one of them has stopped.
     pub(super) fn applied(&mut self, mut batch: ApplyBatch) {
         for at in 0..batch.groups.len() {
-            if let Some(later) = batch.groups.get(at + AHEAD) {
+            if let Some(later) = batch.groups.get(at + PREFETCH_AHEAD) {
                 prefetch(&self.replicas[later.slot as usize]);
             }
             let committed = &mut batch.groups[at];
@@ -339,7 +339,7 @@ impl Shard {
     fn dispatch_applies(&mut self) {
         let mut applies = std::mem::take(&mut self.outbox.applies);
         for (at, apply) in applies.iter().enumerate() {
-            if let Some(later) = applies.get(at + AHEAD) {
+            if let Some(later) = applies.get(at + PREFETCH_AHEAD) {
                 self.log.prefetch(later.group);
             }
             self.dispatch_apply(apply);
