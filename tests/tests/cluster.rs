@@ -1,5 +1,8 @@
 //! Whole nodes over real QUIC: elections, replication, failover, restarts, and what is refused.
 
+use std::future::Future as _;
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -508,4 +511,32 @@ async fn an_idle_cluster_sends_beats_and_nothing_for_its_groups() {
     .await;
     assert_eq!(cluster.node(1).status().leaderless, 0);
     cluster.stop_all().await;
+}
+
+/// A caller that panics when it is told that its answer is there.
+struct Panicking;
+
+impl Wake for Panicking {
+    fn wake(self: Arc<Self>) {
+        panic!("a caller's waker panics");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_of_an_apply_worker_stops_the_node() {
+    let cluster = Cluster::start(1, small_config()).await;
+    cluster.node(1).create_groups(0..1, &[1]).await.unwrap();
+    cluster.led(0..1).await;
+    let group = cluster.node(1).group(0);
+    let mut proposal = Box::pin(group.propose(payload(1)));
+    let waker = Waker::from(Arc::new(Panicking));
+    let polled = proposal.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    until("the node says that it has stopped", async || {
+        let fault = cluster.node(1).status().fault;
+        fault.is_some_and(|fault| fault.contains("an apply worker panicked"))
+    })
+    .await;
+    assert!(group.propose(payload(2)).await.is_err());
+    drop(proposal);
 }

@@ -169,3 +169,20 @@ pub trait StateMachine: Sized + Send + 'static {
     /// Replaces the state by a snapshot that covers the log through `last`.
     fn restore(&mut self, last: Index, from: &mut dyn Read) -> Result<(), MachineError>;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_equal_whatever_they_are_a_part_of() {
+        let (one, other) = (Bytes::from_static(b"abc"), Bytes::from_static(b"-abc-"));
+        let alone = Entry::new(Index(1), Term(2), &one);
+        let part = Entry::within(Index(1), Term(2), &other[1..4], &other);
+        assert_eq!(alone, part);
+        assert_eq!(part.payload_bytes(), one);
+        assert_ne!(alone, Entry::new(Index(2), Term(2), &one));
+        assert_ne!(alone, Entry::new(Index(1), Term(1), &one));
+        assert_ne!(alone, Entry::new(Index(1), Term(2), &other));
+    }
+}
