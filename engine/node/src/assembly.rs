@@ -24,6 +24,7 @@ use crate::mailbox::{Mailbox, mailbox};
 use crate::router::{CHANCE_BITS, Router};
 use crate::shard::{HomeOptions, InboxGauge, Limits, Shard, ShardOptions, Shared};
 use crate::status::AllCounters;
+use crate::trace::Tracer;
 
 /// Where a node lives, and who it is.
 pub(crate) struct Place<'a> {
@@ -81,6 +82,7 @@ impl Assembly {
             backlog: Arc::new(ApplyBacklog::default()),
             directory: Directory::default(),
             counters: AllCounters::new(shards),
+            tracer: Arc::new(Tracer::new(config.trace.one_in)),
             alive_peers: Mutex::new(NodeSet::new(place.node)),
             fault: Mutex::new(None),
             is_closed: AtomicBool::new(false),

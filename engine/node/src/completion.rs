@@ -18,6 +18,7 @@ use polyraft_raft::{GroupId, Index, NodeId};
 use crate::error::Error;
 use crate::event::ShardEvent;
 use crate::mailbox::Sender;
+use crate::trace::Trace;
 
 /// A proposal that is committed and applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub(crate) struct QueueInner {
 struct Done {
     completions: VecDeque<Completion>,
     waiting: bool,
+    /// Whoever waits, or comes next, is to return without an outcome.
+    woken: bool,
 }
 
 impl CompletionQueue {
@@ -66,13 +69,14 @@ impl CompletionQueue {
         Self::default()
     }
 
-    /// Moves every outcome known by now into `out` and returns how many; waits up to `timeout` for the first.
+    /// Moves every outcome known by now into `out` and returns how many; waits up to `timeout` for the first, or until
+    /// [`CompletionQueue::wake`].
     pub fn drain(&self, out: &mut Vec<Completion>, timeout: Duration) -> usize {
         let mut done = self.inner.done.lock();
-        if done.completions.is_empty() && !timeout.is_zero() {
+        if done.completions.is_empty() && !done.woken && !timeout.is_zero() {
             let deadline = Instant::now() + timeout;
             done.waiting = true;
-            while done.completions.is_empty() {
+            while done.completions.is_empty() && !done.woken {
                 if self
                     .inner
                     .arrived
@@ -84,9 +88,20 @@ impl CompletionQueue {
             }
             done.waiting = false;
         }
+        done.woken = false;
         let count = done.completions.len();
         out.extend(done.completions.drain(..));
         count
+    }
+
+    /// Makes the [`CompletionQueue::drain`] that waits now, or else the next one, return without waiting: for callers
+    /// that have something else to do as well.
+    pub fn wake(&self) {
+        let mut done = self.inner.done.lock();
+        done.woken = true;
+        if done.waiting {
+            self.inner.arrived.notify_one();
+        }
     }
 
     pub(crate) fn reply_to(&self, tag: u64) -> ReplyTo {
@@ -128,10 +143,32 @@ enum Sink {
         request: u64,
         inbox: Sender<ShardEvent>,
     },
+    Traced(Box<Traced>),
     Answered,
 }
 
+/// A sink whose proposal is traced.
+#[derive(Debug)]
+struct Traced {
+    trace: Arc<Trace>,
+    sink: Sink,
+}
+
 impl ReplyTo {
+    /// The same, with a record of the way of the proposal.
+    pub(crate) fn traced(mut self, trace: Arc<Trace>) -> Self {
+        let sink = std::mem::replace(&mut self.0, Sink::Answered);
+        ReplyTo(Sink::Traced(Box::new(Traced { trace, sink })))
+    }
+
+    /// The record of the proposal, if it has one.
+    pub(crate) fn trace(&self) -> Option<&Arc<Trace>> {
+        match &self.0 {
+            Sink::Traced(traced) => Some(&traced.trace),
+            _ => None,
+        }
+    }
+
     /// The outcome goes to `origin`, which sent the proposal on under its number `request`.
     pub(crate) fn forwarded(
         group: GroupId,
@@ -187,6 +224,12 @@ impl ReplyTo {
                     request,
                     outcome,
                 });
+            }
+            Sink::Traced(traced) => {
+                if outcome.is_ok() {
+                    traced.trace.finish();
+                }
+                ReplyTo(traced.sink).answer(outcome);
             }
             Sink::Answered => {}
         }
@@ -360,6 +403,25 @@ mod tests {
         assert_eq!(queue.drain(&mut out, Duration::ZERO), 1);
         assert_eq!(out[0].tag, 7);
         assert_eq!(out[0].result, Err(Error::Closed));
+    }
+
+    #[test]
+    fn a_wake_ends_one_wait_even_if_it_comes_first() {
+        let queue = CompletionQueue::new();
+        let mut out = Vec::new();
+        queue.wake();
+        // Without the wake this would wait for an hour.
+        assert_eq!(queue.drain(&mut out, Duration::from_secs(3600)), 0);
+        let other = queue.clone();
+        let waker = std::thread::spawn(move || other.wake());
+        assert_eq!(queue.drain(&mut out, Duration::from_secs(3600)), 0);
+        waker.join().unwrap();
+        let started = Instant::now();
+        queue.drain(&mut out, Duration::from_millis(1));
+        assert!(
+            started.elapsed() >= Duration::from_millis(1),
+            "a wake counts once"
+        );
     }
 
     #[test]

@@ -156,6 +156,10 @@ impl<M> GroupHandle<M> {
         if let Some(error) = refusal {
             return Err((error, reply));
         }
+        let reply = match inner.shared.tracer.begin() {
+            Some(trace) => reply.traced(trace),
+            None => reply,
+        };
         inner.shared.tell(
             self.shard,
             ShardEvent::Propose {

@@ -26,11 +26,12 @@ mod shard;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod status;
+mod trace;
 mod wheel;
 mod wire;
 
 pub use polyraft_raft::{GroupId, Index, LogPosition, NodeId, Role, Term};
-pub use polyraft_storage::WalStats;
+pub use polyraft_storage::{Disk, WalStats};
 pub use polyraft_transport::{NetworkStats, Tls};
 
 pub use crate::completion::{Committed, Completion, CompletionQueue};
@@ -40,6 +41,7 @@ pub use crate::group::{GroupHandle, Read};
 pub use crate::machine::{Entry, Replies, StateMachine};
 pub use crate::node::{Node, NodeBuilder};
 pub use crate::status::{Counters, GroupStatus, NodeStatus, PeerStatus};
+pub use crate::trace::ProposalTrace;
 
 /// The README's example is compiled with the tests.
 #[cfg(doctest)]

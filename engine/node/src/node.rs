@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use polyraft_raft::{GroupId, NodeId};
-use polyraft_storage::{DataDir, FileDisk, Wal, WalObserver, WalStats, WalThreads};
+use polyraft_storage::{DataDir, Disk, FileDisk, Wal, WalObserver, WalStats, WalThreads};
 use polyraft_transport::{Identity, Network, Options, QuicNetwork, Tls};
 
 use crate::apply::Task;
@@ -28,6 +28,7 @@ use crate::mailbox::Mailbox;
 use crate::router::Router;
 use crate::shard::{Shard, Shared};
 use crate::status::{NodeStatus, PeerStatus};
+use crate::trace::ProposalTrace;
 use crate::wire::{MAX_GROUPS_AT_ONCE, MAX_MEMBERS};
 
 /// Answered reply slots kept for reuse; more callers than this at once cost an allocation each.
@@ -92,6 +93,7 @@ pub struct NodeBuilder<M> {
     peers: Vec<(u64, SocketAddr)>,
     tls: Option<Tls>,
     config: Config,
+    disk: Arc<dyn Disk>,
     machine: PhantomData<fn() -> M>,
 }
 
@@ -138,6 +140,13 @@ impl<M: StateMachine> NodeBuilder<M> {
         self
     }
 
+    /// The file system of the data directory; the machine's if not given. For measurements and tests that make a disk
+    /// slow or faulty.
+    pub fn disk(mut self, disk: Arc<dyn Disk>) -> Self {
+        self.disk = disk;
+        self
+    }
+
     /// Recovers the log, opens the state machines and joins the cluster.
     ///
     /// Groups that the data directory holds come back by themselves. The call returns when this node takes part; it
@@ -176,7 +185,7 @@ impl<M: StateMachine> NodeBuilder<M> {
         let peer_ids: Vec<NodeId> = peers.iter().map(|(peer, _)| *peer).collect();
 
         let place = Place {
-            disk: Arc::new(FileDisk),
+            disk: Arc::clone(&self.disk),
             path: &path,
             cluster: &self.cluster,
             node,
@@ -305,6 +314,7 @@ impl<M: StateMachine> Node<M> {
             peers: Vec::new(),
             tls: None,
             config: Config::default(),
+            disk: Arc::new(FileDisk),
             machine: PhantomData,
         }
     }
@@ -416,6 +426,12 @@ impl<M: StateMachine> Node<M> {
             network: inner.network.stats(),
             counters,
         }
+    }
+
+    /// The proposals whose way was recorded since the last call, as `trace.one_in` asks for. Some ten thousand are kept;
+    /// what comes beyond is not recorded.
+    pub fn take_traces(&self) -> Vec<ProposalTrace> {
+        self.inner.shared.tracer.take()
     }
 
     /// Stops the node: answers every caller, writes what is queued, closes connections, joins all threads and

@@ -155,4 +155,5 @@ pub(super) const KEYS: &[Key] = &[
         "receive_window",
         size(ByteSize::kib(64), ByteSize::mib(64)),
     ),
+    Key::new("trace", "one_in", Allowed::Count(0, 1 << 20)),
 ];

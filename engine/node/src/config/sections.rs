@@ -372,6 +372,17 @@ impl Default for Transport {
     }
 }
 
+/// What is recorded of single proposals.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Trace {
+    /// Of one proposal in so many, how long each stage took is recorded on the leader's node, for
+    /// `Node::take_traces`. `0` records none and costs nothing; at 64 the cost is hard to measure.
+    ///
+    /// Default `0`; allowed `0` to `1048576`; takes effect at restart.
+    pub one_in: u32,
+}
+
 /// How batches reach the disk; see [`Wal::mode`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

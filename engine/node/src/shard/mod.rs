@@ -42,6 +42,7 @@ use crate::error::Error;
 use crate::event::{Claim, ShardEvent};
 use crate::mailbox::{Mailbox, Sender};
 use crate::status::{AllCounters, ShardCounters};
+use crate::trace::{OpenTraces, Tracer};
 use crate::wheel::Wheel;
 
 /// What a waiting proposal takes beyond its payload, about: it counts towards the bounds, so that small and empty
@@ -84,6 +85,7 @@ pub(crate) struct Shared {
     pub(crate) backlog: Arc<ApplyBacklog>,
     pub(crate) directory: Directory,
     pub(crate) counters: AllCounters,
+    pub(crate) tracer: Arc<Tracer>,
     pub(crate) alive_peers: Mutex<NodeSet>,
     /// Why the whole node has stopped serving, once it has.
     pub(crate) fault: Mutex<Option<String>>,
@@ -165,6 +167,7 @@ pub(crate) struct Shard {
     creations: Creations,
     /// The WAL has asked for a checkpoint or relocation work.
     maintenance_is_due: bool,
+    traces: OpenTraces,
     /// Buffers that turns reuse.
     proposals: Vec<Proposal>,
     retouch: Vec<u32>,
@@ -268,6 +271,7 @@ impl Shard {
             forwards: Forwards::new(shared.incarnation),
             creations: Creations::default(),
             maintenance_is_due: false,
+            traces: OpenTraces::default(),
             proposals: Vec::new(),
             retouch: Vec::new(),
             home: home.map(|home| Home::new(home, &options.peers)),

@@ -2,6 +2,7 @@
 //! A proposal must never be sent a second time unless the first attempt surely entered no log.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -222,6 +223,7 @@ impl Shard {
 
     /// Appends proposals in as few entry blocks as the bounds on an append allow.
     fn append_proposals(&mut self, slot: u32, proposals: &mut Vec<Proposal>) {
+        let is_traced = self.shared.tracer.is_on();
         let mut start = 0;
         while start < proposals.len() {
             let end = start + block_len(&proposals[start..], &self.settings);
@@ -241,6 +243,9 @@ impl Shard {
             let mut index = range.first;
             for proposal in &mut proposals[start..end] {
                 let bytes = proposal.payload.len();
+                if is_traced && let Some(trace) = proposal.reply.trace() {
+                    self.traces.appended(slot, index, Arc::clone(trace));
+                }
                 waiting.push_back(WaitingReply {
                     index,
                     term: range.term,

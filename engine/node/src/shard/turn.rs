@@ -76,6 +76,7 @@ impl Shard {
             self.flush(slot);
             self.show(slot);
         }
+        self.look_at_traces();
         self.untouch();
         if !self.submit() {
             return;
@@ -93,6 +94,14 @@ impl Shard {
         self.take_back_refused();
         self.maintain();
         self.counters().turns.add(1);
+    }
+
+    fn look_at_traces(&mut self) {
+        if !self.traces.is_empty() {
+            let replicas = &self.replicas;
+            self.traces
+                .look(self.shared.node, |slot| &replicas[slot as usize].group);
+        }
     }
 
     /// Starts to load what the replicas further down the list of touched ones need: first a replica, then its log.
