@@ -1,9 +1,21 @@
 //! The command `polyraft`: reads the command line, runs what it asks for, and turns the outcome into an exit code.
 //! It must never hold logic of its own.
 
+mod bench;
+mod cluster;
+mod control;
 mod demo;
+mod load;
+mod payloads;
+mod preflight;
 mod process;
+mod screen;
+mod signal;
+mod stall;
+mod tally;
+mod totals;
 mod wal;
+mod workload;
 
 use clap::{Parser, Subcommand};
 use std::io::Write;
@@ -23,6 +35,7 @@ struct CommandLine {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::DemoArgs),
+    Bench(Box<bench::BenchArgs>),
     #[command(subcommand)]
     Wal(wal::WalCommand),
 }
@@ -57,6 +70,7 @@ fn main() -> ExitCode {
             demo::Ending::Refuted => ExitCode::from(FAILED),
             demo::Ending::Interrupted => ExitCode::from(INTERRUPTED),
         }),
+        Command::Bench(args) => bench::run(args).map(|ending| ExitCode::from(ending as u8)),
         Command::Wal(command) => wal::run(command).map(|is_sound| match is_sound {
             true => ExitCode::SUCCESS,
             false => ExitCode::from(FAILED),

@@ -2,11 +2,12 @@
 //! own. It must never count an acknowledgement before it is remembered, nor send again what may have been committed.
 
 use super::acked::{AckBatch, AckFile, Promise, Promises};
-use super::cluster::{Roster, place};
-use super::load::{Goal, LoadOptions, Shared};
+use super::load::{LoadOptions, Shared};
 use super::machine::{Ledger, ProposalId};
-use super::payloads::Payloads;
 use super::runs::Runs;
+use crate::cluster::{Roster, place};
+use crate::control::Goal;
+use crate::payloads::Payloads;
 use anyhow::Result;
 use polyraft::{Committed, Completion, CompletionQueue, Error, GroupHandle};
 use polyraft_raft::NodeId;
@@ -62,8 +63,9 @@ pub struct Client {
     /// Refused proposals in the order in which they are due.
     retries: VecDeque<(Instant, usize)>,
     payloads: Payloads,
+    payload_bytes: usize,
     queue: CompletionQueue,
-    roster: Arc<Roster>,
+    roster: Arc<Roster<Ledger>>,
     epoch: u64,
     /// By place of the node, then by target. None while the node is stopped.
     handles: Vec<Option<Vec<GroupHandle<Ledger>>>>,
@@ -88,7 +90,7 @@ impl Client {
         groups: Vec<u64>,
         window: usize,
         options: &LoadOptions,
-        roster: Arc<Roster>,
+        roster: Arc<Roster<Ledger>>,
         shared: Arc<Shared>,
     ) -> Self {
         assert!(
@@ -121,6 +123,7 @@ impl Client {
             in_flight: 0,
             retries: VecDeque::with_capacity(window),
             payloads: Payloads::new(options.payload_bytes),
+            payload_bytes: options.payload_bytes,
             queue: CompletionQueue::new(),
             roster,
             // The roster's epoch is 0 only before the first node starts.
@@ -138,12 +141,12 @@ impl Client {
         let mut settled = Settled::default();
         loop {
             self.look_at_roster();
-            match self.shared.goal() {
+            match self.shared.control.goal() {
                 Goal::Run => self.send_due(&mut settled),
                 Goal::Rest => {
                     self.drop_retries();
                     if self.in_flight == 0 {
-                        self.shared.rest();
+                        self.shared.control.rest();
                         continue;
                     }
                 }
@@ -155,7 +158,7 @@ impl Client {
                 self.settle(completion, now, &mut settled);
             }
             if let Err(error) = self.publish(now, &mut settled) {
-                self.shared.fail(format!("{error:#}"));
+                self.shared.control.fail(format!("{error:#}"));
                 break;
             }
         }
@@ -215,7 +218,7 @@ impl Client {
         let Some(node) = self.choose_node(at) else {
             return self.retry_later(slot, Instant::now(), settled);
         };
-        let payload = self.payloads.make(id);
+        let payload = self.payloads.make(&id.to_bytes(), self.payload_bytes);
         let current = &mut self.slots[slot];
         current.attempt = current.attempt.wrapping_add(1);
         current.state = SlotState::InFlight;
@@ -228,7 +231,7 @@ impl Client {
             // Not taken, so not in any log, whatever the reason.
             Err(error) => {
                 if !is_expected(&error) {
-                    self.shared.fail(self.describe(at, &error));
+                    self.shared.control.fail(self.describe(at, &error));
                 }
                 self.turn_to(at, &error);
                 self.retry_later(slot, Instant::now(), settled);
@@ -298,6 +301,7 @@ impl Client {
             // A refusal may come twice when the engine shuts down around it. A success may not.
             if completion.result.is_ok() {
                 self.shared
+                    .control
                     .fail("a proposal was acknowledged after it had been answered".into());
             }
             return;
@@ -312,7 +316,7 @@ impl Client {
             }
             Err(error) if !was_refused(&error) => {
                 if !is_expected(&error) {
-                    self.shared.fail(self.describe(slot.target, &error));
+                    self.shared.control.fail(self.describe(slot.target, &error));
                 }
                 self.targets[slot.target].open.insert(slot.sequence);
                 settled.open += 1;
@@ -332,7 +336,7 @@ impl Client {
             sequence: slot.sequence,
         };
         if ProposalId::of(&committed.reply) != Some(expected) {
-            self.shared.fail(format!(
+            self.shared.control.fail(format!(
                 "group {} answered proposal {expected:?} with the reply to another one: {:?}",
                 self.targets[slot.target].group,
                 ProposalId::of(&committed.reply)
@@ -343,7 +347,7 @@ impl Client {
     fn acknowledge(&mut self, slot: &Slot) {
         let target = &mut self.targets[slot.target];
         if !target.acked.insert(slot.sequence) {
-            self.shared.fail(format!(
+            self.shared.control.fail(format!(
                 "group {} acknowledged one proposal twice",
                 target.group
             ));

@@ -3,12 +3,13 @@
 
 use super::acked::{AckFile, Promises};
 use super::client::Client;
-use super::cluster::Roster;
+use super::machine::Ledger;
+use crate::cluster::Roster;
+use crate::control::{Control, Goal};
 use anyhow::{Result, bail};
 use hdrhistogram::Histogram;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -72,82 +73,29 @@ impl Figures {
     }
 }
 
-/// What the clients are to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Goal {
-    /// Keep the window full.
-    Run,
-    /// Let what is in flight end, then wait without using CPU.
-    Rest,
-    /// Return at once, whatever is in flight.
-    End,
-}
-
 /// What one client and the story share.
 #[derive(Debug)]
 pub struct Shared {
-    goal: Mutex<Goal>,
-    changed: Condvar,
+    /// What the client is to do.
+    pub control: Control,
     figures: Mutex<Figures>,
-    /// True while nothing is in flight and the goal is not to run.
-    resting: AtomicBool,
-    fault: Mutex<Option<String>>,
 }
 
 impl Shared {
     /// For a client that is to run.
     pub fn new() -> Self {
         Self {
-            goal: Mutex::new(Goal::Run),
-            changed: Condvar::new(),
+            control: Control::new(),
             figures: Mutex::new(Figures::new()),
-            resting: AtomicBool::new(false),
-            fault: Mutex::new(None),
         }
-    }
-
-    pub fn goal(&self) -> Goal {
-        *lock(&self.goal)
-    }
-
-    /// For the client: says that it has nothing in flight, and waits while it is to rest.
-    pub fn rest(&self) {
-        let mut goal = lock(&self.goal);
-        while *goal == Goal::Rest {
-            // Said anew each time: the goal may have been to run and to rest again before this thread woke up.
-            self.resting.store(true, Ordering::Release);
-            goal = self
-                .changed
-                .wait(goal)
-                .expect("no thread panics while it holds the goal");
-        }
-        self.resting.store(false, Ordering::Release);
     }
 
     /// For the client: the figures to add to. Held for a batch of completions at a time.
     pub fn figures(&self) -> MutexGuard<'_, Figures> {
-        lock(&self.figures)
+        self.figures
+            .lock()
+            .expect("no thread panics while it holds the figures")
     }
-
-    /// For the client: something happened that no demo should see. The first one counts.
-    pub fn fail(&self, fault: String) {
-        lock(&self.fault).get_or_insert(fault);
-    }
-
-    fn set_goal(&self, goal: Goal) {
-        let mut current = lock(&self.goal);
-        if goal == Goal::Run {
-            self.resting.store(false, Ordering::Release);
-        }
-        *current = goal;
-        self.changed.notify_all();
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .expect("no thread panics while it holds a part of the load's state")
 }
 
 /// A running load generator. Dropping it ends it.
@@ -160,7 +108,7 @@ pub struct Load {
 
 impl Load {
     /// Starts the clients, which begin to propose at once.
-    pub fn start(options: &LoadOptions, roster: &Arc<Roster>) -> Result<Self> {
+    pub fn start(options: &LoadOptions, roster: &Arc<Roster<Ledger>>) -> Result<Self> {
         let groups = options.groups.end - options.groups.start;
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         // A second client pays off only where it does not take a core from the nodes.
@@ -213,7 +161,7 @@ impl Load {
         while !self
             .clients
             .iter()
-            .all(|(shared, _)| shared.resting.load(Ordering::Acquire))
+            .all(|(shared, _)| shared.control.is_resting())
         {
             self.check()?;
             if std::time::Instant::now() > deadline {
@@ -252,10 +200,12 @@ impl Load {
 
     fn check(&self) -> Result<()> {
         for (shared, thread) in &self.clients {
-            if let Some(fault) = &*lock(&shared.fault) {
+            if let Some(fault) = shared.control.fault() {
                 bail!("the load saw: {fault}");
             }
-            if thread.as_ref().is_some_and(JoinHandle::is_finished) && shared.goal() != Goal::End {
+            if thread.as_ref().is_some_and(JoinHandle::is_finished)
+                && shared.control.goal() != Goal::End
+            {
                 bail!("a load thread panicked");
             }
         }
@@ -264,7 +214,7 @@ impl Load {
 
     fn set_goal(&self, goal: Goal) {
         for (shared, _) in &self.clients {
-            shared.set_goal(goal);
+            shared.control.set_goal(goal);
         }
     }
 }
@@ -302,23 +252,5 @@ mod tests {
         assert_eq!((sum.committed(), sum.open, sum.retried), (4, 2, 0));
         sum.clear();
         assert_eq!((sum.committed(), sum.open), (0, 0));
-    }
-
-    #[test]
-    fn a_resting_client_waits_for_the_next_goal() {
-        let shared = Arc::new(Shared::new());
-        shared.set_goal(Goal::Rest);
-        let client = std::thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                shared.rest();
-                shared.goal()
-            }
-        });
-        while !shared.resting.load(Ordering::Acquire) {
-            std::thread::yield_now();
-        }
-        shared.set_goal(Goal::End);
-        assert_eq!(client.join().unwrap(), Goal::End);
     }
 }

@@ -4,34 +4,30 @@
 mod acked;
 mod args;
 mod client;
-mod cluster;
 mod directory;
 mod failover;
 mod load;
 mod machine;
-mod payloads;
-mod preflight;
 mod report;
 mod runs;
-mod screen;
-mod totals;
 mod verify;
 
 pub use args::DemoArgs;
 
-use crate::process;
+use crate::cluster::{Cluster, Site};
+use crate::screen::Screen;
+use crate::signal::interruption;
+use crate::totals::Totals;
+use crate::{preflight, process, screen};
 use acked::{AckFile, Promises};
 use anyhow::{Context, Result, bail};
-use cluster::Cluster;
 use directory::DemoDir;
 use load::{Figures, Load, LoadOptions};
+use machine::Ledger;
 use report::{FailoverTimes, Idle, Latency, Report};
-use screen::Screen;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{SignalKind, signal};
-use totals::Totals;
 use verify::Verification;
 
 /// How long the nodes may take to hear one another.
@@ -42,6 +38,9 @@ const LED_LIMIT: Duration = Duration::from_secs(60);
 const APPLIED_LIMIT: Duration = Duration::from_secs(300);
 /// How long load goes on before and after a node is stopped.
 const AROUND_FAILOVER: Duration = Duration::from_secs(1);
+
+/// A node that runs the demo's state machine.
+type DemoNode = polyraft::Node<Ledger>;
 
 /// How a demo ends when nothing went wrong on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +68,7 @@ pub fn run(args: &DemoArgs) -> Result<Ending> {
         .enable_all()
         .build()?;
     let ending = runtime.block_on(async {
-        let cluster = Cluster::new(&dir, config)?;
+        let cluster = Cluster::new(site(&dir), config)?;
         let demo = Demo {
             args,
             dir: &dir,
@@ -97,12 +96,13 @@ pub fn run(args: &DemoArgs) -> Result<Ending> {
     ending
 }
 
-/// Completes at Ctrl-C or when the process is asked to terminate.
-async fn interruption() -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
-        _ = terminate.recv() => Ok(()),
+fn site(dir: &DemoDir) -> Site {
+    let manifest = dir.manifest();
+    Site {
+        name: "demo",
+        directories: (1..=manifest.nodes).map(|id| dir.node(id)).collect(),
+        ca: dir.ca(),
+        groups: manifest.groups,
     }
 }
 
@@ -110,7 +110,7 @@ struct Demo<'a> {
     args: &'a DemoArgs,
     dir: &'a DemoDir,
     screen: &'a Screen,
-    cluster: &'a Cluster,
+    cluster: &'a Cluster<Ledger>,
 }
 
 impl Demo<'_> {
@@ -230,7 +230,7 @@ impl Demo<'_> {
         // Before the groups come: later it would measure the nodes' work instead of the way.
         self.screen
             .live("measuring the QUIC round trip ...".into(), false);
-        if let Some(round_trip) = lowest_round_trip(&nodes).await {
+        if let Some(round_trip) = self.cluster.lowest_round_trip().await {
             self.screen
                 .done("QUIC round trip", &screen::time(round_trip));
             if let Some(preflight) = &mut report.preflight {
@@ -415,7 +415,7 @@ impl Demo<'_> {
 
     /// The last commit notices of the load are not idle cost: waits until half a second has passed without a group
     /// message, but not for ever, because a cluster that never falls silent is what the measurement is to show.
-    async fn until_quiet(&self, nodes: &[cluster::DemoNode]) {
+    async fn until_quiet(&self, nodes: &[DemoNode]) {
         self.screen.live("waiting for silence ...".into(), false);
         let mut messages = Totals::of(nodes).group_messages;
         for _ in 0..10 {
@@ -591,22 +591,6 @@ fn live_line(second: &Figures, passed: Duration, totals: &Totals) -> String {
         screen::micros(second.latency_us.value_at_quantile(0.99)),
         screen::three_digits(totals.entries_per_barrier())
     )
-}
-
-/// The lowest round trip that any pair of nodes reports within a second. The connections smooth it, beginning with the
-/// handshake, which takes much longer than a packet, so it takes some beats to come down. None with one node.
-async fn lowest_round_trip(nodes: &[cluster::DemoNode]) -> Option<Duration> {
-    let mut lowest = None;
-    for _ in 0..20 {
-        let now = nodes
-            .iter()
-            .flat_map(|node| node.status().peers)
-            .filter_map(|peer| peer.round_trip)
-            .min()?;
-        lowest = Some(lowest.map_or(now, |lowest: Duration| lowest.min(now)));
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    lowest
 }
 
 /// Commands worth trying after this one.

@@ -1,8 +1,8 @@
 //! The results of a demo: one value that becomes the table and the JSON, so that they never disagree.
 
-use super::preflight::Preflight;
-use super::screen;
 use super::verify::Verification;
+use crate::preflight::Preflight;
+use crate::screen;
 use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -233,7 +233,7 @@ impl Report {
             ),
         );
         row("verified", verdict(found, self.verified));
-        lay_out(&rows)
+        screen::two_columns(&rows)
     }
 }
 
@@ -250,27 +250,6 @@ fn verdict(found: &Verification, verified: bool) -> String {
             screen::count(found.differing_groups)
         )
     }
-}
-
-/// Two columns between two rules.
-fn lay_out(rows: &[(&str, String)]) -> String {
-    let names = rows
-        .iter()
-        .map(|(name, _)| name.chars().count())
-        .max()
-        .unwrap_or(0);
-    let values = rows
-        .iter()
-        .map(|(_, value)| value.chars().count())
-        .max()
-        .unwrap_or(0);
-    let rule = "─".repeat(names + values + 3);
-    let mut table = format!("{rule}\n");
-    for (name, value) in rows {
-        table.push_str(&format!("{name:<names$}   {value}\n"));
-    }
-    table.push_str(&rule);
-    table
 }
 
 #[cfg(test)]

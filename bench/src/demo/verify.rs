@@ -1,8 +1,8 @@
 //! Compares what every replica holds with what was promised, and replicas with one another. It only asks; it never
 //! repairs, and one broken promise is enough to fail.
 
+use super::DemoNode;
 use super::acked::Promises;
-use super::cluster::DemoNode;
 use super::machine::{Digest, applied_query, digest_query, parse_applied};
 use anyhow::{Context, Result};
 use polyraft::Read;

@@ -1,4 +1,4 @@
-//! What this machine can do, measured before the demo, so that its numbers can be read against something. Leaves no
+//! What this machine can do, measured before a run, so that its numbers can be read against something. Leaves no
 //! file behind.
 
 use anyhow::{Context, Result};
@@ -12,8 +12,12 @@ use std::time::{Duration, Instant};
 /// Facts about the machine and the directory.
 #[derive(Clone, Debug, Serialize)]
 pub struct Preflight {
+    /// The processor's name.
+    pub cpu: String,
     /// Processors that this process may use.
     pub cores: usize,
+    /// Memory of the machine in bytes.
+    pub memory_bytes: u64,
     /// Kernel release.
     pub kernel: String,
     /// File system of the directory.
@@ -27,10 +31,12 @@ pub struct Preflight {
 }
 
 /// Percentiles in microseconds.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct SyncTimes {
     pub p50: u64,
     pub p99: u64,
+    pub p999: u64,
+    pub max: u64,
 }
 
 /// Rounds of write and sync.
@@ -47,7 +53,9 @@ pub fn run(dir: &Path) -> Result<Preflight> {
     let free =
         rustix::fs::statvfs(dir).with_context(|| format!("cannot stat {}", dir.display()))?;
     Ok(Preflight {
+        cpu: named_in("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".into()),
         cores: std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+        memory_bytes: named_in("/proc/meminfo", "MemTotal").map_or(0, |text| kibibytes(&text)),
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
             .map_or_else(|_| "unknown".into(), |text| text.trim().into()),
         filesystem: filesystem(dir),
@@ -71,11 +79,28 @@ impl Preflight {
         if self.free_bytes < 4 << 30 {
             warnings.push(format!(
                 "only {} are free in the directory; a long run may fill it",
-                super::screen::bytes(self.free_bytes)
+                crate::screen::bytes(self.free_bytes)
             ));
         }
         warnings
     }
+}
+
+/// The first `name : value` of a file of the kernel.
+fn named_in(path: &str, name: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+    let (_, value) = lines.find(|(key, _)| key.trim() == name)?;
+    Some(value.trim().to_owned())
+}
+
+/// Bytes in a text like `1024 kB`.
+fn kibibytes(text: &str) -> u64 {
+    let number = text.split_ascii_whitespace().next();
+    number
+        .and_then(|number| number.parse::<u64>().ok())
+        .unwrap_or(0)
+        << 10
 }
 
 fn filesystem(dir: &Path) -> String {
@@ -102,6 +127,8 @@ fn measure_sync(dir: &Path) -> Result<SyncTimes> {
     Ok(SyncTimes {
         p50: times.value_at_quantile(0.5),
         p99: times.value_at_quantile(0.99),
+        p999: times.value_at_quantile(0.999),
+        max: times.max(),
     })
 }
 
@@ -139,7 +166,8 @@ mod tests {
     fn the_preflight_measures_and_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
         let preflight = run(dir.path()).unwrap();
-        assert!(preflight.cores > 0);
+        assert!(preflight.cores > 0 && preflight.memory_bytes > 0);
+        assert!(!preflight.cpu.is_empty());
         assert!(preflight.fsync_us.p50 <= preflight.fsync_us.p99);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }

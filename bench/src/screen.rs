@@ -1,5 +1,5 @@
-//! What the demo says while it runs: lines that stay, and one live line that is rewritten on a terminal and printed
-//! line by line elsewhere. A reader that has gone away (`| head`) never stops the demo.
+//! What a command says while it runs: lines that stay, and one live line that is rewritten on a terminal and printed
+//! line by line elsewhere. A reader that has gone away (`| head`) never stops it.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 const TEMPLATE: &str = "{spinner:.cyan} {wide_msg}";
 
-/// The demo's output.
+/// A command's output.
 #[derive(Debug)]
 pub struct Screen {
     /// Only on a terminal.
@@ -103,6 +103,27 @@ pub fn count(number: u64) -> String {
 /// A size in binary units: `64.00 MiB`.
 pub fn bytes(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
+}
+
+/// Two columns between two rules.
+pub fn two_columns(rows: &[(&str, String)]) -> String {
+    let names = rows
+        .iter()
+        .map(|(name, _)| name.chars().count())
+        .max()
+        .unwrap_or(0);
+    let values = rows
+        .iter()
+        .map(|(_, value)| value.chars().count())
+        .max()
+        .unwrap_or(0);
+    let rule = "─".repeat(names + values + 3);
+    let mut table = format!("{rule}\n");
+    for (name, value) in rows {
+        table.push_str(&format!("{name:<names$}   {value}\n"));
+    }
+    table.push_str(&rule);
+    table
 }
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
-//! The nodes of the demo: all in this process, each with its own data directory, certificate and UDP port. It starts,
-//! stops and waits; it never measures and never decides what the demo does next.
+//! Nodes for a measurement: all in this process, each with its own data directory, certificate and UDP port. It starts,
+//! stops and waits; it never measures and never decides what happens next.
 
-use super::directory::DemoDir;
-use super::machine::Ledger;
 use anyhow::{Context, Result, bail};
-use polyraft::{Config, Error, GroupStatus, Node, OpenError, Tls};
+use polyraft::{Config, Error, GroupStatus, Node, OpenError, StateMachine, Tls};
+use polyraft_storage::Disk;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,85 +12,101 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-/// A node that runs the demo's state machine.
-pub type DemoNode = Node<Ledger>;
-
-/// Name in every certificate of the demo.
-const CLUSTER: &str = "demo";
-
 /// How often a state that is not there yet is looked at again.
 const POLL: Duration = Duration::from_millis(5);
 
 /// Which nodes run now, for threads that send load to them.
-#[derive(Debug, Default)]
-pub struct Roster {
+pub struct Roster<M: StateMachine> {
     /// Grows with every change of `nodes`.
     epoch: AtomicU64,
     /// By node, in the order of the ids; None while the node is stopped.
-    nodes: Mutex<Vec<Option<DemoNode>>>,
+    nodes: Mutex<Vec<Option<Node<M>>>>,
 }
 
-impl Roster {
+impl<M: StateMachine> Roster<M> {
+    /// Nobody runs.
+    fn new(nodes: usize) -> Self {
+        Self {
+            epoch: AtomicU64::new(0),
+            nodes: Mutex::new((0..nodes).map(|_| None).collect()),
+        }
+    }
+
     /// The number of changes so far: cheap to compare with the one of the last [`Roster::nodes`].
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
     /// The nodes, and the epoch they belong to.
-    pub fn nodes(&self) -> (u64, Vec<Option<DemoNode>>) {
+    pub fn nodes(&self) -> (u64, Vec<Option<Node<M>>>) {
         let nodes = self.lock();
         (self.epoch(), nodes.clone())
     }
 
-    fn set(&self, at: usize, node: Option<DemoNode>) -> Option<DemoNode> {
+    fn set(&self, at: usize, node: Option<Node<M>>) -> Option<Node<M>> {
         let mut nodes = self.lock();
         let before = std::mem::replace(&mut nodes[at], node);
         self.epoch.fetch_add(1, Ordering::Release);
         before
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Option<DemoNode>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Option<Node<M>>>> {
         self.nodes
             .lock()
             .expect("no thread panics while it holds the roster")
     }
 }
 
-/// The demo's nodes, running or stopped.
-pub struct Cluster {
+/// Where a cluster lives, and what it is to have.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// Name in every certificate.
+    pub name: &'static str,
     /// Data directories, in the order of the ids, which count from 1.
-    directories: Vec<PathBuf>,
-    ca: PathBuf,
-    addresses: Vec<SocketAddr>,
-    config: Config,
-    groups: u64,
-    roster: Arc<Roster>,
+    pub directories: Vec<PathBuf>,
+    /// Where the development CA lives.
+    pub ca: PathBuf,
+    /// Number of groups; their ids are `0..groups`.
+    pub groups: u64,
 }
 
-impl Cluster {
+/// Nodes, running or stopped.
+pub struct Cluster<M: StateMachine> {
+    site: Site,
+    addresses: Vec<SocketAddr>,
+    config: Config,
+    /// By node; empty where all use the machine's file system as it is.
+    disks: Vec<Arc<dyn Disk>>,
+    roster: Arc<Roster<M>>,
+}
+
+impl<M: StateMachine> Cluster<M> {
     /// A cluster of stopped nodes.
-    pub fn new(dir: &DemoDir, config: Config) -> Result<Self> {
-        let manifest = dir.manifest();
-        let directories: Vec<_> = (1..=manifest.nodes).map(|id| dir.node(id)).collect();
-        let roster = Roster::default();
-        roster.lock().resize_with(directories.len(), || None);
+    pub fn new(site: Site, config: Config) -> Result<Self> {
+        let nodes = site.directories.len();
         Ok(Self {
-            addresses: free_addresses(directories.len())?,
-            directories,
-            ca: dir.ca(),
+            addresses: free_addresses(nodes)?,
+            roster: Arc::new(Roster::new(nodes)),
+            site,
             config,
-            groups: manifest.groups,
-            roster: Arc::new(roster),
+            disks: Vec::new(),
         })
     }
 
-    pub fn roster(&self) -> &Arc<Roster> {
+    /// The same with a disk of its own for each node.
+    pub fn with_disks(mut self, disks: Vec<Arc<dyn Disk>>) -> Self {
+        assert_eq!(disks.len(), self.site.directories.len());
+        self.disks = disks;
+        self
+    }
+
+    pub fn roster(&self) -> &Arc<Roster<M>> {
         &self.roster
     }
 
     /// Number of groups that the cluster is meant to have; their ids are `0..groups`.
     pub fn groups(&self) -> u64 {
-        self.groups
+        self.site.groups
     }
 
     /// After how long a node answers a proposal that has no result.
@@ -101,11 +116,11 @@ impl Cluster {
 
     /// The ids of all nodes, running or not.
     pub fn members(&self) -> Vec<u64> {
-        (1..=self.directories.len() as u64).collect()
+        (1..=self.site.directories.len() as u64).collect()
     }
 
     /// The running nodes.
-    pub fn running(&self) -> Vec<DemoNode> {
+    pub fn running(&self) -> Vec<Node<M>> {
         self.roster.lock().iter().flatten().cloned().collect()
     }
 
@@ -130,34 +145,33 @@ impl Cluster {
     }
 
     /// Opens a node on a thread of its own: recovery reads files, and Ctrl-C must be heard meanwhile.
-    fn open(&self, id: u64) -> JoinHandle<Result<DemoNode, OpenError>> {
+    fn open(&self, id: u64) -> JoinHandle<Result<Node<M>, OpenError>> {
         let peers: Vec<(u64, SocketAddr)> = self
             .members()
             .into_iter()
             .zip(self.addresses.iter().copied())
             .filter(|(peer, _)| *peer != id)
             .collect();
-        let builder = Node::<Ledger>::builder()
+        let mut builder = Node::<M>::builder()
             .id(id)
-            .cluster(CLUSTER)
-            .data_dir(&self.directories[place(id)])
+            .cluster(self.site.name)
+            .data_dir(&self.site.directories[place(id)])
             .listen(self.addresses[place(id)])
             .peers(peers)
-            .tls(Tls::dev(&self.ca))
+            .tls(Tls::dev(&self.site.ca))
             .config(self.config.clone());
+        if let Some(disk) = self.disks.get(place(id)) {
+            builder = builder.disk(Arc::clone(disk));
+        }
         let runtime = Handle::current();
         tokio::task::spawn_blocking(move || runtime.block_on(builder.open()))
     }
 
-    async fn enroll(
-        &self,
-        id: u64,
-        opening: JoinHandle<Result<DemoNode, OpenError>>,
-    ) -> Result<()> {
+    async fn enroll(&self, id: u64, opening: JoinHandle<Result<Node<M>, OpenError>>) -> Result<()> {
         let node = opening.await?.with_context(|| {
             format!(
                 "node {id} does not open from {}",
-                self.directories[place(id)].display()
+                self.site.directories[place(id)].display()
             )
         })?;
         self.roster.set(place(id), Some(node));
@@ -186,7 +200,7 @@ impl Cluster {
     /// Waits until every running node hears every other one.
     pub async fn until_linked(&self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
-        let is_linked = |node: &DemoNode| {
+        let is_linked = |node: &Node<M>| {
             let peers = node.status().peers;
             peers
                 .iter()
@@ -210,7 +224,9 @@ impl Cluster {
     pub async fn until_led(&self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         for node in self.running() {
-            let mut waiting: Vec<_> = (0..self.groups).map(|group| node.group(group)).collect();
+            let mut waiting: Vec<_> = (0..self.site.groups)
+                .map(|group| node.group(group))
+                .collect();
             loop {
                 waiting.retain(|handle| handle.leader().is_none());
                 if waiting.is_empty() {
@@ -221,7 +237,7 @@ impl Cluster {
                     bail!(
                         "{} of {} groups have no leader after {} s, as node {} sees it ({})",
                         waiting.len(),
-                        self.groups,
+                        self.site.groups,
                         limit.as_secs(),
                         node.id(),
                         self.explain_links()
@@ -239,7 +255,7 @@ impl Cluster {
         let nodes = self.running();
         self.until(
             limit,
-            0..self.groups,
+            0..self.site.groups,
             "are not applied at every replica",
             async |group| {
                 let mut reached = None;
@@ -265,7 +281,7 @@ impl Cluster {
             nodes.into_iter().partition(|node| node.id().0 == id);
         let late = late.first().with_context(|| format!("node {id} runs"))?;
         let mut targets = Vec::new();
-        for group in 0..self.groups {
+        for group in 0..self.site.groups {
             let mut target = Default::default();
             for node in &others {
                 let status = healthy(node, group).await?;
@@ -273,10 +289,15 @@ impl Cluster {
             }
             targets.push(target);
         }
-        self.until(limit, 0..self.groups, "have not caught up", async |group| {
-            let status = healthy(late, group).await?;
-            Ok(status.is_some_and(|status| status.applied >= targets[group as usize]))
-        })
+        self.until(
+            limit,
+            0..self.site.groups,
+            "have not caught up",
+            async |group| {
+                let status = healthy(late, group).await?;
+                Ok(status.is_some_and(|status| status.applied >= targets[group as usize]))
+            },
+        )
         .await
     }
 
@@ -332,6 +353,23 @@ impl Cluster {
         Ok(())
     }
 
+    /// The lowest round trip that any pair of nodes reports within a second. The connections smooth it, beginning with the
+    /// handshake, which takes much longer than a packet, so it takes some beats to come down. None with one node.
+    pub async fn lowest_round_trip(&self) -> Option<Duration> {
+        let nodes = self.running();
+        let mut lowest = None;
+        for _ in 0..20 {
+            let now = nodes
+                .iter()
+                .flat_map(|node| node.status().peers)
+                .filter_map(|peer| peer.round_trip)
+                .min()?;
+            lowest = Some(lowest.map_or(now, |lowest: Duration| lowest.min(now)));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        lowest
+    }
+
     /// What the nodes say about their links, for a message about groups without a leader.
     fn explain_links(&self) -> String {
         let mut links = Vec::new();
@@ -373,7 +411,7 @@ impl Cluster {
 
 /// The status of a replica that is not in quarantine. None while the node has just been opened and does not serve the
 /// group yet.
-async fn healthy(node: &DemoNode, group: u64) -> Result<Option<GroupStatus>> {
+async fn healthy<M: StateMachine>(node: &Node<M>, group: u64) -> Result<Option<GroupStatus>> {
     let status = match node.group(group).status().await {
         Err(Error::NoSuchGroup { .. }) => return Ok(None),
         status => status
@@ -390,7 +428,7 @@ async fn healthy(node: &DemoNode, group: u64) -> Result<Option<GroupStatus>> {
 
 /// Where the node with this id stands in lists of all nodes.
 pub fn place(id: u64) -> usize {
-    usize::try_from(id - 1).expect("a demo has at most nine nodes")
+    usize::try_from(id - 1).expect("a cluster has a handful of nodes")
 }
 
 /// Free UDP ports on the loopback interface. All are held until the last is found, so that they differ.

@@ -1,7 +1,6 @@
 //! Payloads for the load generator, cut from large buffers that are used again once the engine has let go of them.
 //! In the steady state a payload costs a copy and no allocation.
 
-use super::machine::ProposalId;
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
@@ -11,10 +10,10 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// At most this many buffers wait to be used again.
 const USED_BUFFERS: usize = 64;
 
-/// Makes payloads of one size.
+/// Makes payloads up to a largest size.
 #[derive(Debug)]
 pub struct Payloads {
-    /// What follows the id: bytes that do not compress.
+    /// What follows the head: bytes that do not compress.
     filler: Vec<u8>,
     buffer_bytes: usize,
     /// The buffer that payloads are cut from.
@@ -24,14 +23,10 @@ pub struct Payloads {
 }
 
 impl Payloads {
-    /// Payloads of `payload_bytes` each, which must have room for the id.
-    pub fn new(payload_bytes: usize) -> Self {
-        assert!(
-            payload_bytes >= ProposalId::BYTES,
-            "a payload starts with its id"
-        );
+    /// Payloads of at most `max_bytes` each.
+    pub fn new(max_bytes: usize) -> Self {
         let mut state = 0x2545_f491_4f6c_dd1d_u64;
-        let filler = (ProposalId::BYTES..payload_bytes)
+        let filler = (0..max_bytes)
             .map(|_| {
                 state ^= state << 13;
                 state ^= state >> 7;
@@ -39,7 +34,7 @@ impl Payloads {
                 (state >> 56) as u8
             })
             .collect();
-        let buffer_bytes = BUFFER_BYTES.max(payload_bytes);
+        let buffer_bytes = BUFFER_BYTES.max(max_bytes);
         Self {
             filler,
             buffer_bytes,
@@ -48,15 +43,17 @@ impl Payloads {
         }
     }
 
-    /// The payload that carries `id`.
-    pub fn make(&mut self, id: ProposalId) -> Bytes {
-        if self.open.capacity() < ProposalId::BYTES + self.filler.len() {
+    /// A payload of `bytes` that starts with `head`, or with as much of it as there is room for.
+    pub fn make(&mut self, head: &[u8], bytes: usize) -> Bytes {
+        if self.open.capacity() < bytes {
             let fresh = self.buffer();
             self.used
                 .push_back(std::mem::replace(&mut self.open, fresh));
         }
-        self.open.extend_from_slice(&id.to_bytes());
-        self.open.extend_from_slice(&self.filler);
+        let head = &head[..head.len().min(bytes)];
+        self.open.extend_from_slice(head);
+        self.open
+            .extend_from_slice(&self.filler[..bytes - head.len()]);
         self.open.split().freeze()
     }
 
@@ -81,17 +78,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn payloads_have_their_size_and_id() {
-        for size in [16, 17, 128, 300_000] {
-            let mut payloads = Payloads::new(size);
-            for sequence in 0..10 {
-                let id = ProposalId {
-                    client: 4,
-                    sequence,
-                };
-                let payload = payloads.make(id);
-                assert_eq!(payload.len(), size);
-                assert_eq!(ProposalId::of(&payload), Some(id));
+    fn payloads_have_their_size_and_head() {
+        let mut payloads = Payloads::new(300_000);
+        for bytes in [0, 3, 16, 17, 128, 300_000] {
+            for number in 0..10_u64 {
+                let head = number.to_le_bytes();
+                let payload = payloads.make(&head, bytes);
+                assert_eq!(payload.len(), bytes);
+                let shared = bytes.min(head.len());
+                assert_eq!(payload[..shared], head[..shared]);
             }
         }
     }
@@ -100,11 +95,8 @@ mod tests {
     fn buffers_are_used_again_when_their_payloads_are_gone() {
         let mut payloads = Payloads::new(1024);
         let per_buffer = BUFFER_BYTES / 1024;
-        for sequence in 0..20 * per_buffer as u64 {
-            drop(payloads.make(ProposalId {
-                client: 1,
-                sequence,
-            }));
+        for number in 0..20 * per_buffer as u64 {
+            drop(payloads.make(&number.to_le_bytes(), 1024));
         }
         assert!(
             payloads.used.len() <= 1,
@@ -116,22 +108,11 @@ mod tests {
     #[test]
     fn a_live_payload_is_never_overwritten() {
         let mut payloads = Payloads::new(4096);
-        let kept: Vec<Bytes> = (0..500)
-            .map(|sequence| {
-                payloads.make(ProposalId {
-                    client: 2,
-                    sequence,
-                })
-            })
+        let kept: Vec<Bytes> = (0..500_u64)
+            .map(|number| payloads.make(&number.to_le_bytes(), 4096))
             .collect();
-        for (sequence, payload) in (0..).zip(&kept) {
-            assert_eq!(
-                ProposalId::of(payload),
-                Some(ProposalId {
-                    client: 2,
-                    sequence
-                })
-            );
+        for (number, payload) in (0_u64..).zip(&kept) {
+            assert_eq!(payload[..8], number.to_le_bytes());
         }
     }
 }

@@ -1,0 +1,280 @@
+//! `polyraft bench`: starts nodes, drives load, and says what it saw on the screen and in files. Whatever happens, the
+//! nodes are stopped and their data is removed.
+
+mod args;
+mod compare;
+mod faults;
+mod find_max;
+mod hlog;
+mod measure;
+mod nodes;
+mod noise;
+mod result;
+mod rows;
+mod stages;
+mod table;
+mod workdir;
+
+pub use args::BenchArgs;
+
+use crate::screen::Screen;
+use crate::signal::interruption;
+use crate::workload::Workload;
+use crate::{preflight, screen};
+use anyhow::{Result, bail};
+use args::{BenchCommand, ClusterArgs, RunArgs};
+use faults::Harm;
+use measure::{Plan, Row, measure};
+use nodes::{Nodes, Shape};
+use noise::Noise;
+use polyraft::Config;
+use preflight::Preflight;
+use result::{BenchResult, Hardware, Judgement, Setup};
+use std::future::Future;
+use workdir::WorkDir;
+
+/// How a command ends when nothing went wrong on the way. The numbers are exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Ending {
+    /// As it should.
+    Good = 0,
+    /// The figures say nothing, the bound is not held, or the second result is worse.
+    Bad = 3,
+    /// Two results cannot be compared.
+    Mismatch = 4,
+    /// Ctrl-C, or a request to terminate: what a shell reports for a process that SIGINT ended.
+    Interrupted = 130,
+}
+
+/// Runs what the command line asks for.
+pub fn run(args: &BenchArgs) -> Result<Ending> {
+    match &args.command {
+        None => bench(&args.run),
+        Some(BenchCommand::FindMax(args)) => find_max::run(args),
+        Some(BenchCommand::Compare(args)) => compare::run(args),
+    }
+}
+
+/// What every command that starts nodes begins with.
+pub struct Stage {
+    /// Where it tells what it does.
+    pub screen: Screen,
+    /// Where the nodes keep their data.
+    pub dir: WorkDir,
+    /// What the machine can do.
+    pub preflight: Preflight,
+}
+
+impl Stage {
+    /// Makes the directory and measures the machine.
+    pub fn set(cluster: &ClusterArgs) -> Result<Self> {
+        let screen = Screen::new();
+        let dir = WorkDir::new(cluster.dir.as_deref())?;
+        screen.live("measuring fsync ...".into(), false);
+        let preflight = preflight::run(dir.path())?;
+        screen.done(
+            "machine",
+            &format!(
+                "{}, {} cores, Linux {}, {}",
+                preflight.cpu, preflight.cores, preflight.kernel, preflight.filesystem
+            ),
+        );
+        screen.done(
+            "fsync of 4 KiB",
+            &format!(
+                "p50 {}, p99 {}, p99.9 {}",
+                screen::micros(preflight.fsync_us.p50),
+                screen::micros(preflight.fsync_us.p99),
+                screen::micros(preflight.fsync_us.p999)
+            ),
+        );
+        for warning in preflight.warnings() {
+            screen.line(&format!("warning: {warning}"));
+        }
+        if cfg!(debug_assertions) {
+            screen.line(
+                "warning: this is a debug build; its figures say little (cargo run --release)",
+            );
+        }
+        Ok(Self {
+            screen,
+            dir,
+            preflight,
+        })
+    }
+
+    /// Starts nodes in an empty directory of the stage, and says so.
+    pub async fn start_nodes(&mut self, shape: &Shape, name: &str) -> Result<Nodes> {
+        self.screen.live(
+            format!(
+                "starting {} nodes and creating {} groups ...",
+                shape.nodes,
+                screen::count(shape.groups)
+            ),
+            false,
+        );
+        let nodes = Nodes::start(shape, &self.dir.fresh(name)?).await?;
+        self.preflight.quic_round_trip_us = nodes.round_trip().map(|time| time.as_micros() as u64);
+        Ok(nodes)
+    }
+}
+
+/// Runs a story that starts nodes, until it ends or is interrupted.
+pub fn until_interrupted<T>(story: impl Future<Output = Result<T>>, interrupted: T) -> Result<T> {
+    // Nodes have threads of their own; this runtime only waits for them.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        tokio::select! {
+            ending = story => ending,
+            signal = interruption() => signal.map(|()| interrupted),
+        }
+    })
+}
+
+fn bench(args: &RunArgs) -> Result<Ending> {
+    let mut config = args.cluster.load_config()?;
+    config.trace.one_in = args.stages;
+    let workload = args
+        .work
+        .workload(args.pace.pace(), &args.cluster, &config)?;
+    check_faults(args)?;
+    let mut stage = Stage::set(&args.cluster)?;
+    until_interrupted(
+        measure_all(args, &mut stage, &workload, config),
+        Ending::Interrupted,
+    )
+}
+
+fn check_faults(args: &RunArgs) -> Result<()> {
+    for fault in &args.faults {
+        if fault.at.as_secs_f64() >= args.time.seconds as f64 {
+            bail!("--fault {fault} comes after the end of the measurement; raise --seconds");
+        }
+        if matches!(fault.harm, Harm::Pause(_)) && !args.cluster.processes {
+            bail!("--fault {fault} needs --processes: nodes in one process stand still together");
+        }
+        if fault.harm == Harm::KillLeader && args.cluster.nodes < 3 {
+            bail!("--fault {fault} needs 3 nodes: fewer cannot go on without one");
+        }
+    }
+    Ok(())
+}
+
+async fn measure_all(
+    args: &RunArgs,
+    stage: &mut Stage,
+    workload: &Workload,
+    config: Config,
+) -> Result<Ending> {
+    let shape = Shape {
+        nodes: args.cluster.nodes,
+        groups: args.cluster.groups,
+        config: config.clone(),
+    };
+    let nodes = stage.start_nodes(&shape, "cluster").await?;
+    stage.screen.done(
+        "cluster",
+        &format!(
+            "{} nodes, {} groups, all led",
+            shape.nodes,
+            screen::count(shape.groups)
+        ),
+    );
+    if let Some(round_trip) = nodes.round_trip() {
+        stage
+            .screen
+            .done("QUIC round trip", &screen::time(round_trip));
+    }
+    let plan = Plan {
+        workload: workload.clone(),
+        warmup: args.time.warmup,
+        seconds: args.time.seconds,
+        faults: args.faults.clone(),
+    };
+    let noise = Noise::measure(&nodes, &plan, args.noise_rounds, |round| {
+        let text = format!(
+            "measuring the noise, pair {round} of {} ...",
+            args.noise_rounds
+        );
+        stage.screen.live(text, false);
+    })
+    .await?;
+    if let Some(noise) = &noise {
+        stage.screen.done(
+            "noise (A/A)",
+            &format!(
+                "throughput {:.1} %, p50 {:.1} %, p99 {:.1} %",
+                noise.throughput_percent, noise.p50_percent, noise.p99_percent
+            ),
+        );
+    }
+    let measured = measure(&nodes, &plan, |row| {
+        stage.screen.live(live_line(row, plan.seconds), true);
+    })
+    .await?;
+    nodes.stop().await?;
+    let setup = Setup {
+        nodes: shape.nodes,
+        groups: shape.groups,
+        processes: args.cluster.processes,
+        workload: workload.clone(),
+        warmup_seconds: plan.warmup,
+        seconds: plan.seconds,
+        faults: args.faults.clone(),
+        stages_one_in: args.stages,
+        build: result::BUILD,
+        machine: Hardware::of(&stage.preflight),
+        config,
+    };
+    let judgement = Judgement::of(&measured, workload, args.time.max_lag);
+    let mut result = BenchResult::new(setup, &stage.preflight, &measured, judgement);
+    result.noise = noise;
+    stage.screen.clear();
+    stage.screen.line("");
+    stage.screen.line(&table::table(&result));
+    let output = &args.output;
+    if let Some(path) = &output.json {
+        result::write_json(path, &result)?;
+    }
+    if let Some(path) = &output.csv {
+        rows::write_csv(path, &result.seconds)?;
+    }
+    if let Some(path) = &output.hlog {
+        hlog::write(path, &measured)?;
+    }
+    for path in [&output.json, &output.csv, &output.hlog]
+        .into_iter()
+        .flatten()
+    {
+        stage.screen.line(&format!("written: {}", path.display()));
+    }
+    for reason in &result.void {
+        stage.screen.line(&format!("VOID: {reason}"));
+    }
+    Ok(if result.valid {
+        Ending::Good
+    } else {
+        Ending::Bad
+    })
+}
+
+/// One second of load in a line.
+fn live_line(row: &Row, seconds: u64) -> String {
+    let when = if row.second <= 0 {
+        "warm-up".to_owned()
+    } else {
+        format!("{:>3}/{seconds} s", row.second)
+    };
+    let time = |micros: f64| screen::time(std::time::Duration::from_secs_f64(micros / 1e6));
+    format!(
+        "{when:<8} {:>9} op/s  p50 {:>7}  p99 {:>7}  max {:>7}  {:>5} entries/barrier",
+        screen::count(row.operations_per_second as u64),
+        time(row.p50_us),
+        time(row.p99_us),
+        time(row.max_us),
+        screen::three_digits(row.entries_per_barrier)
+    )
+}

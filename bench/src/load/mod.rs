@@ -1,0 +1,220 @@
+//! The load generator: threads that send operations through a port and measure the answers. A closed loop measures from
+//! the sending; an open loop from the moment at which an operation was due, so that nobody who should have come is
+//! left out while the nodes are slow. It never decides how long a load lasts.
+
+mod figures;
+mod local;
+mod port;
+mod reads;
+mod watch;
+mod worker;
+
+pub use figures::{Figures, histogram, nanos};
+pub use local::LocalPort;
+pub use port::Port;
+pub use watch::{Outage, Watch};
+
+use crate::control::{Control, Goal};
+use crate::workload::{Pace, Workload};
+use anyhow::{Result, bail};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use worker::Worker;
+
+/// What one thread and the command share.
+#[derive(Debug)]
+pub struct Shared {
+    /// What the thread is to do.
+    pub control: Control,
+    counted: Mutex<Counted>,
+    /// CPU time of the thread so far, in nanoseconds.
+    cpu: AtomicU64,
+}
+
+/// The thread's figures.
+#[derive(Debug)]
+pub struct Counted {
+    /// Operations answered since the last look.
+    pub since: Figures,
+    /// Operations that were due in the window, whenever they were answered.
+    pub window: Figures,
+}
+
+impl Shared {
+    fn new() -> Self {
+        Self {
+            control: Control::new(),
+            counted: Mutex::new(Counted {
+                since: Figures::new(),
+                window: Figures::new(),
+            }),
+            cpu: AtomicU64::new(0),
+        }
+    }
+
+    fn counted(&self) -> MutexGuard<'_, Counted> {
+        self.counted
+            .lock()
+            .expect("no thread panics while it holds the figures")
+    }
+}
+
+/// When a load began, and which part of it counts.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    /// When the first operation may be due.
+    pub origin: Instant,
+    /// Operations due in this time, counted from the origin, are measured.
+    pub window: Range<Duration>,
+}
+
+/// How long operations in flight may take to end. Longer than `shards.proposal_timeout` plus an election.
+const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+
+/// A running load. Dropping it ends it.
+#[derive(Debug)]
+pub struct Load {
+    threads: Vec<(Arc<Shared>, Option<JoinHandle<()>>)>,
+    watch: Arc<Watch>,
+    scratch: Figures,
+    drain_limit: Duration,
+}
+
+impl Load {
+    /// Starts one thread for each port. They begin to send at the origin.
+    pub fn start(
+        workload: &Workload,
+        timing: &Timing,
+        proposal_timeout: Duration,
+        ports: Vec<Box<dyn Port>>,
+    ) -> Result<Self> {
+        let watch = Arc::new(Watch::new(workload.active_groups, timing.origin));
+        let mut load = Self {
+            threads: Vec::new(),
+            watch,
+            scratch: Figures::new(),
+            drain_limit: proposal_timeout + DRAIN_LIMIT,
+        };
+        let count = ports.len();
+        for (at, port) in ports.into_iter().enumerate() {
+            let shared = Arc::new(Shared::new());
+            let worker = Worker::new(
+                workload,
+                timing.clone(),
+                (at, count),
+                port,
+                Arc::clone(&shared),
+                Arc::clone(&load.watch),
+            );
+            let thread = std::thread::Builder::new()
+                .name(format!("load-{at}"))
+                .spawn(move || worker.run())?;
+            load.threads.push((shared, Some(thread)));
+        }
+        Ok(load)
+    }
+
+    /// Who watches for outages.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    /// Moves the figures since the last call into `into`, replacing what is there. Fails if a thread has seen something
+    /// that must not happen.
+    pub fn take_since(&mut self, into: &mut Figures) -> Result<()> {
+        into.clear();
+        for (shared, _) in &self.threads {
+            self.scratch.clear();
+            // The thread gets the empty ones: it waits for a swap, not for a copy.
+            std::mem::swap(&mut self.scratch, &mut shared.counted().since);
+            into.add(&self.scratch);
+        }
+        self.check()
+    }
+
+    /// CPU time of the generator's threads so far.
+    pub fn cpu(&self) -> Duration {
+        let sum = self
+            .threads
+            .iter()
+            .map(|(shared, _)| shared.cpu.load(Ordering::Relaxed));
+        Duration::from_nanos(sum.sum())
+    }
+
+    /// Stops sending, waits until nothing is in flight, and returns the figures of the window.
+    pub async fn end(mut self) -> Result<Figures> {
+        self.set_goal(Goal::Rest);
+        let deadline = Instant::now() + self.drain_limit;
+        while !self
+            .threads
+            .iter()
+            .all(|(shared, _)| shared.control.is_resting())
+        {
+            self.check()?;
+            if Instant::now() > deadline {
+                bail!(
+                    "operations in flight have no answer after {} s",
+                    self.drain_limit.as_secs()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        self.check()?;
+        let mut window = Figures::new();
+        for (shared, _) in &self.threads {
+            window.add(&shared.counted().window);
+        }
+        self.stop();
+        Ok(window)
+    }
+
+    fn check(&self) -> Result<()> {
+        for (shared, thread) in &self.threads {
+            if let Some(fault) = shared.control.fault() {
+                bail!("the load saw: {fault}");
+            }
+            if thread.as_ref().is_some_and(JoinHandle::is_finished)
+                && shared.control.goal() != Goal::End
+            {
+                bail!("a load thread panicked");
+            }
+        }
+        Ok(())
+    }
+
+    fn set_goal(&self, goal: Goal) {
+        for (shared, _) in &self.threads {
+            shared.control.set_goal(goal);
+        }
+    }
+
+    fn stop(&mut self) {
+        self.set_goal(Goal::End);
+        for (_, thread) in &mut self.threads {
+            // One that panicked was reported by `check`, or the command has failed for another reason.
+            let _ = thread.take().map(JoinHandle::join);
+        }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// How many threads a load gets if nobody says: a second one pays off only where it takes no core from the nodes.
+pub fn default_threads(pace: Pace, active_groups: u64) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let inflight = match pace {
+        Pace::Inflight(inflight) => inflight,
+        Pace::Rate { .. } => u64::MAX,
+    };
+    (cores as u64 / 2)
+        .clamp(1, 2)
+        .min(inflight)
+        .min(active_groups) as usize
+}
