@@ -22,6 +22,7 @@ mod format;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod group;
+mod histogram;
 mod index;
 pub mod inspect;
 mod lane;
@@ -51,6 +52,7 @@ pub use data_dir::{DataDir, PeerSeen, StoreId};
 pub use disk::{Disk, FileDisk, SegmentFile, SegmentSpec};
 pub use error::{BlockError, ReadError, StorageError};
 pub use group::RecoveredGroup;
+pub use histogram::{Histogram, Recorder};
 pub use lane::{Durable, WalObserver};
 pub use options::{WalMode, WalOptions};
 pub use prefetch::{PREFETCH_AHEAD, prefetch};

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::batch::Tally;
+use crate::histogram::{Histogram, Recorder};
 
 /// What a lane has done since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +26,10 @@ pub struct WalStats {
     pub barrier_us_sum: u64,
     /// The longest barrier, in microseconds.
     pub barrier_us_max: u64,
+    /// How long barriers took, in microseconds.
+    pub barrier_us: Histogram,
+    /// Bytes written per batch.
+    pub batch_bytes: Histogram,
     /// Segments that hold log.
     pub segments: u64,
     /// Bytes of entry blocks in use, as of the last checkpoint.
@@ -52,6 +57,8 @@ impl WalStats {
         self.bytes_written += other.bytes_written;
         self.barrier_us_sum += other.barrier_us_sum;
         self.barrier_us_max = self.barrier_us_max.max(other.barrier_us_max);
+        self.barrier_us.merge(&other.barrier_us);
+        self.batch_bytes.merge(&other.batch_bytes);
         self.segments += other.segments;
         self.live_bytes += other.live_bytes;
         self.pending_bytes += other.pending_bytes;
@@ -72,6 +79,8 @@ pub(crate) struct Counters {
     bytes_written: AtomicU64,
     barrier_us_sum: AtomicU64,
     barrier_us_max: AtomicU64,
+    barrier_us: Recorder,
+    batch_bytes: Recorder,
     live_bytes: AtomicU64,
     checkpoints: AtomicU64,
     pub(crate) relocated: AtomicU64,
@@ -85,6 +94,7 @@ impl Counters {
         self.barriers.fetch_add(1, Relaxed);
         self.barrier_us_sum.fetch_add(micros, Relaxed);
         self.barrier_us_max.fetch_max(micros, Relaxed);
+        self.barrier_us.record(micros);
     }
 
     pub(crate) fn batch(&self, tally: &Tally, bytes: u64, active_offset: u64) {
@@ -93,6 +103,7 @@ impl Counters {
         self.blocks.fetch_add(u64::from(tally.blocks), Relaxed);
         self.entries.fetch_add(tally.entries, Relaxed);
         self.bytes_written.fetch_add(bytes, Relaxed);
+        self.batch_bytes.record(bytes);
         self.active_offset.store(active_offset, Relaxed);
     }
 
@@ -111,6 +122,8 @@ impl Counters {
             bytes_written: self.bytes_written.load(Relaxed),
             barrier_us_sum: self.barrier_us_sum.load(Relaxed),
             barrier_us_max: self.barrier_us_max.load(Relaxed),
+            barrier_us: self.barrier_us.snapshot(),
+            batch_bytes: self.batch_bytes.snapshot(),
             live_bytes: self.live_bytes.load(Relaxed),
             checkpoints: self.checkpoints.load(Relaxed),
             relocated: self.relocated.load(Relaxed),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use polyraft_raft::{GroupId, Index, Term};
+use polyraft_raft::{GroupId, Index, Term, Tick};
 use polyraft_storage::{Blocks, EntryKind, GroupTable, PREFETCH_AHEAD};
 
 use crate::completion::{self, ReplyTo};
@@ -38,6 +38,8 @@ pub(crate) enum Task {
 #[derive(Debug, Default)]
 pub(crate) struct ApplyBatch {
     pub(crate) shard: usize,
+    /// When the shard handed it over.
+    pub(crate) sent: Tick,
     pub(crate) groups: Vec<Committed>,
     blocks: Blocks,
     waiting: Vec<WaitingReply>,

@@ -148,6 +148,11 @@ impl<M> GroupHandle<M> {
                     .proposals
                     .fetch_sub(taken, Ordering::Relaxed);
             }
+            if is_full {
+                inner.shared.gauges[self.shard]
+                    .refused
+                    .fetch_add(1, Ordering::Relaxed);
+            }
             is_full.then_some(Error::Busy {
                 what: "shards.inbox_bytes",
                 limit: inner.inbox_bytes as u64,

@@ -31,7 +31,7 @@ mod wheel;
 mod wire;
 
 pub use polyraft_raft::{GroupId, Index, LogPosition, NodeId, Role, Term};
-pub use polyraft_storage::{Disk, WalStats};
+pub use polyraft_storage::{Disk, Histogram, WalStats};
 pub use polyraft_transport::{NetworkStats, Tls};
 
 pub use crate::completion::{Committed, Completion, CompletionQueue};
@@ -40,7 +40,7 @@ pub use crate::error::{Error, MachineError, OpenError};
 pub use crate::group::{GroupHandle, Read};
 pub use crate::machine::{Entry, Replies, StateMachine};
 pub use crate::node::{Node, NodeBuilder};
-pub use crate::status::{Counters, GroupStatus, NodeStatus, PeerStatus};
+pub use crate::status::{Counters, GroupStatus, Histograms, NodeStatus, PeerStatus};
 pub use crate::trace::ProposalTrace;
 
 /// The README's example is compiled with the tests.

@@ -424,6 +424,7 @@ impl<M: StateMachine> Node<M> {
             peers: peers.collect(),
             wal,
             network: inner.network.stats(),
+            histograms: inner.shared.counters.merged(),
             counters,
         }
     }

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use crossbeam::utils::CachePadded;
 use polyraft_raft::{GroupId, Index, LogPosition, NodeId, Role, Term};
-use polyraft_storage::WalStats;
+use polyraft_storage::{Histogram, Recorder, WalStats};
 use polyraft_transport::NetworkStats;
+
+use crate::error::Error;
 
 /// One group, as its replica on the asked node sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +61,8 @@ pub struct NodeStatus {
     pub network: NetworkStats,
     /// What the shards have done since the node was opened.
     pub counters: Counters,
+    /// What they have seen: sizes and delays.
+    pub histograms: Histograms,
 }
 
 /// Another node, as seen from the asked one.
@@ -103,14 +107,34 @@ counters! {
     turns,
     /// Proposals appended by leaders on this node.
     proposals,
+    /// Entries committed by leaders on this node.
+    committed,
     /// Entries handed to the apply workers.
     applied,
     /// Proposals sent on to another node's leader.
     forwarded,
-    /// Proposals refused because a byte bound was reached.
+    /// Proposals refused because a bound was reached. The next five say which.
     busy,
-    /// Elections started here.
+    /// Refused: `shards.group_bytes`.
+    busy_group,
+    /// Refused: `wal.max_pending_bytes`.
+    busy_wal,
+    /// Refused: `apply.queue_bytes`.
+    busy_apply,
+    /// Refused: the disk has no room.
+    busy_disk,
+    /// Refused: `shards.inbox_bytes`, for proposals that would be sent on to another node.
+    busy_forwards,
+    /// Elections started here. The next four say why.
     elections,
+    /// Elections because nobody was heard to lead.
+    elections_silence,
+    /// Elections because the one before was not won in time.
+    elections_retry,
+    /// Elections of the first leader of a new group.
+    elections_creation,
+    /// Elections because the leader handed the group over.
+    elections_handover,
     /// Frames handed to the transport, liveness apart.
     group_frames,
     /// Group messages sent in those frames.
@@ -121,6 +145,79 @@ counters! {
     refused_appends,
     /// Damaged or impossible messages dropped.
     rejected_messages,
+}
+
+macro_rules! histograms {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Values seen since the node was opened, all shards together. Delays are in microseconds.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct Histograms { $($(#[$doc])* pub $name: Histogram,)* }
+
+        /// One shard's histograms. Only that shard's thread writes them.
+        #[derive(Debug, Default)]
+        pub(crate) struct ShardHistograms { $(pub(crate) $name: Recorder,)* }
+
+        impl ShardHistograms {
+            fn add_to(&self, sum: &mut Histograms) { $(sum.$name.merge(&self.$name.snapshot());)* }
+        }
+    };
+}
+
+histograms! {
+    /// How long a turn took.
+    turn_us,
+    /// Events that a turn took in.
+    turn_events,
+    /// Groups that a turn touched.
+    turn_groups,
+    /// Entries in a block of proposals.
+    block_entries,
+    /// From a frame's arrival to its shard's turn: the age of what is in the inbox.
+    inbox_us,
+    /// From the end of a turn that wrote to the news that it is durable.
+    append_us,
+    /// From a proposal's append to its commit, by samples: one at a time in each shard.
+    commit_us,
+    /// From handing a batch of committed entries to an apply worker to the news that it is applied.
+    apply_us,
+}
+
+/// Why an election was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ElectionCause {
+    Silence,
+    Retry,
+    Creation,
+    Handover,
+}
+
+impl ShardCounters {
+    /// Counts an election.
+    pub(crate) fn election(&self, cause: ElectionCause) {
+        self.elections.add(1);
+        let counter = match cause {
+            ElectionCause::Silence => &self.elections_silence,
+            ElectionCause::Retry => &self.elections_retry,
+            ElectionCause::Creation => &self.elections_creation,
+            ElectionCause::Handover => &self.elections_handover,
+        };
+        counter.add(1);
+    }
+
+    /// Counts a refused proposal by the bound that refused it. What is no bound is not counted.
+    pub(crate) fn refused(&self, error: &Error) {
+        let Error::Busy { what, .. } = error else {
+            return;
+        };
+        self.busy.add(1);
+        match *what {
+            "shards.group_bytes" => self.busy_group.add(1),
+            "wal.max_pending_bytes" => self.busy_wal.add(1),
+            "apply.queue_bytes" => self.busy_apply.add(1),
+            "shards.inbox_bytes" => self.busy_forwards.add(1),
+            _ => self.busy_disk.add(1),
+        }
+    }
 }
 
 /// A counter or gauge with a single writer.
@@ -148,9 +245,16 @@ impl Counter {
     }
 }
 
-/// The counters of all shards, each on cache lines of its own.
+/// What one shard's thread writes.
+#[derive(Debug, Default)]
+struct ShardFigures {
+    counters: ShardCounters,
+    histograms: ShardHistograms,
+}
+
+/// The counters and histograms of all shards, each shard's on cache lines of its own.
 #[derive(Debug)]
-pub(crate) struct AllCounters(Vec<CachePadded<ShardCounters>>);
+pub(crate) struct AllCounters(Vec<CachePadded<ShardFigures>>);
 
 impl AllCounters {
     pub(crate) fn new(shards: usize) -> Self {
@@ -158,13 +262,25 @@ impl AllCounters {
     }
 
     pub(crate) fn shard(&self, shard: usize) -> &ShardCounters {
-        &self.0[shard]
+        &self.0[shard].counters
+    }
+
+    pub(crate) fn histograms(&self, shard: usize) -> &ShardHistograms {
+        &self.0[shard].histograms
     }
 
     pub(crate) fn sum(&self) -> Counters {
         let mut sum = Counters::default();
         for shard in &self.0 {
-            shard.add_to(&mut sum);
+            shard.counters.add_to(&mut sum);
+        }
+        sum
+    }
+
+    pub(crate) fn merged(&self) -> Histograms {
+        let mut sum = Histograms::default();
+        for shard in &self.0 {
+            shard.histograms.add_to(&mut sum);
         }
         sum
     }
@@ -181,5 +297,25 @@ mod tests {
         all.shard(1).groups.add(4);
         all.shard(1).groups.sub(1);
         assert_eq!(all.sum().groups, 6);
+        all.histograms(0).turn_events.record(1);
+        all.histograms(1).turn_events.record(5);
+        assert_eq!(all.merged().turn_events.sum(), 6);
+    }
+
+    #[test]
+    fn refusals_and_elections_are_counted_by_cause() {
+        let counters = ShardCounters::default();
+        let busy = |what| Error::Busy { what, limit: 1 };
+        counters.refused(&busy("wal.max_pending_bytes"));
+        counters.refused(&busy("the disk"));
+        counters.refused(&Error::Closed);
+        counters.election(ElectionCause::Retry);
+        let all = AllCounters(vec![CachePadded::new(ShardFigures {
+            counters,
+            histograms: ShardHistograms::default(),
+        })]);
+        let sum = all.sum();
+        assert_eq!((sum.busy, sum.busy_wal, sum.busy_disk), (2, 1, 1));
+        assert_eq!((sum.elections, sum.elections_retry), (1, 1));
     }
 }

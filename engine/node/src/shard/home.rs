@@ -15,6 +15,7 @@ use super::{Payloads, Shard, parse_blocks};
 use crate::error::Error;
 use crate::event::{Claim, CreateOrigin, CreateReply, GroupRanges, Members, ShardEvent};
 use crate::liveness::{Action, Intervals, Liveness};
+use crate::status::ElectionCause;
 use crate::wire::{self, Record, Records};
 
 /// How long a creation waits for members before it asks them again, and before it gives up. Microseconds.
@@ -109,6 +110,7 @@ impl Shard {
         self.shared.gauges[self.index]
             .frames
             .fetch_sub(frame.len(), Ordering::Relaxed);
+        self.histograms().inbox_us.record(self.now.since(at));
         if let Some(home) = &mut self.home {
             home.liveness.heard(at, from);
         }
@@ -227,6 +229,12 @@ impl Shard {
         }
         if !bytes.is_empty() && self.refuses_entries(bytes.len()) {
             return self.counters().refused_appends.add(1);
+        }
+        if let polyraft_raft::Message::TimeoutNow { .. } = message
+            && bytes.is_empty()
+        {
+            let event = Event::Message { from, message };
+            return self.step_to_campaign(slot, event, ElectionCause::Handover);
         }
         match parse_blocks(&bytes) {
             Ok(blocks) if are_the_entries_of(&blocks, group, &message) => {

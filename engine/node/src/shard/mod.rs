@@ -12,14 +12,14 @@ mod turn;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use polyraft_raft::{
-    Env, Event, GroupId, NodeId, NodeSet, Origin, Outbox, Role, Settings, Tick, WriteId, WriteKind,
-    shard_of,
+    Env, Event, GroupId, Index, NodeId, NodeSet, Origin, Outbox, Role, Settings, Tick, WriteId,
+    WriteKind, shard_of,
 };
 use polyraft_storage::{
     BlockError, Blocks, EntryBlock, EntryKind, Lsn, RecoveredGroup, ShardLog, StorageError, Wal,
@@ -41,7 +41,7 @@ use crate::directory::Directory;
 use crate::error::Error;
 use crate::event::{Claim, ShardEvent};
 use crate::mailbox::{Mailbox, Sender};
-use crate::status::{AllCounters, ShardCounters};
+use crate::status::{AllCounters, ElectionCause, ShardCounters, ShardHistograms};
 use crate::trace::{OpenTraces, Tracer};
 use crate::wheel::Wheel;
 
@@ -97,6 +97,8 @@ pub(crate) struct Shared {
 pub(crate) struct InboxGauge {
     pub(crate) proposals: AtomicUsize,
     pub(crate) frames: AtomicUsize,
+    /// Proposals that were refused because the inbox was full.
+    pub(crate) refused: AtomicU64,
 }
 
 impl Shared {
@@ -149,6 +151,10 @@ pub(crate) struct Shard {
     /// The newest batch that this shard wrote into, and the newest that is durable.
     submitted: Lsn,
     durable: Lsn,
+    /// When the shard first wrote into each batch that is not durable yet.
+    submissions: VecDeque<(Lsn, Tick)>,
+    /// The proposal whose commit is waited for, to know how long that takes.
+    sample: Option<Sample>,
     /// Replicas to look at again, in the order in which that was decided. The delays differ by little, and one that is
     /// due may wait for the one before it.
     deferred: VecDeque<(Tick, Deferred)>,
@@ -208,6 +214,17 @@ struct Written {
     id: WriteId,
 }
 
+/// A proposal whose way to its commit is timed.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    slot: u32,
+    index: Index,
+    appended: Tick,
+}
+
+/// How long a sample may take, in microseconds: that of a group which lost its leader or its replica never ends.
+const SAMPLE_LIMIT: u64 = 10_000_000;
+
 /// Something to do for a replica at a later time.
 #[derive(Debug, Clone, Copy)]
 enum Deferred {
@@ -252,6 +269,8 @@ impl Shard {
             written: VecDeque::new(),
             submitted: Lsn(0),
             durable: Lsn(0),
+            submissions: VecDeque::new(),
+            sample: None,
             deferred: VecDeque::new(),
             log,
             wal,
@@ -300,7 +319,8 @@ impl Shard {
                 .map(|deadline| self.shared.clock.until(deadline));
             let first = inbox.take(timeout);
             let has_work = first.is_some();
-            self.begin_turn(self.shared.clock.now());
+            let begun = self.shared.clock.now();
+            self.begin_turn(begun);
             if let Some(event) = first {
                 self.handle(event);
             }
@@ -308,6 +328,8 @@ impl Shard {
                 std::thread::sleep(self.limits.turn_wait);
             }
             self.finish_turn(&inbox);
+            let took = self.shared.clock.now().since(begun);
+            self.histograms().turn_us.record(took);
         }
     }
 
@@ -320,11 +342,27 @@ impl Shard {
             self.handle(event);
             left -= 1;
         }
+        let taken = self.limits.turn_events - left;
+        self.histograms().turn_events.record(taken as u64);
         self.end_turn(left > 0);
     }
 
     fn counters(&self) -> &ShardCounters {
         self.shared.counters.shard(self.index)
+    }
+
+    fn histograms(&self) -> &ShardHistograms {
+        self.shared.counters.histograms(self.index)
+    }
+
+    /// Steps a replica with an event that may make it campaign, and counts the election if it does.
+    fn step_to_campaign(&mut self, slot: u32, event: Event<'_>, cause: ElectionCause) {
+        let campaigns = |shard: &Self| shard.replicas[slot as usize].group.counters().campaigns;
+        let before = campaigns(self);
+        self.step(slot, event, Payloads::None);
+        if campaigns(self) != before {
+            self.counters().election(cause);
+        }
     }
 
     /// Moves the groups that turns have touched since the last call into `into`.

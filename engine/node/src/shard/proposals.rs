@@ -7,13 +7,13 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use polyraft_raft::mutants::{self, Mutant};
-use polyraft_raft::{Event, GroupId, NodeId, Role, Tick};
+use polyraft_raft::{Event, GroupId, Index, NodeId, Role, Tick};
 use polyraft_transport::SendError;
 use rustc_hash::FxHashMap;
 
 use super::outgoing::Refused;
 use super::replica::Proposal;
-use super::{Deferred, PROPOSAL_OVERHEAD, Payloads, Shard, leads};
+use super::{Deferred, PROPOSAL_OVERHEAD, Payloads, SAMPLE_LIMIT, Sample, Shard, leads};
 use crate::apply::WaitingReply;
 use crate::completion::{Outcome, ReplyTo};
 use crate::error::Error;
@@ -166,7 +166,7 @@ impl Shard {
             self.overload.clone()
         };
         if let Some(error) = refusal {
-            self.counters().busy.add(1);
+            self.counters().refused(&error);
             return reply.answer(Err(error));
         }
         replica.pending_bytes += payload.len();
@@ -239,6 +239,8 @@ impl Shard {
                 break;
             };
             let Ok(range) = proposed.outcome else { break };
+            self.histograms().block_entries.record(u64::from(count));
+            self.sample(slot, range.first);
             let waiting = &mut self.replicas[slot as usize].waiting;
             let mut index = range.first;
             for proposal in &mut proposals[start..end] {
@@ -267,6 +269,18 @@ impl Shard {
         }
     }
 
+    /// Takes a proposal for the next sample of how long a commit takes, if none is under way.
+    fn sample(&mut self, slot: u32, index: Index) {
+        let is_over = |sample: &Sample| self.now.since(sample.appended) > SAMPLE_LIMIT;
+        if self.sample.as_ref().is_none_or(is_over) {
+            self.sample = Some(Sample {
+                slot,
+                index,
+                appended: self.now,
+            });
+        }
+    }
+
     /// Sends proposals to the leader's node. Those that came from another node go back with a hint instead.
     fn forward_proposals(&mut self, slot: u32, leader: NodeId, proposals: &mut Vec<Proposal>) {
         let replica = &mut self.replicas[slot as usize];
@@ -278,7 +292,9 @@ impl Shard {
             if self.forwards.bytes + bytes + PROPOSAL_OVERHEAD > limit {
                 let what = "shards.inbox_bytes";
                 let limit = limit as u64;
-                proposal.reply.answer(Err(Error::Busy { what, limit }));
+                let error = Error::Busy { what, limit };
+                self.shared.counters.shard(self.index).refused(&error);
+                proposal.reply.answer(Err(error));
                 continue;
             }
             let counters = self.shared.counters.shard(self.index);

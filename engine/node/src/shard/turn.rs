@@ -4,7 +4,9 @@
 
 use std::ops::Range;
 
-use polyraft_raft::{Apply, EntryRange, Env, Event, GroupId, Index, Message, NodeId, Send, Tick};
+use polyraft_raft::{
+    Apply, EntryRange, Env, Event, GroupId, Index, Message, NodeId, Role, Send, Tick,
+};
 use polyraft_storage::{Blocks, Durable, PREFETCH_AHEAD, StorageError, prefetch};
 
 use super::outgoing::NODE_LEVEL;
@@ -13,6 +15,7 @@ use super::{Deferred, DiskFull, Payloads, Shard, Written, guarded, leads};
 use crate::apply::{ApplyBatch, Task};
 use crate::error::Error;
 use crate::event::Claim;
+use crate::status::ElectionCause;
 use crate::wire;
 
 /// Log bytes handed to an apply worker in one piece, so that a restart's replay doesn't come as one huge slice.
@@ -77,6 +80,7 @@ impl Shard {
             self.show(slot);
         }
         self.look_at_traces();
+        self.histograms().turn_groups.record(next as u64);
         self.untouch();
         if !self.submit() {
             return;
@@ -118,7 +122,11 @@ impl Shard {
         let mut fired = std::mem::take(&mut self.fired);
         self.wheel.fire(self.now, &mut fired);
         for slot in fired.drain(..) {
-            self.step(slot, Event::Timer, Payloads::None);
+            let cause = match self.replicas[slot as usize].group.role() {
+                Role::PreCandidate | Role::Candidate => ElectionCause::Retry,
+                _ => ElectionCause::Silence,
+            };
+            self.step_to_campaign(slot, Event::Timer, cause);
         }
         self.fired = fired;
     }
@@ -132,7 +140,7 @@ impl Shard {
                 Deferred::Campaign(slot)
                     if self.replicas[slot as usize].group.leader().is_none() =>
                 {
-                    self.step(slot, Event::Campaign, Payloads::None);
+                    self.step_to_campaign(slot, Event::Campaign, ElectionCause::Creation);
                 }
                 Deferred::Campaign(_) => {}
                 Deferred::Proposals(slot) => self.touch(slot),
@@ -170,7 +178,12 @@ impl Shard {
     /// Hands the turn's records to the group commit. False: the WAL is out of service, and so is the node.
     fn submit(&mut self) -> bool {
         match self.log.submit() {
-            Ok(Some(lsn)) => self.submitted = lsn,
+            Ok(Some(lsn)) => {
+                if self.submitted != lsn {
+                    self.submissions.push_back((lsn, self.now));
+                }
+                self.submitted = lsn;
+            }
             Ok(None) => {}
             Err(StorageError::DiskFull { needed, .. }) => {
                 self.wait_for_disk(needed);
@@ -205,6 +218,12 @@ impl Shard {
     pub(super) fn batch_durable(&mut self, durable: &Durable) {
         self.log.on_durable(durable);
         self.durable = self.durable.max(durable.lsn);
+        while let Some((_, at)) = self
+            .submissions
+            .pop_front_if(|(lsn, _)| *lsn <= self.durable)
+        {
+            self.histograms().append_us.record(self.now.since(at));
+        }
         while let Some(written) = self
             .written
             .pop_front_if(|written| written.lsn <= self.durable)
@@ -227,6 +246,9 @@ impl Shard {
                 Some(reason) => self.quarantine(committed.slot, reason),
             }
         }
+        self.histograms()
+            .apply_us
+            .record(self.now.since(batch.sent));
         batch.clear();
         self.spare_batches.push(batch);
     }
@@ -360,6 +382,7 @@ impl Shard {
                 let spare = self.spare_batches.pop().unwrap_or_default();
                 let mut full = std::mem::replace(batch, spare);
                 full.shard = self.index;
+                full.sent = self.now;
                 self.shared.backlog.add(full.bytes());
                 self.shared.workers[worker].send(Task::Apply(full));
             }
@@ -402,12 +425,20 @@ impl Shard {
                         .quarantine(slot, format!("a committed entry can't be read: {error}"));
                 }
             };
-            self.shared
-                .counters
-                .shard(self.index)
-                .applied
-                .add(end.0 - first.0);
+            let counters = self.shared.counters.shard(self.index);
+            counters.applied.add(end.0 - first.0);
+            if leads(&self.replicas[slot as usize]) {
+                counters.committed.add(end.0 - first.0);
+            }
             first = end;
+        }
+        if let Some(sample) = self.sample
+            && sample.slot == slot
+            && sample.index < first
+        {
+            self.sample = None;
+            let took = self.now.since(sample.appended);
+            self.histograms().commit_us.record(took);
         }
     }
 
