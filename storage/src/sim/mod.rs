@@ -7,6 +7,7 @@
 mod faults;
 mod file;
 mod loss;
+pub mod model;
 mod names;
 mod pages;
 mod segment;

@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::driver::{Driver, Model, Op, PATH, options, read_all, voters};
+use crate::driver::{Driver, PATH, options, read_all};
 use parking_lot::Mutex;
 use polyraft_raft::{EntryRange, GroupId, HardState, Index, LogPosition, NodeId, Term};
+use polyraft_storage::sim::model::{Model, Op, voters};
 use polyraft_storage::sim::{Keep, SimDisk};
 use polyraft_storage::{
     Blocks, DataDir, Durable, EntryKind, ReadError, StorageError, WalMode, WalObserver, WalOptions,

@@ -1,5 +1,5 @@
 //! Owns the tests that run the log on a simulated disk. Must never depend on time, threads or the machine.
 
-mod crash;
+mod checkpoints;
 mod driver;
 mod faults;

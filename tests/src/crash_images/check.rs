@@ -3,9 +3,9 @@
 
 use polyraft_raft::GroupId;
 use polyraft_storage::StorageError;
+use polyraft_storage::sim::model::{Model, Op};
 use polyraft_storage::sim::{Keep, SimDisk};
 
-use super::model::{Model, Op};
 use super::run::{Log, Shape};
 
 /// Opens the disk and compares; `allowed` has, by shard, the states that may be found. Returns what was found.

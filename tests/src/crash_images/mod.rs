@@ -2,16 +2,15 @@
 //! loss, each moment of the recovery, and for damage and failed syncs. Must never skip an image silently: it counts what it checks.
 
 mod check;
-mod model;
 mod run;
 pub mod workload;
 
 use std::fmt;
 
 use polyraft_storage::WalMode;
+use polyraft_storage::sim::model::Model;
 use polyraft_storage::sim::{Astray, Keep, KeepNames, SimDisk};
 
-use model::Model;
 use run::{Log, Run, Shape, Step};
 use workload::{Needs, Workload};
 

@@ -4,14 +4,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use polyraft_raft::{EntryRange, GroupId, Index, NodeId, Term, shard_of};
+use polyraft_raft::{GroupId, NodeId, shard_of};
 use polyraft_storage::sim::SimDisk;
+use polyraft_storage::sim::model::{Model, Op, read_all};
 use polyraft_storage::{
-    DataDir, Durable, EntryKind, Lsn, PeerSeen, RecoveryReport, ShardLog, StorageError, StoreId,
-    Wal, WalMode, WalOptions, open,
+    DataDir, Durable, Lsn, PeerSeen, RecoveryReport, ShardLog, StorageError, StoreId, Wal, WalMode,
+    WalOptions, open,
 };
-
-use super::model::{Model, Op, purged, read_all, voters};
 
 const PATH: &str = "/data";
 
@@ -111,31 +110,7 @@ impl Log {
 
     /// Writes one change; `model` is its shard's, as it was before.
     pub fn write(&mut self, shape: Shape, model: &Model, op: &Op) -> Result<(), StorageError> {
-        let group = op.group();
-        let log = &mut self.logs[shape.shard_of(group.0)];
-        let replica = model.get(&group.0).and_then(Option::as_ref);
-        let replica = || replica.expect("the group is there");
-        match op {
-            Op::Create(_) => log.create(group, &voters()),
-            Op::Tombstone(_) => log.tombstone(group),
-            Op::Append { term, payloads, .. } => {
-                let first = replica().last() + 1;
-                let range = EntryRange {
-                    term: Term(*term),
-                    first: Index(first),
-                    end: Index(first + payloads.len() as u64),
-                };
-                log.append(group, range, EntryKind::Normal, payloads)
-            }
-            Op::State { .. } => {
-                let mut after = model.clone();
-                op.apply(&mut after);
-                let state = after[&group.0].as_ref().map(|replica| replica.state);
-                log.hard_state(group, state.expect("the group is there"))
-            }
-            Op::Truncate { from, .. } => log.truncate(group, Index(*from)),
-            Op::Purge { through, .. } => log.purge(group, purged(replica(), *through)),
-        }
+        op.write(&mut self.logs[shape.shard_of(op.group().0)], model)
     }
 
     /// Tells the shards of a lane its watermark.

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::model::Op;
+use polyraft_storage::sim::model::Op;
+
 use super::run::Step;
 
 /// A workload, with what its log must have done for it to be worth anything.

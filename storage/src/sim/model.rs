@@ -1,16 +1,24 @@
-//! Owns the naive model of a log in memory: what each change does to a group, and what a log says about its groups.
-//! Must never look into files.
+//! Owns the naive model of a log in memory: what each change does to a group, and what a log says about its groups. Tests
+//! change a log and the model alike and compare. Must never look into files.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use polyraft_raft::{Configuration, GroupId, HardState, Index, LogPosition, NodeId, Term};
-use polyraft_storage::{Blocks, ReadError, ShardLog};
+use polyraft_raft::{
+    Configuration, EntryRange, GroupId, HardState, Index, LogPosition, NodeId, Term,
+};
+
+use crate::block::EntryKind;
+use crate::blocks::Blocks;
+use crate::error::{ReadError, StorageError};
+use crate::shard::ShardLog;
 
 /// A replica as it should be.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Replica {
+    /// Its hard state.
     pub state: HardState,
+    /// Through where it was purged.
     pub base: LogPosition,
     /// Term and payload by index.
     pub entries: BTreeMap<u64, (u64, Vec<u8>)>,
@@ -30,31 +38,48 @@ pub type Model = BTreeMap<u64, Option<Arc<Replica>>>;
 /// One change of a log.
 #[derive(Clone, Debug)]
 pub enum Op {
+    /// A replica begins.
     Create(u64),
+    /// Entries behind the last one, in one block.
     Append {
+        /// Its group.
         group: u64,
+        /// Their term.
         term: u64,
+        /// One for each entry.
         payloads: Vec<Vec<u8>>,
     },
+    /// A new hard state.
     State {
+        /// Its group.
         group: u64,
+        /// The term.
         term: u64,
+        /// For which node.
         vote: u64,
+        /// Through which index.
         commit: u64,
     },
+    /// Entries go from the end.
     Truncate {
+        /// Their group.
         group: u64,
+        /// The first of them.
         from: u64,
     },
-    /// Also beyond the last entry, as an installed snapshot does.
+    /// Entries go from the front; also beyond the last entry, as an installed snapshot does.
     Purge {
+        /// Their group.
         group: u64,
+        /// The last of them.
         through: u64,
     },
+    /// A replica ends.
     Tombstone(u64),
 }
 
 impl Op {
+    /// The group that it changes.
     pub fn group(&self) -> GroupId {
         GroupId(match self {
             Self::Create(group)
@@ -76,6 +101,35 @@ impl Op {
                 let replica = model.get_mut(&id).and_then(Option::as_mut);
                 self.change(Arc::make_mut(replica.expect("the group is there")));
             }
+        }
+    }
+
+    /// Writes the change to a log whose groups are as `model` has them. Panics on a group that is not there.
+    pub fn write(&self, log: &mut ShardLog, model: &Model) -> Result<(), StorageError> {
+        let group = self.group();
+        let replica = || {
+            let replica = model.get(&group.0).and_then(Option::as_ref);
+            replica.expect("the group is there")
+        };
+        match self {
+            Self::Create(_) => log.create(group, &voters()),
+            Self::Tombstone(_) => log.tombstone(group),
+            Self::Append { term, payloads, .. } => {
+                let first = replica().last() + 1;
+                let range = EntryRange {
+                    term: Term(*term),
+                    first: Index(first),
+                    end: Index(first + payloads.len() as u64),
+                };
+                log.append(group, range, EntryKind::Normal, payloads)
+            }
+            Self::State { .. } => {
+                let mut after = Replica::default();
+                self.change(&mut after);
+                log.hard_state(group, after.state)
+            }
+            Self::Truncate { from, .. } => log.truncate(group, Index(*from)),
+            Self::Purge { through, .. } => log.purge(group, purged(replica(), *through)),
         }
     }
 
@@ -106,7 +160,7 @@ impl Op {
 }
 
 /// The position that a purge through `index` leaves.
-pub fn purged(replica: &Replica, index: u64) -> LogPosition {
+fn purged(replica: &Replica, index: u64) -> LogPosition {
     /// What a snapshot from elsewhere would say.
     const FOREIGN_TERM: u64 = 9;
     let term = replica.entries.get(&index);

@@ -1,0 +1,63 @@
+//! Owns checkpoints of more groups than fit into a slice. A checkpoint must never miss what changed while it was made.
+
+use crate::driver::{Driver, options};
+use polyraft_raft::GroupId;
+use polyraft_storage::sim::model::Op;
+use polyraft_storage::sim::{Keep, SimDisk};
+use polyraft_storage::{WalMode, WalOptions};
+
+/// A payload that no other entry has.
+fn payload(unique: u64, bytes: usize) -> Vec<u8> {
+    let mut payload = format!("{unique:08} ").into_bytes();
+    payload.resize(bytes.max(9), b'a' + (unique % 26) as u8);
+    payload
+}
+
+#[test]
+fn a_checkpoint_is_written_in_slices_while_its_groups_change() {
+    let disk = SimDisk::new(7);
+    let options = WalOptions {
+        segment_bytes: 1 << 20,
+        checkpoint_bytes: 1 << 20,
+        ..options(WalMode::Direct)
+    };
+    let mut driver = Driver::open(&disk, &options).unwrap();
+    let groups = 1300;
+    driver
+        .run(&[(0..groups).map(Op::Create).collect()])
+        .unwrap();
+    let text = |unique: u64| vec![payload(unique, 20)];
+    for round in 0..3 {
+        assert!(driver.wal.request_checkpoint());
+        let mut slices = 0;
+        // Every slice is followed by changes of groups that are in it and of groups that are not.
+        while driver.log.maintain().unwrap() {
+            slices += 1;
+            for group in (slices..groups).step_by(97) {
+                let op = match group % 3 {
+                    0 if driver.log.contains(GroupId(group)) => Op::Tombstone(group),
+                    0 => Op::Create(group),
+                    _ => Op::Append {
+                        group,
+                        term: 1,
+                        payloads: text(round * 10_000 + group),
+                    },
+                };
+                driver.apply(&op).unwrap();
+            }
+            driver
+                .apply(&Op::Create(groups + 10 * round + slices))
+                .unwrap();
+            driver.submit().unwrap();
+            if slices % 2 == 0 {
+                driver.flush().unwrap();
+            }
+        }
+        assert!(slices >= 2, "one slice held everything");
+        driver.settle().unwrap();
+        assert_eq!(driver.stats().checkpoints, round + 1);
+        let again = Driver::open(&disk.after_power_cut(Keep::Nothing), &options).unwrap();
+        assert_eq!(again.model, driver.model);
+        assert!(again.report.batches < driver.stats().batches);
+    }
+}
