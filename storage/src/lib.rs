@@ -30,6 +30,7 @@ mod maintenance;
 mod mapping;
 #[cfg(all(test, polyraft_shuttle))]
 mod models;
+mod numbers;
 mod options;
 mod peers;
 mod pool;
@@ -54,6 +55,7 @@ pub use error::{BlockError, ReadError, StorageError};
 pub use group::RecoveredGroup;
 pub use histogram::{Histogram, Recorder};
 pub use lane::{Durable, WalObserver};
+pub use numbers::GroupNumbers;
 pub use options::{WalMode, WalOptions};
 pub use prefetch::{PREFETCH_AHEAD, prefetch};
 pub use recovery::{RecoveryReport, Rot, TornTail};

@@ -2,23 +2,25 @@
 //! It must never have to look at a value to find it: values are large, many, and rarely in a cache.
 
 use polyraft_raft::GroupId;
-use rustc_hash::FxHashMap;
-use slab::Slab;
 
+use crate::numbers::GroupNumbers;
 use crate::prefetch::prefetch;
 
-/// Values by group. Numbers that lie close together lead to the values.
+/// Values by group, found by their places in a list.
 #[derive(Debug)]
 pub struct GroupTable<T> {
-    numbers: FxHashMap<GroupId, u32>,
-    values: Slab<T>,
+    places: GroupNumbers,
+    values: Vec<Option<T>>,
+    /// Places without a value.
+    free: Vec<u32>,
 }
 
 impl<T> Default for GroupTable<T> {
     fn default() -> Self {
         GroupTable {
-            numbers: FxHashMap::default(),
-            values: Slab::new(),
+            places: GroupNumbers::default(),
+            values: Vec::new(),
+            free: Vec::new(),
         }
     }
 }
@@ -26,31 +28,31 @@ impl<T> Default for GroupTable<T> {
 impl<T> GroupTable<T> {
     /// How many groups have a value.
     pub fn len(&self) -> usize {
-        self.values.len()
+        self.places.len()
     }
 
     /// Whether none has.
     pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
+        self.places.is_empty()
     }
 
     /// Whether the group has one.
     pub fn contains(&self, group: GroupId) -> bool {
-        self.numbers.contains_key(&group)
+        self.places.get(group).is_some()
     }
 
     /// The group's value.
     #[inline]
     pub fn get(&self, group: GroupId) -> Option<&T> {
-        let number = *self.numbers.get(&group)?;
-        self.values.get(number as usize)
+        let place = self.places.get(group)?;
+        self.values[place as usize].as_ref()
     }
 
     /// The group's value, to change.
     #[inline]
     pub fn get_mut(&mut self, group: GroupId) -> Option<&mut T> {
-        let number = *self.numbers.get(&group)?;
-        self.values.get_mut(number as usize)
+        let place = self.places.get(group)?;
+        self.values[place as usize].as_mut()
     }
 
     /// Gives the group a value; returns the one it had.
@@ -58,33 +60,38 @@ impl<T> GroupTable<T> {
         if let Some(known) = self.get_mut(group) {
             return Some(std::mem::replace(known, value));
         }
-        let number = u32::try_from(self.values.insert(value)).expect("fewer than 4 billion groups");
-        self.numbers.insert(group, number);
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.values.push(None);
+            u32::try_from(self.values.len() - 1).expect("fewer than 4 billion groups")
+        });
+        self.values[place as usize] = Some(value);
+        self.places.insert(group, place);
         None
     }
 
     /// Takes the group's value out.
     pub fn remove(&mut self, group: GroupId) -> Option<T> {
-        let number = self.numbers.remove(&group)?;
-        self.values.try_remove(number as usize)
+        let place = self.places.remove(group)?;
+        self.free.push(place);
+        self.values[place as usize].take()
     }
 
     /// Every group and its value, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (GroupId, &T)> {
-        let find = |(group, number): (&GroupId, &u32)| (*group, &self.values[*number as usize]);
-        self.numbers.iter().map(find)
+        let places = self.places.iter();
+        places.filter_map(|(group, place)| Some((group, self.values[place as usize].as_ref()?)))
     }
 
     /// The groups, in no particular order.
     pub fn keys(&self) -> impl Iterator<Item = GroupId> {
-        self.numbers.keys().copied()
+        self.places.iter().map(|(group, _)| group)
     }
 
     /// Starts to load the group's value.
     #[inline]
     pub fn prefetch(&self, group: GroupId) {
-        if let Some(value) = self.get(group) {
-            prefetch(value);
+        if let Some(place) = self.places.get(group) {
+            prefetch(&self.values[place as usize]);
         }
     }
 }

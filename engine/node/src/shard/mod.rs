@@ -22,7 +22,7 @@ use polyraft_raft::{
     WriteKind, shard_of,
 };
 use polyraft_storage::{
-    BlockError, Blocks, EntryBlock, EntryKind, Lsn, RecoveredGroup, ShardLog, StorageError, Wal,
+    BlockError, Blocks, EntryBlock, EntryKind, GroupNumbers, Lsn, RecoveredGroup, ShardLog, StorageError, Wal,
 };
 use polyraft_transport::Network;
 use rustc_hash::FxHashMap;
@@ -132,7 +132,7 @@ pub(crate) struct Shard {
     now: Tick,
 
     replicas: Vec<Replica>,
-    slots: FxHashMap<GroupId, u32>,
+    slots: GroupNumbers,
     /// Recovered or created groups whose state machine is being opened; true: campaign once it is.
     opening: FxHashMap<GroupId, (RecoveredGroup, bool)>,
     /// Nodes that live, this one included.
@@ -257,7 +257,7 @@ impl Shard {
             settings: options.settings,
             now,
             replicas: Vec::new(),
-            slots: FxHashMap::default(),
+            slots: GroupNumbers::default(),
             opening,
             alive,
             outbox: Outbox::default(),
@@ -391,7 +391,7 @@ impl Shard {
     }
 
     fn slot(&self, group: GroupId) -> Option<u32> {
-        self.slots.get(&group).copied()
+        self.slots.get(group)
     }
 
     fn touch(&mut self, slot: u32) {

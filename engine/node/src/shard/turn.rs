@@ -273,10 +273,10 @@ impl Shard {
     /// Leaders that ceased to be one release their callers; the peers learn who leads now.
     fn dispatch_claims(&mut self) {
         for change in self.outbox.claims.drain(..) {
-            let Some(slot) = self.slots.get(&change.group) else {
+            let Some(slot) = self.slots.get(change.group) else {
                 continue;
             };
-            let replica = &mut self.replicas[*slot as usize];
+            let replica = &mut self.replicas[slot as usize];
             if !change.leads {
                 replica.forget_waiting(&Error::Unknown {
                     why: "the leader stepped down",
@@ -305,8 +305,8 @@ impl Shard {
 
     fn dispatch_timers(&mut self) {
         for timer in self.outbox.timers.drain(..) {
-            if let Some(slot) = self.slots.get(&timer.group) {
-                self.wheel.arm(*slot, timer.at);
+            if let Some(slot) = self.slots.get(timer.group) {
+                self.wheel.arm(slot, timer.at);
             }
         }
     }
