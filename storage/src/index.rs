@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 
 use polyraft_raft::{EntryRange, Index, Term, TermRun};
 
+use crate::prefetch::prefetch;
+
 /// Where the bytes of a block are: in a segment, or in a turn piece that has not been placed yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Place(u32);
@@ -86,6 +88,8 @@ struct Chunk {
     term: Term,
     /// How many entries the last block was encoded with if a truncation has cut it, else 0.
     cut: u32,
+    /// How many entries the slots hold: where the log ends is known without a look at them.
+    entries: u32,
     slots: Vec<Slot>,
 }
 
@@ -94,8 +98,7 @@ const CHUNK_BLOCKS: usize = 64;
 
 impl Chunk {
     fn end(&self) -> Index {
-        let entries = self.slots.last().map_or(0, |slot| slot.end);
-        Index(self.first.0 + u64::from(entries))
+        Index(self.first.0 + u64::from(self.entries))
     }
 
     /// Entries in front of slot `at`.
@@ -178,6 +181,15 @@ impl BlockIndex {
         (!self.newest.slots.is_empty()).then(|| self.newest.end())
     }
 
+    /// Starts to load where blocks are added.
+    #[inline]
+    pub(crate) fn prefetch_end(&self) {
+        let slots = self.newest.slots.as_slice();
+        if let Some(last) = slots.len().checked_sub(1) {
+            prefetch(&slots[last]);
+        }
+    }
+
     /// Adds a block that begins where the last one ends.
     pub(crate) fn push(&mut self, block: &BlockRef) {
         if self.newest.slots.is_empty() || !self.newest.takes(block) {
@@ -192,13 +204,13 @@ impl BlockIndex {
             }
         }
         let chunk = &mut self.newest;
-        let before = chunk.before(chunk.slots.len());
         debug_assert_eq!(block.first, chunk.end());
+        chunk.entries += block.count;
         chunk.slots.push(Slot {
             place: block.place,
             offset: block.offset,
             bytes: block.bytes,
-            end: before + block.count,
+            end: chunk.entries,
         });
         if block.packed != block.count {
             chunk.cut = block.packed;
@@ -225,6 +237,7 @@ impl BlockIndex {
                 chunk.cut = 0;
             }
         }
+        chunk.entries = chunk.before(chunk.slots.len());
     }
 
     /// Drops the blocks that hold nothing from `from` on.
@@ -248,6 +261,7 @@ impl BlockIndex {
         chunk.slots.drain(..gone);
         chunk.slots.iter_mut().for_each(|slot| slot.end -= before);
         chunk.first.0 += u64::from(before);
+        chunk.entries -= before;
         if chunk.slots.is_empty() {
             *chunk = Chunk::default();
         }

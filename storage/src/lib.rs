@@ -57,7 +57,7 @@ pub use histogram::{Histogram, Recorder};
 pub use lane::{Durable, WalObserver};
 pub use numbers::GroupNumbers;
 pub use options::{WalMode, WalOptions};
-pub use prefetch::{PREFETCH_AHEAD, prefetch};
+pub use prefetch::{PREFETCH_AHEAD, PREFETCH_SOON, prefetch};
 pub use recovery::{RecoveryReport, Rot, TornTail};
 pub use shard::ShardLog;
 pub use stats::WalStats;

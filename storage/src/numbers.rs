@@ -94,7 +94,12 @@ mod tests {
     use super::*;
 
     fn ids() -> impl Strategy<Value = u64> {
-        prop_oneof![0..12u64, 1020..1030u64, 20_000..20_004u64, u64::MAX - 3..=u64::MAX]
+        prop_oneof![
+            0..12u64,
+            1020..1030u64,
+            20_000..20_004u64,
+            u64::MAX - 3..=u64::MAX
+        ]
     }
 
     proptest! {
@@ -119,14 +124,21 @@ mod tests {
     fn an_id_keeps_its_number_when_its_neighbours_make_the_list_longer() {
         let mut numbers = GroupNumbers::default();
         numbers.insert(GroupId(3000), 7);
-        assert_eq!(numbers.sparse.len(), 1, "far beyond what one group may take");
+        assert_eq!(
+            numbers.sparse.len(),
+            1,
+            "far beyond what one group may take"
+        );
         for id in 0..3000 {
             numbers.insert(GroupId(id), id as u32);
         }
         assert!(numbers.dense.len() > 3000);
         assert_eq!(numbers.get(GroupId(3000)), Some(7));
         assert_eq!(numbers.insert(GroupId(3000), 8), Some(7));
-        assert_eq!((numbers.get(GroupId(3000)), numbers.sparse.len()), (Some(8), 0));
+        assert_eq!(
+            (numbers.get(GroupId(3000)), numbers.sparse.len()),
+            (Some(8), 0)
+        );
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! Asks the processor for memory before it is needed.
 //! It must never change what a program does, only when it waits.
 
+/// How far a walk over many groups looks ahead to load what belongs to one.
+pub const PREFETCH_AHEAD: usize = 8;
+
+/// How far it looks ahead for what that leads to.
+pub const PREFETCH_SOON: usize = 4;
+
 /// What a processor fetches as a whole.
 const LINE_BYTES: usize = 64;
-
-/// How many places ahead a walk over many groups asks for what it is going to need.
-pub const PREFETCH_AHEAD: usize = 6;
 
 /// Starts to load all of `value` into the caches. Groups are many and lie all over the memory, so a turn that walks over
 /// them would otherwise wait for each in turn.

@@ -19,7 +19,7 @@ use crate::format;
 use crate::group::{GroupLog, Interned, RecoveredGroup};
 use crate::index::{BlockRef, Place, Where};
 use crate::lane::{Durable, Lane, Placed};
-use crate::prefetch::PREFETCH_AHEAD;
+use crate::prefetch::{PREFETCH_AHEAD, PREFETCH_SOON};
 use crate::table::GroupTable;
 use crate::tail::{Tail, TurnPiece};
 use crate::upkeep::Upkeep;
@@ -183,10 +183,18 @@ impl ShardLog {
         self.groups.contains(group)
     }
 
-    /// Starts to load what reading or writing a group's log will need.
+    /// Starts to load the head of a group's log.
     #[inline]
     pub fn prefetch(&self, group: GroupId) {
         self.groups.prefetch(group);
+    }
+
+    /// Starts to load where a group's log ends. Its head should have arrived.
+    #[inline]
+    pub fn prefetch_end(&self, group: GroupId) {
+        if let Some(log) = self.groups.get(group) {
+            log.blocks.prefetch_end();
+        }
     }
 
     /// Term, vote and commit hint last written for a group.
@@ -435,6 +443,11 @@ impl ShardLog {
             for (at, group) in groups.iter().enumerate() {
                 if let Some(later) = groups.get(at + PREFETCH_AHEAD) {
                     self.groups.prefetch(*later);
+                }
+                if let Some(soon) = groups.get(at + PREFETCH_SOON)
+                    && let Some(log) = self.groups.get(*soon)
+                {
+                    log.blocks.prefetch_end();
                 }
                 if let Some(log) = self.groups.get_mut(*group) {
                     log.blocks.place_appended(turn, segment, offset);

@@ -483,6 +483,16 @@ impl Group {
         self.node
     }
 
+    /// What it holds beyond its size while it leads. For loading it ahead of its use.
+    #[inline]
+    #[must_use]
+    pub fn leading(&self) -> Option<&Leading> {
+        match &self.part {
+            Part::Leader(leading) => Some(leading),
+            _ => None,
+        }
+    }
+
     /// What the replica is doing.
     #[must_use]
     pub const fn role(&self) -> Role {

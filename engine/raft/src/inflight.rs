@@ -2,7 +2,7 @@
 //! adapts its depth: deeper while acknowledgements flow, shallower after a conflict or a silence. It does
 //! not know terms or followers.
 
-use std::collections::VecDeque;
+use smallvec::SmallVec;
 
 use crate::{EntryRange, Index, Settings};
 
@@ -12,7 +12,7 @@ const INITIAL_DEPTH: u32 = 16;
 /// Appends sent and not yet acknowledged, oldest first, with consecutive ranges.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Inflight {
-    sent: VecDeque<Sent>,
+    sent: SmallVec<[Sent; 2]>,
     /// Everything through here is acknowledged; `floor <= newest`.
     floor: Index,
     /// Last index on the way; equal to `floor` when nothing is.
@@ -34,7 +34,7 @@ struct Sent {
 impl Default for Inflight {
     fn default() -> Inflight {
         Inflight {
-            sent: VecDeque::new(),
+            sent: SmallVec::new(),
             floor: Index::ZERO,
             newest: Index::ZERO,
             bytes: 0,
@@ -104,7 +104,7 @@ impl Inflight {
         }
         self.newest = entries.last();
         self.bytes += bytes;
-        self.sent.push_back(Sent {
+        self.sent.push(Sent {
             last: entries.last(),
             bytes,
         });
@@ -112,15 +112,13 @@ impl Inflight {
 
     /// Everything through `matched` is acknowledged.
     pub(crate) fn acknowledge(&mut self, matched: Index) {
-        let before = self.sent.len();
-        while let Some(oldest) = self.sent.front().filter(|s| s.last <= matched) {
-            self.bytes -= oldest.bytes;
-            self.sent.pop_front();
-        }
+        let reached = self.sent.iter().take_while(|sent| sent.last <= matched);
+        let done = reached.count();
+        self.bytes -= self.sent.drain(..done).map(|sent| sent.bytes).sum::<u64>();
         self.floor = matched.clamp(self.floor, self.newest);
         if self.held_back {
             // One more per acknowledged message: the depth doubles per round trip until something else limits.
-            self.depth = self.depth.saturating_add((before - self.sent.len()) as u32);
+            self.depth = self.depth.saturating_add(done as u32);
             self.held_back = false;
         }
     }

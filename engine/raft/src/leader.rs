@@ -11,9 +11,9 @@ use crate::{
     Outbox, Progress, ProgressState, Proposed, Send, SnapshotNeeded, Term, Tick, Write, WriteKind,
 };
 
-/// What a replica needs only while it leads.
+/// What a replica needs only while it leads. A value of its own, so that followers take less memory.
 #[derive(Debug)]
-pub(crate) struct Leading {
+pub struct Leading {
     /// Every member but this one.
     pub(crate) peers: SmallVec<[Progress; 2]>,
     /// Index of the entry that started the term: nothing before it commits by counting.

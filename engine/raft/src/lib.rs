@@ -53,6 +53,7 @@ pub use event::{Event, LogExtents};
 pub use group::{Counters, Group, Restored, Role};
 pub use ids::{GroupId, Index, NodeId, Term, Tick, WriteId, shard_of};
 pub use inflight::Inflight;
+pub use leader::Leading;
 pub use message::Message;
 pub use node_set::NodeSet;
 pub use outbox::{

@@ -159,7 +159,7 @@ impl Shard {
         self.slots.insert(group, slot);
         self.replicas
             .push(Replica::new(core, self.shared.directory.add(group)));
-        self.marks.push(Marks::default());
+        self.marks.push(Marks::new(group));
         self.counters().groups.add(1);
         self.counters().leaderless.add(1);
         self.touch(slot);

@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{Event, GroupId, NodeId, Term, Tick};
-use polyraft_storage::{PREFETCH_AHEAD, prefetch};
+use polyraft_storage::PREFETCH_AHEAD;
 use rustc_hash::FxHashMap;
 
+use super::fetch::Fetched;
 use super::outgoing::NODE_LEVEL;
 use super::proposals::first_request;
 use super::{Payloads, Shard, parse_blocks};
@@ -122,11 +123,12 @@ impl Shard {
         let mut records = Records::new(&frame);
         // The groups of a frame are all over the memory: what later records need is fetched meanwhile.
         let mut ahead = Records::new(&frame);
+        let mut fetched = Fetched::default();
         for _ in 0..PREFETCH_AHEAD {
-            self.fetch(ahead.skip_for(is_mine));
+            fetched.next(self, ahead.skip_for(is_mine));
         }
         while let Some(record) = records.next_for(is_mine) {
-            self.fetch(ahead.skip_for(is_mine));
+            fetched.next(self, ahead.skip_for(is_mine));
             match record {
                 Ok(record) => self.record(from, record, at),
                 Err(error) => {
@@ -134,12 +136,6 @@ impl Shard {
                     self.counters().rejected_messages.add(1);
                 }
             }
-        }
-    }
-
-    fn fetch(&self, group: Option<GroupId>) {
-        if let Some(slot) = group.and_then(|group| self.slot(group)) {
-            prefetch(&self.replicas[slot as usize]);
         }
     }
 

@@ -1,7 +1,9 @@
 //! A shard: one thread, the groups that it owns, and their turn. Drain what has arrived, step all, dispatch once.
 //! It must never wait for a disk, a socket or a state machine; they answer through the inbox.
 
+mod chains;
 mod create;
+mod fetch;
 mod home;
 mod outgoing;
 mod proposals;
@@ -22,7 +24,8 @@ use polyraft_raft::{
     WriteKind, shard_of,
 };
 use polyraft_storage::{
-    BlockError, Blocks, EntryBlock, EntryKind, GroupNumbers, Lsn, RecoveredGroup, ShardLog, StorageError, Wal,
+    BlockError, Blocks, EntryBlock, EntryKind, GroupNumbers, Lsn, PREFETCH_AHEAD, RecoveredGroup,
+    ShardLog, StorageError, Wal,
 };
 use polyraft_transport::Network;
 use rustc_hash::FxHashMap;
@@ -33,7 +36,7 @@ use self::home::Home;
 pub(crate) use self::home::HomeOptions;
 use self::outgoing::Outgoing;
 use self::proposals::Forwards;
-use self::replica::{Proposal, Replica};
+use self::replica::{Proposal, Queues, Replica};
 use self::room::Room;
 use crate::apply::{ApplyBacklog, ApplyBatch, Task};
 use crate::clock::Clock;
@@ -132,6 +135,7 @@ pub(crate) struct Shard {
     now: Tick,
 
     replicas: Vec<Replica>,
+    queues: Queues,
     slots: GroupNumbers,
     /// Recovered or created groups whose state machine is being opened; true: campaign once it is.
     opening: FxHashMap<GroupId, (RecoveredGroup, bool)>,
@@ -175,6 +179,7 @@ pub(crate) struct Shard {
     maintenance_is_due: bool,
     traces: OpenTraces,
     /// Buffers that turns reuse.
+    soon: VecDeque<ShardEvent>,
     proposals: Vec<Proposal>,
     retouch: Vec<u32>,
     /// Present on shard 0.
@@ -199,11 +204,22 @@ struct DiskFull {
 }
 
 /// What a turn notes about a replica.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Marks {
+    group: GroupId,
     is_touched: bool,
     /// The newest write that a barrier of this turn covered, until the core is told.
     durable: Option<WriteId>,
+}
+
+impl Marks {
+    fn new(group: GroupId) -> Self {
+        Marks {
+            group,
+            is_touched: false,
+            durable: None,
+        }
+    }
 }
 
 /// A write of a replica in a batch.
@@ -257,6 +273,7 @@ impl Shard {
             settings: options.settings,
             now,
             replicas: Vec::new(),
+            queues: Queues::default(),
             slots: GroupNumbers::default(),
             opening,
             alive,
@@ -291,6 +308,7 @@ impl Shard {
             creations: Creations::default(),
             maintenance_is_due: false,
             traces: OpenTraces::default(),
+            soon: VecDeque::new(),
             proposals: Vec::new(),
             retouch: Vec::new(),
             home: home.map(|home| Home::new(home, &options.peers)),
@@ -336,12 +354,20 @@ impl Shard {
     /// Takes in what waits, as much as a turn may, and does what follows from it.
     pub(crate) fn finish_turn(&mut self, inbox: &Mailbox<ShardEvent>) {
         let mut left = self.limits.turn_events;
-        while left > 0
-            && let Some(event) = inbox.try_take()
-        {
+        let mut soon = std::mem::take(&mut self.soon);
+        loop {
+            while soon.len() < PREFETCH_AHEAD
+                && left > 0
+                && let Some(event) = inbox.try_take()
+            {
+                self.fetch_for(&event);
+                soon.push_back(event);
+                left -= 1;
+            }
+            let Some(event) = soon.pop_front() else { break };
             self.handle(event);
-            left -= 1;
         }
+        self.soon = soon;
         let taken = self.limits.turn_events - left;
         self.histograms().turn_events.record(taken as u64);
         self.end_turn(left > 0);
@@ -398,7 +424,7 @@ impl Shard {
         if !std::mem::replace(&mut self.marks[slot as usize].is_touched, true) {
             self.touched.push(slot);
             #[cfg(feature = "sim")]
-            self.stepped.push(self.replicas[slot as usize].group.id());
+            self.stepped.push(self.marks[slot as usize].group);
         }
     }
 
@@ -499,7 +525,7 @@ impl Shard {
         };
         self.shared.fault.lock().get_or_insert(reason);
         for replica in &mut self.replicas {
-            replica.fail_all(&error);
+            replica.fail_all(&mut self.queues, &error);
             replica.cell.publish(None, replica.group.term());
         }
         self.forwards.fail_all(&error);
@@ -596,9 +622,10 @@ impl Shard {
         }
         let group = replica.group.id();
         tracing::error!(node = %self.shared.node, %group, %reason, "a replica is quarantined");
-        replica.fail_all(&Error::Fault {
+        let error = Error::Fault {
             reason: reason.clone(),
-        });
+        };
+        replica.fail_all(&mut self.queues, &error);
         replica.fault = Some(reason);
         // What its last step left behind must not leave.
         self.outbox.writes.clear();

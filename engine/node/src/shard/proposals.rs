@@ -171,11 +171,12 @@ impl Shard {
         }
         replica.pending_bytes += payload.len();
         let deadline = Tick(self.now.0 + self.limits.proposal_timeout);
-        replica.gathered.push(Proposal {
+        let proposal = Proposal {
             payload,
             reply,
             deadline,
-        });
+        };
+        self.queues.proposals.push(&mut replica.gathered, proposal);
         self.touch(slot);
     }
 
@@ -208,8 +209,9 @@ impl Shard {
             return;
         }
         let mut proposals = std::mem::take(&mut self.proposals);
-        proposals.extend(replica.held.drain(..));
-        proposals.append(&mut replica.gathered);
+        for chain in [&mut replica.held, &mut replica.gathered] {
+            proposals.extend(self.queues.proposals.drain(chain));
+        }
         let (role, leader) = (replica.group.role(), replica.group.leader());
         match leader {
             _ if role == Role::Leader => self.append_proposals(slot, &mut proposals),
@@ -242,18 +244,20 @@ impl Shard {
             self.histograms().block_entries.record(u64::from(count));
             self.sample(slot, range.first);
             let waiting = &mut self.replicas[slot as usize].waiting;
+            let queue = &mut self.queues.waiting;
             let mut index = range.first;
             for proposal in &mut proposals[start..end] {
                 let bytes = proposal.payload.len();
                 if is_traced && let Some(trace) = proposal.reply.trace() {
                     self.traces.appended(slot, index, Arc::clone(trace));
                 }
-                waiting.push_back(WaitingReply {
+                let reply = WaitingReply {
                     index,
                     term: range.term,
                     bytes,
                     reply: proposal.reply.take(),
-                });
+                };
+                queue.push(waiting, reply);
                 index = index.next();
             }
             self.counters().proposals.add(u64::from(count));
@@ -335,7 +339,7 @@ impl Shard {
                 replica.pending_bytes -= proposal.payload.len();
                 proposal.reply.answer(Err(Error::NotLeader { hint: None }));
             } else {
-                replica.held.push_back(proposal);
+                self.queues.proposals.push(&mut replica.held, proposal);
             }
         }
         if !replica.held.is_empty() {
@@ -374,7 +378,7 @@ impl Shard {
             (Err(Error::NotLeader { .. }), Some(slot)) if proposal.deadline > self.now => {
                 let replica = &mut self.replicas[slot as usize];
                 replica.pending_bytes += proposal.payload.len();
-                replica.held.push_back(proposal);
+                self.queues.proposals.push(&mut replica.held, proposal);
                 self.look_again(slot);
             }
             (outcome, _) => proposal.reply.answer(outcome),

@@ -1,12 +1,12 @@
 //! One group's replica on its shard: the Raft core, and the callers and bytes that belong to it.
 //! It must never hold anything that grows with the group's log.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use polyraft_raft::{Group, NodeId, Term, Tick};
 
+use super::chains::{Chain, Chains};
 use crate::apply::WaitingReply;
 use crate::completion::ReplyTo;
 use crate::directory::GroupCell;
@@ -21,17 +21,24 @@ pub(super) struct Proposal {
     pub(super) deadline: Tick,
 }
 
+/// What waits for the replicas of a shard.
+#[derive(Debug, Default)]
+pub(super) struct Queues {
+    pub(super) proposals: Chains<Proposal>,
+    pub(super) waiting: Chains<WaitingReply>,
+}
+
 /// A replica, owned by its shard.
 #[derive(Debug)]
 pub(super) struct Replica {
     pub(super) group: Group,
     pub(super) cell: Arc<GroupCell>,
     /// Proposals of this turn.
-    pub(super) gathered: Vec<Proposal>,
+    pub(super) gathered: Chain,
     /// Proposals that wait for somebody to lead.
-    pub(super) held: VecDeque<Proposal>,
+    pub(super) held: Chain,
     /// Callers whose entries are in this leader's log, by index.
-    pub(super) waiting: VecDeque<WaitingReply>,
+    pub(super) waiting: Chain,
     /// Payload bytes of all three.
     pub(super) pending_bytes: usize,
     /// What the counters and the cell say of it now.
@@ -53,9 +60,9 @@ impl Replica {
         Replica {
             group,
             cell,
-            gathered: Vec::new(),
-            held: VecDeque::new(),
-            waiting: VecDeque::new(),
+            gathered: Chain::default(),
+            held: Chain::default(),
+            waiting: Chain::default(),
             pending_bytes: 0,
             shown: Shown::default(),
             fault: None,
@@ -63,18 +70,20 @@ impl Replica {
     }
 
     /// Answers the callers whose entries are in the log of a leader that is one no more.
-    pub(super) fn forget_waiting(&mut self, error: &Error) {
-        for waiting in self.waiting.drain(..) {
+    pub(super) fn forget_waiting(&mut self, queues: &mut Queues, error: &Error) {
+        for waiting in queues.waiting.drain(&mut self.waiting) {
             self.pending_bytes -= waiting.bytes;
             waiting.reply.answer(Err(error.clone()));
         }
     }
 
     /// Answers every caller with `error`.
-    pub(super) fn fail_all(&mut self, error: &Error) {
-        self.forget_waiting(error);
-        for proposal in self.gathered.drain(..).chain(self.held.drain(..)) {
-            proposal.reply.answer(Err(error.clone()));
+    pub(super) fn fail_all(&mut self, queues: &mut Queues, error: &Error) {
+        self.forget_waiting(queues, error);
+        for chain in [&mut self.gathered, &mut self.held] {
+            for proposal in queues.proposals.drain(chain) {
+                proposal.reply.answer(Err(error.clone()));
+            }
         }
         self.pending_bytes = 0;
     }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use polyraft_raft::{
     Apply, EntryRange, Env, Event, GroupId, Index, Message, NodeId, Role, Send, Tick,
 };
-use polyraft_storage::{Blocks, Durable, PREFETCH_AHEAD, StorageError, prefetch};
+use polyraft_storage::{Blocks, Durable, PREFETCH_AHEAD, PREFETCH_SOON, StorageError, prefetch};
 
 use super::outgoing::NODE_LEVEL;
 use super::replica::{Replica, Shown};
@@ -72,7 +72,12 @@ impl Shard {
         let mut next = 0;
         while next < self.touched.len() {
             let slot = self.touched[next];
-            self.fetch_ahead(next);
+            if let Some(later) = self.touched.get(next + PREFETCH_AHEAD) {
+                self.fetch_replica(*later);
+            }
+            if let Some(soon) = self.touched.get(next + PREFETCH_SOON) {
+                self.fetch_parts(*soon);
+            }
             next += 1;
             self.settle_durable(slot);
             self.settle_proposals(slot);
@@ -105,16 +110,6 @@ impl Shard {
             let replicas = &self.replicas;
             self.traces
                 .look(self.shared.node, |slot| &replicas[slot as usize].group);
-        }
-    }
-
-    /// Starts to load what the replicas further down the list of touched ones need: first a replica, then its log.
-    fn fetch_ahead(&self, at: usize) {
-        if let Some(later) = self.touched.get(at + 2 * PREFETCH_AHEAD) {
-            prefetch(&self.replicas[*later as usize]);
-        }
-        if let Some(soon) = self.touched.get(at + PREFETCH_AHEAD) {
-            self.log.prefetch(self.replicas[*soon as usize].group.id());
         }
     }
 
@@ -278,9 +273,10 @@ impl Shard {
             };
             let replica = &mut self.replicas[slot as usize];
             if !change.leads {
-                replica.forget_waiting(&Error::Unknown {
+                let error = Error::Unknown {
                     why: "the leader stepped down",
-                });
+                };
+                replica.forget_waiting(&mut self.queues, &error);
             }
             let members = replica.group.configuration().nodes().collect();
             self.claims.push(Claim {
@@ -317,13 +313,16 @@ impl Shard {
         // Followers mostly get the same entries one after another: read them once.
         let mut read = (NODE_LEVEL, EntryRange::default(), 0..0);
         let mut lost = None;
-        for send in sends.drain(..) {
+        for (at, send) in sends.iter().enumerate() {
+            if let Some(later) = sends.get(at + PREFETCH_AHEAD) {
+                self.log.prefetch(later.group);
+            }
             let entries = entries_of(&send.message);
             if lost == Some(send.group) {
                 continue;
             }
             if entries.is_empty() {
-                self.dispatch_send(&send, &blocks, 0..0);
+                self.dispatch_send(send, &blocks, 0..0);
                 continue;
             }
             if (read.0, read.1) != (send.group, entries) {
@@ -338,8 +337,9 @@ impl Shard {
                 }
                 read = (send.group, entries, from..blocks.len());
             }
-            self.dispatch_send(&send, &blocks, read.2.clone());
+            self.dispatch_send(send, &blocks, read.2.clone());
         }
+        sends.clear();
         blocks.clear();
         self.blocks = blocks;
         self.outbox.sends = sends;
@@ -405,14 +405,14 @@ impl Shard {
                 pending_bytes,
                 ..
             } = &mut self.replicas[slot as usize];
-            let log = &self.log;
+            let (log, queue) = (&self.log, &mut self.queues.waiting);
             let pushed = self.applies[worker].push(
                 (slot, apply.group),
                 first,
                 |blocks| log.blocks(apply.group, first, apply.end, APPLY_PIECE_BYTES, blocks),
                 |end| {
                     std::iter::from_fn(move || {
-                        let reply = waiting.pop_front_if(|reply| reply.index < end)?;
+                        let reply = queue.pop_if(waiting, |reply| reply.index < end)?;
                         *pending_bytes -= reply.bytes;
                         Some(reply)
                     })
@@ -477,7 +477,7 @@ impl Shard {
         for slot in self.touched.drain(..) {
             self.marks[slot as usize].is_touched = false;
             #[cfg(feature = "sim")]
-            self.stepped.push(self.replicas[slot as usize].group.id());
+            self.stepped.push(self.marks[slot as usize].group);
         }
         // A new leader may take what was held for want of one.
         let mut retouch = std::mem::take(&mut self.retouch);
