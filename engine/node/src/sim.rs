@@ -85,6 +85,7 @@ impl<M: StateMachine> SimNode<M> {
             wal.observe(Arc::clone(&observer));
         }
         for (shard, _) in &mut shards {
+            shard.note_stepped();
             shard.open_recovered();
         }
         let workers = tasks

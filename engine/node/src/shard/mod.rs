@@ -185,9 +185,9 @@ pub(crate) struct Shard {
     /// Present on shard 0.
     home: Option<Home>,
     claims: Vec<Claim>,
-    /// Groups touched since somebody last asked.
+    /// Groups touched since somebody last asked; nothing while nobody does.
     #[cfg(feature = "sim")]
-    stepped: Vec<GroupId>,
+    stepped: Option<Vec<GroupId>>,
     /// Held until every recovered group is open.
     ready: Option<mpsc::Sender<()>>,
     /// Since the disk is full: when to try again.
@@ -314,7 +314,7 @@ impl Shard {
             home: home.map(|home| Home::new(home, &options.peers)),
             claims: Vec::new(),
             #[cfg(feature = "sim")]
-            stepped: Vec::new(),
+            stepped: None,
             ready: None,
             disk_full: None,
             room: Room::default(),
@@ -391,10 +391,16 @@ impl Shard {
         }
     }
 
+    /// Begins to note which groups turns touch.
+    #[cfg(feature = "sim")]
+    pub(crate) fn note_stepped(&mut self) {
+        self.stepped = Some(Vec::new());
+    }
+
     /// Moves the groups that turns have touched since the last call into `into`.
     #[cfg(feature = "sim")]
     pub(crate) fn take_stepped(&mut self, into: &mut Vec<GroupId>) {
-        into.append(&mut self.stepped);
+        into.extend(self.stepped.iter_mut().flat_map(|list| list.drain(..)));
     }
 
     /// A replica's core, and why it is quarantined.
@@ -424,7 +430,9 @@ impl Shard {
         if !std::mem::replace(&mut self.marks[slot as usize].is_touched, true) {
             self.touched.push(slot);
             #[cfg(feature = "sim")]
-            self.stepped.push(self.marks[slot as usize].group);
+            if let Some(stepped) = &mut self.stepped {
+                stepped.push(self.marks[slot as usize].group);
+            }
         }
     }
 

@@ -477,7 +477,9 @@ impl Shard {
         for slot in self.touched.drain(..) {
             self.marks[slot as usize].is_touched = false;
             #[cfg(feature = "sim")]
-            self.stepped.push(self.marks[slot as usize].group);
+            if let Some(stepped) = &mut self.stepped {
+                stepped.push(self.marks[slot as usize].group);
+            }
         }
         // A new leader may take what was held for want of one.
         let mut retouch = std::mem::take(&mut self.retouch);
