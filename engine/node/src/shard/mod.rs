@@ -9,6 +9,8 @@ mod outgoing;
 mod proposals;
 mod replica;
 mod room;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 use std::collections::VecDeque;

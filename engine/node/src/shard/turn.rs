@@ -367,7 +367,7 @@ impl Shard {
         }
     }
 
-    fn dispatch_applies(&mut self) {
+    pub(super) fn dispatch_applies(&mut self) {
         let mut applies = std::mem::take(&mut self.outbox.applies);
         for (at, apply) in applies.iter().enumerate() {
             if let Some(later) = applies.get(at + PREFETCH_AHEAD) {

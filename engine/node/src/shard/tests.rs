@@ -1,0 +1,94 @@
+//! What a shard does when its log can't be read: no part of it may go on with what comes behind a gap.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use polyraft_raft::{Apply, Configuration, EntryRange, GroupId, HardState, Index, NodeId, Term};
+use polyraft_storage::sim::SimDisk;
+use polyraft_storage::{DataDir, Disk as _, EntryKind, WalOptions};
+use polyraft_transport::{LoopbackHub, Network};
+
+use crate::assembly::{Assembly, Place};
+use crate::clock::Clock;
+use crate::config::Config;
+
+const GROUP: GroupId = GroupId(7);
+
+/// A disk with a log in which one group has two entries, each in a block of its own.
+fn disk_with_two_blocks(path: &Path) -> SimDisk {
+    let disk = SimDisk::new(1);
+    let dir = DataDir::open(Arc::new(disk.clone()), path, "c", NodeId(1), 1).unwrap();
+    let mut opened = polyraft_storage::open(&dir, &WalOptions::default(), 1).unwrap();
+    let log = &mut opened.logs[0];
+    log.create(GROUP, &Configuration::simple([NodeId(1)]))
+        .unwrap();
+    let state = HardState {
+        term: Term(1),
+        vote: Some(NodeId(1)),
+        commit: Index(0),
+    };
+    log.hard_state(GROUP, state).unwrap();
+    for (first, payload) in [
+        (Index(1), "the first entry"),
+        (Index(2), "the second entry"),
+    ] {
+        let (term, end) = (Term(1), first.next());
+        let range = EntryRange { term, first, end };
+        log.append(GROUP, range, EntryKind::Normal, [payload])
+            .unwrap();
+        log.submit().unwrap();
+        while opened.wals[0].pump().unwrap() {}
+    }
+    disk
+}
+
+/// Flips a bit of the first entry, wherever it stands.
+fn damage(disk: &SimDisk) {
+    let text = b"the first entry";
+    for path in disk.files() {
+        let bytes = disk.read(&path).unwrap();
+        if let Some(at) = bytes.windows(text.len()).position(|found| found == text) {
+            return disk.flip_bits(&path, at as u64, 1);
+        }
+    }
+    panic!("the entry is not in the log");
+}
+
+#[test]
+fn nothing_is_applied_behind_an_entry_that_cannot_be_read() {
+    for is_damaged in [false, true] {
+        let path = Path::new("/n");
+        let disk = disk_with_two_blocks(path);
+        let mut config = Config::default();
+        config.shards.count = 1;
+        let place = Place {
+            disk: Arc::new(disk.clone()),
+            path,
+            cluster: "c",
+            node: NodeId(1),
+        };
+        let assembly = Assembly::open(&place, &config, Clock::start()).unwrap();
+        let (shared, receiver) = (Arc::clone(&assembly.shared), Arc::clone(&assembly.router));
+        let port = LoopbackHub::new().join(assembly.identity(), receiver);
+        let network: Arc<dyn Network> = Arc::new(port.unwrap());
+        let mut parts = assembly.into_parts(&config, &network, &[]);
+        let (shard, _) = &mut parts.shards[0];
+        shard.open_recovered();
+        shard.opened(GROUP, Ok(Index(0)));
+        if is_damaged {
+            damage(&disk);
+        }
+        // Both were committed in one turn, by two messages.
+        shard.outbox.applies = [(1, 2), (2, 3)]
+            .map(|(first, end)| Apply {
+                group: GROUP,
+                first: Index(first),
+                end: Index(end),
+            })
+            .into();
+        shard.dispatch_applies();
+        assert_eq!(shard.replicas[0].fault.is_some(), is_damaged);
+        let handed_on = shared.backlog.bytes() > 0;
+        assert_eq!(handed_on, !is_damaged, "what reaches the state machine");
+    }
+}
