@@ -432,7 +432,7 @@ pub fn place(id: u64) -> usize {
 }
 
 /// Free UDP ports on the loopback interface. All are held until the last is found, so that they differ.
-fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
+pub fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
     let sockets: Vec<UdpSocket> = (0..count)
         .map(|_| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)))
         .collect::<Result<_, _>>()

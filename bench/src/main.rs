@@ -5,6 +5,7 @@ mod bench;
 mod cluster;
 mod control;
 mod demo;
+mod html;
 mod load;
 mod payloads;
 mod preflight;
@@ -36,6 +37,9 @@ struct CommandLine {
 enum Command {
     Demo(demo::DemoArgs),
     Bench(Box<bench::BenchArgs>),
+    /// One node of a measurement, as `polyraft bench --processes` starts it
+    #[command(hide = true)]
+    BenchNode(bench::ChildArgs),
     #[command(subcommand)]
     Wal(wal::WalCommand),
 }
@@ -71,6 +75,7 @@ fn main() -> ExitCode {
             demo::Ending::Interrupted => ExitCode::from(INTERRUPTED),
         }),
         Command::Bench(args) => bench::run(args).map(|ending| ExitCode::from(ending as u8)),
+        Command::BenchNode(args) => bench::run_child(args).map(|()| ExitCode::SUCCESS),
         Command::Wal(command) => wal::run(command).map(|is_sound| match is_sound {
             true => ExitCode::SUCCESS,
             false => ExitCode::from(FAILED),

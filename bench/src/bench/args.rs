@@ -47,7 +47,7 @@ pub struct ClusterArgs {
     pub groups: u64,
 
     /// Run each node as a process of its own; by default all run in this one
-    #[arg(skip)]
+    #[arg(long)]
     pub processes: bool,
 
     /// Keep the nodes' data below DIR while they run: this chooses the disk [default: ./data]

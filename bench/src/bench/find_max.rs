@@ -106,6 +106,7 @@ struct Found {
     machine: Hardware,
     nodes: u64,
     groups: u64,
+    processes: bool,
     workload: Workload,
     seconds: u64,
     warmup_seconds: u64,
@@ -144,6 +145,7 @@ async fn search(
         nodes: args.cluster.nodes,
         groups: args.cluster.groups,
         config: config.clone(),
+        processes: args.cluster.processes,
     };
     let nodes = stage.start_nodes(&shape, "cluster").await?;
     let from = match args.from {
@@ -197,6 +199,7 @@ async fn search(
             machine: Hardware::of(&stage.preflight),
             nodes: shape.nodes,
             groups: shape.groups,
+            processes: shape.processes,
             workload: workload.clone(),
             seconds: args.time.seconds,
             warmup_seconds: args.time.warmup,

@@ -287,7 +287,9 @@ impl Script {
 
     async fn begin(&mut self, fault: Fault, nodes: &Nodes, load: &Load) -> Result<()> {
         self.close(load);
-        let (node, led) = nodes.busiest(self.active_groups).await?;
+        // Who leads may have changed since the last second.
+        nodes.look().await?;
+        let (node, led) = nodes.busiest(self.active_groups)?;
         load.watch().begin(&led);
         self.open = Some((fault, node));
         match fault.harm {

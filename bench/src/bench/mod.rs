@@ -2,13 +2,17 @@
 //! nodes are stopped and their data is removed.
 
 mod args;
+mod child;
 mod compare;
 mod faults;
 mod find_max;
+mod fleet;
 mod hlog;
 mod measure;
 mod nodes;
 mod noise;
+mod protocol;
+mod remote;
 mod result;
 mod rows;
 mod stages;
@@ -16,11 +20,12 @@ mod table;
 mod workdir;
 
 pub use args::BenchArgs;
+pub use child::{ChildArgs, run as run_child};
 
 use crate::screen::Screen;
 use crate::signal::interruption;
 use crate::workload::Workload;
-use crate::{preflight, screen};
+use crate::{html, preflight, screen};
 use anyhow::{Result, bail};
 use args::{BenchCommand, ClusterArgs, RunArgs};
 use faults::Harm;
@@ -173,6 +178,7 @@ async fn measure_all(
         nodes: args.cluster.nodes,
         groups: args.cluster.groups,
         config: config.clone(),
+        processes: args.cluster.processes,
     };
     let nodes = stage.start_nodes(&shape, "cluster").await?;
     stage.screen.done(
@@ -245,7 +251,10 @@ async fn measure_all(
     if let Some(path) = &output.hlog {
         hlog::write(path, &measured)?;
     }
-    for path in [&output.json, &output.csv, &output.hlog]
+    if let Some(path) = &output.html {
+        html::write(path, html::BENCH, &result)?;
+    }
+    for path in [&output.json, &output.csv, &output.hlog, &output.html]
         .into_iter()
         .flatten()
     {

@@ -10,8 +10,9 @@ mod watch;
 mod worker;
 
 pub use figures::{Figures, histogram, nanos};
-pub use local::LocalPort;
-pub use port::Port;
+pub use local::{LocalPort, judge_proposal, judge_read};
+pub use port::{Answer, Answered, Elsewhere, Port};
+pub use reads::Reads;
 pub use watch::{Outage, Watch};
 
 use crate::control::{Control, Goal};

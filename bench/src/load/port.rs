@@ -59,6 +59,9 @@ pub trait Port: Send {
     /// Sends a stale read to a node that runs. An answer comes later.
     fn read(&mut self, node: usize, group: u64, tag: u64);
 
+    /// Takes notice of where a refused proposal to a group is to go next.
+    fn hint(&mut self, _group: u64, _elsewhere: Elsewhere) {}
+
     /// Sends what was only gathered so far.
     fn flush(&mut self);
 

@@ -324,6 +324,7 @@ impl Worker {
     }
 
     fn turn_to(&mut self, group: u32, elsewhere: Elsewhere) {
+        self.port.hint(u64::from(group), elsewhere);
         let leads = &mut self.leads[group as usize];
         *leads = match elsewhere {
             Elsewhere::Here => return,
