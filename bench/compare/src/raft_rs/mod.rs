@@ -11,8 +11,8 @@
 //! - one sync in a turn instead of an I/O thread of its own: three stores keep two cores busy, and a sync of one gives
 //!   its core to the others;
 //! - in raft-engine no compression, which small entries only pay for, and no log collection during a round;
-//! - log files that raft-engine fills with zeros when it starts, because a sync of those takes about half as long, and
-//!   small ones, because the first file is never one of them.
+//! - one log file that is filled with zeros ahead and never full, because raft-engine fills only those that it uses
+//!   again, and a sync of a file that has all its blocks takes about half as long.
 
 mod files;
 mod log;
@@ -77,10 +77,7 @@ fn open_log(dir: &Path, syncs: &Arc<AtomicU64>) -> Result<Arc<RaftLog>> {
             .context("the path of the log is not text")?
             .to_owned(),
         batch_compression_threshold: ReadableSize(0),
-        target_file_size: ReadableSize::mb(16),
-        prefill_for_recycle: true,
-        // raft-engine makes half as much again: 24 files.
-        prefill_limit: Some(ReadableSize::mb(256)),
+        target_file_size: ReadableSize::gb(1),
         ..raft_engine::Config::default()
     };
     let files = Arc::new(CountingFiles::new(Arc::clone(syncs)));
@@ -105,8 +102,6 @@ impl RaftRs {
         let engines = (0..NODES)
             .map(|at| open_log(&dir.join(format!("node-{}", at + 1)), &cluster.syncs[at]))
             .collect::<Result<Vec<_>>>()?;
-        // The zeros must not be written in the middle of the first turns.
-        rustix::fs::sync();
         for (at, engine) in engines.into_iter().enumerate() {
             let nodes = (1..=groups as u64)
                 .map(|region| store::replica(at, region, Arc::clone(&engine), &logger));
