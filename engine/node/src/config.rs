@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use bytesize::ByteSize;
 pub use error::ConfigError;
 pub use sections::{
-    Apply, Batch, Election, Liveness, Replication, Shards, Trace, Transport, Wal, WalMode,
+    Apply, Batch, Election, Liveness, Metrics, Replication, Shards, Trace, Transport, Wal, WalMode,
 };
 
 /// Everything about a node that can be tuned. What a node *is* (its id, its peers, its directory)
@@ -74,6 +74,8 @@ pub struct Config {
     pub transport: Transport,
     /// What is recorded of single proposals.
     pub trace: Trace,
+    /// What the node shows of itself.
+    pub metrics: Metrics,
 }
 
 impl Config {

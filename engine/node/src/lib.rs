@@ -20,6 +20,7 @@ mod group;
 mod liveness;
 mod machine;
 mod mailbox;
+mod metrics;
 mod node;
 mod router;
 mod shard;

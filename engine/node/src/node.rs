@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use polyraft_raft::{GroupId, NodeId};
-use polyraft_storage::{DataDir, Disk, FileDisk, Wal, WalObserver, WalStats, WalThreads};
+use polyraft_storage::{DataDir, Disk, FileDisk, Wal, WalObserver, WalThreads};
 use polyraft_transport::{Identity, Network, Options, QuicNetwork, Tls};
 
 use crate::apply::Task;
@@ -25,9 +25,10 @@ use crate::event::{Members, ShardEvent, ranges};
 use crate::group::GroupHandle;
 use crate::machine::StateMachine;
 use crate::mailbox::Mailbox;
+use crate::metrics::{Source, server::Server};
 use crate::router::Router;
 use crate::shard::{Shard, Shared};
-use crate::status::{NodeStatus, PeerStatus};
+use crate::status::NodeStatus;
 use crate::trace::ProposalTrace;
 use crate::wire::{MAX_GROUPS_AT_ONCE, MAX_MEMBERS};
 
@@ -75,6 +76,7 @@ pub(crate) struct Inner {
 
 /// What has to be stopped, in this order.
 struct Running {
+    metrics: Option<Server>,
     shards: Vec<JoinHandle<()>>,
     network: Arc<dyn Network>,
     wal_threads: Vec<WalThreads>,
@@ -199,6 +201,7 @@ impl<M: StateMachine> NodeBuilder<M> {
         let shared = Arc::clone(&assembly.shared);
         let observer = assembly.observer();
         let mut running = Running {
+            metrics: None,
             shards: Vec::new(),
             network: Arc::clone(&network),
             wal_threads: Vec::new(),
@@ -217,6 +220,10 @@ impl<M: StateMachine> NodeBuilder<M> {
         }
         let slots = SlotPool::new(POOLED_SLOTS);
         let inner = Inner::new(config, shared, peer_ids, parts.wals, network, router, slots);
+        if let Err(error) = running.start_metrics(config, inner.source()) {
+            running.stop(&inner.shared);
+            return Err(error);
+        }
         *inner.running.lock() = Some(running);
         Ok(Node {
             inner: Arc::new(inner),
@@ -273,8 +280,20 @@ impl Running {
         Ok(())
     }
 
+    fn start_metrics(&mut self, config: &Config, source: Source) -> Result<(), OpenError> {
+        if let Some(address) = config.metrics.listen {
+            let server = Server::start(address, source);
+            self.metrics = Some(server.map_err(|source| OpenError::System {
+                what: format!("metrics.listen {address}"),
+                source,
+            })?);
+        }
+        Ok(())
+    }
+
     /// Stops everything, so that nothing runs whose receiver is gone: shards, network, WAL, workers.
     fn stop(self, shared: &Shared) {
+        drop(self.metrics);
         shared.is_closed.store(true, Ordering::Release);
         shared.tell_all(|| ShardEvent::Shutdown);
         join_all(self.shards);
@@ -402,31 +421,20 @@ impl<M: StateMachine> Node<M> {
 
     /// How the node is.
     pub fn status(&self) -> NodeStatus {
-        let inner = &self.inner;
-        let counters = inner.shared.counters.sum();
-        let alive = inner.shared.alive_peers.lock().clone();
-        let mut wal = WalStats::default();
-        inner.wals.iter().for_each(|lane| wal.merge(&lane.stats()));
-        let peers = inner.peers.iter().map(|node| PeerStatus {
-            node: *node,
-            alive: alive.contains(*node),
-            round_trip: inner.network.round_trip(*node),
-            refused: inner.router.refusal(*node),
-        });
-        NodeStatus {
-            id: self.id(),
-            opening: inner.shared.opening,
-            groups: counters.groups,
-            led: counters.led,
-            leaderless: counters.leaderless,
-            quarantined: counters.quarantined,
-            fault: inner.shared.fault.lock().clone(),
-            peers: peers.collect(),
-            wal,
-            network: inner.network.stats(),
-            histograms: inner.shared.counters.merged(),
-            counters,
-        }
+        self.inner.source().status()
+    }
+
+    /// The node's metrics as text that Prometheus reads, version 0.0.4 of the format: for programs that serve them
+    /// themselves. With `metrics.listen` the node does.
+    pub fn metrics(&self) -> String {
+        self.inner.source().render()
+    }
+
+    /// Where the node's metrics are served, if they are: `metrics.listen` with the port that the system chose if it was 0.
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        let running = self.inner.running.lock();
+        let server = running.as_ref()?.metrics.as_ref()?;
+        Some(server.address())
     }
 
     /// The proposals whose way was recorded since the last call, as `trace.one_in` asks for. Some ten thousand are kept;
@@ -476,6 +484,17 @@ impl Inner {
             network,
             router,
             running: Mutex::new(None),
+        }
+    }
+
+    /// What metrics are read from.
+    pub(crate) fn source(&self) -> Source {
+        Source {
+            shared: Arc::clone(&self.shared),
+            peers: self.peers.clone(),
+            wals: self.wals.clone(),
+            network: Arc::clone(&self.network),
+            router: Arc::clone(&self.router),
         }
     }
 

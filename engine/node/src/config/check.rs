@@ -106,6 +106,7 @@ fn check_value(key: &Key, value: &Value) -> Result<(), ConfigError> {
         (Allowed::Size(min, max), Value::String(text)) => within(units::parse_size(text), min, max),
         (Allowed::Count(min, max), Value::Integer(count)) => within(Ok(*count), min, max),
         (Allowed::Bool, Value::Boolean(_)) => Ok(()),
+        (Allowed::Address, Value::String(text)) => units::parse_address(text).map(drop),
         (Allowed::OneOf(names), Value::String(name)) if names.contains(&name.as_str()) => Ok(()),
         (Allowed::OneOf(_), Value::String(_)) => Err("no such choice".to_owned()),
         (allowed, _) => Err(wrong_type(allowed).to_owned()),
@@ -132,6 +133,7 @@ fn wrong_type(allowed: Allowed) -> &'static str {
         Allowed::Size(..) => "a size is text with a unit (B, KiB, MiB, GiB), such as \"64MiB\"",
         Allowed::Count(..) => "a count is a whole number without quotes",
         Allowed::Bool => "a switch is `true` or `false` without quotes",
+        Allowed::Address => "an address is text in quotes: a host's number and a port",
         Allowed::OneOf(_) => "this is a choice, written as text in quotes",
     }
 }

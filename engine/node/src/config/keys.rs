@@ -22,6 +22,8 @@ pub(super) enum Allowed {
     Size(ByteSize, ByteSize),
     Count(i64, i64),
     Bool,
+    /// A socket address, or nothing.
+    Address,
     OneOf(&'static [&'static str]),
 }
 
@@ -54,6 +56,7 @@ impl fmt::Display for Allowed {
             }
             Allowed::Count(min, max) => write!(out, "`{min}` to `{max}`"),
             Allowed::Bool => write!(out, "`true` or `false`"),
+            Allowed::Address => write!(out, "an address such as `\"127.0.0.1:9464\"`, or `\"\"`"),
             Allowed::OneOf(names) => write!(out, "`\"{}\"`", names.join("\"` or `\"")),
         }
     }
@@ -156,4 +159,5 @@ pub(super) const KEYS: &[Key] = &[
         size(ByteSize::kib(64), ByteSize::mib(64)),
     ),
     Key::new("trace", "one_in", Allowed::Count(0, 1 << 20)),
+    Key::new("metrics", "listen", Allowed::Address),
 ];

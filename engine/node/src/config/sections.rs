@@ -3,6 +3,7 @@
 //! The last line above each field is checked by a test against the code: its default, the values
 //! it allows, and when it takes effect.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -381,6 +382,18 @@ pub struct Trace {
     ///
     /// Default `0`; allowed `0` to `1048576`; takes effect at restart.
     pub one_in: u32,
+}
+
+/// What the node shows of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Where a Prometheus server finds the node's metrics: at the path `/metrics` of this address. Anybody who reaches the
+    /// address can read them, so it should not be a public one. Nothing is served if it is empty.
+    ///
+    /// Default `""`; allowed an address such as `"127.0.0.1:9464"`, or `""`; takes effect at restart.
+    #[serde(with = "units::address")]
+    pub listen: Option<SocketAddr>,
 }
 
 /// How batches reach the disk; see [`Wal::mode`].

@@ -19,7 +19,7 @@ fn default_text(key: &keys::Key) -> String {
     let table = Config::default().to_table();
     let value = &table[key.section][key.name];
     match (key.allowed, value.as_str()) {
-        (keys::Allowed::OneOf(_), _) | (_, None) => value.to_string(),
+        (keys::Allowed::OneOf(_) | keys::Allowed::Address, _) | (_, None) => value.to_string(),
         (_, Some(text)) => text.to_owned(),
     }
 }
@@ -62,6 +62,7 @@ fn odd_values_survive_a_round_trip() {
     config.wal.mode = WalMode::Mapped;
     config.wal.min_free_bytes = ByteSize::b(0);
     config.shards.count = 0;
+    config.metrics.listen = Some(([127, 0, 0, 1], 9464).into());
     let text = config.to_toml_string();
     assert!(text.contains("beat_interval = \"10001us\""), "{text}");
     assert_eq!(Config::from_toml_str(&text).unwrap(), config);
@@ -131,6 +132,17 @@ fn missing_and_bad_units_are_explained() {
         "{error}"
     );
     assert!(error.ends_with("; allowed is `1MiB` to `1GiB`"), "{error}");
+}
+
+#[test]
+fn an_address_has_a_port() {
+    assert_eq!(
+        refusal("[metrics]\nlisten = 'localhost'"),
+        "`metrics.listen = \"localhost\"`: this is not an address with a port; \
+         allowed is an address such as `\"127.0.0.1:9464\"`, or `\"\"`"
+    );
+    let config = Config::from_toml_str("[metrics]\nlisten = '[::1]:0'").unwrap();
+    assert_eq!(config.metrics.listen.unwrap().to_string(), "[::1]:0");
 }
 
 #[test]

@@ -1,7 +1,8 @@
-//! Durations and sizes as text with a unit, read and written without loss.
+//! Durations and sizes as text with a unit, and addresses, read and written without loss.
 //!
 //! It must never accept a bare number: `5` in a file says neither seconds nor milliseconds.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -47,6 +48,29 @@ fn needs_unit(text: &str) -> Result<(), String> {
     match text.trim().ends_with(|last: char| last.is_ascii_digit()) {
         true => Err("a unit is missing".to_owned()),
         false => Ok(()),
+    }
+}
+
+/// An address; nothing in an empty text.
+pub(super) fn parse_address(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let address = text.parse().map(Some);
+    address.map_err(|_| "this is not an address with a port".to_owned())
+}
+
+/// `#[serde(with = "units::address")]`
+pub(super) mod address {
+    use super::*;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(value: &Option<SocketAddr>, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&value.map_or_else(String::new, |address| address.to_string()))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
+        parse_address(&String::deserialize(from)?).map_err(D::Error::custom)
     }
 }
 
