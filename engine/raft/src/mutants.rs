@@ -146,7 +146,6 @@ pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::UnknownProposedAgain, 19),
     (Mutant::ClaimNotWithdrawn, 21),
     (Mutant::SilentLeaderKept, 23),
-    (Mutant::EqualTimeouts, 24),
     (Mutant::OversizedFrames, 27),
 ];
 
@@ -167,6 +166,7 @@ pub const SCRIPTED: &[(Mutant, u8)] = &[
     (Mutant::OldClaimNotAnswered, 21),
     (Mutant::QuorumNotChecked, 21),
     (Mutant::TimerForgotten, 23),
+    (Mutant::EqualTimeouts, 24),
 ];
 
 #[cfg(polyraft_mutants)]

@@ -6,7 +6,7 @@ use std::panic::catch_unwind;
 
 use polyraft_raft::mutants::{self, Mutant, SCRIPTED};
 
-use crate::{random, scripts};
+use crate::{paper, random, scripts};
 
 /// The faults of the other list that are faults of the core.
 const OF_THE_CORE: &[Mutant] = &[
@@ -20,7 +20,6 @@ const OF_THE_CORE: &[Mutant] = &[
     Mutant::StaleCompletionCounts,
     Mutant::StaleComparisonKept,
     Mutant::SilentLeaderKept,
-    Mutant::EqualTimeouts,
 ];
 
 /// The scripts that a fault makes fail, by a wrong print or by a check.
@@ -58,4 +57,18 @@ fn every_fault_of_the_core_fails_a_script() {
         }
     }
     assert!(alive.is_empty(), "no script notices {alive:?}");
+}
+
+#[test]
+fn equal_timeouts_fail_the_rules_of_the_paper() {
+    let rules: [fn(); 2] = [
+        paper::followers_rarely_time_out_together,
+        paper::candidates_rarely_time_out_together,
+    ];
+    for rule in rules {
+        mutants::set(Some(Mutant::EqualTimeouts));
+        let holds = catch_unwind(rule).is_ok();
+        mutants::set(None);
+        assert!(!holds);
+    }
 }

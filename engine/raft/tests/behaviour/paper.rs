@@ -290,12 +290,12 @@ fn conflicts(timeout: impl Fn(u64) -> u64) -> usize {
 }
 
 #[test]
-fn followers_rarely_time_out_together() {
+pub(crate) fn followers_rarely_time_out_together() {
     assert!(conflicts(|seed| Replica::with(3, 1, &[], seed).started.timers[0].at.0) < 100);
 }
 
 #[test]
-fn candidates_rarely_time_out_together() {
+pub(crate) fn candidates_rarely_time_out_together() {
     assert!(conflicts(candidates_timeout) < 100);
 }
 
