@@ -7,18 +7,18 @@ use bytes::{Bytes, BytesMut};
 use crate::config::Config;
 use crate::wire::{self, Record, Records, WireError};
 
-fn decode_all(frame: Bytes) -> Vec<Result<Record, WireError>> {
-    let mut records = Records::new(&frame);
+fn decode_all(frame: &Bytes) -> Vec<Result<Record<'_>, WireError>> {
+    let mut records = Records::new(frame);
     std::iter::from_fn(|| records.next_for(|_| true)).collect()
 }
 
-fn encode(out: &mut BytesMut, record: &Record) {
+fn encode(out: &mut BytesMut, record: &Record<'_>) {
     match record {
         Record::Group {
             group,
             message,
             blocks,
-        } => wire::put_message(out, *group, message, std::iter::once(&blocks[..])),
+        } => wire::put_message(out, *group, message, std::iter::once(*blocks)),
         Record::UnknownGroup { group } => wire::put_unknown_group(out, *group),
         Record::Forward {
             group,
@@ -56,14 +56,14 @@ fn encode(out: &mut BytesMut, record: &Record) {
 /// as many as the shards do.
 pub fn records(data: &[u8]) {
     let frame = Bytes::copy_from_slice(data);
-    let records = decode_all(frame.clone());
+    let records = decode_all(&frame);
     let mut visits = 0;
     wire::shards_in(&frame, |group| group.0 as usize % 7, |_| visits += 1);
     assert_eq!(visits, records.len());
     for record in records.into_iter().flatten() {
         let mut again = BytesMut::new();
         encode(&mut again, &record);
-        assert_eq!(decode_all(again.freeze()), [Ok(record)]);
+        assert_eq!(decode_all(&again.freeze()), [Ok(record)]);
     }
 }
 
@@ -108,7 +108,7 @@ mod tests {
         for (target, name, data) in seeds() {
             kept::update(target, name, &data);
             let decodes = match target {
-                "wire" => decode_all(data.into()).iter().all(Result::is_ok),
+                "wire" => decode_all(&data.into()).iter().all(Result::is_ok),
                 _ => Config::from_toml_str(&String::from_utf8(data).unwrap()).is_ok(),
             };
             assert!(decodes, "{target}/{name}");

@@ -80,12 +80,12 @@ impl Kind {
 
 /// One record, decoded.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Record {
+pub(crate) enum Record<'a> {
     /// A Raft message of a group. `blocks` holds the entry blocks of an Append, else nothing.
     Group {
         group: GroupId,
         message: Message,
-        blocks: Bytes,
+        blocks: &'a [u8],
     },
     /// The sender got a message for a group that it does not host.
     UnknownGroup { group: GroupId },
@@ -397,7 +397,7 @@ impl<'a> Records<'a> {
     pub(crate) fn next_for(
         &mut self,
         is_mine: impl Fn(Option<GroupId>) -> bool,
-    ) -> Option<Result<Record, WireError>> {
+    ) -> Option<Result<Record<'a>, WireError>> {
         while !self.rest.is_empty() {
             let (kind, group, body) = match self.split() {
                 Ok(parts) => parts,
@@ -550,7 +550,12 @@ impl Body<'_> {
     }
 }
 
-fn decode(kind: Kind, group: GroupId, body: &[u8], frame: &Bytes) -> Result<Record, WireError> {
+fn decode<'a>(
+    kind: Kind,
+    group: GroupId,
+    body: &'a [u8],
+    frame: &Bytes,
+) -> Result<Record<'a>, WireError> {
     let mut body = Body(body);
     let message = match kind {
         Kind::PreVote => Message::PreVote {
@@ -696,11 +701,7 @@ fn decode(kind: Kind, group: GroupId, body: &[u8], frame: &Bytes) -> Result<Reco
             return Ok(Record::CreateReply { request, result });
         }
     };
-    let blocks = if kind == Kind::Append && !body.0.is_empty() {
-        frame.slice_ref(body.0)
-    } else {
-        Bytes::new()
-    };
+    let blocks = if kind == Kind::Append { body.0 } else { &[] };
     Ok(Record::Group {
         group,
         message,

@@ -139,7 +139,7 @@ impl Shard {
         }
     }
 
-    fn record(&mut self, from: NodeId, record: Record, at: Tick) {
+    fn record(&mut self, from: NodeId, record: Record<'_>, at: Tick) {
         match record {
             Record::Group {
                 group,
@@ -203,7 +203,7 @@ impl Shard {
         from: NodeId,
         group: GroupId,
         message: polyraft_raft::Message,
-        bytes: Bytes,
+        bytes: &[u8],
     ) {
         let Some(slot) = self.slot(group) else {
             let counters = self.shared.counters.shard(self.index);
@@ -232,7 +232,7 @@ impl Shard {
             let event = Event::Message { from, message };
             return self.step_to_campaign(slot, event, ElectionCause::Handover);
         }
-        match parse_blocks(&bytes) {
+        match parse_blocks(bytes) {
             Ok(blocks) if are_the_entries_of(&blocks, group, &message) => {
                 let event = Event::Message { from, message };
                 self.step(slot, event, Payloads::Received(&blocks));

@@ -666,7 +666,7 @@ enum Payloads<'a> {
 }
 
 /// Entry blocks that came with an Append. Most bring one.
-type Received<'a> = SmallVec<[EntryBlock<'a>; 4]>;
+type Received<'a> = SmallVec<[EntryBlock<'a>; 1]>;
 
 fn parse_blocks(mut bytes: &[u8]) -> Result<Received<'_>, BlockError> {
     let mut blocks = Received::new();

@@ -4,9 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn decode_all(frame: BytesMut) -> Vec<Result<Record, WireError>> {
-    let frame = frame.freeze();
-    let mut records = Records::new(&frame);
+fn decode_all(frame: &Bytes) -> Vec<Result<Record<'_>, WireError>> {
+    let mut records = Records::new(frame);
     std::iter::from_fn(|| records.next_for(|_| true)).collect()
 }
 
@@ -66,9 +65,9 @@ fn every_message_comes_back_as_it_was_sent() {
         };
         let mut frame = BytesMut::new();
         put_message(&mut frame, GroupId(7), &message, blocks.iter().copied());
-        let blocks = Bytes::from(blocks.concat());
+        let blocks = &blocks.concat()[..];
         assert_eq!(
-            decode_all(frame),
+            decode_all(&frame.freeze()),
             vec![Ok(Record::Group {
                 group: GroupId(7),
                 message,
@@ -117,7 +116,7 @@ fn errors_keep_their_meaning_across_the_wire() {
         let mut frame = BytesMut::new();
         put_forward_reply(&mut frame, GroupId(4), 12, &Err(error.clone()));
         assert_eq!(
-            decode_all(frame),
+            decode_all(&frame.freeze()),
             vec![Ok(Record::ForwardReply {
                 group: GroupId(4),
                 request: 12,
@@ -127,12 +126,13 @@ fn errors_keep_their_meaning_across_the_wire() {
     }
     let mut frame = BytesMut::new();
     put_forward_reply(&mut frame, GroupId(4), 1, &Err(Error::Closed));
+    let frame = frame.freeze();
     let [
         Ok(Record::ForwardReply {
             outcome: Err(error),
             ..
         }),
-    ] = &decode_all(frame)[..]
+    ] = &decode_all(&frame)[..]
     else {
         panic!("one reply");
     };
@@ -186,7 +186,7 @@ fn node_level_records_come_back_as_they_were_sent() {
             result: Ok(()),
         }),
     ];
-    assert_eq!(decode_all(frame), expected);
+    assert_eq!(decode_all(&frame.freeze()), expected);
 }
 
 #[test]
@@ -208,7 +208,10 @@ fn an_append_that_skips_an_index_is_refused() {
         commit: Index(0),
     };
     put_message(&mut frame, GroupId(1), &message, std::iter::empty());
-    assert_eq!(decode_all(frame), vec![Err(WireError::Value("append"))]);
+    assert_eq!(
+        decode_all(&frame.freeze()),
+        vec![Err(WireError::Value("append"))]
+    );
 }
 
 proptest! {
@@ -228,6 +231,6 @@ proptest! {
         frame.put_u32_le(body.len() as u32);
         frame.put_u64_le(1);
         frame.put_slice(&body);
-        decode_all(frame);
+        decode_all(&frame.freeze());
     }
 }
