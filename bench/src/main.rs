@@ -15,6 +15,7 @@ mod signal;
 mod stall;
 mod tally;
 mod totals;
+mod tune;
 mod wal;
 mod workload;
 
@@ -37,6 +38,7 @@ struct CommandLine {
 enum Command {
     Demo(demo::DemoArgs),
     Bench(Box<bench::BenchArgs>),
+    Tune(Box<tune::TuneArgs>),
     /// One node of a measurement, as `polyraft bench --processes` starts it
     #[command(hide = true)]
     BenchNode(bench::ChildArgs),
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
             demo::Ending::Interrupted => ExitCode::from(INTERRUPTED),
         }),
         Command::Bench(args) => bench::run(args).map(|ending| ExitCode::from(ending as u8)),
+        Command::Tune(args) => tune::run(args).map(|ending| ExitCode::from(ending as u8)),
         Command::BenchNode(args) => bench::run_child(args).map(|()| ExitCode::SUCCESS),
         Command::Wal(command) => wal::run(command).map(|is_sound| match is_sound {
             true => ExitCode::SUCCESS,

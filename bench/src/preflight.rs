@@ -120,10 +120,11 @@ fn filesystem(dir: &Path) -> String {
 }
 
 fn measure_sync(dir: &Path) -> Result<SyncTimes> {
-    let path = dir.join("preflight.tmp");
-    let times = time_syncs(&path);
-    fs::remove_file(&path)?;
-    let times = times?;
+    let nanos = sync_rounds(dir, Some(ROUNDS), MAX_TIME)?;
+    let mut times = Histogram::<u64>::new(3)?;
+    for value in nanos.iter_recorded() {
+        times.saturating_record_n(value.value_iterated_to() / 1_000, value.count_at_value());
+    }
     Ok(SyncTimes {
         p50: times.value_at_quantile(0.5),
         p99: times.value_at_quantile(0.99),
@@ -132,7 +133,21 @@ fn measure_sync(dir: &Path) -> Result<SyncTimes> {
     })
 }
 
-fn time_syncs(path: &Path) -> Result<Histogram<u64>> {
+/// Times syncs for `lasts`, for a look at their tail. Nanoseconds.
+pub fn sync_times(dir: &Path, lasts: Duration) -> Result<Histogram<u64>> {
+    sync_rounds(dir, None, lasts)
+        .with_context(|| format!("cannot measure fsync in {}", dir.display()))
+}
+
+fn sync_rounds(dir: &Path, rounds: Option<u64>, lasts: Duration) -> Result<Histogram<u64>> {
+    let path = dir.join("preflight.tmp");
+    let times = time_syncs(&path, rounds, lasts);
+    fs::remove_file(&path)?;
+    times
+}
+
+/// Writes and syncs page after page of a zero-filled file, from its start again after its end.
+fn time_syncs(path: &Path, rounds: Option<u64>, lasts: Duration) -> Result<Histogram<u64>> {
     let file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -143,15 +158,15 @@ fn time_syncs(path: &Path) -> Result<Histogram<u64>> {
         file.write_all_at(&block, round * ROUND_BYTES as u64)?;
     }
     file.sync_all()?;
-    let mut times = Histogram::<u64>::new(3)?;
+    let mut times = crate::load::histogram();
     let started = Instant::now();
-    for round in 0..ROUNDS {
+    for round in 0..rounds.unwrap_or(u64::MAX) {
         let block = [round as u8 | 1; ROUND_BYTES];
         let before = Instant::now();
-        file.write_all_at(&block, round * ROUND_BYTES as u64)?;
+        file.write_all_at(&block, round % ROUNDS * ROUND_BYTES as u64)?;
         file.sync_data()?;
-        times.saturating_record(before.elapsed().as_micros() as u64);
-        if started.elapsed() > MAX_TIME {
+        times.saturating_record(crate::load::nanos(before.elapsed()));
+        if started.elapsed() > lasts {
             break;
         }
     }

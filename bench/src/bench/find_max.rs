@@ -5,7 +5,7 @@ use super::args::FindMaxArgs;
 use super::measure::{Plan, measure};
 use super::nodes::{Nodes, Shape};
 use super::result::{Engine, Hardware, Judgement, Summary, Times, write_json};
-use super::{Ending, Stage, until_interrupted};
+use super::{Ending, Setting, until_interrupted};
 use crate::screen;
 use crate::workload::{Pace, Workload};
 use anyhow::Result;
@@ -128,16 +128,16 @@ pub fn run(args: &FindMaxArgs) -> Result<Ending> {
         arrivals: args.arrivals,
     };
     let workload = args.work.workload(pace, &args.cluster, &config)?;
-    let mut stage = Stage::set(&args.cluster)?;
+    let mut setting = Setting::new(&args.cluster)?;
     until_interrupted(
-        search(args, &mut stage, &workload, config),
+        search(args, &mut setting, &workload, config),
         Ending::Interrupted,
     )
 }
 
 async fn search(
     args: &FindMaxArgs,
-    stage: &mut Stage,
+    setting: &mut Setting,
     workload: &Workload,
     config: Config,
 ) -> Result<Ending> {
@@ -147,7 +147,7 @@ async fn search(
         config: config.clone(),
         processes: args.cluster.processes,
     };
-    let nodes = stage.start_nodes(&shape, "cluster").await?;
+    let nodes = setting.start_nodes(&shape, "cluster").await?;
     let from = match args.from {
         Some(from) => from,
         None => a_tenth_of_the_most(&nodes, workload, args).await?,
@@ -161,11 +161,11 @@ async fn search(
     let mut times = None;
     let answer = search
         .run(async |rate| {
-            stage
+            setting
                 .screen
                 .live(format!("{} op/s ...", screen::count(rate as u64)), false);
             let (probe, latency) = probe(&nodes, workload, args, rate).await?;
-            stage.screen.line(&describe(&probe));
+            setting.screen.line(&describe(&probe));
             let holds = probe.failed.is_none();
             if holds {
                 times = Some((rate, latency));
@@ -175,19 +175,19 @@ async fn search(
         })
         .await?;
     nodes.stop().await?;
-    stage.screen.clear();
+    setting.screen.clear();
     let latency_us = times
         .filter(|(rate, _)| Some(*rate) == answer)
         .map(|(_, times)| times);
     match answer {
-        Some(rate) => stage.screen.line(&format!(
+        Some(rate) => setting.screen.line(&format!(
             "\nthe highest rate within p99 {} is {} op/s, to {} %, held {} times in a row",
             screen::time(args.p99),
             screen::count(rate as u64),
             args.precision,
             args.confirm
         )),
-        None => stage
+        None => setting
             .screen
             .line(&format!("\nno rate holds p99 {}", screen::time(args.p99))),
     }
@@ -196,7 +196,7 @@ async fn search(
             format: 1,
             kind: "find-max",
             engine: Engine::here(),
-            machine: Hardware::of(&stage.preflight),
+            machine: Hardware::of(&setting.preflight),
             nodes: shape.nodes,
             groups: shape.groups,
             processes: shape.processes,

@@ -19,22 +19,24 @@ mod stages;
 mod table;
 mod workdir;
 
-pub use args::BenchArgs;
+pub use args::{BenchArgs, ClusterArgs, WorkArgs, parse_rate, parse_time};
 pub use child::{ChildArgs, run as run_child};
+pub use measure::{Plan, measure};
+pub use nodes::{Nodes, Shape};
+pub use result::{BUILD, Engine, Hardware, Times, write_json};
 
 use crate::screen::Screen;
 use crate::signal::interruption;
 use crate::workload::Workload;
 use crate::{html, preflight, screen};
 use anyhow::{Result, bail};
-use args::{BenchCommand, ClusterArgs, RunArgs};
+use args::{BenchCommand, RunArgs};
 use faults::Harm;
-use measure::{Plan, Row, measure};
-use nodes::{Nodes, Shape};
+use measure::Row;
 use noise::Noise;
 use polyraft::Config;
 use preflight::Preflight;
-use result::{BenchResult, Hardware, Judgement, Setup};
+use result::{BenchResult, Judgement, Setup};
 use std::future::Future;
 use workdir::WorkDir;
 
@@ -62,7 +64,7 @@ pub fn run(args: &BenchArgs) -> Result<Ending> {
 }
 
 /// What every command that starts nodes begins with.
-pub struct Stage {
+pub struct Setting {
     /// Where it tells what it does.
     pub screen: Screen,
     /// Where the nodes keep their data.
@@ -71,9 +73,9 @@ pub struct Stage {
     pub preflight: Preflight,
 }
 
-impl Stage {
+impl Setting {
     /// Makes the directory and measures the machine.
-    pub fn set(cluster: &ClusterArgs) -> Result<Self> {
+    pub fn new(cluster: &ClusterArgs) -> Result<Self> {
         let screen = Screen::new();
         let dir = WorkDir::new(cluster.dir.as_deref())?;
         screen.live("measuring fsync ...".into(), false);
@@ -109,7 +111,7 @@ impl Stage {
         })
     }
 
-    /// Starts nodes in an empty directory of the stage, and says so.
+    /// Starts nodes in an empty directory of the setting, and says so.
     pub async fn start_nodes(&mut self, shape: &Shape, name: &str) -> Result<Nodes> {
         self.screen.live(
             format!(
@@ -146,9 +148,9 @@ fn bench(args: &RunArgs) -> Result<Ending> {
         .work
         .workload(args.pace.pace(), &args.cluster, &config)?;
     check_faults(args)?;
-    let mut stage = Stage::set(&args.cluster)?;
+    let mut setting = Setting::new(&args.cluster)?;
     until_interrupted(
-        measure_all(args, &mut stage, &workload, config),
+        measure_all(args, &mut setting, &workload, config),
         Ending::Interrupted,
     )
 }
@@ -170,7 +172,7 @@ fn check_faults(args: &RunArgs) -> Result<()> {
 
 async fn measure_all(
     args: &RunArgs,
-    stage: &mut Stage,
+    setting: &mut Setting,
     workload: &Workload,
     config: Config,
 ) -> Result<Ending> {
@@ -180,8 +182,8 @@ async fn measure_all(
         config: config.clone(),
         processes: args.cluster.processes,
     };
-    let nodes = stage.start_nodes(&shape, "cluster").await?;
-    stage.screen.done(
+    let nodes = setting.start_nodes(&shape, "cluster").await?;
+    setting.screen.done(
         "cluster",
         &format!(
             "{} nodes, {} groups, all led",
@@ -190,7 +192,7 @@ async fn measure_all(
         ),
     );
     if let Some(round_trip) = nodes.round_trip() {
-        stage
+        setting
             .screen
             .done("QUIC round trip", &screen::time(round_trip));
     }
@@ -205,11 +207,11 @@ async fn measure_all(
             "measuring the noise, pair {round} of {} ...",
             args.noise_rounds
         );
-        stage.screen.live(text, false);
+        setting.screen.live(text, false);
     })
     .await?;
     if let Some(noise) = &noise {
-        stage.screen.done(
+        setting.screen.done(
             "noise (A/A)",
             &format!(
                 "throughput {:.1} %, p50 {:.1} %, p99 {:.1} %",
@@ -218,7 +220,7 @@ async fn measure_all(
         );
     }
     let measured = measure(&nodes, &plan, |row| {
-        stage.screen.live(live_line(row, plan.seconds), true);
+        setting.screen.live(live_line(row, plan.seconds), true);
     })
     .await?;
     nodes.stop().await?;
@@ -231,19 +233,19 @@ async fn measure_all(
         seconds: plan.seconds,
         faults: args.faults.clone(),
         stages_one_in: args.stages,
-        build: result::BUILD,
-        machine: Hardware::of(&stage.preflight),
+        build: BUILD,
+        machine: Hardware::of(&setting.preflight),
         config,
     };
     let judgement = Judgement::of(&measured, workload, args.time.max_lag);
-    let mut result = BenchResult::new(setup, &stage.preflight, &measured, judgement);
+    let mut result = BenchResult::new(setup, &setting.preflight, &measured, judgement);
     result.noise = noise;
-    stage.screen.clear();
-    stage.screen.line("");
-    stage.screen.line(&table::table(&result));
+    setting.screen.clear();
+    setting.screen.line("");
+    setting.screen.line(&table::table(&result));
     let output = &args.output;
     if let Some(path) = &output.json {
-        result::write_json(path, &result)?;
+        write_json(path, &result)?;
     }
     if let Some(path) = &output.csv {
         rows::write_csv(path, &result.seconds)?;
@@ -258,10 +260,10 @@ async fn measure_all(
         .into_iter()
         .flatten()
     {
-        stage.screen.line(&format!("written: {}", path.display()));
+        setting.screen.line(&format!("written: {}", path.display()));
     }
     for reason in &result.void {
-        stage.screen.line(&format!("VOID: {reason}"));
+        setting.screen.line(&format!("VOID: {reason}"));
     }
     Ok(if result.valid {
         Ending::Good

@@ -182,8 +182,6 @@ pub struct Summary {
     pub wal_bytes: u64,
     /// Turns of all shards.
     pub turns: u64,
-    /// Elections started.
-    pub elections: u64,
     /// CPU time of all nodes in seconds.
     pub cpu_nodes_seconds: f64,
     /// CPU time of the generator in seconds.
@@ -293,7 +291,6 @@ impl Summary {
             frames: totals.frames,
             wal_bytes: totals.wal_bytes,
             turns: totals.turns,
-            elections: totals.elections,
             cpu_nodes_seconds: cpu,
             cpu_generator_seconds: measured.cpu_generator.as_secs_f64(),
             cpu_nodes_us_per_operation: per(cpu * 1e6, measured.answered),
@@ -398,4 +395,100 @@ pub fn distribution(nanos: &Histogram<u64>) -> Vec<(f64, f64)> {
         }
     }
     points
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::stages::StageTimes;
+    use crate::load::histogram;
+    use crate::totals::Totals;
+    use crate::workload::{Arrivals, Keys, Sizes};
+    use std::time::SystemTime;
+
+    fn workload(pace: Pace) -> Workload {
+        Workload {
+            pace,
+            payload: Sizes::Fixed(16),
+            keys: Keys::Uniform,
+            active_groups: 1,
+            reads: 0.0,
+            threads: 1,
+            seed: 1,
+        }
+    }
+
+    /// Ten seconds in which so many operations were answered, all sent so late.
+    fn judge(pace: Pace, answered: u64, lag: Duration) -> Judgement {
+        let mut due = Figures::new();
+        due.lag.record_n(lag.as_nanos() as u64, 1000).unwrap();
+        let measured = Measured {
+            started: SystemTime::now(),
+            seconds: 10.0,
+            due,
+            answered,
+            committed: answered,
+            rows: Vec::new(),
+            intervals: Vec::new(),
+            totals: Totals::default(),
+            cpu_nodes: Duration::ZERO,
+            cpu_generator: Duration::ZERO,
+            resident: 0,
+            stages: StageTimes::new(),
+            incidents: Vec::new(),
+        };
+        Judgement::of(&measured, &workload(pace), Duration::from_millis(5))
+    }
+
+    #[test]
+    fn a_late_generator_makes_an_open_loop_void() {
+        let open = Pace::Rate {
+            per_second: 1000.0,
+            arrivals: Arrivals::Poisson,
+        };
+        let (early, late) = (Duration::from_micros(100), Duration::from_millis(6));
+        assert_eq!(judge(open, 10_000, early).void, Vec::<String>::new());
+        let void = judge(open, 10_000, late).void;
+        assert!(
+            void.len() == 1 && void[0].contains("fell behind"),
+            "{void:?}"
+        );
+        // A closed loop sends when there is room: it cannot be late.
+        assert!(judge(Pace::Inflight(1), 10_000, late).void.is_empty());
+        let void = judge(Pace::Inflight(1), 0, early).void;
+        assert!(void[0].contains("no operation"), "{void:?}");
+    }
+
+    #[test]
+    fn a_rate_that_is_not_kept_is_told_from_chance() {
+        let open = Pace::Rate {
+            per_second: 1000.0,
+            arrivals: Arrivals::Poisson,
+        };
+        let lag = Duration::from_micros(10);
+        assert!(!judge(open, 9_700, lag).saturated);
+        assert!(judge(open, 9_000, lag).saturated);
+    }
+
+    #[test]
+    fn a_distribution_rises_to_the_longest() {
+        assert!(distribution(&histogram()).is_empty());
+        let mut times = histogram();
+        for micros in 1..=10_000_u64 {
+            times.record(micros * 1_000).unwrap();
+        }
+        let points = distribution(&times);
+        assert!(
+            points
+                .windows(2)
+                .all(|pair| pair[0].0 <= pair[1].0 && pair[0].1 <= pair[1].1)
+        );
+        let last = points.last().unwrap();
+        assert!(
+            last.0 == 1.0 && (last.1 - 10_000.0).abs() < 10.0,
+            "{last:?}"
+        );
+        let half = points.iter().find(|point| point.0 >= 0.5).unwrap();
+        assert!((half.1 - 5_000.0).abs() < 20.0, "{half:?}");
+    }
 }

@@ -37,6 +37,7 @@ function ticks(low, high, wanted, log) {
     for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++) for (const digit of [1, 2, 5]) all.push(digit * 10 ** power);
     const inside = all.filter((value) => value >= low * 0.999 && value <= high * 1.001);
     const decades = inside.filter((value) => /^1(e|0*$)/.test(String(+value.toPrecision(6))) || Number.isInteger(Math.log10(value)));
+    if (inside.length < 3) return ticks(low, high, wanted, false).filter((value) => value > 0);
     return inside.length > wanted + 2 && decades.length >= 2 ? decades : inside;
   }
   const rough = (high - low) / wanted || 1, power = 10 ** Math.floor(Math.log10(rough));

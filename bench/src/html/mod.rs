@@ -9,6 +9,8 @@ const STYLE: &str = include_str!("style.css");
 const KIT: &str = include_str!("kit.js");
 /// The page of `polyraft bench`.
 pub const BENCH: &str = include_str!("bench.html");
+/// The page of `polyraft tune`.
+pub const TUNE: &str = include_str!("tune.html");
 
 /// Writes a page with its data.
 pub fn write(path: &Path, page: &str, data: &impl Serialize) -> Result<()> {
@@ -54,7 +56,7 @@ mod tests {
 
     #[test]
     fn pages_ask_for_nothing_from_elsewhere() {
-        for page in [BENCH] {
+        for page in [BENCH, TUNE] {
             let filled = fill(page, &json!({})).unwrap();
             assert!(!filled.contains("{{"), "everything is filled in");
             for word in ["src=", "href=", "@import", "url(", "fetch(", "https:"] {

@@ -352,25 +352,21 @@ impl Worker {
             self.give_up(self.slots[at as usize], now);
             self.release(at);
         }
-        let mut skipped = Vec::new();
-        if let Pacer::Open { schedule, .. } = &mut self.pacer {
-            let end = now
-                .saturating_duration_since(self.timing.origin)
-                .min(self.timing.window.end);
-            while schedule.peek() < end {
-                skipped.push(self.timing.origin + schedule.advance());
+        let Pacer::Open { schedule, .. } = &mut self.pacer else {
+            return;
+        };
+        let Timing { origin, window } = &self.timing;
+        let passed = now.saturating_duration_since(*origin);
+        let mut counted = self.shared.counted();
+        while schedule.peek() < passed.min(window.end) {
+            let due = schedule.advance();
+            if window.contains(&due) {
+                self.delta.unfinished += 1;
+                counted
+                    .window
+                    .proposals
+                    .saturating_record(nanos(passed - due));
             }
-        }
-        for due in skipped {
-            let slot = Slot {
-                group: 0,
-                bytes: 0,
-                due,
-                attempt: 0,
-                state: SlotState::Free,
-                is_read: false,
-            };
-            self.give_up(slot, now);
         }
     }
 

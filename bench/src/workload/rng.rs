@@ -47,6 +47,13 @@ impl Rng {
         // 53 bits are what an f64 holds.
         (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
     }
+
+    /// Puts a list into a random order.
+    pub fn shuffle<T>(&mut self, list: &mut [T]) {
+        for end in (1..list.len()).rev() {
+            list.swap(end, self.below(end as u64 + 1) as usize);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -84,5 +91,14 @@ mod tests {
         let mean = draws.iter().sum::<f64>() / draws.len() as f64;
         // The mean's standard deviation is 1 / sqrt(12 n); this is four of them.
         assert!((mean - 0.5).abs() < 0.0037, "{mean}");
+    }
+
+    #[test]
+    fn a_shuffle_loses_nothing() {
+        let mut list: Vec<u32> = (0..100).collect();
+        Rng::new(3, 0).shuffle(&mut list);
+        assert_ne!(list, (0..100).collect::<Vec<_>>());
+        list.sort_unstable();
+        assert_eq!(list, (0..100).collect::<Vec<_>>());
     }
 }
