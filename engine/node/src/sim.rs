@@ -199,7 +199,7 @@ impl<M: StateMachine> SimNode<M> {
 
     /// Why the whole node has stopped serving, if it has.
     pub fn fault(&self) -> Option<String> {
-        self.node.status().fault
+        self.node.inner().shared.fault.lock().clone()
     }
 
     /// Stops the node in order, as [`Node::shutdown`] does: everything submitted is written, and the log's end is marked.

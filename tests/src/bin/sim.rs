@@ -10,6 +10,10 @@ use clap::Parser;
 use polyraft::GroupId;
 use polyraft_tests::sim::{self, Report, campaign, mutants};
 
+/// A seed is mostly small messages that are made and dropped.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs the simulated cluster.
 #[derive(Parser, Debug)]
 #[command(name = "sim", version)]
