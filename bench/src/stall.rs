@@ -75,6 +75,22 @@ impl Disk for StallDisk {
         self.files.overwrite(path, offset, bytes)
     }
 
+    fn create(&self, path: &Path) -> io::Result<()> {
+        self.files.create(path)
+    }
+
+    fn write_at(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.files.write_at(path, offset, bytes)
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        self.files.sync_file(path)
+    }
+
+    fn read_at(&self, path: &Path, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+        self.files.read_at(path, offset, bytes)
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.files.rename(from, to)
     }

@@ -2,9 +2,9 @@
 //! is of the engine and not of it; `polyraft demo` has the one that checks everything.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use polyraft::{Entry, MachineError, Replies, StateMachine};
+use polyraft::{Entry, FrozenState, MachineError, Replies, StateMachine};
 use polyraft_raft::{GroupId, Index};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 
 /// Entries and bytes applied by one replica.
@@ -42,8 +42,9 @@ impl StateMachine for Tally {
         Ok(self.to_bytes())
     }
 
-    fn snapshot(&self, out: &mut dyn Write) -> Result<(), MachineError> {
-        Ok(out.write_all(&self.to_bytes())?)
+    fn snapshot(&self) -> Result<FrozenState, MachineError> {
+        let tally = self.to_bytes();
+        Ok(Box::new(move |out| Ok(out.write_all(&tally)?)))
     }
 
     fn restore(&mut self, _last: Index, from: &mut dyn Read) -> Result<(), MachineError> {
@@ -80,7 +81,7 @@ mod tests {
             }
         );
         let mut snapshot = Vec::new();
-        tally.snapshot(&mut snapshot).unwrap();
+        tally.snapshot().unwrap()(&mut snapshot).unwrap();
         assert_eq!(tally.query(b"any").unwrap(), snapshot);
         let mut other = Tally::default();
         other.restore(Index(4), &mut &snapshot[..]).unwrap();

@@ -42,6 +42,14 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
     /// Overwrites a part of an existing file and syncs it. Needs no free space.
     fn overwrite(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Makes an empty file, or empties the one that is there. Nothing of that is durable before `sync_file`.
+    fn create(&self, path: &Path) -> io::Result<()>;
+    /// Writes a part of an existing file, beyond its end too; durable only after `sync_file`.
+    fn write_at(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// The barrier for what was written to a file. Its name is durable only after `sync_dir`.
+    fn sync_file(&self, path: &Path) -> io::Result<()>;
+    /// A part of a file; an error when the file ends before it.
+    fn read_at(&self, path: &Path, offset: u64, bytes: usize) -> io::Result<Vec<u8>>;
     /// Renames within a directory.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
@@ -152,6 +160,25 @@ impl Disk for FileDisk {
         let file = OpenOptions::new().write(true).open(path)?;
         file.write_all_at(bytes, offset)?;
         file.sync_all()
+    }
+
+    fn create(&self, path: &Path) -> io::Result<()> {
+        File::create(path).map(drop)
+    }
+
+    fn write_at(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let file = OpenOptions::new().write(true).open(path)?;
+        file.write_all_at(bytes, offset)
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        OpenOptions::new().write(true).open(path)?.sync_all()
+    }
+
+    fn read_at(&self, path: &Path, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+        let mut read = vec![0; bytes];
+        File::open(path)?.read_exact_at(&mut read, offset)?;
+        Ok(read)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

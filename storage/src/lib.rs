@@ -6,6 +6,7 @@
 //! - [`EntryBlock`]: entries encoded once, for disk, wire and memory.
 //! - [`Blocks`]: what was read back from a log.
 //! - [`DataDir`]: identity, lock, memory of peers.
+//! - [`SnapshotStore`]: the snapshot files of all groups.
 //! - [`open`]: recovery; gives one [`ShardLog`] per shard and one [`Wal`] per lane.
 //!
 //! `docs/wal-format.md` has the byte maps and the recovery rules.
@@ -39,6 +40,7 @@ mod recovery;
 mod replay;
 mod shard;
 pub mod sim;
+mod snapshot;
 mod stats;
 mod sync;
 mod table;
@@ -60,6 +62,7 @@ pub use options::{WalMode, WalOptions};
 pub use prefetch::{PREFETCH_AHEAD, PREFETCH_SOON, prefetch};
 pub use recovery::{RecoveryReport, Rot, TornTail};
 pub use shard::ShardLog;
+pub use snapshot::{SnapshotError, SnapshotFile, SnapshotMeta, SnapshotReader, SnapshotStore};
 pub use stats::WalStats;
 pub use table::GroupTable;
 pub use wal::{Opened, Wal, WalThreads, open};

@@ -342,6 +342,25 @@ impl ShardLog {
         self.control(|buffer| format::put_purge(buffer, group, through))
     }
 
+    /// A snapshot takes the place of the log through `through`. Entries behind it stay if the log has exactly that entry;
+    /// a log that ends earlier, or has another entry there, begins anew.
+    pub fn reset(&mut self, group: GroupId, through: LogPosition) -> Result<(), StorageError> {
+        let log = self
+            .groups
+            .get(group)
+            .ok_or(StorageError::NoSuchGroup { group })?;
+        let held = log.runs();
+        let run = held.partition_point(|run| run.first <= through.index);
+        let term = run.checked_sub(1).map(|run| held[run].term);
+        let is_held = through.index <= log.last() && term == Some(through.term);
+        let first = log.base.index.next();
+        // A crash may keep the first of the two records alone. The snapshot is durable, and the next opening does it again.
+        if !is_held && first <= log.last() && through.index > log.base.index {
+            self.truncate(group, first)?;
+        }
+        self.purge(group, through)
+    }
+
     /// Removes the group and remembers that it was removed.
     pub fn tombstone(&mut self, group: GroupId) -> Result<(), StorageError> {
         self.groups.remove(group);

@@ -2,15 +2,14 @@
 //! Nothing here may wait for time to pass: it waits for conditions, with a deadline that fails the test.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft::{
-    Config, Entry, GroupId, Index, MachineError, Node, NodeId, OpenError, Read, Replies,
-    StateMachine, Tls,
+    Config, Entry, FrozenState, GroupId, Index, MachineError, Node, NodeId, OpenError, Read,
+    Replies, StateMachine, Tls,
 };
 use tempfile::TempDir;
 
@@ -70,8 +69,9 @@ impl StateMachine for Ledger {
         Ok(all.freeze())
     }
 
-    fn snapshot(&self, out: &mut dyn Write) -> Result<(), MachineError> {
-        Ok(out.write_all(&self.query(&[])?)?)
+    fn snapshot(&self) -> Result<FrozenState, MachineError> {
+        let state = self.query(&[])?;
+        Ok(Box::new(move |out| Ok(out.write_all(&state)?)))
     }
 
     fn restore(&mut self, _last: Index, from: &mut dyn std::io::Read) -> Result<(), MachineError> {

@@ -37,8 +37,9 @@ impl StateMachine for Digest {
         Ok(Bytes::copy_from_slice(&self.to_bytes()))
     }
 
-    fn snapshot(&self, out: &mut dyn std::io::Write) -> Result<(), MachineError> {
-        Ok(out.write_all(&self.to_bytes())?)
+    fn snapshot(&self) -> Result<polyraft::FrozenState, MachineError> {
+        let bytes = self.to_bytes();
+        Ok(Box::new(move |out| Ok(out.write_all(&bytes)?)))
     }
 
     fn restore(&mut self, _last: Index, from: &mut dyn std::io::Read) -> Result<(), MachineError> {

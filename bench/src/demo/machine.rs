@@ -4,9 +4,9 @@
 
 use super::runs::{Run, Runs};
 use bytes::{BufMut, Bytes, BytesMut};
-use polyraft::{Entry, MachineError, Replies, StateMachine};
+use polyraft::{Entry, FrozenState, MachineError, Replies, StateMachine};
 use polyraft_raft::{GroupId, Index};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 
 /// Names one proposal of a group. It is the first [`ProposalId::BYTES`] bytes of the payload.
@@ -200,7 +200,7 @@ impl StateMachine for Ledger {
     }
 
     /// Layout: the digest, then for each client its id, the number of its runs, and the runs; numbers of 8 bytes.
-    fn snapshot(&self, out: &mut dyn Write) -> Result<(), MachineError> {
+    fn snapshot(&self) -> Result<FrozenState, MachineError> {
         let mut state = BytesMut::new();
         state.put_slice(&self.digest.to_bytes());
         for (client, runs) in &self.clients {
@@ -208,7 +208,7 @@ impl StateMachine for Ledger {
             state.put_u64_le(runs.as_slice().len() as u64);
             put_runs(&mut state, runs);
         }
-        Ok(out.write_all(&state)?)
+        Ok(Box::new(move |out| Ok(out.write_all(&state)?)))
     }
 
     fn restore(&mut self, _last: Index, from: &mut dyn Read) -> Result<(), MachineError> {
@@ -353,7 +353,7 @@ mod tests {
             entry(3, 7, 9, b""),
         ]);
         let mut snapshot = Vec::new();
-        ledger.snapshot(&mut snapshot).unwrap();
+        ledger.snapshot().unwrap()(&mut snapshot).unwrap();
         let mut other = Ledger::default();
         other.restore(Index(3), &mut &snapshot[..]).unwrap();
         assert_eq!(other, ledger);

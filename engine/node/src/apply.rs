@@ -1,6 +1,7 @@
 //! Apply workers: threads that own the state machines and feed them committed entries in order.
 //! A worker must never touch the log or the network; what it did goes back to the shard's inbox.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,11 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use polyraft_raft::{GroupId, Index, Term, Tick};
-use polyraft_storage::{Blocks, EntryKind, GroupTable, PREFETCH_AHEAD};
+use polyraft_storage::{Blocks, EntryKind, GroupTable, PREFETCH_AHEAD, SnapshotFile, SnapshotMeta};
 
 use crate::completion::{self, ReplyTo};
 use crate::error::Error;
 use crate::event::ShardEvent;
+use crate::keeper::Job;
 use crate::machine::{Entry, Replies, StateMachine};
 use crate::mailbox::{Mailbox, Sender};
 
@@ -27,6 +29,15 @@ pub(crate) enum Task {
         group: GroupId,
         query: Bytes,
         reply: tokio::sync::oneshot::Sender<Result<Bytes, Error>>,
+    },
+    /// Freeze the state of a group, at the place that the description says, and have a keeper write it.
+    Freeze { meta: SnapshotMeta },
+    /// Lend the state machine of a group to a keeper, which gives it the state of a snapshot.
+    Restore { file: SnapshotFile },
+    /// A keeper returns a state machine, or says why there is none any more.
+    TakeBack {
+        group: GroupId,
+        machine: Result<Box<dyn Any + Send>, String>,
     },
     /// Leave the loop.
     Stop,
@@ -56,6 +67,8 @@ pub(crate) struct Committed {
     /// How many of the batch's blocks and waiting callers are this group's.
     blocks: usize,
     waiting: usize,
+    /// Bytes of log that the blocks keep.
+    pub(crate) bytes: usize,
     /// Why the state machine stopped before `end`, if it did.
     pub(crate) fault: Option<String>,
 }
@@ -82,7 +95,8 @@ impl ApplyBatch {
         let before = (self.blocks.len(), self.waiting.len());
         let end = read(&mut self.blocks).inspect_err(|_| self.blocks.truncate(before.0))?;
         self.waiting.extend(waiting(end));
-        self.bytes += self.blocks.bytes_of(before.0..self.blocks.len());
+        let bytes = self.blocks.bytes_of(before.0..self.blocks.len());
+        self.bytes += bytes;
         self.groups.push(Committed {
             slot,
             group,
@@ -90,6 +104,7 @@ impl ApplyBatch {
             end,
             blocks: self.blocks.len() - before.0,
             waiting: self.waiting.len() - before.1,
+            bytes,
             fault: None,
         });
         Ok(end)
@@ -133,6 +148,7 @@ pub(crate) struct Applier<M> {
     machines: GroupTable<Machine<M>>,
     machines_dir: PathBuf,
     inboxes: Arc<[Sender<ShardEvent>]>,
+    keepers: Arc<[Sender<Job>]>,
     backlog: Arc<ApplyBacklog>,
     /// Empty between batches: only its memory is kept.
     entries: Vec<Entry<'static>>,
@@ -141,6 +157,8 @@ pub(crate) struct Applier<M> {
 
 enum Machine<M> {
     Running(M),
+    /// A keeper has it.
+    Lent,
     Stopped(String),
 }
 
@@ -148,12 +166,14 @@ impl<M: StateMachine> Applier<M> {
     pub(crate) fn new(
         data_dir: &Path,
         inboxes: Arc<[Sender<ShardEvent>]>,
+        keepers: Arc<[Sender<Job>]>,
         backlog: Arc<ApplyBacklog>,
     ) -> Self {
         Applier {
             machines: GroupTable::default(),
             machines_dir: data_dir.join("machines"),
             inboxes,
+            keepers,
             backlog,
             entries: Vec::new(),
             replies: Replies::default(),
@@ -183,8 +203,71 @@ impl<M: StateMachine> Applier<M> {
                 // A caller that no longer waits is no error.
                 let _ = reply.send(self.query(group, &query));
             }
+            Task::Freeze { meta } => self.freeze(meta),
+            Task::Restore { file } => self.lend(file),
+            Task::TakeBack { group, machine } => self.take_back(group, machine),
             Task::Stop => {}
         }
+    }
+
+    fn keeper_of(&self, group: GroupId) -> &Sender<Job> {
+        &self.keepers[polyraft_raft::shard_of(group, self.keepers.len())]
+    }
+
+    fn freeze(&mut self, meta: SnapshotMeta) {
+        let group = meta.group;
+        let frozen = match self.machines.get(group) {
+            Some(Machine::Running(machine)) => {
+                guarded(|| machine.snapshot().map_err(|error| error.to_string()))
+            }
+            Some(Machine::Stopped(reason)) => Err(reason.clone()),
+            Some(Machine::Lent) | None => Err("the state machine is being replaced".to_owned()),
+        };
+        match frozen {
+            Ok(state) => self.keeper_of(group).send(Job::Save { meta, state }),
+            Err(reason) => self.tell(
+                self.shard_of(group),
+                ShardEvent::Saved {
+                    group,
+                    result: Err(reason),
+                },
+            ),
+        }
+    }
+
+    fn lend(&mut self, file: SnapshotFile) {
+        let group = file.meta.group;
+        match self.machines.insert(group, Machine::Lent) {
+            Some(Machine::Running(machine)) => {
+                let machine = Box::new(machine);
+                self.keeper_of(group).send(Job::Restore { file, machine });
+            }
+            other => {
+                let reason = match other {
+                    Some(Machine::Stopped(reason)) => reason,
+                    _ => "there is no state machine to restore".to_owned(),
+                };
+                self.machines
+                    .insert(group, Machine::Stopped(reason.clone()));
+                let event = ShardEvent::Restored {
+                    group,
+                    last: file.meta.last,
+                    result: Err(reason),
+                };
+                self.tell(self.shard_of(group), event);
+            }
+        }
+    }
+
+    fn take_back(&mut self, group: GroupId, machine: Result<Box<dyn Any + Send>, String>) {
+        let machine = match machine {
+            Ok(machine) => {
+                let machine = machine.downcast::<M>();
+                Machine::Running(*machine.expect("a node's state machines are of one type"))
+            }
+            Err(reason) => Machine::Stopped(reason),
+        };
+        self.machines.insert(group, machine);
     }
 
     fn tell(&self, shard: usize, event: ShardEvent) {
@@ -246,7 +329,9 @@ impl<M: StateMachine> Applier<M> {
         let applied = match self.machines.get_mut(work.group) {
             Some(Machine::Running(machine)) => run(machine, entries, &mut self.replies),
             Some(Machine::Stopped(reason)) => Err(reason.clone()),
-            None => unreachable!("a group is applied only after its state machine was opened"),
+            Some(Machine::Lent) | None => {
+                unreachable!("a group is applied only while its state machine is open")
+            }
         };
         match &applied {
             Ok(()) => answer(waiting, entries, &mut self.replies),
@@ -274,6 +359,7 @@ impl<M: StateMachine> Applier<M> {
             Some(Machine::Stopped(reason)) => Err(Error::Fault {
                 reason: reason.clone(),
             }),
+            Some(Machine::Lent) => Err(Error::Restoring { group }),
             None => Err(Error::NoSuchGroup { group }),
         }
     }
@@ -365,7 +451,7 @@ fn refuse(waiting: impl Iterator<Item = WaitingReply>, reason: &str) {
 }
 
 /// Runs user code; a panic becomes an error of this group alone.
-fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+pub(crate) fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text

@@ -8,7 +8,8 @@ use std::sync::atomic::AtomicBool;
 use parking_lot::Mutex;
 use polyraft_raft::{NodeId, NodeSet, Settings};
 use polyraft_storage::{
-    DataDir, Disk, Durable, Opened, StorageError, Wal, WalObserver, WalOptions,
+    DataDir, Disk, Durable, Opened, SnapshotFile, SnapshotStore, StorageError, Wal, WalObserver,
+    WalOptions,
 };
 use polyraft_transport::{Identity, Network};
 
@@ -18,11 +19,12 @@ use crate::config::{ByteSize, Config, WalMode};
 use crate::directory::Directory;
 use crate::error::OpenError;
 use crate::event::ShardEvent;
+use crate::keeper::{Job, Keeper};
 use crate::liveness::Intervals;
 use crate::machine::StateMachine;
 use crate::mailbox::{Mailbox, mailbox};
 use crate::router::{CHANCE_BITS, Router};
-use crate::shard::{HomeOptions, InboxGauge, Limits, Shard, ShardOptions, Shared};
+use crate::shard::{HomeOptions, InboxGauge, Limits, Shard, ShardOptions, Shared, SnapshotPolicy};
 use crate::status::AllCounters;
 use crate::trace::Tracer;
 
@@ -41,8 +43,11 @@ pub(crate) struct Assembly {
     /// The way in for the transport.
     pub(crate) router: Arc<Router>,
     opened: Opened,
+    store: SnapshotStore,
+    snapshots: Vec<SnapshotFile>,
     inboxes: Vec<Mailbox<ShardEvent>>,
     tasks: Vec<Mailbox<Task>>,
+    jobs: Vec<Mailbox<Job>>,
 }
 
 /// What remains to be run.
@@ -51,6 +56,9 @@ pub(crate) struct Parts {
     pub(crate) shards: Vec<(Shard, Mailbox<ShardEvent>)>,
     /// The queues of the apply workers.
     pub(crate) tasks: Vec<Mailbox<Task>>,
+    /// The snapshot files, and the queues of those who keep them.
+    pub(crate) store: SnapshotStore,
+    pub(crate) jobs: Vec<Mailbox<Job>>,
 }
 
 impl Assembly {
@@ -67,10 +75,13 @@ impl Assembly {
         let data_dir = Arc::new(data_dir);
         let opened = polyraft_storage::open(&data_dir, &wal_options(config), shards)?;
         tracing::info!(node = %place.node, report = ?opened.report, "the log is recovered");
+        let (store, snapshots) = SnapshotStore::open(&data_dir).map_err(StorageError::from)?;
 
         let (inbox_senders, inboxes): (Vec<_>, Vec<_>) = (0..shards).map(|_| mailbox()).unzip();
         let (worker_senders, tasks): (Vec<_>, Vec<_>) =
             (0..config.apply.workers).map(|_| mailbox()).unzip();
+        let (keeper_senders, jobs): (Vec<_>, Vec<_>) =
+            (0..config.snapshot.workers).map(|_| mailbox()).unzip();
         let shared = Arc::new(Shared {
             node: place.node,
             opening: data_dir.incarnation(),
@@ -79,6 +90,7 @@ impl Assembly {
             inboxes: inbox_senders.into(),
             gauges: (0..shards).map(|_| InboxGauge::default()).collect(),
             workers: worker_senders.into(),
+            keepers: keeper_senders.into(),
             backlog: Arc::new(ApplyBacklog::default()),
             directory: Directory::default(),
             counters: AllCounters::new(shards),
@@ -97,8 +109,11 @@ impl Assembly {
             data_dir,
             router,
             opened,
+            store,
+            snapshots,
             inboxes,
             tasks,
+            jobs,
         })
     }
 
@@ -142,11 +157,16 @@ impl Assembly {
             },
         };
         let wals = self.opened.wals;
+        let mut snapshots: Vec<Vec<SnapshotFile>> = vec![Vec::new(); self.inboxes.len()];
+        for file in self.snapshots {
+            snapshots[self.shared.shard_of(file.meta.group)].push(file);
+        }
         let logs = self.opened.logs.into_iter().zip(self.inboxes);
         let shards = logs.enumerate().map(|(index, (log, inbox))| {
             let wal = wals[index % lanes].clone();
             let home = (index == 0).then(|| home.clone());
-            let shard = Shard::new(index, Arc::clone(&self.shared), &options, log, wal, home);
+            let found = (log, std::mem::take(&mut snapshots[index]));
+            let shard = Shard::new(index, Arc::clone(&self.shared), &options, found, wal, home);
             (shard, inbox)
         });
         let shards = shards.collect();
@@ -154,6 +174,8 @@ impl Assembly {
             wals,
             shards,
             tasks: self.tasks,
+            store: self.store,
+            jobs: self.jobs,
         }
     }
 }
@@ -163,8 +185,14 @@ pub(crate) fn applier<M: StateMachine>(path: &Path, shared: &Shared) -> Applier<
     Applier::new(
         path,
         Arc::clone(&shared.inboxes),
+        Arc::clone(&shared.keepers),
         Arc::clone(&shared.backlog),
     )
+}
+
+/// Who keeps the snapshots of such state machines.
+pub(crate) fn keeper<M: StateMachine>(shared: &Arc<Shared>, store: &SnapshotStore) -> Keeper<M> {
+    Keeper::new(Arc::clone(shared), store.clone())
 }
 
 /// Passes the WAL's news into the inboxes of the shards that write to it.
@@ -233,6 +261,12 @@ fn limits(config: &Config) -> Limits {
         // Long enough for the other members to create the group, short against their election timeouts.
         campaign_delay: micros(config.election.timeout_min) / 8,
         append_lanes: config.transport.append_lanes as usize,
+        snapshots: SnapshotPolicy {
+            entries: config.snapshot.entries,
+            bytes: config.snapshot.bytes.as_u64(),
+            keep_entries: config.snapshot.keep_entries,
+            running: config.snapshot.workers as usize,
+        },
     }
 }
 

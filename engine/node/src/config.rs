@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 pub use bytesize::ByteSize;
 pub use error::ConfigError;
 pub use sections::{
-    Apply, Batch, Election, Liveness, Metrics, Replication, Shards, Trace, Transport, Wal, WalMode,
+    Apply, Batch, Election, Liveness, Metrics, Replication, Shards, Snapshot, Trace, Transport,
+    Wal, WalMode,
 };
 
 /// Everything about a node that can be tuned. What a node *is* (its id, its peers, its directory)
@@ -70,6 +71,8 @@ pub struct Config {
     pub apply: Apply,
     /// The write-ahead log.
     pub wal: Wal,
+    /// Snapshots of state machines, and the log that is kept behind them.
+    pub snapshot: Snapshot,
     /// The connections to the other nodes.
     pub transport: Transport,
     /// What is recorded of single proposals.

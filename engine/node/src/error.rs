@@ -80,6 +80,18 @@ pub enum Error {
     /// The state machine refused a query.
     #[error("the state machine refused the query: {0}")]
     Query(String),
+    /// The state machine of this replica is being rebuilt from a snapshot. Ask again later, or another member.
+    #[error("group {group} is being restored from a snapshot on this node; ask again later")]
+    Restoring {
+        /// The group in question.
+        group: GroupId,
+    },
+    /// No snapshot was taken. The group goes on, and its log is complete.
+    #[error("no snapshot was taken: {why}")]
+    Snapshot {
+        /// What was in the way.
+        why: String,
+    },
     /// The node has been shut down.
     #[error("the node is shut down")]
     Closed,
@@ -90,7 +102,10 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            Error::NotLeader { .. } | Error::Busy { .. } | Error::CreateTimeout { .. }
+            Error::NotLeader { .. }
+                | Error::Busy { .. }
+                | Error::CreateTimeout { .. }
+                | Error::Restoring { .. }
         )
     }
 

@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use polyraft_raft::{GroupId, Index, NodeId, Term, Tick};
-use polyraft_storage::Durable;
+use polyraft_raft::{GroupId, Index, LogPosition, NodeId, Term, Tick};
+use polyraft_storage::{Durable, SnapshotFile};
 use smallvec::SmallVec;
 
 use crate::apply::ApplyBatch;
@@ -74,6 +74,22 @@ pub(crate) enum ShardEvent {
         origin: CreateOrigin,
         result: Result<(), Error>,
     },
+    /// Somebody asks for a snapshot of a group.
+    Snapshot {
+        group: GroupId,
+        reply: SnapshotReply,
+    },
+    /// A keeper has written a snapshot, or could not.
+    Saved {
+        group: GroupId,
+        result: Result<SnapshotFile, String>,
+    },
+    /// A keeper has given a state machine the state of a snapshot, or could not.
+    Restored {
+        group: GroupId,
+        last: LogPosition,
+        result: Result<(), String>,
+    },
     /// Somebody asks for a group's status.
     GroupStatus { group: GroupId, reply: StatusReply },
     /// The WAL wants a checkpoint or relocation work from every shard.
@@ -106,6 +122,7 @@ pub(crate) struct CreateOrigin {
 }
 
 pub(crate) type CreateReply = tokio::sync::oneshot::Sender<Result<(), Error>>;
+pub(crate) type SnapshotReply = tokio::sync::oneshot::Sender<Result<LogPosition, Error>>;
 pub(crate) type StatusReply = tokio::sync::oneshot::Sender<Result<GroupStatus, Error>>;
 
 /// Packs ids into sorted, disjoint ranges.

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use polyraft_raft::{GroupId, NodeId, Term};
+use polyraft_raft::{GroupId, LogPosition, NodeId, Term};
 
 use crate::apply::Task;
 use crate::completion::{Committed, CompletionQueue, Many, ReplyTo};
@@ -189,6 +189,25 @@ impl<M> GroupHandle<M> {
             reply,
         };
         self.inner.shared.worker_of(self.group).send(task);
+        answer.await.unwrap_or(Err(Error::Closed))
+    }
+
+    /// Has this node's replica take a snapshot of what it has applied, waits until it is durable, and returns the last
+    /// entry in it. If one is being taken already, waits for that one.
+    ///
+    /// The log behind it is forgotten, except for `snapshot.keep_entries`.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchGroup`] when no replica is here, [`Error::Snapshot`] when none could be taken.
+    pub async fn snapshot(&self) -> Result<LogPosition, Error> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        self.inner.shared.tell(
+            self.shard,
+            ShardEvent::Snapshot {
+                group: self.group,
+                reply,
+            },
+        );
         answer.await.unwrap_or(Err(Error::Closed))
     }
 

@@ -17,6 +17,7 @@ mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod group;
+mod keeper;
 mod liveness;
 mod machine;
 mod mailbox;
@@ -39,7 +40,7 @@ pub use crate::completion::{Committed, Completion, CompletionQueue};
 pub use crate::config::Config;
 pub use crate::error::{Error, MachineError, OpenError};
 pub use crate::group::{GroupHandle, Read};
-pub use crate::machine::{Entry, Replies, StateMachine};
+pub use crate::machine::{Entry, FrozenState, Replies, StateMachine};
 pub use crate::node::{Node, NodeBuilder};
 pub use crate::status::{Counters, GroupStatus, Histograms, NodeStatus, PeerStatus};
 pub use crate::trace::ProposalTrace;

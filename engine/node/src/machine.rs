@@ -108,6 +108,9 @@ impl Replies {
     }
 }
 
+/// A state machine's state at one moment, which writes itself out on another thread while the state machine goes on.
+pub type FrozenState = Box<dyn FnOnce(&mut dyn Write) -> Result<(), MachineError> + Send>;
+
 /// What a group replicates: a deterministic function of its log.
 ///
 /// Each group on each node has an instance of its own, used by one apply worker at a time. Entries come in log
@@ -115,10 +118,10 @@ impl Replies {
 /// or an error quarantines the group on this node; other groups go on.
 ///
 /// ```
-/// use std::io::{Read, Write};
+/// use std::io::Read;
 /// use std::path::Path;
 /// use bytes::Bytes;
-/// use polyraft::{Entry, GroupId, Index, MachineError, Replies, StateMachine};
+/// use polyraft::{Entry, FrozenState, GroupId, Index, MachineError, Replies, StateMachine};
 ///
 /// /// Adds up the lengths of all proposals.
 /// struct Adder(u64);
@@ -137,8 +140,9 @@ impl Replies {
 ///     fn query(&self, _query: &[u8]) -> Result<Bytes, MachineError> {
 ///         Ok(Bytes::copy_from_slice(&self.0.to_le_bytes()))
 ///     }
-///     fn snapshot(&self, out: &mut dyn Write) -> Result<(), MachineError> {
-///         Ok(out.write_all(&self.0.to_le_bytes())?)
+///     fn snapshot(&self) -> Result<FrozenState, MachineError> {
+///         let sum = self.0; // a copy: the state machine goes on
+///         Ok(Box::new(move |out| Ok(out.write_all(&sum.to_le_bytes())?)))
 ///     }
 ///     fn restore(&mut self, _last: Index, from: &mut dyn Read) -> Result<(), MachineError> {
 ///         let mut sum = [0; 8];
@@ -163,10 +167,18 @@ pub trait StateMachine: Sized + Send + 'static {
     /// Answers a query from the current state, without changing it.
     fn query(&self, query: &[u8]) -> Result<Bytes, MachineError>;
 
-    /// Writes the whole state, so that [`StateMachine::restore`] can rebuild it elsewhere.
-    fn snapshot(&self, out: &mut dyn Write) -> Result<(), MachineError>;
+    /// Freezes the state as it is: what the returned closure writes, [`StateMachine::restore`] rebuilds.
+    ///
+    /// It runs between two calls of [`StateMachine::apply`] on the same thread and should take no longer than those: share
+    /// or copy in here, write in the closure, which runs on a thread of its own. An error costs this snapshot and nothing
+    /// else.
+    fn snapshot(&self) -> Result<FrozenState, MachineError>;
 
-    /// Replaces the state by a snapshot that covers the log through `last`.
+    /// Replaces the state by that of a snapshot, which covers the log through `last`. `from` ends with the last byte that
+    /// was written, and all of them have been held against a checksum.
+    ///
+    /// A state machine that keeps its state on disk must replace it as a whole: after a crash, [`StateMachine::open`] says
+    /// the index of what was there before, or `last`. An error quarantines the group on this node.
     fn restore(&mut self, last: Index, from: &mut dyn Read) -> Result<(), MachineError>;
 }
 

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use polyraft_raft::{GroupId, NodeId};
-use polyraft_storage::{DataDir, Disk, FileDisk, Wal, WalObserver, WalThreads};
+use polyraft_storage::{DataDir, Disk, FileDisk, SnapshotStore, Wal, WalObserver, WalThreads};
 use polyraft_transport::{Identity, Network, Options, QuicNetwork, Tls};
 
 use crate::apply::Task;
@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::error::{Error, OpenError};
 use crate::event::{Members, ShardEvent, ranges};
 use crate::group::GroupHandle;
+use crate::keeper::Job;
 use crate::machine::StateMachine;
 use crate::mailbox::Mailbox;
 use crate::metrics::{Source, server::Server};
@@ -81,6 +82,7 @@ struct Running {
     network: Arc<dyn Network>,
     wal_threads: Vec<WalThreads>,
     workers: Vec<JoinHandle<()>>,
+    keepers: Vec<JoinHandle<()>>,
     router: Arc<Router>,
     data_dir: Arc<DataDir>,
 }
@@ -206,12 +208,14 @@ impl<M: StateMachine> NodeBuilder<M> {
             network: Arc::clone(&network),
             wal_threads: Vec::new(),
             workers: Vec::new(),
+            keepers: Vec::new(),
             router: Arc::clone(&router),
             data_dir: Arc::clone(&assembly.data_dir),
         };
         let parts = assembly.into_parts(config, &network, &peer_ids);
         let started = running
             .start_workers::<M>(&shared, &path, parts.tasks)
+            .and_then(|()| running.start_keepers::<M>(&shared, &parts.store, parts.jobs))
             .and_then(|()| running.start_log(&parts.wals, &observer))
             .and_then(|()| running.start_shards(&shared, parts.shards));
         if let Err(error) = started {
@@ -245,6 +249,22 @@ impl Running {
             let shared = Arc::clone(shared);
             let run = move || stopping_the_node(&shared, "an apply worker", || applier.run(tasks));
             self.workers.push(spawn(name, run)?);
+        }
+        Ok(())
+    }
+
+    fn start_keepers<M: StateMachine>(
+        &mut self,
+        shared: &Arc<Shared>,
+        store: &SnapshotStore,
+        queues: Vec<Mailbox<Job>>,
+    ) -> Result<(), OpenError> {
+        for (number, jobs) in queues.into_iter().enumerate() {
+            let keeper = assembly::keeper::<M>(shared, store);
+            let name = format!("n{}-keep-{number}", shared.node);
+            let shared = Arc::clone(shared);
+            let run = move || stopping_the_node(&shared, "a keeper", || keeper.run(jobs));
+            self.keepers.push(spawn(name, run)?);
         }
         Ok(())
     }
@@ -304,6 +324,10 @@ impl Running {
             worker.send(Task::Stop);
         }
         join_all(self.workers);
+        for keeper in shared.keepers.iter() {
+            keeper.send(Job::Stop);
+        }
+        join_all(self.keepers);
         // Last of all: the lock on the data directory.
         drop(self.data_dir);
     }

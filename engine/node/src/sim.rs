@@ -17,6 +17,7 @@ use crate::completion::SlotPool;
 use crate::config::Config;
 use crate::error::OpenError;
 use crate::event::ShardEvent;
+use crate::keeper::{Job, Keeper};
 use crate::machine::StateMachine;
 use crate::mailbox::Mailbox;
 use crate::node::{Inner, Node};
@@ -49,6 +50,7 @@ pub struct SimNode<M: StateMachine> {
     receiver: Arc<dyn Receiver>,
     shards: Vec<(Shard, Mailbox<ShardEvent>)>,
     workers: Vec<(Applier<M>, Mailbox<Task>)>,
+    keepers: Vec<(Keeper<M>, Mailbox<Job>)>,
     wals: Vec<Wal>,
 }
 
@@ -80,6 +82,8 @@ impl<M: StateMachine> SimNode<M> {
             wals,
             mut shards,
             tasks,
+            store,
+            jobs,
         } = assembly.into_parts(config, &network, &peers);
         for wal in &wals {
             wal.observe(Arc::clone(&observer));
@@ -92,6 +96,10 @@ impl<M: StateMachine> SimNode<M> {
             .into_iter()
             .map(|tasks| (assembly::applier::<M>(place.path, &shared), tasks));
         let workers = workers.collect();
+        let keepers = jobs
+            .into_iter()
+            .map(|jobs| (assembly::keeper::<M>(&shared, &store), jobs));
+        let keepers = keepers.collect();
         // Callers here do not wait for futures, so no reply slots are worth keeping.
         let slots = SlotPool::new(1);
         let inner = Inner::new(config, shared, peers, wals.clone(), network, router, slots);
@@ -101,6 +109,7 @@ impl<M: StateMachine> SimNode<M> {
             receiver,
             shards,
             workers,
+            keepers,
             wals,
         })
     }
@@ -130,9 +139,9 @@ impl<M: StateMachine> SimNode<M> {
         self.wals.len()
     }
 
-    /// Number of apply workers.
+    /// Number of apply workers and of keepers of snapshots, which come behind them.
     pub fn workers(&self) -> usize {
-        self.workers.len()
+        self.workers.len() + self.keepers.len()
     }
 
     /// Events that wait for a shard.
@@ -163,13 +172,25 @@ impl<M: StateMachine> SimNode<M> {
         &self.wals[lane]
     }
 
-    /// Tasks that wait for an apply worker.
+    /// Tasks that wait for a worker.
     pub fn tasks_len(&self, worker: usize) -> usize {
-        self.workers[worker].1.len()
+        match worker.checked_sub(self.workers.len()) {
+            None => self.workers[worker].1.len(),
+            Some(keeper) => self.keepers[keeper].1.len(),
+        }
     }
 
-    /// Has an apply worker do its next task. False: there is none.
+    /// Has a worker do its next task. False: there is none.
     pub fn work(&mut self, worker: usize) -> bool {
+        if let Some(keeper) = worker.checked_sub(self.workers.len()) {
+            let (keeper, jobs) = &mut self.keepers[keeper];
+            let job = jobs.try_take();
+            let has_job = job.is_some();
+            if let Some(job) = job {
+                keeper.perform(job);
+            }
+            return has_job;
+        }
         let (applier, tasks) = &mut self.workers[worker];
         let task = tasks.try_take();
         let has_task = task.is_some();

@@ -30,6 +30,10 @@ pub struct GroupStatus {
     pub committed: Index,
     /// The last index applied to the state machine here.
     pub applied: Index,
+    /// The log begins behind this index.
+    pub purged: Index,
+    /// The last entry in this replica's newest durable snapshot.
+    pub snapshot: Option<LogPosition>,
     /// The nodes that hold a replica.
     pub members: Vec<NodeId>,
     /// Why this replica is quarantined, if it is.
@@ -145,6 +149,12 @@ counters! {
     refused_appends,
     /// Damaged or impossible messages dropped.
     rejected_messages,
+    /// Snapshots taken.
+    snapshots,
+    /// Snapshots that could not be taken.
+    failed_snapshots,
+    /// State machines rebuilt from a snapshot.
+    restores,
 }
 
 macro_rules! histograms {

@@ -552,6 +552,12 @@ impl Group {
         self.applied
     }
 
+    /// The highest index that was handed out for applying.
+    #[must_use]
+    pub const fn handed_out(&self) -> Index {
+        self.handed_out
+    }
+
     /// The members.
     #[must_use]
     pub const fn configuration(&self) -> &Configuration {

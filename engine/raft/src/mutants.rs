@@ -103,6 +103,14 @@ pub enum Mutant {
     TargetBehind,
     /// A learner can be handed the leadership.
     LearnerLeads,
+    /// The log is purged for a snapshot whose name is not durable.
+    SnapshotNameNotSynced,
+    /// A snapshot is used although its bytes are not what was written.
+    SnapshotNotVerified,
+    /// The log is purged before the snapshot that stands for it is written.
+    PurgedBeforeSnapshot,
+    /// A conflicting log stays beside an installed snapshot.
+    ConflictKeptBesideSnapshot,
 }
 
 /// The mutants that show in what a power cut leaves of the log, with the number of the fault that they stand for.

@@ -92,6 +92,22 @@ impl Disk for ModelDisk {
         self.disk.overwrite(path, offset, bytes)
     }
 
+    fn create(&self, path: &Path) -> io::Result<()> {
+        self.disk.create(path)
+    }
+
+    fn write_at(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.disk.write_at(path, offset, bytes)
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        self.disk.sync_file(path)
+    }
+
+    fn read_at(&self, path: &Path, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+        self.disk.read_at(path, offset, bytes)
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.disk.rename(from, to)
     }

@@ -367,6 +367,36 @@ impl Disk for SimDisk {
         state.sync(id, 0..usize::MAX)
     }
 
+    fn create(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.step()?;
+        let id = state.create(path);
+        state.file_by_id(id).clear();
+        Ok(())
+    }
+
+    fn write_at(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let id = state.id(path)?;
+        state.write(id, offset as usize, bytes)
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let id = state.id(path)?;
+        state.sync(id, 0..usize::MAX)
+    }
+
+    fn read_at(&self, path: &Path, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+        let state = self.state.lock();
+        let file = state.file(path)?;
+        let offset = usize::try_from(offset).map_err(io::Error::other)?;
+        match offset.checked_add(bytes) {
+            Some(end) if end <= file.current.len() => Ok(file.current.read(offset, bytes).to_vec()),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
         state.step()?;

@@ -74,6 +74,7 @@ pub struct Sum {
     acknowledged: u64,
     unknown: u64,
     restarts: u64,
+    restored: u64,
     outlasted: u64,
     faults: [u64; Fault::ALL.len()],
     hash: u64,
@@ -94,6 +95,7 @@ impl Sum {
         self.acknowledged += counts.acknowledged;
         self.unknown += counts.unknown;
         self.restarts += counts.restarts;
+        self.restored += counts.restored;
         self.outlasted += counts.outlasted;
         for (sum, count) in self.faults.iter_mut().zip(counts.faults) {
             *sum += u64::from(count);
@@ -116,6 +118,7 @@ impl Sum {
         let others = [
             ("a connection broken by a pause".to_owned(), self.outlasted),
             ("a restart".to_owned(), self.restarts),
+            ("a restored state machine".to_owned(), self.restored),
             ("an unknown outcome".to_owned(), self.unknown),
         ];
         let never = faults.chain(others).filter(|(_, count)| *count == 0);
@@ -136,8 +139,8 @@ impl fmt::Display for Sum {
         )?;
         writeln!(
             f,
-            "{} operations acknowledged, {} of unknown outcome, {} restarts, {} connections broken by a pause",
-            self.acknowledged, self.unknown, self.restarts, self.outlasted
+            "{} operations acknowledged, {} of unknown outcome, {} restarts, {} state machines restored, {} connections broken by a pause",
+            self.acknowledged, self.unknown, self.restarts, self.restored, self.outlasted
         )?;
         write!(f, "faults:")?;
         for (fault, count) in Fault::ALL.iter().zip(self.faults) {
@@ -157,6 +160,7 @@ mod tests {
             seeds: MANY_SEEDS,
             unknown: 1,
             restarts: 1,
+            restored: 1,
             outlasted: 1,
             faults: [1; Fault::ALL.len()],
             ..Sum::default()

@@ -7,7 +7,7 @@ use polyraft_storage::RecoveredGroup;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 
-use super::machine::Applied;
+use super::machine::{Applied, Restored};
 
 /// Something that must never happen, has.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -196,7 +196,9 @@ impl GroupChecks {
         // Whatever was committed in an earlier term is in the log of every later leader.
         let through = self.committed_before(term);
         let lacks = |run: &&TermRun| {
-            run.first <= through && core.term_at(self.end_of(run).min(through)) != Some(run.term)
+            let end = self.end_of(run).min(through);
+            // What it has purged it had.
+            run.first <= through && end >= core.base().index && core.term_at(end) != Some(run.term)
         };
         match self.committed.iter().find(lacks) {
             None => Ok(()),
@@ -452,6 +454,40 @@ impl GroupChecks {
                     "operation {:x} is applied at {first} and at {}",
                     entry.request, entry.index
                 ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// A state machine was given the state of a snapshot: it must be the one that others had there.
+    pub(super) fn restored(&mut self, restored: Restored) -> Verdict {
+        let Restored {
+            node,
+            group,
+            last,
+            applied,
+            digest,
+        } = restored;
+        let seen = &mut self.seen[node as usize];
+        if seen.machine > last {
+            return Err(broken(
+                "apply order",
+                group,
+                format!("{restored:?} came after {}", seen.machine),
+            ));
+        }
+        seen.machine = last;
+        let known = self.entries.get(applied.0 as usize).copied().flatten();
+        let is_known = match known {
+            Some(entry) => entry.digest == digest,
+            None => applied == Index::ZERO && digest == 0,
+        };
+        let lacks = |entry: &Applied| entry.index > applied && entry.index <= last;
+        if !is_known || applied > last || self.entries.iter().flatten().any(lacks) {
+            return Err(broken(
+                "snapshots",
+                group,
+                format!("{restored:?}, but {known:?} was applied"),
             ));
         }
         Ok(())

@@ -86,6 +86,16 @@ impl World {
             });
         }
         self.applied = applied;
+        for restored in machine::take_restored() {
+            self.trace.note(restored.digest);
+            self.counts.restored += 1;
+            let verdict = self.checks[restored.group.0 as usize - 1].restored(restored);
+            self.judge(verdict);
+            self.trace
+                .group(self.now, restored.node, restored.group, || {
+                    format!("restores {restored:?}")
+                });
+        }
     }
 
     fn look_at_replicas(&mut self, id: u64) {

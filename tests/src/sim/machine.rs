@@ -3,11 +3,11 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use polyraft::{Entry, GroupId, Index, MachineError, Replies, StateMachine, Term};
+use polyraft::{Entry, FrozenState, GroupId, Index, MachineError, Replies, StateMachine, Term};
 
 use super::rng::mix;
 use crate::history::Answer;
@@ -106,12 +106,56 @@ pub struct Applied {
     pub digest: u64,
 }
 
+/// A state machine that was given the state of a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Restored {
+    /// Where.
+    pub node: u64,
+    /// In which group.
+    pub group: GroupId,
+    /// The last entry that the snapshot covers.
+    pub last: Index,
+    /// The last command in it.
+    pub applied: Index,
+    /// Of everything that was applied before.
+    pub digest: u64,
+}
+
 /// The state of one group on one node.
 #[derive(Clone, Default, Debug)]
 struct State {
     values: BTreeMap<u8, u64>,
     applied: Index,
     digest: u64,
+}
+
+impl State {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.put_u64_le(self.applied.0);
+        out.put_u64_le(self.digest);
+        for (key, value) in &self.values {
+            out.put_u8(*key);
+            out.put_u64_le(*value);
+        }
+        out
+    }
+
+    fn decode(mut bytes: &[u8]) -> Option<State> {
+        if bytes.len() < 16 || !(bytes.len() - 16).is_multiple_of(9) {
+            return None;
+        }
+        let (applied, digest) = (Index(bytes.get_u64_le()), bytes.get_u64_le());
+        let mut values = BTreeMap::new();
+        while bytes.has_remaining() {
+            values.insert(bytes.get_u8(), bytes.get_u64_le());
+        }
+        Some(State {
+            values,
+            applied,
+            digest,
+        })
+    }
 }
 
 /// What the state machines of one thread share with the world.
@@ -122,6 +166,7 @@ struct Stage {
     /// By node and group: what stable storage holds.
     saved: BTreeMap<(u64, GroupId), State>,
     applied: Vec<Applied>,
+    restored: Vec<Restored>,
 }
 
 thread_local! {
@@ -143,6 +188,11 @@ pub fn begin(saves_every: Option<u64>) {
 /// Moves what was applied since the last call into `into`.
 pub fn take_applied(into: &mut Vec<Applied>) {
     STAGE.with_borrow_mut(|stage| into.append(&mut stage.applied));
+}
+
+/// Moves what was restored since the last call out.
+pub fn take_restored() -> Vec<Restored> {
+    STAGE.with_borrow_mut(|stage| std::mem::take(&mut stage.restored))
 }
 
 /// What the state machines of a node have on stable storage.
@@ -246,12 +296,32 @@ impl StateMachine for Registers {
         Ok(Bytes::copy_from_slice(&self.state.digest.to_le_bytes()))
     }
 
-    fn snapshot(&self, out: &mut dyn Write) -> Result<(), MachineError> {
-        Ok(out.write_all(&self.state.digest.to_le_bytes())?)
+    fn snapshot(&self) -> Result<FrozenState, MachineError> {
+        let state = self.state.clone();
+        Ok(Box::new(move |out| Ok(out.write_all(&state.encode())?)))
     }
 
-    fn restore(&mut self, _last: Index, _from: &mut dyn Read) -> Result<(), MachineError> {
-        Err("no snapshots yet".into())
+    fn restore(&mut self, last: Index, from: &mut dyn Read) -> Result<(), MachineError> {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes)?;
+        self.state = State::decode(&bytes).ok_or("not a snapshot of registers")?;
+        self.unsaved = 0;
+        let restored = Restored {
+            node: self.node,
+            group: self.group,
+            last,
+            applied: self.state.applied,
+            digest: self.state.digest,
+        };
+        STAGE.with_borrow_mut(|stage| {
+            stage.restored.push(restored);
+            if stage.saves_every.is_some() {
+                stage
+                    .saved
+                    .insert((self.node, self.group), self.state.clone());
+            }
+        });
+        Ok(())
     }
 }
 

@@ -277,6 +277,11 @@ fn config(rng: &mut Rng) -> Config {
     wal.checkpoint_bytes = ByteSize::b(wal.segment_bytes.as_u64() * rng.within(1, 3));
     wal.tail_cache_bytes = kib(*rng.pick(&[4, 64, 1024]));
     wal.min_free_bytes = kib(0);
+    let snapshot = &mut config.snapshot;
+    snapshot.entries = *rng.pick(&[0, 4, 20, 100]);
+    snapshot.bytes = ByteSize::b(*rng.pick(&[0, 0, 400, 10_000]));
+    snapshot.keep_entries = 1 << 30;
+    snapshot.workers = rng.within(1, 2) as u32;
     let transport = &mut config.transport;
     transport.append_lanes = rng.within(1, 3) as u8;
     transport.max_frame_bytes = kib(append_kib + *rng.pick(&[4, 32]));

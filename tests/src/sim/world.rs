@@ -128,6 +128,8 @@ pub struct Counts {
     pub refused: u64,
     /// Starts of nodes, the first ones apart.
     pub restarts: u64,
+    /// State machines rebuilt from a snapshot.
+    pub restored: u64,
     /// Starts that failed because the power was cut again.
     pub failed_recoveries: u64,
     /// Faults that took effect, by [`Fault::ALL`].

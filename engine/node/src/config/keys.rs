@@ -141,6 +141,10 @@ pub(super) const KEYS: &[Key] = &[
         "min_free_bytes",
         size(ByteSize::b(0), ByteSize::tib(1)),
     ),
+    Key::new("snapshot", "entries", Allowed::Count(0, 1 << 40)),
+    Key::new("snapshot", "bytes", size(ByteSize::b(0), ByteSize::tib(1))),
+    Key::new("snapshot", "keep_entries", Allowed::Count(0, 1 << 40)),
+    Key::new("snapshot", "workers", Allowed::Count(1, 16)),
     Key::new("transport", "append_lanes", Allowed::Count(1, 16)),
     Key::new(
         "transport",

@@ -301,6 +301,45 @@ impl Default for Wal {
     }
 }
 
+/// Snapshots of state machines, and the log that is kept behind them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Snapshot {
+    /// After how many applied entries since its last snapshot a replica takes another one. Fewer
+    /// bound the log and the time of a restart more tightly; `0` takes none for this reason.
+    ///
+    /// Default `0`; allowed `0` to `1099511627776`; takes effect at restart.
+    pub entries: u64,
+    /// After how many applied bytes of log since its last snapshot a replica takes another one;
+    /// `0B` takes none for this reason. With both at zero snapshots are taken on request only, and
+    /// the log grows until then.
+    ///
+    /// Default `0B`; allowed `0B` to `1TiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub bytes: ByteSize,
+    /// How many entries before a snapshot the log keeps. A follower that is no further behind gets
+    /// entries; one that is gets the snapshot.
+    ///
+    /// Default `10000`; allowed `0` to `1099511627776`; takes effect at restart.
+    pub keep_entries: u64,
+    /// How many threads write snapshots and restore state machines from them. Each shard has as many
+    /// frozen states in memory at most.
+    ///
+    /// Default `1`; allowed `1` to `16`; takes effect at restart.
+    pub workers: u32,
+}
+
+impl Default for Snapshot {
+    fn default() -> Snapshot {
+        Snapshot {
+            entries: 0,
+            bytes: ByteSize::b(0),
+            keep_entries: 10_000,
+            workers: 1,
+        }
+    }
+}
+
 /// The connections to the other nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -112,8 +112,19 @@ impl Shard {
         }
     }
 
-    /// A state machine is open, or not: its replica starts, or is quarantined.
+    /// A state machine is open, or not. One that lacks what the log lacks too gets the state of the snapshot first.
     pub(super) fn opened(&mut self, group: GroupId, applied: Result<Index, String>) {
+        if let (Some((found, _)), Ok(applied)) = (self.opening.get(&group), &applied)
+            && let Some(file) = self.snapshots.needed_by(found, *applied)
+        {
+            let file = file.clone();
+            return self.shared.worker_of(group).send(Task::Restore { file });
+        }
+        self.open_replica(group, applied);
+    }
+
+    /// A state machine is ready, or not: its replica starts, or is quarantined.
+    pub(super) fn open_replica(&mut self, group: GroupId, applied: Result<Index, String>) {
         let Some((found, campaigns)) = self.opening.remove(&group) else {
             return;
         };
@@ -157,8 +168,12 @@ impl Shard {
             &mut self.outbox,
         );
         self.slots.insert(group, slot);
-        self.replicas
-            .push(Replica::new(core, self.shared.directory.add(group)));
+        let mut replica = Replica::new(core, self.shared.directory.add(group));
+        replica.saved = self
+            .snapshots
+            .file(group)
+            .map_or(Index::ZERO, |file| file.meta.last.index);
+        self.replicas.push(replica);
         self.marks.push(Marks::new(group));
         self.counters().groups.add(1);
         self.counters().leaderless.add(1);
@@ -201,6 +216,8 @@ impl Shard {
             durable: core.durable(),
             committed: core.committed(),
             applied: core.applied(),
+            purged: core.base().index,
+            snapshot: self.snapshots.file(group).map(|file| file.meta.last),
             members: core.configuration().nodes().collect(),
             fault: replica.fault.clone(),
         })
@@ -222,6 +239,8 @@ fn status_while_opening(found: &RecoveredGroup) -> GroupStatus {
         durable: found.last,
         committed: found.base.index,
         applied: found.base.index,
+        purged: found.base.index,
+        snapshot: None,
         members: found.configuration.nodes().collect(),
         fault: found.fault.clone(),
     }

@@ -9,6 +9,7 @@ mod outgoing;
 mod proposals;
 mod replica;
 mod room;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -27,7 +28,7 @@ use polyraft_raft::{
 };
 use polyraft_storage::{
     BlockError, Blocks, EntryBlock, EntryKind, GroupNumbers, Lsn, PREFETCH_AHEAD, RecoveredGroup,
-    ShardLog, StorageError, Wal,
+    ShardLog, SnapshotFile, StorageError, Wal,
 };
 use polyraft_transport::Network;
 use rustc_hash::FxHashMap;
@@ -40,11 +41,14 @@ use self::outgoing::Outgoing;
 use self::proposals::Forwards;
 use self::replica::{Proposal, Queues, Replica};
 use self::room::Room;
+pub(crate) use self::snapshots::SnapshotPolicy;
+use self::snapshots::Snapshots;
 use crate::apply::{ApplyBacklog, ApplyBatch, Task};
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::Error;
 use crate::event::{Claim, ShardEvent};
+use crate::keeper::Job;
 use crate::mailbox::{Mailbox, Sender};
 use crate::status::{AllCounters, ElectionCause, ShardCounters, ShardHistograms};
 use crate::trace::{OpenTraces, Tracer};
@@ -67,6 +71,7 @@ pub(crate) struct Limits {
     pub(crate) proposal_timeout: u64,
     pub(crate) campaign_delay: u64,
     pub(crate) append_lanes: usize,
+    pub(crate) snapshots: SnapshotPolicy,
 }
 
 /// What all shards of a node are given alike.
@@ -87,6 +92,7 @@ pub(crate) struct Shared {
     pub(crate) inboxes: Arc<[Sender<ShardEvent>]>,
     pub(crate) gauges: Box<[InboxGauge]>,
     pub(crate) workers: Arc<[Sender<Task>]>,
+    pub(crate) keepers: Arc<[Sender<Job>]>,
     pub(crate) backlog: Arc<ApplyBacklog>,
     pub(crate) directory: Directory,
     pub(crate) counters: AllCounters,
@@ -114,6 +120,11 @@ impl Shared {
     /// The worker that owns a group's state machine.
     pub(crate) fn worker_of(&self, group: GroupId) -> &Sender<Task> {
         &self.workers[shard_of(group, self.workers.len())]
+    }
+
+    /// The keeper of a group's snapshots.
+    pub(crate) fn keeper_of(&self, group: GroupId) -> &Sender<Job> {
+        &self.keepers[shard_of(group, self.keepers.len())]
     }
 
     /// Puts an event into a shard's inbox. After a shutdown it is dropped, which answers whoever waits.
@@ -195,6 +206,7 @@ pub(crate) struct Shard {
     /// Since the disk is full: when to try again.
     disk_full: Option<DiskFull>,
     room: Room,
+    snapshots: Snapshots,
     fault: Option<Error>,
     is_stopping: bool,
 }
@@ -259,18 +271,20 @@ impl Shard {
         index: usize,
         shared: Arc<Shared>,
         options: &ShardOptions,
-        log: ShardLog,
+        (mut log, snapshots): (ShardLog, Vec<SnapshotFile>),
         wal: Wal,
         home: Option<HomeOptions>,
     ) -> Self {
         let limits = options.limits.clone();
         let now = shared.clock.now();
         let alive = NodeSet::new(shared.node);
+        let mut snapshots = Snapshots::new(limits.snapshots, snapshots);
+        let completed = snapshots.complete(&mut log);
         let opening = log
             .groups()
             .map(|found| (found.group, (found, false)))
             .collect();
-        Shard {
+        let mut shard = Shard {
             index,
             settings: options.settings,
             now,
@@ -320,11 +334,17 @@ impl Shard {
             ready: None,
             disk_full: None,
             room: Room::default(),
+            snapshots,
             fault: None,
             is_stopping: false,
             limits,
             shared,
+        };
+        match completed {
+            Ok(unknown) => shard.remove_snapshots(unknown),
+            Err(error) => shard.fail(error.to_string()),
         }
+        shard
     }
 
     /// The shard's thread: a turn for each burst of events, and one for each timer.
@@ -488,6 +508,13 @@ impl Shard {
                 self.create_everywhere(groups, members, reply);
             }
             ShardEvent::Created { origin, result } => self.created(origin, result),
+            ShardEvent::Snapshot { group, reply } => self.snapshot_requested(group, reply),
+            ShardEvent::Saved { group, result } => self.saved(group, result),
+            ShardEvent::Restored {
+                group,
+                last,
+                result,
+            } => self.restored(group, last, result),
             ShardEvent::GroupStatus { group, reply } => {
                 let _ = reply.send(self.group_status(group));
             }
@@ -515,6 +542,9 @@ impl Shard {
             ShardEvent::CreateEverywhere { reply, .. } => {
                 let _ = reply.send(Err(error.clone()));
             }
+            ShardEvent::Snapshot { reply, .. } => {
+                let _ = reply.send(Err(error.clone()));
+            }
             ShardEvent::GroupStatus { group, reply } => {
                 let _ = reply.send(self.group_status(group));
             }
@@ -539,6 +569,7 @@ impl Shard {
             replica.cell.publish(None, replica.group.term());
         }
         self.forwards.fail_all(&error);
+        self.snapshots.fail_all(&error);
         if let Some(home) = &mut self.home {
             home.fail_all(&error);
         }

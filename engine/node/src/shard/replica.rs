@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use polyraft_raft::{Group, NodeId, Term, Tick};
+use polyraft_raft::{Group, Index, NodeId, Term, Tick};
 
 use super::chains::{Chain, Chains};
 use crate::apply::WaitingReply;
@@ -41,6 +41,9 @@ pub(super) struct Replica {
     pub(super) waiting: Chain,
     /// Payload bytes of all three.
     pub(super) pending_bytes: usize,
+    /// Where the last snapshot was begun, and bytes of log applied since.
+    pub(super) saved: Index,
+    pub(super) unsaved_bytes: u64,
     /// What the counters and the cell say of it now.
     pub(super) shown: Shown,
     /// Why it is quarantined; then it is never stepped again.
@@ -64,6 +67,8 @@ impl Replica {
             held: Chain::default(),
             waiting: Chain::default(),
             pending_bytes: 0,
+            saved: Index::ZERO,
+            unsaved_bytes: 0,
             shown: Shown::default(),
             fault: None,
         }

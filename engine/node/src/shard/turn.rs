@@ -98,6 +98,7 @@ impl Shard {
         self.outbox.transfers.clear();
         self.dispatch_sends();
         self.dispatch_applies();
+        self.begin_snapshots();
         self.outgoing
             .send_all(self.shared.counters.shard(self.index));
         self.take_back_refused();
@@ -237,7 +238,12 @@ impl Shard {
             }
             let committed = &mut batch.groups[at];
             match committed.fault.take() {
-                None => self.note_applied(committed.slot, committed.end.prev()),
+                None => {
+                    let (slot, through) = (committed.slot, committed.end.prev());
+                    let bytes = committed.bytes;
+                    self.note_applied(slot, through);
+                    self.count_applied(slot, through, bytes);
+                }
                 Some(reason) => self.quarantine(committed.slot, reason),
             }
         }

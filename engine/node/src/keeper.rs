@@ -1,0 +1,147 @@
+//! Keepers: threads that write snapshots and rebuild state machines from them, so that neither shards nor appliers wait for it.
+//! A keeper must never decide what is snapshotted or when, and never touch the log; what it did goes to a shard's inbox.
+
+use std::any::Any;
+use std::io::Write;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use polyraft_raft::GroupId;
+use polyraft_storage::{SnapshotFile, SnapshotMeta, SnapshotStore};
+
+use crate::apply::{Task, guarded};
+use crate::event::ShardEvent;
+use crate::machine::{FrozenState, StateMachine};
+use crate::mailbox::Mailbox;
+use crate::shard::Shared;
+
+/// Work for a keeper. The jobs of one group are done in order, by the same keeper.
+pub(crate) enum Job {
+    /// Write a state into a file.
+    Save {
+        meta: SnapshotMeta,
+        state: FrozenState,
+    },
+    /// Give a state machine, whose worker has lent it, the state in a file.
+    Restore {
+        file: SnapshotFile,
+        machine: Box<dyn Any + Send>,
+    },
+    /// Remove what there is of a group.
+    Remove { group: GroupId },
+    /// Leave the loop.
+    Stop,
+}
+
+/// One keeper of state machines of type `M`.
+pub(crate) struct Keeper<M> {
+    shared: Arc<Shared>,
+    store: SnapshotStore,
+    machine: PhantomData<fn() -> M>,
+}
+
+impl<M: StateMachine> Keeper<M> {
+    pub(crate) fn new(shared: Arc<Shared>, store: SnapshotStore) -> Self {
+        Keeper {
+            shared,
+            store,
+            machine: PhantomData,
+        }
+    }
+
+    /// Serves jobs until told to stop.
+    pub(crate) fn run(mut self, jobs: Mailbox<Job>) {
+        while let Some(job) = jobs.take(None) {
+            if matches!(job, Job::Stop) {
+                return;
+            }
+            self.perform(job);
+        }
+    }
+
+    /// Does one job.
+    pub(crate) fn perform(&mut self, job: Job) {
+        match job {
+            Job::Save { meta, state } => {
+                let group = meta.group;
+                let result = self.save(&meta, state);
+                self.tell(group, ShardEvent::Saved { group, result });
+            }
+            Job::Restore { file, machine } => self.restore(file, machine),
+            Job::Remove { group } => self.store.remove(group),
+            Job::Stop => {}
+        }
+    }
+
+    fn tell(&self, group: GroupId, event: ShardEvent) {
+        self.shared.tell(self.shared.shard_of(group), event);
+    }
+
+    fn save(&self, meta: &SnapshotMeta, state: FrozenState) -> Result<SnapshotFile, String> {
+        let shared = &self.shared;
+        let written = self.store.write(meta, |out| {
+            let mut out = UntilClosed { out, shared };
+            guarded(|| state(&mut out).map_err(|error| error.to_string()))
+        });
+        written.map_err(|error| error.to_string())
+    }
+
+    fn restore(&self, file: SnapshotFile, machine: Box<dyn Any + Send>) {
+        let (group, last) = (file.meta.group, file.meta.last);
+        let mut machine = machine
+            .downcast::<M>()
+            .expect("a node's state machines are of one type");
+        let restored = self
+            .store
+            .read(&file)
+            .map_err(|error| error.to_string())
+            .and_then(|mut from| {
+                guarded(|| {
+                    machine
+                        .restore(last.index, &mut from)
+                        .map_err(|error| error.to_string())
+                })
+            });
+        let machine: Result<Box<dyn Any + Send>, String> = match &restored {
+            Ok(()) => Ok(machine),
+            Err(reason) => {
+                // Its own clean-up may panic too.
+                let _ = guarded(|| {
+                    drop(machine);
+                    Ok(())
+                });
+                Err(reason.clone())
+            }
+        };
+        // The worker gets it first: what the shard has it apply from now on comes after.
+        self.shared
+            .worker_of(group)
+            .send(Task::TakeBack { group, machine });
+        let event = ShardEvent::Restored {
+            group,
+            last,
+            result: restored,
+        };
+        self.tell(group, event);
+    }
+}
+
+/// Stops a long snapshot when the node is shut down.
+struct UntilClosed<'a> {
+    out: &'a mut dyn Write,
+    shared: &'a Shared,
+}
+
+impl Write for UntilClosed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.shared.is_closed.load(Ordering::Acquire) {
+            return Err(std::io::Error::other("the node is shut down"));
+        }
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}

@@ -1,0 +1,278 @@
+//! Snapshots of a shard's groups: when one is due, what follows from a finished one, and replicas that come back from one.
+//! It must never purge the log before the snapshot that stands for it is durable, and never wait for a file.
+
+use std::collections::VecDeque;
+
+use polyraft_raft::mutants::{self, Mutant};
+use polyraft_raft::{Event, GroupId, HardState, Index, LogPosition};
+use polyraft_storage::{RecoveredGroup, ShardLog, SnapshotFile, SnapshotMeta, StorageError};
+use rustc_hash::FxHashMap;
+
+use super::{Payloads, Shard};
+use crate::apply::Task;
+use crate::error::Error;
+use crate::event::SnapshotReply;
+use crate::keeper::Job;
+
+/// When groups are snapshotted by themselves, and what of their log stays.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct SnapshotPolicy {
+    /// Entries since the last one; 0: does not matter.
+    pub(crate) entries: u64,
+    /// Bytes of log since the last one; 0: does not matter.
+    pub(crate) bytes: u64,
+    /// Entries before a snapshot that the log keeps.
+    pub(crate) keep_entries: u64,
+    /// Snapshots of one shard that are taken at the same time.
+    pub(crate) running: usize,
+}
+
+impl SnapshotPolicy {
+    fn is_automatic(&self) -> bool {
+        self.entries > 0 || self.bytes > 0
+    }
+
+    fn is_due(&self, entries: u64, bytes: u64) -> bool {
+        self.entries > 0 && entries >= self.entries || self.bytes > 0 && bytes >= self.bytes
+    }
+}
+
+/// The snapshots of a shard's groups.
+#[derive(Debug)]
+pub(super) struct Snapshots {
+    policy: SnapshotPolicy,
+    /// The newest durable one of each group that has one.
+    files: FxHashMap<GroupId, SnapshotFile>,
+    /// Replicas that want one, in the order in which they began to.
+    due: VecDeque<u32>,
+    /// Who waits, for each replica that wants one or of which one is being taken.
+    wanted: FxHashMap<u32, Vec<SnapshotReply>>,
+    /// How many are being taken.
+    running: usize,
+}
+
+impl Snapshots {
+    pub(super) fn new(policy: SnapshotPolicy, files: Vec<SnapshotFile>) -> Self {
+        let by_group = |file: SnapshotFile| (file.meta.group, file);
+        Snapshots {
+            policy,
+            files: files.into_iter().map(by_group).collect(),
+            due: VecDeque::new(),
+            wanted: FxHashMap::default(),
+            running: 0,
+        }
+    }
+
+    /// The newest durable snapshot of a group.
+    pub(super) fn file(&self, group: GroupId) -> Option<&SnapshotFile> {
+        self.files.get(&group)
+    }
+
+    /// Completes what a crash interrupted: a snapshot that was installed, and the log that should begin behind it. Those of
+    /// groups that the log does not have are of no use; they are returned.
+    pub(super) fn complete(&mut self, log: &mut ShardLog) -> Result<Vec<GroupId>, StorageError> {
+        let unknown = self.files.extract_if(|group, _| !log.contains(*group));
+        let unknown = unknown.map(|(group, _)| group).collect();
+        for found in log.groups().collect::<Vec<_>>() {
+            let Some(file) = self.files.get(&found.group) else {
+                continue;
+            };
+            let last = file.meta.last;
+            if found.fault.is_some() || holds(&found, last) {
+                continue;
+            }
+            if found.hard_state.term < last.term {
+                // Whatever it promised in a term is durable, so it promised nothing in this one.
+                let state = HardState {
+                    term: last.term,
+                    vote: None,
+                    ..found.hard_state
+                };
+                log.hard_state(found.group, state)?;
+            }
+            log.reset(found.group, last)?;
+        }
+        Ok(unknown)
+    }
+
+    /// The snapshot from which a state machine at `applied` has to start.
+    pub(super) fn needed_by(
+        &self,
+        found: &RecoveredGroup,
+        applied: Index,
+    ) -> Option<&SnapshotFile> {
+        let file = self.files.get(&found.group)?;
+        let index = file.meta.last.index;
+        let is_behind = applied < found.base.index || applied == Index::ZERO;
+        (is_behind && found.fault.is_none() && index > applied && index >= found.base.index)
+            .then_some(file)
+    }
+
+    /// Answers everybody who waits.
+    pub(super) fn fail_all(&mut self, error: &Error) {
+        self.due.clear();
+        let mut wanted: Vec<_> = self.wanted.drain().collect();
+        wanted.sort_unstable_by_key(|(slot, _)| *slot);
+        for reply in wanted.into_iter().flat_map(|(_, replies)| replies) {
+            let _ = reply.send(Err(error.clone()));
+        }
+    }
+}
+
+/// Whether the log has an entry, or had it and was purged.
+fn holds(found: &RecoveredGroup, position: LogPosition) -> bool {
+    if position.index <= found.base.index {
+        return true;
+    }
+    let run = found
+        .runs
+        .partition_point(|run| run.first <= position.index);
+    let term = run.checked_sub(1).map(|run| found.runs[run].term);
+    position.index <= found.last && term == Some(position.term)
+}
+
+impl Shard {
+    /// State machines have come further: a snapshot may be due.
+    pub(super) fn count_applied(&mut self, slot: u32, through: Index, bytes: usize) {
+        if !self.snapshots.policy.is_automatic() {
+            return;
+        }
+        let replica = &mut self.replicas[slot as usize];
+        replica.unsaved_bytes += bytes as u64;
+        let entries = through.0.saturating_sub(replica.saved.0);
+        if self.snapshots.policy.is_due(entries, replica.unsaved_bytes) {
+            self.want_snapshot(slot, None);
+        }
+    }
+
+    /// Somebody asks for a snapshot of a group.
+    pub(super) fn snapshot_requested(&mut self, group: GroupId, reply: SnapshotReply) {
+        match self.slot(group) {
+            Some(slot) => self.want_snapshot(slot, Some(reply)),
+            None => _ = reply.send(Err(Error::NoSuchGroup { group })),
+        }
+    }
+
+    fn want_snapshot(&mut self, slot: u32, reply: Option<SnapshotReply>) {
+        let snapshots = &mut self.snapshots;
+        let waiting = snapshots.wanted.entry(slot).or_insert_with(|| {
+            snapshots.due.push_back(slot);
+            Vec::new()
+        });
+        waiting.extend(reply);
+    }
+
+    /// Begins snapshots that are due. Comes after everything that was handed out in this turn is on its way to the workers:
+    /// what a worker freezes is then the state at that place.
+    pub(super) fn begin_snapshots(&mut self) {
+        while self.snapshots.running < self.snapshots.policy.running
+            && let Some(slot) = self.snapshots.due.pop_front()
+        {
+            let replica = &mut self.replicas[slot as usize];
+            let (group, index) = (replica.group.id(), replica.group.handed_out());
+            (replica.saved, replica.unsaved_bytes) = (index, 0);
+            if let Some(reason) = replica.fault.clone() {
+                self.answer_snapshot(slot, Err(Error::Fault { reason }));
+                continue;
+            }
+            let known = self.snapshots.files.get(&group).map(|file| file.meta.last);
+            if let Some(known) = known.filter(|known| known.index >= index) {
+                self.answer_snapshot(slot, Ok(known));
+                continue;
+            }
+            let Some(term) = replica.group.term_at(index).filter(|_| index > Index::ZERO) else {
+                self.answer_snapshot(slot, Ok(LogPosition::ZERO));
+                continue;
+            };
+            let meta = SnapshotMeta {
+                group,
+                incarnation: 0,
+                last: LogPosition { term, index },
+                configuration: replica.group.configuration().clone(),
+            };
+            self.snapshots.running += 1;
+            self.shared.worker_of(group).send(Task::Freeze { meta });
+            if mutants::is_active(Mutant::PurgedBeforeSnapshot) {
+                self.purge(slot, replica_applied(&self.replicas[slot as usize]));
+            }
+        }
+    }
+
+    fn answer_snapshot(&mut self, slot: u32, outcome: Result<LogPosition, Error>) {
+        for reply in self.snapshots.wanted.remove(&slot).into_iter().flatten() {
+            let _ = reply.send(outcome.clone());
+        }
+    }
+
+    /// A snapshot is durable, or could not be taken.
+    pub(super) fn saved(&mut self, group: GroupId, result: Result<SnapshotFile, String>) {
+        self.snapshots.running -= 1;
+        let Some(slot) = self.slot(group) else { return };
+        match result {
+            Ok(file) => {
+                let last = file.meta.last;
+                self.counters().snapshots.add(1);
+                self.snapshots.files.insert(group, file);
+                self.answer_snapshot(slot, Ok(last));
+                self.purge_behind_snapshot(slot, last);
+                // Another one may have become due meanwhile, and nothing more may come that would ask.
+                let applied = self.replicas[slot as usize].group.applied();
+                self.count_applied(slot, applied, 0);
+            }
+            Err(why) => {
+                // The log is all there, so nothing is lost. The next one is due after as much work again.
+                tracing::error!(node = %self.shared.node, %group, %why, "no snapshot was taken");
+                self.counters().failed_snapshots.add(1);
+                self.answer_snapshot(slot, Err(Error::Snapshot { why }));
+            }
+        }
+    }
+
+    /// Forgets the log behind a durable snapshot, except for a tail that spares slow followers a transfer.
+    fn purge_behind_snapshot(&mut self, slot: u32, last: LogPosition) {
+        let kept = self.snapshots.policy.keep_entries;
+        let replica = &self.replicas[slot as usize];
+        let through = Index(last.index.0.saturating_sub(kept)).min(replica.group.applied());
+        self.purge(slot, through);
+    }
+
+    fn purge(&mut self, slot: u32, through: Index) {
+        let replica = &self.replicas[slot as usize];
+        if through <= replica.group.base().index || replica.fault.is_some() {
+            return;
+        }
+        let group = replica.group.id();
+        let term = replica.group.term_at(through);
+        let term = term.expect("what is applied and not purged is in the log");
+        let position = LogPosition {
+            term,
+            index: through,
+        };
+        if let Err(error) = self.log.purge(group, position) {
+            return self.quarantine(slot, format!("the log does not take a record: {error}"));
+        }
+        self.step(slot, Event::Purged { through }, Payloads::None);
+    }
+
+    /// A state machine has the state of a snapshot, or could not take it.
+    pub(super) fn restored(
+        &mut self,
+        group: GroupId,
+        last: LogPosition,
+        result: Result<(), String>,
+    ) {
+        self.counters().restores.add(1);
+        self.open_replica(group, result.map(|()| last.index));
+    }
+
+    /// Has the snapshots of groups removed that are not here.
+    pub(super) fn remove_snapshots(&mut self, groups: Vec<GroupId>) {
+        for group in groups {
+            self.shared.keeper_of(group).send(Job::Remove { group });
+        }
+    }
+}
+
+fn replica_applied(replica: &super::replica::Replica) -> Index {
+    replica.group.applied()
+}
