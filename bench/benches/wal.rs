@@ -1,14 +1,16 @@
 //! Entry blocks in memory, and durable appends through both append paths of the write-ahead log, on a real disk: the
-//! target directory's.
+//! target directory's; beside each, the same bytes written and synced by bare system calls.
 
 use bytes::BytesMut;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use polyraft_raft::{Configuration, EntryRange, GroupId, Index, LogPosition, NodeId, Term};
 use polyraft_storage::{
-    DataDir, Durable, EntryBlock, EntryKind, FileDisk, ShardLog, StorageError, WalMode,
+    DataDir, Durable, EntryBlock, EntryKind, FileDisk, Lsn, ShardLog, StorageError, WalMode,
     WalObserver, WalOptions, WalThreads, pack,
 };
+use std::fs::{File, OpenOptions};
 use std::hint::black_box;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -16,6 +18,18 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 const GROUP: GroupId = GroupId(1);
 const TERM: Term = Term(1);
 const PAYLOAD: [u8; 128] = [7; 128];
+
+/// Sizes of batches, all told: what the bare writes write.
+const BATCHES: [usize; 5] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
+
+/// What is left in a batch of a multiple of 4 KiB for the headers: the batch's, the record's and the block's.
+const HEADERS: usize = 256;
+
+/// The file that is written without the log: as large as a segment, and filled with zeros like one.
+const RAW_FILE: usize = 64 << 20;
+
+/// What direct I/O wants addresses and lengths to be multiples of.
+const ALIGNMENT: usize = 4096;
 
 fn range(first: u64, count: u64) -> EntryRange {
     EntryRange {
@@ -80,6 +94,8 @@ struct Log {
     log: ShardLog,
     durable: Receiver<Durable>,
     wants_upkeep: Arc<AtomicBool>,
+    /// The newest durable batch.
+    reached: Lsn,
     next: u64,
     // Fields drop in order: the threads end before their directory goes.
     _threads: WalThreads,
@@ -115,6 +131,7 @@ impl Log {
             log,
             durable,
             wants_upkeep,
+            reached: Lsn(0),
             next: 1,
             _threads: threads,
             _dir: dir,
@@ -124,27 +141,33 @@ impl Log {
 
     /// One block, durable when this returns.
     fn append(&mut self, entries: u64) {
+        let lsn = self.submit(entries, payloads(entries));
+        self.wait(lsn);
+    }
+
+    /// One block on its way to the disk. Returns the batch that it is in.
+    fn submit<'a>(&mut self, entries: u64, payloads: impl Iterator<Item = &'a [u8]>) -> Lsn {
         let range = range(self.next, entries);
         self.log
-            .append(GROUP, range, EntryKind::Normal, payloads(entries))
+            .append(GROUP, range, EntryKind::Normal, payloads)
             .expect("the block is small");
         self.next = range.end.0;
-        let lsn = self
-            .log
-            .submit()
-            .expect("the log is sound")
-            .expect("there is something to write");
-        loop {
+        let lsn = self.log.submit().expect("the log is sound");
+        lsn.expect("there is something to write")
+    }
+
+    /// Waits until a batch is durable, then gives the log what time it asks for.
+    fn wait(&mut self, lsn: Lsn) {
+        while self.reached < lsn {
             let durable = self.durable.recv().expect("the flusher runs");
             self.log.on_durable(&durable);
-            if durable.lsn >= lsn {
-                break;
-            }
+            self.reached = durable.lsn;
         }
         if self.wants_upkeep.swap(false, Ordering::Relaxed) {
             let through = LogPosition {
                 term: TERM,
-                index: Index(self.next - 1),
+                // The newest block may still be under way to the disk.
+                index: Index(self.next - 2),
             };
             self.log.purge(GROUP, through).expect("the group is there");
             loop {
@@ -176,5 +199,103 @@ fn durable_appends(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, blocks, durable_appends);
+/// Paths by which batches of one size get to the disk.
+const PATHS: [(&str, WalMode, bool); 3] = [
+    ("direct", WalMode::Direct, false),
+    ("direct, O_DIRECT", WalMode::Direct, true),
+    ("mapped", WalMode::Mapped, false),
+];
+
+/// Batches of one size, through the log and beside it. *latency*: one after the other. *throughput*: as under load, the next
+/// batch is filled while the one before it is synced; bare writes have nothing to fill.
+fn batches(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("wal/batch");
+    group.sample_size(20);
+    for bytes in BATCHES {
+        let payload = vec![7_u8; bytes - HEADERS];
+        group.throughput(Throughput::Bytes(bytes as u64));
+        for (name, is_direct) in [("raw pwrite", false), ("raw pwrite, O_DIRECT", true)] {
+            group.bench_function(BenchmarkId::new(name, bytes), |bencher| {
+                let mut raw = Raw::open(is_direct, bytes);
+                bencher.iter(|| raw.append());
+            });
+        }
+        for (name, mode, direct_io) in PATHS {
+            group.bench_function(
+                BenchmarkId::new(format!("{name}, latency"), bytes),
+                |bencher| {
+                    let mut log = Log::open(mode, direct_io);
+                    bencher.iter(|| {
+                        let lsn = log.submit(1, std::iter::once(&payload[..]));
+                        log.wait(lsn);
+                    });
+                },
+            );
+            let id = BenchmarkId::new(format!("{name}, throughput"), bytes);
+            group.bench_function(id, |bencher| {
+                let mut log = Log::open(mode, direct_io);
+                let mut before = log.submit(1, std::iter::once(&payload[..]));
+                bencher.iter(|| {
+                    let lsn = log.submit(1, std::iter::once(&payload[..]));
+                    log.wait(before);
+                    before = lsn;
+                });
+                log.wait(before);
+            });
+        }
+    }
+    group.finish();
+}
+
+/// A file that is written and synced by system calls alone.
+struct Raw {
+    file: File,
+    buffer: Vec<u8>,
+    /// Where the aligned part of the buffer is.
+    part: std::ops::Range<usize>,
+    offset: usize,
+    _place: tempfile::TempDir,
+}
+
+impl Raw {
+    fn open(is_direct: bool, bytes: usize) -> Self {
+        let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .expect("the target directory is writable");
+        let path = place.path().join("raw");
+        let zeros = File::create(&path).expect("the directory is empty");
+        zeros
+            .write_all_at(&vec![0; RAW_FILE], 0)
+            .expect("the disk has room");
+        zeros.sync_all().expect("the disk is sound");
+        let flags = match is_direct {
+            true => rustix::fs::OFlags::DIRECT.bits() as i32,
+            false => 0,
+        };
+        let file = OpenOptions::new()
+            .write(true)
+            .custom_flags(flags)
+            .open(&path)
+            .expect("the file is there");
+        let buffer = vec![7; bytes + ALIGNMENT];
+        let start = buffer.as_ptr().align_offset(ALIGNMENT);
+        Self {
+            file,
+            buffer,
+            part: start..start + bytes,
+            offset: 0,
+            _place: place,
+        }
+    }
+
+    fn append(&mut self) {
+        let batch = &self.buffer[self.part.clone()];
+        self.file
+            .write_all_at(batch, self.offset as u64)
+            .expect("the blocks are there");
+        self.file.sync_data().expect("the disk is sound");
+        self.offset = (self.offset + batch.len()) % RAW_FILE;
+    }
+}
+
+criterion_group!(benches, blocks, durable_appends, batches);
 criterion_main!(benches);

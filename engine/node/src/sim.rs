@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use polyraft_raft::{Group, GroupId, Message, NodeId, Tick, shard_of};
 use polyraft_storage::{Disk, RecoveredGroup, Wal};
 use polyraft_transport::{Identity, Network, Receiver};
@@ -22,7 +22,7 @@ use crate::machine::StateMachine;
 use crate::mailbox::Mailbox;
 use crate::node::{Inner, Node};
 use crate::shard::Shard;
-use crate::wire::{Record, Records};
+use crate::wire::{self, Record, Records};
 
 /// What a node is opened with.
 #[derive(Debug)]
@@ -281,4 +281,9 @@ pub fn read_frame(frame: &Bytes, mut see: impl FnMut(SimRecord)) {
             _ => SimRecord::Other,
         });
     }
+}
+
+/// Adds the record of a Raft message with its entry blocks to a frame, as the end of a turn does. For benches.
+pub fn put_append(frame: &mut BytesMut, group: GroupId, message: &Message, blocks: &[u8]) {
+    wire::put_message(frame, group, message, std::iter::once(blocks));
 }
