@@ -86,6 +86,13 @@ impl Durability {
         self.issue()
     }
 
+    /// A durable snapshot through `index` takes the place of the log: what was on its way to the disk counts for nothing.
+    pub(crate) fn reset(&mut self, index: Index) -> WriteId {
+        self.pending.clear();
+        self.durable = index;
+        self.issue()
+    }
+
     /// Writes through `through` are durable. Returns false when that was known.
     pub(crate) fn complete(&mut self, through: WriteId) -> bool {
         assert!(

@@ -1,6 +1,6 @@
 //! Everything that can happen to a group. Whatever the core learns, it learns through here.
 
-use crate::{Index, Message, NodeId, Term, WriteId};
+use crate::{Configuration, Index, LogPosition, Message, NodeId, Term, WriteId};
 
 /// Sizes of logged entries, looked up at the edge that holds the bytes.
 pub trait LogExtents {
@@ -72,6 +72,19 @@ pub enum Event<'a> {
     Purged {
         /// The last dropped index.
         through: Index,
+    },
+    /// A snapshot from another node is durable here, bytes, name and all. It has everything through `last`, and nothing that
+    /// is not committed. If the log does not have `last`, it begins anew behind it with a
+    /// [`WriteKind::Reset`](crate::WriteKind::Reset), and the edge gives the state machine the state.
+    Installed {
+        /// Who sent it.
+        from: NodeId,
+        /// The term that it led then.
+        term: Term,
+        /// The last entry that the snapshot has.
+        last: LogPosition,
+        /// The members as of that entry.
+        configuration: &'a Configuration,
     },
     /// End of a turn: emit the appends for all followers that have room. A leader that took any event in
     /// a turn wants one.

@@ -167,7 +167,7 @@ impl Group {
     }
 
     /// `leader` leads the current term.
-    fn follow(&mut self, env: &Env<'_>, leader: NodeId, out: &mut Outbox) {
+    pub(crate) fn follow(&mut self, env: &Env<'_>, leader: NodeId, out: &mut Outbox) {
         assert!(
             self.leader.is_none_or(|l| l == leader) && leader != self.node,
             "{leader} and another node lead {} in {}: {self:?}",

@@ -215,6 +215,12 @@ impl Group {
             Event::Campaign => self.campaign(env, out),
             Event::Transfer { to } => self.transfer(env, to, out),
             Event::Purged { through } => self.purge(through),
+            Event::Installed {
+                from,
+                term,
+                last,
+                configuration,
+            } => self.install(env, (from, term), last, configuration, out),
         }
         self.write_hard_state(out);
         self.check(before);

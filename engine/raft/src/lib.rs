@@ -46,6 +46,7 @@ mod position;
 mod progress;
 mod rng;
 mod settings;
+mod snapshot;
 mod transfer;
 
 pub use configuration::Configuration;

@@ -183,6 +183,14 @@ impl LogView {
         }
     }
 
+    /// Forgets everything: the log begins anew behind `base`.
+    pub(crate) fn reset(&mut self, base: LogPosition) {
+        assert!(base.index > self.base.index, "a log never begins earlier");
+        self.base = base;
+        self.last = base.index;
+        self.runs.clear();
+    }
+
     /// Moves the base up to `through`.
     pub(crate) fn purge(&mut self, through: Index) {
         assert!(through <= self.last, "cannot purge beyond the log's end");

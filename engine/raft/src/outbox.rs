@@ -75,6 +75,11 @@ pub enum WriteKind {
         /// The first dropped index.
         from: Index,
     },
+    /// The log begins anew behind `to`, which a durable snapshot reaches.
+    Reset {
+        /// The last entry of the snapshot.
+        to: LogPosition,
+    },
     /// Append entries right after the log's end.
     Append {
         /// Which entries.

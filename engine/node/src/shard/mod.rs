@@ -623,6 +623,7 @@ impl Shard {
         let (entries, origin) = match kind {
             WriteKind::HardState(state) => return self.log.hard_state(group, state),
             WriteKind::Truncate { from } => return self.log.truncate(group, from),
+            WriteKind::Reset { to } => return self.log.reset(group, to),
             WriteKind::Append { entries, origin } => (entries, origin),
         };
         match (origin, payloads) {

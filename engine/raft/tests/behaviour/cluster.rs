@@ -38,6 +38,8 @@ enum Record {
     HardState(HardState),
     Truncate(Index),
     Append(Vec<Entry>),
+    /// The snapshot that it stands for is durable already.
+    Reset,
 }
 
 pub struct Node {
@@ -303,6 +305,34 @@ impl Cluster {
         node.handed_out = through;
     }
 
+    /// A running node gets a snapshot of the committed state through an index, which `from` sent as the leader of a term.
+    pub fn receive_snapshot(&mut self, id: NodeId, from: NodeId, term: Term, through: Index) {
+        let held = self.committed[..through.0 as usize].to_vec();
+        let last = LogPosition {
+            term: held.last().expect("an entry to stand on").term,
+            index: through,
+        };
+        let node = self.nodes.get_mut(&id).expect("a known node");
+        if node.log.get(through.0 as usize - 1) != held.last() {
+            // The file is durable: a restart finds it, whatever became of the log.
+            node.pending
+                .retain(|(_, record)| matches!(record, Record::HardState(_)));
+            node.disk_log = held;
+            node.disk_base = through;
+            if last.term > node.disk_state.term {
+                (node.disk_state.term, node.disk_state.vote) = (last.term, None);
+            }
+        }
+        let configuration = self.configuration.clone();
+        let event = Event::Installed {
+            from,
+            term,
+            last,
+            configuration: &configuration,
+        };
+        self.step(id, event);
+    }
+
     pub fn cut(&mut self, a: NodeId, b: NodeId) {
         if self.linked(a, b) {
             self.notes.entry((a, b)).or_default().push_back(Note::Down);
@@ -438,6 +468,7 @@ impl Cluster {
                 Record::HardState(state) => node.disk_state = state,
                 Record::Truncate(from) => node.disk_log.truncate(from.0 as usize - 1),
                 Record::Append(entries) => node.disk_log.extend(entries),
+                Record::Reset => {}
             }
         }
     }
@@ -542,6 +573,12 @@ impl Cluster {
                     tell(format!("write {} truncate from {from}", write.id));
                     node.log.truncate(from.0 as usize - 1);
                     Record::Truncate(from)
+                }
+                WriteKind::Reset { to } => {
+                    tell(format!("write {} reset to {to}", write.id));
+                    node.log = self.committed[..to.index.0 as usize].to_vec();
+                    node.handed_out = to.index;
+                    Record::Reset
                 }
                 WriteKind::Append { entries, origin } => {
                     tell(format!(

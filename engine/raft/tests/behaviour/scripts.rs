@@ -19,6 +19,7 @@
 //! | `down A B`, `up A B` | cuts or heals a link (seen with the next `claims`) |
 //! | `claimed N M tT`, `unclaimed N M` | N learns that M leads term T, or does not any more, whatever is true |
 //! | `crash N [count]`, `restart N [applied]` | loses what is not on disk, after `count` more writes got there; starts again |
+//! | `snapshot A>B tT INDEX` | B has a durable snapshot of the committed state through an index, which A sent as the leader of term T |
 //! | `install N INDEX` | a node that is down gets the committed state through an index from elsewhere |
 //! | `advance MS` | lets time pass and rings deadlines |
 //! | `timeout N` | lets time pass until the deadline of N |
@@ -200,6 +201,11 @@ fn run(cluster: &mut Cluster, line: &str) -> String {
         "crash" => {
             cluster.sync(node(), second().unwrap_or(0) as usize);
             cluster.crash(node());
+        }
+        "snapshot" => {
+            let (from, to) = link(words[0]);
+            let through = Index(number(words.get(2)).expect("an index"));
+            cluster.receive_snapshot(to, from, text::term(words[1]), through);
         }
         "install" => cluster.install(node(), Index(second().expect("an index"))),
         "restart" => cluster.restart(node(), Index(second().unwrap_or(0))),
