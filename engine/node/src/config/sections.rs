@@ -318,7 +318,8 @@ pub struct Snapshot {
     #[serde(with = "units::size")]
     pub bytes: ByteSize,
     /// How many entries before a snapshot the log keeps. A follower that is no further behind gets
-    /// entries; one that is gets the snapshot.
+    /// entries; one that is further behind stays there, because snapshots are not sent between nodes
+    /// yet.
     ///
     /// Default `10000`; allowed `0` to `1099511627776`; takes effect at restart.
     pub keep_entries: u64,
