@@ -4,8 +4,8 @@
 use bytes::Bytes;
 use polyraft::sim::{SimNode, SimPlace};
 use polyraft::{
-    CompletionQueue, Config, Entry, GroupHandle, GroupId, Index, MachineError, NodeId, Replies,
-    StateMachine,
+    CompletionQueue, Config, Entry, FrozenState, GroupHandle, GroupId, Index, MachineError, NodeId,
+    Replies, StateMachine,
 };
 use polyraft_storage::sim::SimDisk;
 use polyraft_transport::{
@@ -46,7 +46,7 @@ impl StateMachine for Counter {
         Ok(Bytes::copy_from_slice(&self.0.to_le_bytes()))
     }
 
-    fn snapshot(&self, _out: &mut dyn std::io::Write) -> Result<(), MachineError> {
+    fn snapshot(&self) -> Result<FrozenState, MachineError> {
         Err("nobody takes snapshots here".into())
     }
 
