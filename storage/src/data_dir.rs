@@ -21,10 +21,17 @@ const LOCK: &str = "lock";
 /// The directory of the lanes.
 pub(crate) const WAL: &str = "wal";
 
-const IDENTITY_MAGIC: &[u8; 8] = b"PRIDENT1";
+const IDENTITY_MAGIC: &[u8; 8] = b"PRIDENT2";
 const MAX_CLUSTER_BYTES: usize = 255;
-/// What a disk writes whole or not at all.
-const SECTOR_BYTES: usize = 512;
+/// Incarnations that are kept. A peer that sees none of so many can't tell this directory from an earlier state of it.
+const MAX_SHOWN: usize = 1024;
+/// A copy of the identity before its incarnations and its cluster's name.
+const HEADER_BYTES: usize = 56;
+/// Where the second copy begins: the longest copy fits before it.
+const COPY_BYTES: usize = 3 * PAGE_BYTES;
+const _: () = assert!(HEADER_BYTES + 8 * MAX_SHOWN + MAX_CLUSTER_BYTES + 4 <= COPY_BYTES);
+/// The low bits of an incarnation are chance; the others count the openings.
+const CHANCE_BITS: u32 = 32;
 
 /// Names one life of a data directory: drawn at random when it is created, so a wiped node is not mistaken for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,8 +43,8 @@ impl std::fmt::Display for StoreId {
     }
 }
 
-/// What was last seen of a peer. An older incarnation of the same store later means that the peer was rolled back;
-/// another store means that it was wiped.
+/// What was last seen of a peer. If that incarnation is neither the one it shows later nor among its earlier ones, the
+/// peer was rolled back; another store means that it was wiped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerSeen {
     /// The peer's store.
@@ -56,6 +63,9 @@ struct Inner {
     disk: Arc<dyn Disk>,
     path: PathBuf,
     identity: Identity,
+    incarnation: u64,
+    /// The copy of the identity that counts, until this incarnation is shown.
+    unshown: Mutex<Option<u64>>,
     is_new: bool,
     peers: Mutex<Peers>,
     _lock: Box<dyn Send + Sync>,
@@ -76,13 +86,16 @@ pub(crate) struct Identity {
     pub(crate) cluster: String,
     pub(crate) node: NodeId,
     pub(crate) store: StoreId,
-    pub(crate) incarnation: u64,
+    /// Counts the opens, from 1.
+    pub(crate) opening: u64,
     pub(crate) lanes: u32,
+    /// The last incarnations that peers may have seen, oldest first.
+    pub(crate) shown: Vec<u64>,
 }
 
 impl DataDir {
-    /// Opens or creates the directory: locks it, checks that it is this cluster's and this node's, and durably begins
-    /// the next incarnation.
+    /// Opens or creates the directory: locks it, checks that it is this cluster's and this node's, durably counts the
+    /// opening and draws its incarnation.
     ///
     /// Fails with [`StorageError::Locked`] when another node runs on it and with [`StorageError::Identity`] when it belongs
     /// to another cluster or node, has other lanes, or lost its identity file. Works on a full disk once it exists.
@@ -108,16 +121,17 @@ impl DataDir {
             .map_err(|error| StorageError::io(&path, "creating the data directory", &error))?;
         let lock = lock(&*disk, &path)?;
         let known = read_identity(&*disk, &path)?;
+        let draw = |what: &'static str| {
+            let number = disk.entropy();
+            number.map_err(|error| StorageError::io(&path, what, &error))
+        };
         let is_new = known.is_none();
-        let identity = match known {
+        let (identity, slot) = match known {
             Some((mut identity, slot)) => {
                 identity.check(cluster, node, lanes).map_err(refuse)?;
-                identity.incarnation += 1;
-                // The slot that holds the older incarnation is overwritten in place: no space is
-                // needed, and a torn write leaves the newer slot as it was.
-                disk.overwrite(&file, (1 - slot) * PAGE_BYTES as u64, &identity.encode())
-                    .map_err(|error| StorageError::io(&file, "writing the identity", &error))?;
-                identity
+                identity.opening += 1;
+                let slot = identity.write_over(&*disk, &file, slot)?;
+                (identity, slot)
             }
             None => {
                 let names = disk
@@ -130,29 +144,30 @@ impl DataDir {
                             .into(),
                     ));
                 }
-                let store = StoreId(
-                    disk.entropy()
-                        .map_err(|error| StorageError::io(&path, "drawing a store id", &error))?,
-                );
                 let identity = Identity {
                     cluster: cluster.to_owned(),
                     node,
-                    store,
-                    incarnation: 1,
+                    store: StoreId(draw("drawing a store id")?),
+                    opening: 1,
                     lanes: lanes as u32,
+                    shown: Vec::new(),
                 };
                 let mut bytes = identity.encode();
-                bytes.resize(2 * PAGE_BYTES, 0);
+                bytes.resize(2 * COPY_BYTES, 0);
                 disk.replace(&file, &bytes)
                     .map_err(|error| StorageError::io(&file, "creating the identity", &error))?;
-                identity
+                (identity, 0)
             }
         };
+        let chance = draw("drawing an incarnation")? as u32;
+        let incarnation = identity.opening << CHANCE_BITS | u64::from(chance);
         let peers = Peers::read(&*disk, &path)?;
         let inner = Inner {
             disk,
             path,
             identity,
+            incarnation,
+            unshown: Mutex::new(Some(slot)),
             is_new,
             peers: Mutex::new(peers),
             _lock: lock,
@@ -173,8 +188,36 @@ impl DataDir {
     }
 
     /// Counts the opens of this directory, from 1.
+    pub fn opening(&self) -> u64 {
+        self.inner.identity.opening
+    }
+
+    /// Names this opening among all that ever were: the count of openings and chance. A directory that was put back to
+    /// an earlier state counts the same openings again, but draws other numbers.
     pub fn incarnation(&self) -> u64 {
-        self.inner.identity.incarnation
+        self.inner.incarnation
+    }
+
+    /// The incarnations before this one that peers may have seen, oldest first; at most 1,024, the newest.
+    pub fn past(&self) -> &[u64] {
+        &self.inner.identity.shown
+    }
+
+    /// Keeps this incarnation durably among those that peers may have seen. Must be done before a peer is told of it; an
+    /// opening that ends before does not count. Works on a full disk. After an error it may not be told.
+    pub fn show(&self) -> Result<(), StorageError> {
+        let mut unshown = self.inner.unshown.lock();
+        let Some(slot) = *unshown else {
+            return Ok(());
+        };
+        let mut identity = self.inner.identity.clone();
+        identity.shown.push(self.inner.incarnation);
+        let too_many = identity.shown.len().saturating_sub(MAX_SHOWN);
+        identity.shown.drain(..too_many);
+        let file = self.inner.path.join(IDENTITY);
+        identity.write_over(&*self.inner.disk, &file, slot)?;
+        *unshown = None;
+        Ok(())
     }
 
     /// The directory.
@@ -233,10 +276,10 @@ pub(crate) fn read_identity(
         bytes => bytes.map_err(|error| StorageError::io(&file, "reading", &error))?,
     };
     let slots = [0, 1].into_iter().filter_map(|slot| {
-        let identity = Identity::parse(bytes.get(slot * PAGE_BYTES..)?)?;
+        let identity = Identity::parse(bytes.get(slot * COPY_BYTES..)?)?;
         Some((identity, slot as u64))
     });
-    match slots.max_by_key(|(identity, _)| identity.incarnation) {
+    match slots.max_by_key(|(identity, _)| (identity.opening, identity.shown.last().copied())) {
         Some(newest) => Ok(Some(newest)),
         None => Err(StorageError::Identity {
             path: file,
@@ -270,35 +313,57 @@ impl Identity {
         Ok(())
     }
 
-    /// One slot: magic, incarnation, node, store, lanes, cluster, checksum.
-    fn encode(&self) -> Vec<u8> {
-        let mut slot = Vec::with_capacity(512);
-        slot.extend_from_slice(IDENTITY_MAGIC);
-        slot.put_u64_le(self.incarnation);
-        slot.put_u64_le(self.node.0);
-        slot.put_u128_le(self.store.0);
-        slot.put_u32_le(self.lanes);
-        slot.put_u32_le(self.cluster.len() as u32);
-        slot.extend_from_slice(self.cluster.as_bytes());
-        // Fits one sector, which is written whole or not at all.
-        slot.resize(SECTOR_BYTES - 4, 0);
-        let crc = crc32c::crc32c(&slot);
-        slot.put_u32_le(crc);
-        slot
+    /// Replaces the copy beside the one that counts, which is in `slot`, and says where it is now. It is overwritten in
+    /// place: no space is needed, and a torn write leaves the other copy as it was.
+    fn write_over(&self, disk: &dyn Disk, file: &Path, slot: u64) -> Result<u64, StorageError> {
+        let slot = 1 - slot;
+        disk.overwrite(file, slot * COPY_BYTES as u64, &self.encode())
+            .map_err(|error| StorageError::io(file, "writing the identity", &error))?;
+        Ok(slot)
     }
 
-    fn parse(slot: &[u8]) -> Option<Self> {
-        let slot = slot.get(..512)?;
-        if &slot[..8] != IDENTITY_MAGIC || crc32c::crc32c(&slot[..508]) != u32_at(slot, 508) {
+    /// One copy: magic, opening, node, store, lanes, counts, incarnations, cluster, checksum.
+    fn encode(&self) -> Vec<u8> {
+        let mut copy = Vec::with_capacity(COPY_BYTES);
+        copy.extend_from_slice(IDENTITY_MAGIC);
+        copy.put_u64_le(self.opening);
+        copy.put_u64_le(self.node.0);
+        copy.put_u128_le(self.store.0);
+        copy.put_u32_le(self.lanes);
+        copy.put_u32_le(self.cluster.len() as u32);
+        copy.put_u64_le(self.shown.len() as u64);
+        for incarnation in &self.shown {
+            copy.put_u64_le(*incarnation);
+        }
+        copy.extend_from_slice(self.cluster.as_bytes());
+        let crc = crc32c::crc32c(&copy);
+        copy.put_u32_le(crc);
+        copy
+    }
+
+    /// What a copy says; none if it is not whole. What stands behind it does not matter.
+    fn parse(copy: &[u8]) -> Option<Self> {
+        if copy.len() < HEADER_BYTES || &copy[..8] != IDENTITY_MAGIC {
             return None;
         }
-        let cluster = slot.get(48..48 + u32_at(slot, 44) as usize)?;
+        let name_bytes = u32_at(copy, 44) as usize;
+        let shown = usize::try_from(u64_at(copy, 48)).ok()?;
+        if name_bytes > MAX_CLUSTER_BYTES || shown > MAX_SHOWN {
+            return None;
+        }
+        let name_at = HEADER_BYTES + 8 * shown;
+        let end = name_at + name_bytes;
+        if copy.len() < end + 4 || crc32c::crc32c(&copy[..end]) != u32_at(copy, end) {
+            return None;
+        }
+        let numbers = copy[HEADER_BYTES..name_at].chunks_exact(8);
         Some(Self {
-            incarnation: u64_at(slot, 8),
-            node: NodeId(u64_at(slot, 16)),
-            store: StoreId(u128::from(u64_at(slot, 24)) | u128::from(u64_at(slot, 32)) << 64),
-            lanes: u32_at(slot, 40),
-            cluster: String::from_utf8(cluster.to_vec()).ok()?,
+            opening: u64_at(copy, 8),
+            node: NodeId(u64_at(copy, 16)),
+            store: StoreId(u128::from(u64_at(copy, 24)) | u128::from(u64_at(copy, 32)) << 64),
+            lanes: u32_at(copy, 40),
+            shown: numbers.map(|number| u64_at(number, 0)).collect(),
+            cluster: String::from_utf8(copy[name_at..end].to_vec()).ok()?,
         })
     }
 }
@@ -313,20 +378,103 @@ mod tests {
     }
 
     #[test]
-    fn each_open_is_a_new_incarnation_of_the_same_store() {
+    fn each_open_is_counted_and_of_the_same_store() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
         let first = open(&path, "c", 1, 1).unwrap();
         let store = first.store();
         assert!(first.is_new());
         drop(first);
-        for incarnation in 2..6 {
+        for opening in 2..6 {
             let again = open(&path, "c", 1, 1).unwrap();
             assert_eq!(
-                (again.incarnation(), again.store(), again.is_new()),
-                (incarnation, store, false)
+                (again.opening(), again.store(), again.is_new()),
+                (opening, store, false)
             );
         }
+    }
+
+    #[test]
+    fn only_openings_that_were_shown_are_past() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut past = Vec::new();
+        for opening in 1..8 {
+            let data_dir = open(dir.path(), "c", 1, 1).unwrap();
+            assert_eq!(data_dir.past(), past);
+            if opening % 3 != 0 {
+                data_dir.show().unwrap();
+                data_dir.show().unwrap();
+                past.push(data_dir.incarnation());
+            }
+        }
+        assert_eq!(past.len(), 5);
+        assert!(past.is_sorted());
+    }
+
+    #[test]
+    fn the_oldest_incarnations_are_forgotten() {
+        let disk = crate::sim::SimDisk::new(5);
+        let mut first = None;
+        for _ in 0..MAX_SHOWN + 2 {
+            let again = DataDir::open(Arc::new(disk.clone()), "/n", &"c".repeat(255), NodeId(1), 1);
+            let again = again.unwrap();
+            again.show().unwrap();
+            first.get_or_insert(again.incarnation());
+        }
+        let last = DataDir::open(Arc::new(disk), "/n", &"c".repeat(255), NodeId(1), 1).unwrap();
+        assert_eq!(last.past().len(), MAX_SHOWN);
+        assert!(!last.past().contains(&first.unwrap()));
+    }
+
+    #[test]
+    fn a_copy_that_was_put_back_shows_other_incarnations() {
+        use crate::sim::{Keep, SimDisk};
+        let disk = SimDisk::new(9);
+        let open = |disk: &SimDisk| {
+            DataDir::open(Arc::new(disk.clone()), "/n", "c", NodeId(1), 1).unwrap()
+        };
+        open(&disk).show().unwrap();
+        let copy = disk.after_power_cut(Keep::Everything);
+        let lost = open(&disk);
+        lost.show().unwrap();
+        for _ in 0..5 {
+            let back = open(&copy);
+            back.show().unwrap();
+            assert_ne!(back.incarnation(), lost.incarnation());
+            assert!(!back.past().contains(&lost.incarnation()));
+        }
+    }
+
+    #[test]
+    fn a_power_cut_while_an_incarnation_is_shown_leaves_the_ones_before() {
+        use crate::sim::{Keep, SimDisk};
+        let disk = SimDisk::new(3);
+        let open = |disk: &SimDisk| {
+            DataDir::open(Arc::new(disk.clone()), "/n", "c", NodeId(1), 1).unwrap()
+        };
+        open(&disk).show().unwrap();
+        disk.set_capacity(disk.used());
+        let known = open(&disk).past().to_vec();
+        disk.record_images();
+        let data_dir = open(&disk);
+        data_dir.show().unwrap();
+        let images = disk.take_images();
+        assert!(!images.is_empty());
+        for image in &images {
+            for keep in [
+                Keep::Nothing,
+                Keep::Everything,
+                Keep::Zeroed,
+                Keep::NotTheLast,
+            ] {
+                let disk = image.after_power_cut(keep);
+                disk.set_capacity(u64::MAX);
+                let found = open(&disk).past().to_vec();
+                assert!(found.starts_with(&known), "{keep:?}: {found:?}");
+            }
+        }
+        drop(data_dir);
+        assert_eq!(open(&disk).past().len(), known.len() + 1);
     }
 
     #[test]
@@ -376,9 +524,9 @@ mod tests {
         drop(open(dir.path(), "c", 1, 1).unwrap());
         let file = dir.path().join("identity");
         let mut bytes = std::fs::read(&file).unwrap();
-        bytes[PAGE_BYTES + 20] ^= 1;
+        bytes[COPY_BYTES + 20] ^= 1;
         std::fs::write(&file, &bytes).unwrap();
-        assert_eq!(open(dir.path(), "c", 1, 1).unwrap().incarnation(), 2);
+        assert_eq!(open(dir.path(), "c", 1, 1).unwrap().opening(), 2);
         bytes[20] ^= 1;
         std::fs::write(&file, &bytes).unwrap();
         assert!(matches!(

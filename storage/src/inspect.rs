@@ -157,7 +157,7 @@ impl Subject {
             root,
             options: WalOptions::default(),
             store: identity.store.0,
-            incarnation: identity.incarnation,
+            incarnation: identity.opening,
             lanes: identity.lanes,
             _lock: lock,
         })

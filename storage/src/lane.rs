@@ -127,7 +127,7 @@ impl Lane {
             stopping: AtomicBool::new(false),
             pending: AtomicU64::new(0),
             durable: AtomicU64::new(tip.durable.0),
-            incarnation: dir.incarnation(),
+            incarnation: dir.opening(),
             segments,
             options,
             dir,

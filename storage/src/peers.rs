@@ -15,7 +15,7 @@ use crate::error::StorageError;
 use crate::format::PAGE_BYTES;
 
 const PEERS: &str = "peers";
-const MAGIC: &[u8; 8] = b"PRPEERS1";
+const MAGIC: &[u8; 8] = b"PRPEERS2";
 /// Magic, generation and count.
 const HEADER_BYTES: usize = 24;
 const PEER_BYTES: usize = 32;

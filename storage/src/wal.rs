@@ -83,7 +83,7 @@ fn open_lane(
     let owner = Owner {
         lane: lane as u32,
         store: dir.store().0,
-        incarnation: dir.incarnation(),
+        incarnation: dir.opening(),
     };
     let found = LaneFiles {
         disk,

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use polyraft_transport::{
-    Hello, Identity, Lane, LinkEvent, Network, NodeId, Options, QuicNetwork, Receiver, SendError,
-    Tls,
+    Hello, Identity, Lane, LinkEvent, Network, NodeId, Options, QuicListener, QuicNetwork,
+    Receiver, SendError, Tls,
 };
 
 const ONE: NodeId = NodeId(1);
@@ -71,6 +71,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             node,
             store: 1,
             incarnation: 1,
+            past: Vec::new(),
         };
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let (arrived, arrivals) = mpsc::channel();
@@ -80,7 +81,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             arrived,
         });
         let options = Options::new(identity, listen, Tls::dev(dir.path()));
-        let network = Arc::new(QuicNetwork::start(options, meter.clone())?);
+        let network = Arc::new(
+            QuicListener::bind(options).and_then(|listener| listener.start(meter.clone()))?,
+        );
         Ok((network, meter, arrivals))
     };
     let (from, _, arrivals) = start(ONE)?;

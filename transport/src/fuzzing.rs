@@ -142,6 +142,7 @@ mod tests {
             node: NodeId(3),
             store: 1 << 70,
             incarnation: 12,
+            past: vec![4, 9],
         };
         let hello = WireHello {
             hello: Hello {

@@ -14,7 +14,10 @@ use crate::options::{
 };
 
 /// Version of everything below the group messages: hello and frame header.
-pub const FORMAT_VERSION: u16 = 1;
+pub const FORMAT_VERSION: u16 = 2;
+
+/// Earlier incarnations in a hello, at most. With all of them, a hello still fits what a link may buffer before it is up.
+pub const MAX_PAST: usize = 1024;
 
 /// The identity of a node and of the data it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -25,8 +28,11 @@ pub struct Identity {
     pub node: NodeId,
     /// Random number of the node's data directory: a wiped node comes back with another one.
     pub store: u128,
-    /// Grows with each start of the node on that data directory.
+    /// Names this start of the node on that data directory; grows with each.
     pub incarnation: u64,
+    /// What earlier starts showed in its place, oldest first. A peer that remembers one that is not in here looks at a
+    /// data directory that was put back to an earlier state. Only the last [`MAX_PAST`] cross the wire.
+    pub past: Vec<u64>,
 }
 
 impl Identity {
@@ -88,10 +94,11 @@ pub(crate) struct WireHello {
 const MAGIC: u32 = u32::from_le_bytes(*b"PRFT");
 /// Bytes from which the length of the rest is known.
 pub(crate) const HELLO_PREFIX_BYTES: usize = 8;
-/// A hello without its cluster name.
-const FIXED_BYTES: usize = 58;
+/// A hello without its cluster name and earlier incarnations.
+const FIXED_BYTES: usize = 60;
 /// No hello is longer, whatever its version.
-const MAX_HELLO_BYTES: usize = 1024;
+const MAX_HELLO_BYTES: usize = 9 * 1024;
+const _: () = assert!(FIXED_BYTES + 64 + 8 * MAX_PAST <= MAX_HELLO_BYTES);
 
 /// Why the bytes are no hello, or not one that this node can accept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -111,8 +118,10 @@ impl WireHello {
             node,
             store,
             incarnation,
+            past,
         } = &self.hello.identity;
-        let length = FIXED_BYTES + cluster.len();
+        let past = &past[past.len().saturating_sub(MAX_PAST)..];
+        let length = FIXED_BYTES + cluster.len() + 8 * past.len();
         let mut out = Vec::with_capacity(length);
         out.put_u32_le(MAGIC);
         out.put_u16_le(self.hello.version);
@@ -125,7 +134,9 @@ impl WireHello {
         out.put_u32_le(self.receive_window);
         out.put_u8(self.append_lanes);
         out.put_u8(cluster.len() as u8);
+        out.put_u16_le(past.len() as u16);
         out.put_slice(cluster.as_bytes());
+        past.iter().for_each(|number| out.put_u64_le(*number));
         out
     }
 
@@ -165,10 +176,14 @@ impl WireHello {
         let receive_window = rest.get_u32_le();
         let append_lanes = rest.get_u8();
         let cluster_length = usize::from(rest.get_u8());
-        if cluster_length != rest.len() {
-            return Err(HelloError::Malformed("its cluster name has another length"));
+        let past_length = usize::from(rest.get_u16_le());
+        if past_length > MAX_PAST || cluster_length + 8 * past_length != rest.len() {
+            return Err(HelloError::Malformed(
+                "its cluster name or its past has another length",
+            ));
         }
-        let cluster = std::str::from_utf8(rest)
+        let (name, mut past) = rest.split_at(cluster_length);
+        let cluster = std::str::from_utf8(name)
             .ok()
             .filter(|name| is_cluster_name(name))
             .ok_or(HelloError::Malformed("its cluster name is not one"))?;
@@ -186,6 +201,7 @@ impl WireHello {
             node,
             store,
             incarnation,
+            past: (0..past_length).map(|_| past.get_u64_le()).collect(),
         };
         Ok(WireHello {
             hello: Hello {
@@ -214,6 +230,7 @@ mod tests {
                     node: NodeId(3),
                     store: u128::MAX - 5,
                     incarnation: 12,
+                    past: vec![3, 11],
                 },
                 version: FORMAT_VERSION,
             },
@@ -234,8 +251,18 @@ mod tests {
     #[test]
     fn hello_reads_what_it_writes() {
         let bytes = sample().encode();
-        assert_eq!(bytes.len(), 63);
+        assert_eq!(bytes.len(), 81);
         assert_eq!(decode(&bytes), Ok(sample()));
+    }
+
+    #[test]
+    fn only_the_newest_of_a_long_past_are_told() {
+        let mut hello = sample();
+        hello.hello.identity.past = (0..MAX_PAST as u64 + 3).collect();
+        let bytes = hello.encode();
+        assert!(bytes.len() <= MAX_HELLO_BYTES);
+        let told = decode(&bytes).unwrap().hello.identity.past;
+        assert_eq!(told, (3..MAX_PAST as u64 + 3).collect::<Vec<u64>>());
     }
 
     #[test]
@@ -271,7 +298,7 @@ mod tests {
         }
 
         #[test]
-        fn changed_bytes_never_break_a_rule(at in 0_usize..63, value: u8) {
+        fn changed_bytes_never_break_a_rule(at in 0_usize..81, value: u8) {
             let mut bytes = sample().encode();
             bytes[at] = value;
             if let Ok(read) = decode(&bytes) {

@@ -7,7 +7,7 @@
 //!
 //! Two networks stand behind one trait:
 //!
-//! * [`QuicNetwork`]: one QUIC connection per pair of nodes over mutual TLS;
+//! * [`QuicListener`] and [`QuicNetwork`]: one QUIC connection per pair of nodes over mutual TLS;
 //! * [`Loopback`]: the same interface in memory, for tests and simulation.
 //!
 //! `docs/wire-format.md` has the byte maps.
@@ -30,7 +30,7 @@
 //! }
 //!
 //! let hub = LoopbackHub::new();
-//! let identity = |node| Identity { cluster: "doc".into(), node: NodeId(node), store: 7, incarnation: 1 };
+//! let identity = |node| Identity { cluster: "doc".into(), node: NodeId(node), store: 7, incarnation: 1, past: vec![] };
 //! let (first, second) = (Arc::new(Inbox::default()), Arc::new(Inbox::default()));
 //! let network = hub.join(identity(1), first)?;
 //! let _other = hub.join(identity(2), second.clone())?;
@@ -51,10 +51,10 @@ mod quic;
 mod tls;
 
 pub use error::{SendError, TransportError};
-pub use hello::{FORMAT_VERSION, Hello, Identity};
+pub use hello::{FORMAT_VERSION, Hello, Identity, MAX_PAST};
 pub use loopback::{Loopback, LoopbackHub};
 pub use network::{Lane, LinkEvent, Network, NetworkStats, Receiver};
 pub use options::{MAX_APPEND_LANES, MAX_MTU_WITH_GSO, Options};
 pub use polyraft_raft::NodeId;
-pub use quic::QuicNetwork;
+pub use quic::{QuicListener, QuicNetwork};
 pub use tls::Tls;

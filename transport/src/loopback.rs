@@ -600,6 +600,7 @@ mod tests {
             node,
             store: 1,
             incarnation: 1,
+            past: Vec::new(),
         };
         let recorder = Arc::new(Recorder::default());
         (hub.join(identity, recorder.clone()).unwrap(), recorder)
@@ -747,6 +748,7 @@ mod tests {
                 node: TWO,
                 store: 1,
                 incarnation: 2,
+                past: Vec::new(),
             },
             Arc::new(Recorder::default()),
         );
@@ -788,6 +790,7 @@ mod tests {
             node: TWO,
             store: 1,
             incarnation: 1,
+            past: Vec::new(),
         };
         let two = Arc::new(hub.join(identity, echo.clone()).unwrap());
         *echo.0.lock() = Some(two);

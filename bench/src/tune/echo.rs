@@ -7,7 +7,8 @@ use bytes::Bytes;
 use hdrhistogram::Histogram;
 use polyraft_raft::NodeId;
 use polyraft_transport::{
-    Hello, Identity, Lane, LinkEvent, Network, Options, QuicNetwork, Receiver, SendError, Tls,
+    Hello, Identity, Lane, LinkEvent, Network, Options, QuicListener, QuicNetwork, Receiver,
+    SendError, Tls,
 };
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -68,6 +69,7 @@ pub fn round_trips(ca: &Path, lasts: Duration) -> Result<Histogram<u64>> {
             node,
             store: 1,
             incarnation: 1,
+            past: Vec::new(),
         };
         let (arrived, arrivals) = mpsc::channel();
         let end = Arc::new(End {
@@ -76,7 +78,8 @@ pub fn round_trips(ca: &Path, lasts: Duration) -> Result<Histogram<u64>> {
         });
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let options = Options::new(identity, listen, Tls::dev(ca));
-        let network = QuicNetwork::start(options, Arc::clone(&end) as Arc<dyn Receiver>)?;
+        let network = QuicListener::bind(options)
+            .and_then(|listener| listener.start(Arc::clone(&end) as Arc<dyn Receiver>))?;
         Ok((Arc::new(network), end, arrivals))
     };
     let (from, _, arrivals) = start(ONE)?;

@@ -23,7 +23,7 @@ use crate::keeper::{Job, Keeper};
 use crate::liveness::Intervals;
 use crate::machine::StateMachine;
 use crate::mailbox::{Mailbox, mailbox};
-use crate::router::{CHANCE_BITS, Router};
+use crate::router::Router;
 use crate::shard::{HomeOptions, InboxGauge, Limits, Shard, ShardOptions, Shared, SnapshotPolicy};
 use crate::status::AllCounters;
 use crate::trace::Tracer;
@@ -84,8 +84,8 @@ impl Assembly {
             (0..config.snapshot.workers).map(|_| mailbox()).unzip();
         let shared = Arc::new(Shared {
             node: place.node,
-            opening: data_dir.incarnation(),
-            incarnation: incarnation(&data_dir, &*place.disk)?,
+            opening: data_dir.opening(),
+            incarnation: data_dir.incarnation(),
             clock,
             inboxes: inbox_senders.into(),
             gauges: (0..shards).map(|_| InboxGauge::default()).collect(),
@@ -124,6 +124,7 @@ impl Assembly {
             node: self.shared.node,
             store: self.data_dir.store().0,
             incarnation: self.shared.incarnation,
+            past: self.data_dir.past().to_vec(),
         }
     }
 
@@ -222,16 +223,6 @@ impl WalObserver for Observer {
     fn maintain(&self) {
         self.shared.tell_all(|| ShardEvent::Maintain);
     }
-}
-
-/// Names this opening of the data directory among all that ever were: which one it is, and chance. A directory that
-/// was put back to an earlier state counts the same opening again, but draws another number.
-fn incarnation(data_dir: &DataDir, disk: &dyn Disk) -> Result<u64, OpenError> {
-    let chance = disk.entropy().map_err(|source| OpenError::System {
-        what: "the source of random numbers".to_owned(),
-        source,
-    })? as u64;
-    Ok((data_dir.incarnation() << CHANCE_BITS) | (chance >> (64 - CHANCE_BITS)))
 }
 
 fn settings(config: &Config) -> Settings {

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use parking_lot::Mutex;
 use polyraft_raft::{GroupId, NodeId};
 use polyraft_storage::{DataDir, Disk, FileDisk, SnapshotStore, Wal, WalObserver, WalThreads};
-use polyraft_transport::{Identity, Network, Options, QuicNetwork, Tls};
+use polyraft_transport::{Identity, Network, Options, QuicListener, Tls};
 
 use crate::apply::Task;
 use crate::assembly::{self, Assembly, Place, bytes};
@@ -197,8 +197,10 @@ impl<M: StateMachine> NodeBuilder<M> {
         let assembly = Assembly::open(&place, config, Clock::start())?;
         let options = transport_options(config, assembly.identity(), listen, peers, tls);
         let router = Arc::clone(&assembly.router);
-        let network: Arc<dyn Network> =
-            Arc::new(QuicNetwork::start(options, Arc::clone(&router) as _)?);
+        let listener = QuicListener::bind(options)?;
+        // From here on peers may come to know this opening; one that failed before does not count.
+        assembly.data_dir.show()?;
+        let network: Arc<dyn Network> = Arc::new(listener.start(Arc::clone(&router) as _)?);
 
         let shared = Arc::clone(&assembly.shared);
         let observer = assembly.observer();

@@ -7,16 +7,14 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use polyraft_raft::NodeId;
+use polyraft_raft::mutants::{self, Mutant};
 use polyraft_storage::{DataDir, PeerSeen, StoreId};
-use polyraft_transport::{Hello, Lane, LinkEvent, Receiver};
+use polyraft_transport::{Hello, Lane, LinkEvent, MAX_PAST, Receiver};
 use rustc_hash::FxHashMap;
 
 use crate::event::ShardEvent;
 use crate::shard::Shared;
 use crate::wire;
-
-/// The low bits of an incarnation are chance; the others count the openings of the data directory.
-pub(crate) const CHANCE_BITS: u32 = 24;
 
 /// Passes what the transport has to say into the shards' inboxes.
 pub(crate) struct Router {
@@ -73,7 +71,7 @@ impl Receiver for Router {
             Some((_, known)) if known == seen => return Ok(()),
             Some((_, known)) => {
                 let is_distrusted = unremembered.get(&who.node) == Some(&seen.store);
-                let judged = match check_continuity(known, seen) {
+                let judged = match check_continuity(known, seen, &who.past) {
                     Ok(()) if is_distrusted => Err(Discontinuity::RolledBack),
                     judged => judged,
                 };
@@ -164,7 +162,7 @@ impl Receiver for Router {
     }
 }
 
-/// The incarnation that stands for "never again": no opening of the store counts higher.
+/// The incarnation that stands for "never again": no opening of the store has it.
 const NEVER: u64 = u64::MAX;
 
 /// Why a peer's data directory can't be what it was.
@@ -172,10 +170,12 @@ const NEVER: u64 = u64::MAX;
 enum Discontinuity {
     Wiped,
     RolledBack,
+    /// It was started so often since it was last seen that nobody can tell.
+    Unknown,
 }
 
-/// Makes a refusal lasting, says whether that worked, and puts it into words. Restarting a rolled-back node must not make it acceptable, although
-/// its count of openings then grows past the one that was seen.
+/// Makes a refusal lasting, says whether that worked, and puts it into words. The directory from which a rolled-back one
+/// was copied must not become acceptable again either: it lacks what the copy may have promised since.
 fn remember(
     data_dir: &DataDir,
     node: NodeId,
@@ -188,6 +188,10 @@ fn remember(
             "node {node} comes with another data directory than before: it was wiped or replaced. It may have \
              forgotten votes and entries that this cluster counts on. Bring the old directory back, or give the new \
              one a node id that was never used"
+        ),
+        Discontinuity::Unknown => format!(
+            "node {node} was started more than {MAX_PAST} times since this node last saw it, so nobody can tell whether \
+             its data directory was rolled back meanwhile. Join with an empty directory under a node id that was never used"
         ),
         Discontinuity::RolledBack => {
             let refused = PeerSeen {
@@ -208,68 +212,91 @@ fn remember(
     (reason, is_kept)
 }
 
-/// Whether a peer's data directory is the one it had, and not an older state of it.
-fn check_continuity(known: PeerSeen, seen: PeerSeen) -> Result<(), Discontinuity> {
+/// Whether a peer's data directory is the one it had, and not an older state of it: then what was seen of it is what it
+/// shows, or part of its past. A copy that was put back never shows a number again that the lost state has shown, however
+/// often it is opened.
+fn check_continuity(known: PeerSeen, seen: PeerSeen, past: &[u64]) -> Result<(), Discontinuity> {
     if known.store != seen.store {
         return Err(Discontinuity::Wiped);
     }
-    if seen.incarnation >> CHANCE_BITS <= known.incarnation >> CHANCE_BITS && seen != known {
-        return Err(Discontinuity::RolledBack);
+    let has_grown =
+        seen.incarnation > known.incarnation && mutants::is_active(Mutant::OpeningsCounted);
+    if known == seen || past.contains(&known.incarnation) || has_grown {
+        return Ok(());
     }
-    Ok(())
+    let is_forgotten = past.len() >= MAX_PAST && past.iter().all(|one| known.incarnation < *one);
+    Err(match is_forgotten {
+        true => Discontinuity::Unknown,
+        false => Discontinuity::RolledBack,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn seen(store: u128, opening: u64, chance: u64) -> PeerSeen {
+    fn seen(store: u128, incarnation: u64) -> PeerSeen {
         PeerSeen {
             store: StoreId(store),
-            incarnation: opening << CHANCE_BITS | chance,
+            incarnation,
         }
     }
 
     #[test]
     fn a_restarted_peer_is_admitted() {
-        assert_eq!(check_continuity(seen(7, 3, 9), seen(7, 4, 1)), Ok(()));
+        assert_eq!(
+            check_continuity(seen(7, 39), seen(7, 41), &[21, 39]),
+            Ok(())
+        );
+        assert_eq!(
+            check_continuity(seen(7, 21), seen(7, 41), &[21, 39]),
+            Ok(())
+        );
+        assert_eq!(check_continuity(seen(7, 41), seen(7, 41), &[]), Ok(()));
     }
 
     #[test]
     fn a_wiped_peer_is_refused_and_told_why() {
         assert_eq!(
-            check_continuity(seen(7, 3, 9), seen(8, 1, 9)),
+            check_continuity(seen(7, 39), seen(8, 1), &[39]),
             Err(Discontinuity::Wiped)
         );
     }
 
     #[test]
-    fn a_rolled_back_peer_is_refused_and_told_why() {
-        assert_eq!(
-            check_continuity(seen(7, 3, 9), seen(7, 2, 9)),
-            Err(Discontinuity::RolledBack)
-        );
-    }
-
-    #[test]
-    fn a_restored_copy_that_counts_the_same_opening_again_is_refused() {
-        assert_eq!(
-            check_continuity(seen(7, 3, 9), seen(7, 3, 11)),
-            Err(Discontinuity::RolledBack)
-        );
+    fn a_rolled_back_peer_is_refused_and_told_why_however_often_it_is_opened() {
+        let mut past = vec![21];
+        for incarnation in [25, 38, 40, 52] {
+            assert_eq!(
+                check_continuity(seen(7, 39), seen(7, incarnation), &past),
+                Err(Discontinuity::RolledBack)
+            );
+            past.push(incarnation);
+        }
     }
 
     #[test]
     fn a_refused_store_stays_refused_however_often_it_is_opened() {
-        let refused = PeerSeen {
-            store: StoreId(7),
-            incarnation: NEVER,
-        };
         for opening in 1..10 {
             assert_eq!(
-                check_continuity(refused, seen(7, opening, 5)),
+                check_continuity(seen(7, NEVER), seen(7, opening), &[3, 4]),
                 Err(Discontinuity::RolledBack)
             );
         }
+    }
+
+    #[test]
+    fn a_peer_that_was_started_too_often_is_refused_with_another_reason() {
+        let past: Vec<u64> = (100..100 + MAX_PAST as u64).collect();
+        let now = seen(7, 5000);
+        assert_eq!(
+            check_continuity(seen(7, 99), now, &past),
+            Err(Discontinuity::Unknown)
+        );
+        assert_eq!(check_continuity(seen(7, 100), now, &past), Ok(()));
+        assert_eq!(
+            check_continuity(seen(7, 4000), now, &past),
+            Err(Discontinuity::RolledBack)
+        );
     }
 }

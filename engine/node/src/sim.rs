@@ -76,6 +76,7 @@ impl<M: StateMachine> SimNode<M> {
         let peers: Vec<NodeId> = place.peers.iter().copied().map(NodeId).collect();
         let (identity, router) = (assembly.identity(), Arc::clone(&assembly.router));
         let receiver: Arc<dyn Receiver> = Arc::clone(&router) as _;
+        assembly.data_dir.show()?;
         let network = connect(&identity, &receiver);
         let (shared, observer) = (Arc::clone(&assembly.shared), assembly.observer());
         let Parts {

@@ -69,6 +69,8 @@ pub enum Mutant {
     LowerTermNotTold,
     /// A restarted replica forgets whom it voted for.
     RecoveredVoteForgotten,
+    /// A peer's data directory that was opened more often than was seen counts as the same one.
+    OpeningsCounted,
     /// A forward without an answer is sent again.
     UnknownProposedAgain,
     /// A claim of an older term is taken without an answer.
@@ -151,6 +153,7 @@ pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::StaleCompletionCounts, 15),
     (Mutant::StaleComparisonKept, 15),
     (Mutant::RecoveredVoteForgotten, 19),
+    (Mutant::OpeningsCounted, 19),
     (Mutant::UnknownProposedAgain, 19),
     (Mutant::ClaimNotWithdrawn, 21),
     (Mutant::SilentLeaderKept, 23),

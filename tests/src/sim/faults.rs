@@ -74,7 +74,7 @@ impl World {
         let long = self.rng.within(1, self.plan.disturbance_us);
         let now = self.now;
         let host = &mut self.hosts[node as usize];
-        if host.node.is_none() || host.is_unnoticed(self.plan.nodes) {
+        if host.node.is_none() {
             return false;
         }
         if host.unproven.is_some() && !matches!(fault, Fault::Pause | Fault::Stall) {
@@ -186,13 +186,12 @@ impl World {
         let host = &mut self.hosts[victim as usize];
         host.disk = SimDisk::new(seed);
         (host.cut_at, host.is_outcast) = (None, true);
-        host.refused_by.clear();
         machine::restore(victim, None);
         self.boot_soon(victim);
         true
     }
 
-    /// The others can tell a rolled-back node only if they have seen a later opening than the one that comes next.
+    /// The others can tell a rolled-back node only if all have seen an opening that it has lost.
     fn roll_back(&mut self, victim: u64) -> bool {
         if self.hosts[victim as usize].kept.is_empty() || !self.is_known_to_all(victim) {
             return false;
@@ -204,7 +203,6 @@ impl World {
         // A copy of its own, whose chance goes another way than the first time.
         host.disk = disk.after_power_cut_with(Keep::Everything, KeepNames::Everything);
         (host.cut_at, host.is_outcast) = (None, true);
-        host.refused_by.clear();
         machine::restore(victim, Some(machines));
         self.boot_soon(victim);
         true
@@ -319,6 +317,7 @@ impl World {
             host.disk.heal();
             host.has_bad_disk = false;
         }
+        self.keep(node);
         self.boot_soon(node);
     }
 
@@ -334,7 +333,7 @@ impl World {
         self.boot_soon(node);
     }
 
-    /// A node is stopped in order, and its data may be kept for a rollback.
+    /// A node is stopped in order.
     fn restart(&mut self, id: u64) {
         self.set_clock(id);
         let host = &mut self.hosts[id as usize];
@@ -352,15 +351,19 @@ impl World {
         }
         self.drop_node(id);
         self.look_at_machines();
-        if self.plan.victims.contains(&id) && self.hosts[id as usize].kept.len() < 4 {
-            let disk = &self.hosts[id as usize].disk;
-            let kept = Kept {
-                disk: disk.after_power_cut_with(Keep::Everything, KeepNames::Everything),
-                machines: machine::saved(id),
-            };
-            self.hosts[id as usize].kept.push(kept);
-        }
+        self.keep(id);
         self.boot_soon(id);
+    }
+
+    /// Keeps the data of a node that does not run, if it may be rolled back one day.
+    fn keep(&mut self, id: u64) {
+        let host = &mut self.hosts[id as usize];
+        if self.plan.victims.contains(&id) && host.kept.len() < 4 {
+            let disk = &host.disk;
+            let disk = disk.after_power_cut_with(Keep::Everything, KeepNames::Everything);
+            let machines = machine::saved(id);
+            host.kept.push(Kept { disk, machines });
+        }
     }
 
     fn boot_soon(&mut self, node: u64) {

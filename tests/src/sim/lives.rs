@@ -18,7 +18,6 @@ impl World {
         let peers: Vec<u64> = (1..=self.plan.nodes).filter(|peer| *peer != id).collect();
         let cuts_again = !self.is_healed
             && self.hosts[id as usize].life > 0
-            && !self.hosts[id as usize].is_unnoticed(self.plan.nodes)
             && self.plan.fault_us > 0
             && self.rng.chance(80_000);
         if cuts_again {

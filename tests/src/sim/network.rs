@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use polyraft::NodeId;
 use polyraft_transport::{Hello, Lane, LinkEvent, Network, NetworkStats, SendError};
 
+use super::checks::Failure;
 use super::plan::MILLI;
 use super::world::{Event, World};
 
@@ -326,13 +327,21 @@ impl World {
                 self.trace
                     .event(self.now, asked, || format!("refuses node {peer}: {reason}"));
                 self.counts.refused += 1;
-                self.hosts[peer as usize].refused_by.insert(asked);
                 for (node, other) in [(a, b), (b, a)] {
                     let reason = reason.clone();
                     self.tell_link(node, other, LinkEvent::Refused { reason });
                 }
                 return self.dial_later(at);
             }
+        }
+        if self.hosts[a as usize].is_outcast != self.hosts[b as usize].is_outcast {
+            return self.fail(Failure {
+                checker: "continuity",
+                what: format!(
+                    "nodes {a} and {b} are linked, though one lost data that the other had seen"
+                ),
+                group: None,
+            });
         }
         let backoff = self.backoff_min();
         let link = &mut self.links[at];

@@ -89,8 +89,6 @@ pub(super) struct Host {
     pub(super) is_dead: bool,
     /// The nodes that have seen this opening of its data directory.
     pub(super) met: BTreeSet<u64>,
-    /// The nodes that have refused it since it became an outcast.
-    pub(super) refused_by: BTreeSet<u64>,
     /// Stopped states of the data directory to roll back to.
     pub(super) kept: Vec<super::faults::Kept>,
     pub(super) queue: CompletionQueue,
@@ -204,7 +202,6 @@ impl World {
             unproven: None,
             is_dead: false,
             met: BTreeSet::new(),
-            refused_by: BTreeSet::new(),
             kept: Vec::new(),
             queue: CompletionQueue::new(),
             turns: Vec::new(),
@@ -376,12 +373,6 @@ impl World {
 }
 
 impl Host {
-    /// Whether it came back with less than it had, and not everybody has seen that. Each start counts; a node that was
-    /// rolled back and then started often enough out of sight could not be told from an honest one.
-    pub(super) fn is_unnoticed(&self, nodes: u64) -> bool {
-        self.is_outcast && (self.refused_by.len() as u64) < nodes - 1
-    }
-
     fn local(&self, now: u64) -> u64 {
         let since = now - self.started_at;
         let skew = i128::from(since) * i128::from(self.ppm) / 1_000_000;

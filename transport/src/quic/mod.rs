@@ -17,7 +17,7 @@ mod writer;
 mod tests;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -47,36 +47,58 @@ const LINKS_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long a stopping network waits for peers to hear that it is gone.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// One QUIC connection per pair of nodes over mutual TLS, on a thread of its own.
-///
-/// The node with the lower number dials. A link that is lost is made again, with growing delays
-/// while that fails. Dropping the network shuts it down.
-pub struct QuicNetwork {
-    shared: Arc<Shared>,
-    addr: SocketAddr,
-    /// Peers that are new after the start.
-    newcomers: mpsc::UnboundedSender<Arc<Peer>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+/// A node's socket and certificates, checked and ready, before anybody is told who the node is.
+pub struct QuicListener {
+    options: Options,
+    crypto: Crypto,
+    transport: quinn::TransportConfig,
+    endpoint: quinn::EndpointConfig,
+    socket: UdpSocket,
 }
 
-impl QuicNetwork {
-    /// Binds the socket, starts the thread and begins to connect to the peers.
+impl fmt::Debug for QuicListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuicListener")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl QuicListener {
+    /// Checks the options, loads the certificates and binds the socket.
     ///
     /// # Errors
     /// When an option is out of range, a certificate cannot be used or the socket cannot be bound.
-    pub fn start(
-        options: Options,
-        receiver: Arc<dyn Receiver>,
-    ) -> Result<QuicNetwork, TransportError> {
+    pub fn bind(options: Options) -> Result<QuicListener, TransportError> {
         options.validate()?;
         let material = options.tls.load(&options.identity)?;
         let crypto = Crypto::new(material, &options.identity)?;
         let transport = endpoint::transport_config(&options)?;
-        let endpoint_config =
-            endpoint::endpoint_config(&options, crypto.reset_key(options.identity.node))?;
+        let reset_key = crypto.reset_key(options.identity.node);
+        let endpoint = endpoint::endpoint_config(&options, reset_key)?;
         let socket = endpoint::bind(&options)?;
-        let addr = socket.local_addr().map_err(TransportError::Thread)?;
+        Ok(QuicListener {
+            options,
+            crypto,
+            transport,
+            endpoint,
+            socket,
+        })
+    }
 
+    /// Starts the thread and begins to connect to the peers. What comes from them goes to `receiver`.
+    ///
+    /// # Errors
+    /// When the system gives no thread or no runtime.
+    pub fn start(self, receiver: Arc<dyn Receiver>) -> Result<QuicNetwork, TransportError> {
+        let QuicListener {
+            options,
+            crypto,
+            transport,
+            endpoint,
+            socket,
+        } = self;
+        let addr = socket.local_addr().map_err(TransportError::Thread)?;
         let peers = options.peers.clone();
         let shared = Arc::new(Shared::new(options, crypto, transport, receiver));
         let (newcomers, arrivals) = mpsc::unbounded_channel();
@@ -94,16 +116,11 @@ impl QuicNetwork {
             .enable_all()
             .build()
             .map_err(TransportError::Thread)?;
-        let server_config = shared.server_config(&Verdict::default())?;
+        let server = Some(shared.server_config(&Verdict::default())?);
         let endpoint = {
             let _inside = runtime.enter();
-            Endpoint::new(
-                endpoint_config,
-                Some(server_config),
-                socket,
-                Arc::new(TokioRuntime),
-            )
-            .map_err(TransportError::Thread)?
+            Endpoint::new(endpoint, server, socket, Arc::new(TokioRuntime))
+                .map_err(TransportError::Thread)?
         };
         let thread = std::thread::Builder::new()
             .name(format!("polyraft-net-{}", shared.node().0))
@@ -112,7 +129,21 @@ impl QuicNetwork {
         *network.thread.lock() = Some(thread);
         Ok(network)
     }
+}
 
+/// One QUIC connection per pair of nodes over mutual TLS, on a thread of its own.
+///
+/// The node with the lower number dials. A link that is lost is made again, with growing delays
+/// while that fails. Dropping the network shuts it down.
+pub struct QuicNetwork {
+    shared: Arc<Shared>,
+    addr: SocketAddr,
+    /// Peers that are new after the start.
+    newcomers: mpsc::UnboundedSender<Arc<Peer>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl QuicNetwork {
     /// Adds a peer, or changes the address of one. A link that is up stays up; the new address is
     /// used when it is next dialed, and at once if the peer is being dialed now.
     pub fn set_peer(&self, node: NodeId, addr: SocketAddr) {

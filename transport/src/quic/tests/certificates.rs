@@ -8,7 +8,8 @@ use super::*;
 use crate::TransportError;
 
 fn start(tls: Tls) -> Result<QuicNetwork, TransportError> {
-    QuicNetwork::start(options(ONE, tls), Arc::new(Recorder::default()))
+    QuicListener::bind(options(ONE, tls))
+        .and_then(|listener| listener.start(Arc::new(Recorder::default())))
 }
 
 #[track_caller]
@@ -154,7 +155,8 @@ fn cluster_names_and_options_are_checked_at_the_start() {
     let refuse = |change: &dyn Fn(&mut Options), parts: &[&str]| {
         let mut options = options(ONE, Tls::dev(dir.path()));
         change(&mut options);
-        let started = QuicNetwork::start(options, Arc::new(Recorder::default()));
+        let started = QuicListener::bind(options)
+            .and_then(|listener| listener.start(Arc::new(Recorder::default())));
         assert_says(&started.unwrap_err(), parts);
     };
     refuse(

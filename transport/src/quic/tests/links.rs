@@ -277,7 +277,9 @@ fn receiver_may_drop_the_network_on_its_own_thread() {
         network: Mutex::default(),
         recorder: Recorder::default(),
     });
-    let two = QuicNetwork::start(options(TWO, Tls::dev(dir.path())), owner.clone()).unwrap();
+    let two = QuicListener::bind(options(TWO, Tls::dev(dir.path())))
+        .and_then(|listener| listener.start(owner.clone()))
+        .unwrap();
     let one = Node::start(options(ONE, Tls::dev(dir.path())));
     two.set_peer(ONE, one.addr());
     one.network.set_peer(TWO, two.local_addr().unwrap());

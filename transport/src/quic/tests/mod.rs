@@ -22,7 +22,7 @@ use polyraft_raft::NodeId;
 use rcgen::{CertificateParams, Issuer, KeyPair};
 use tempfile::TempDir;
 
-use super::QuicNetwork;
+use super::{QuicListener, QuicNetwork};
 use crate::tls::PeerName;
 use crate::tls::dev::{ca_params, node_params};
 use crate::{Hello, Identity, Lane, LinkEvent, Network, Options, Receiver, SendError, Tls};
@@ -138,7 +138,9 @@ impl Node {
     fn start(options: Options) -> Node {
         let id = options.identity.node;
         let recorder = Arc::new(Recorder::default());
-        let network = QuicNetwork::start(options, recorder.clone()).unwrap();
+        let network = QuicListener::bind(options)
+            .and_then(|listener| listener.start(recorder.clone()))
+            .unwrap();
         Node {
             network,
             recorder,
@@ -196,6 +198,7 @@ fn identity(node: NodeId) -> Identity {
         node,
         store: 0xfeed,
         incarnation: 1,
+        past: Vec::new(),
     }
 }
 
