@@ -10,6 +10,7 @@ use std::time::Duration;
 use polyraft::{Completion, Error, GroupId};
 
 use super::machine::{Command, Request};
+use super::phases::FEWEST_OPERATIONS;
 use super::plan::{MILLI, Plan};
 use super::world::{Event, Phase, World};
 use crate::history::{Answer, Call, History, OperationId};
@@ -287,9 +288,11 @@ impl World {
         let state = &mut self.clients.clients[client as usize];
         state.step += 1;
         let (step, operation) = (state.step, state.operation.take());
-        let is_over = state
-            .finisher_of
-            .is_some_and(|group| self.clients.has_served[group.0 as usize - 1]);
+        // After a storm in which nearly nothing was done, those who finish go on until it is enough.
+        let is_over = self.counts.acknowledged >= FEWEST_OPERATIONS
+            && state
+                .finisher_of
+                .is_some_and(|group| self.clients.has_served[group.0 as usize - 1]);
         if let Some(operation) = operation {
             tell(self, operation);
         }

@@ -21,7 +21,7 @@ const SEARCH_BUDGET: usize = 100_000;
 const LONGEST_STORM: u64 = 120 * SECOND;
 
 /// Fewer acknowledged operations prove nothing.
-const FEWEST_OPERATIONS: u64 = 40;
+pub(super) const FEWEST_OPERATIONS: u64 = 40;
 
 /// How long news may be on its way after all replicas have become equal.
 const GRACE: u64 = 500 * MILLI;
@@ -65,10 +65,12 @@ impl World {
             Phase::Healing { deadline } => {
                 self.create_groups();
                 let served = &self.clients.has_served;
-                if served.iter().all(|has_served| *has_served) {
+                let has_operations = self.counts.acknowledged >= FEWEST_OPERATIONS;
+                let is_late = self.now > deadline;
+                if served.iter().all(|has_served| *has_served) && (has_operations || is_late) {
                     let deadline = self.now + self.recovery_bound();
                     self.phase = Phase::Settling { deadline };
-                } else if self.now > deadline {
+                } else if is_late {
                     let group = served.iter().position(|has_served| !has_served);
                     let group = GroupId(group.expect("one is not served") as u64 + 1);
                     let told = self.describe(group);
