@@ -5,11 +5,13 @@
 
 mod backoff;
 mod close;
+mod doorbell;
 mod endpoint;
 mod link;
 mod peer;
 mod queue;
 mod reader;
+mod runtime;
 mod shared;
 mod writer;
 
@@ -25,7 +27,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use polyraft_raft::NodeId;
-use quinn::{Endpoint, Incoming, TokioRuntime, VarInt};
+use quinn::{Endpoint, Incoming, VarInt};
 use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -34,6 +36,7 @@ use tokio::time::timeout;
 use self::backoff::Backoff;
 use self::close::Close;
 use self::peer::Peer;
+use self::runtime::QuietRuntime;
 use self::shared::Shared;
 use crate::tls::{Crypto, Verdict};
 use crate::{Lane, Network, NetworkStats, Options, Receiver, SendError, TransportError};
@@ -119,7 +122,7 @@ impl QuicListener {
         let server = Some(shared.server_config(&Verdict::default())?);
         let endpoint = {
             let _inside = runtime.enter();
-            Endpoint::new(endpoint, server, socket, Arc::new(TokioRuntime))
+            Endpoint::new(endpoint, server, socket, Arc::new(QuietRuntime))
                 .map_err(TransportError::Thread)?
         };
         let thread = std::thread::Builder::new()
@@ -225,6 +228,8 @@ fn run(
     arrivals: mpsc::UnboundedReceiver<Arc<Peer>>,
 ) {
     runtime.block_on(async {
+        let doorbell = Arc::clone(&shared.doorbell);
+        tokio::spawn(async move { doorbell.answer().await });
         let mut links = serve(&shared, &endpoint, arrivals).await;
         let _ = timeout(LINKS_TIMEOUT, async {
             while links.join_next().await.is_some() {}

@@ -14,6 +14,7 @@ use polyraft_raft::NodeId;
 use quinn::Connection;
 use tokio::sync::Notify;
 
+use super::doorbell::Doorbell;
 use super::link::LinkState;
 use super::queue::LaneQueue;
 use crate::{Lane, Options, SendError};
@@ -42,14 +43,22 @@ pub(super) struct Link {
 }
 
 impl Peer {
-    pub fn new(node: NodeId, addr: SocketAddr, options: &Options) -> Peer {
+    pub fn new(
+        node: NodeId,
+        addr: SocketAddr,
+        options: &Options,
+        doorbell: &Arc<Doorbell>,
+    ) -> Peer {
         let queues = 2 + usize::from(options.append_lanes);
         Peer {
             node,
             addr: Mutex::new(addr),
             moved: Notify::new(),
             queues: (0..queues)
-                .map(|_| LaneQueue::new(options.queue_bytes, options.max_frame_bytes))
+                .map(|_| {
+                    let doorbell = Arc::clone(doorbell);
+                    LaneQueue::new(options.queue_bytes, options.max_frame_bytes, doorbell)
+                })
                 .collect(),
             link: Mutex::default(),
             met: AtomicBool::new(false),

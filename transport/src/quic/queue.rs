@@ -5,11 +5,13 @@
 //! system call.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::doorbell::Doorbell;
 use crate::SendError;
 
 #[derive(Debug)]
@@ -18,7 +20,9 @@ pub(super) struct LaneQueue {
     /// The longest frame that this node sends to anyone.
     own_frame_limit: usize,
     state: Mutex<State>,
-    wake: Notify,
+    wake: Arc<Notify>,
+    /// Where other threads have the writer woken.
+    doorbell: Arc<Doorbell>,
 }
 
 #[derive(Debug, Default)]
@@ -38,12 +42,13 @@ struct State {
 
 impl LaneQueue {
     /// A queue of at most `limit` bytes, for frames of at most `frame_limit` bytes.
-    pub fn new(limit: usize, frame_limit: usize) -> LaneQueue {
+    pub fn new(limit: usize, frame_limit: usize, doorbell: Arc<Doorbell>) -> LaneQueue {
         LaneQueue {
             limit,
             own_frame_limit: frame_limit,
             state: Mutex::default(),
-            wake: Notify::new(),
+            wake: Arc::default(),
+            doorbell,
         }
     }
 
@@ -75,7 +80,7 @@ impl LaneQueue {
             std::mem::take(&mut state.parked)
         };
         if wake {
-            self.wake.notify_one();
+            self.doorbell.ring_for(&self.wake);
         }
         Ok(())
     }
@@ -164,13 +169,17 @@ mod tests {
         }
     }
 
+    fn queue(frame_limit: usize) -> LaneQueue {
+        LaneQueue::new(100, frame_limit, Arc::default())
+    }
+
     fn frame(bytes: usize) -> Bytes {
         Bytes::from(vec![1; bytes])
     }
 
     #[test]
     fn bytes_count_until_the_writer_handed_them_on() {
-        let queue = LaneQueue::new(100, 80);
+        let queue = queue(80);
         assert_eq!(queue.push(frame(1)), Err(SendError::Disconnected));
         queue.open(1, 70);
         queue.push(frame(60)).unwrap();
@@ -189,7 +198,7 @@ mod tests {
 
     #[test]
     fn frame_limit_is_the_links_while_there_is_one() {
-        let queue = LaneQueue::new(100, 80);
+        let queue = queue(80);
         let refused = |bytes| match queue.push(frame(bytes)) {
             Err(SendError::TooLarge { limit, .. }) => Some(limit),
             _ => None,
@@ -203,7 +212,7 @@ mod tests {
 
     #[test]
     fn late_completion_of_an_old_link_is_ignored() {
-        let queue = LaneQueue::new(100, 80);
+        let queue = queue(80);
         queue.open(1, 70);
         queue.push(frame(60)).unwrap();
         let mut batch = Vec::new();
@@ -219,7 +228,7 @@ mod tests {
 
     #[test]
     fn sleeping_writer_is_woken_once_per_burst() {
-        let queue = LaneQueue::new(100, 80);
+        let queue = queue(80);
         queue.open(1, 70);
         let mut batch = Vec::new();
         assert_eq!(poll(queue.next(1, 100, &mut batch)), None);
@@ -233,7 +242,7 @@ mod tests {
 
     #[test]
     fn ending_queue_gives_out_what_it_holds_first() {
-        let queue = LaneQueue::new(100, 80);
+        let queue = queue(80);
         queue.open(1, 70);
         queue.push(frame(5)).unwrap();
         queue.end();

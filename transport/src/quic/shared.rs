@@ -14,6 +14,7 @@ use quinn::TransportConfig;
 use tokio::sync::watch;
 
 use super::close::Failure;
+use super::doorbell::Doorbell;
 use super::peer::Peer;
 use crate::hello::{FORMAT_VERSION, WireHello};
 use crate::tls::{Crypto, Verdict};
@@ -25,6 +26,7 @@ pub(super) struct Shared {
     pub transport: Arc<TransportConfig>,
     pub receiver: Arc<dyn Receiver>,
     pub counters: Counters,
+    pub doorbell: Arc<Doorbell>,
     peers: RwLock<HashMap<NodeId, Arc<Peer>>>,
     /// Smallest frame limit of this node and of its links.
     frame_limit: AtomicUsize,
@@ -48,6 +50,7 @@ impl Shared {
             transport: Arc::new(transport),
             receiver,
             counters: Counters::default(),
+            doorbell: Arc::default(),
             peers: RwLock::default(),
             next_link: AtomicU64::new(1),
             stopping: watch::Sender::new(false),
@@ -94,7 +97,7 @@ impl Shared {
             peer.move_to(addr);
             return None;
         }
-        let peer = Arc::new(Peer::new(node, addr, &self.options));
+        let peer = Arc::new(Peer::new(node, addr, &self.options, &self.doorbell));
         peers.insert(node, peer.clone());
         Some(peer)
     }

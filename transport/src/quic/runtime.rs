@@ -1,0 +1,292 @@
+//! What quinn asks of its surroundings: the socket, timers and tasks.
+//!
+//! Owns the way in which the network's thread waits. It must never be woken for news that nobody
+//! asked for: on an idle link such wake-ups would cost more than the beats.
+
+use std::fmt;
+use std::future::Future;
+use std::io::{self, IoSliceMut};
+use std::net::{SocketAddr, UdpSocket};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, UdpPoller};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Sleep, sleep_until};
+
+/// tokio's current-thread runtime, with a socket and timers that wake it less often than its own.
+#[derive(Debug)]
+pub(super) struct QuietRuntime;
+
+impl Runtime for QuietRuntime {
+    fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
+        Box::pin(Timer {
+            sleep: Box::pin(sleep_until(at.into())),
+        })
+    }
+
+    fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        tokio::spawn(future);
+    }
+
+    fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        socket.set_nonblocking(true)?;
+        Ok(Arc::new(QuietSocket {
+            state: UdpSocketState::new((&socket).into())?,
+            socket: register(socket, Interest::READABLE)?,
+            is_full: AtomicBool::new(false),
+        }))
+    }
+}
+
+/// A timer that leaves tokio's wheel when it is put off.
+///
+/// tokio's own stays in its old place, fires there, and finds that it has to wait longer. The timers
+/// of a link are put off with every packet.
+#[derive(Debug)]
+struct Timer {
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl AsyncTimer for Timer {
+    fn reset(mut self: Pin<&mut Self>, at: Instant) {
+        self.sleep.set(sleep_until(at.into()));
+    }
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        Future::poll(self.sleep.as_mut(), cx)
+    }
+}
+
+/// Has tokio report readiness of one kind. tokio's own socket always asks for both.
+fn register(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSocket>> {
+    // SAFETY: the socket owns its descriptor, names no other as long as it lives, and `AsyncFd` keeps it.
+    let registered = unsafe { AsyncFd::register_with_interest(socket, interest) };
+    Ok(registered?)
+}
+
+/// The endpoint's socket. It wakes the thread for packets that arrive, and only then.
+///
+/// To wait for room to send as well would mean a wake-up for each packet whose memory the kernel
+/// gets back.
+struct QuietSocket {
+    socket: AsyncFd<UdpSocket>,
+    state: UdpSocketState,
+    /// The kernel refused the last packet for want of room.
+    is_full: AtomicBool,
+}
+
+impl AsyncUdpSocket for QuietSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Writable {
+            socket: self,
+            waiting: None,
+        })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let sent = self.state.send(self.socket.get_ref().into(), transmit);
+        if let Err(error) = &sent
+            && error.kind() == io::ErrorKind::WouldBlock
+        {
+            self.is_full.store(true, Ordering::Relaxed);
+        }
+        sent
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let mut ready = ready!(self.socket.poll_read_ready(cx))?;
+            match self.state.recv(self.socket.get_ref().into(), buffers, meta) {
+                Ok(count) => {
+                    // The kernel had no more. What comes from now on is news, which epoll reports.
+                    if count < buffers.len() {
+                        ready.clear_ready();
+                    }
+                    return Poll::Ready(Ok(count));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.get_ref().local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.state.gro_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.state.may_fragment()
+    }
+}
+
+impl fmt::Debug for QuietSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuietSocket").finish_non_exhaustive()
+    }
+}
+
+/// Waits for room to send, for one task: registers the socket once more, under another number, for
+/// as long as it waits.
+struct Writable {
+    socket: Arc<QuietSocket>,
+    waiting: Option<AsyncFd<UdpSocket>>,
+}
+
+impl UdpPoller for Writable {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let waiting = match &this.waiting {
+            Some(waiting) => waiting,
+            // Asked before every packet.
+            None if !this.socket.is_full.load(Ordering::Relaxed) => return Poll::Ready(Ok(())),
+            None => {
+                // Registering reports the room that there is by now.
+                let again = this.socket.socket.get_ref().try_clone()?;
+                this.waiting.insert(register(again, Interest::WRITABLE)?)
+            }
+        };
+        let outcome = ready!(waiting.poll_write_ready(cx)).map(|_| ());
+        this.waiting = None;
+        this.socket.is_full.store(false, Ordering::Relaxed);
+        Poll::Ready(outcome)
+    }
+}
+
+impl fmt::Debug for Writable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writable").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn on_a_runtime<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(future)
+    }
+
+    fn socket() -> Arc<dyn AsyncUdpSocket> {
+        QuietRuntime
+            .wrap_udp_socket(UdpSocket::bind("127.0.0.1:0").unwrap())
+            .unwrap()
+    }
+
+    fn send(from: &dyn AsyncUdpSocket, to: SocketAddr, contents: &[u8]) -> io::Result<()> {
+        from.try_send(&Transmit {
+            destination: to,
+            ecn: None,
+            contents,
+            segment_size: None,
+            src_ip: None,
+        })
+    }
+
+    /// Packets that one look at the socket brings, by their first bytes.
+    async fn receive(socket: &dyn AsyncUdpSocket, room: usize) -> Vec<u8> {
+        let mut memory = vec![[0; 2048]; room];
+        let mut buffers: Vec<_> = memory.iter_mut().map(|b| IoSliceMut::new(b)).collect();
+        let mut meta = vec![RecvMeta::default(); room];
+        let count = poll_fn(|cx| socket.poll_recv(cx, &mut buffers, &mut meta)).await;
+        (0..count.unwrap())
+            .map(|packet| memory[packet][0])
+            .collect()
+    }
+
+    #[test]
+    fn packets_that_arrive_after_a_short_read_are_reported() {
+        on_a_runtime(async {
+            let (one, two) = (socket(), socket());
+            let to = two.local_addr().unwrap();
+            for round in 0..20 {
+                send(&*one, to, &[round]).unwrap();
+                assert_eq!(receive(&*two, 8).await, [round]);
+            }
+        });
+    }
+
+    #[test]
+    fn what_one_look_had_no_room_for_is_there_for_the_next() {
+        on_a_runtime(async {
+            let (one, two) = (socket(), socket());
+            let to = two.local_addr().unwrap();
+            (0..5).for_each(|packet| send(&*one, to, &[packet; 9]).unwrap());
+            let mut found = Vec::new();
+            while found.len() < 5 {
+                found.extend(receive(&*two, 2).await);
+            }
+            assert_eq!(found, [0, 1, 2, 3, 4]);
+        });
+    }
+
+    #[test]
+    fn whoever_met_a_full_socket_is_woken_when_there_is_room() {
+        on_a_runtime(async {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let socket = QuietSocket {
+                state: UdpSocketState::new((&socket).into()).unwrap(),
+                socket: register(socket, Interest::READABLE).unwrap(),
+                is_full: AtomicBool::new(true),
+            };
+            let socket = Arc::new(socket);
+            let mut pollers = [0; 3].map(|_| Arc::clone(&socket).create_io_poller());
+            // All of them wait before the first one is told.
+            for poller in &mut pollers {
+                let early = poll_fn(|cx| Poll::Ready(poller.as_mut().poll_writable(cx))).await;
+                assert!(early.is_pending());
+            }
+            for poller in &mut pollers {
+                poll_fn(|cx| poller.as_mut().poll_writable(cx))
+                    .await
+                    .unwrap();
+            }
+            assert!(!socket.is_full.load(Ordering::Relaxed));
+        });
+    }
+
+    #[test]
+    fn a_timer_fires_when_it_was_last_set_to() {
+        on_a_runtime(async {
+            let started = Instant::now();
+            let far = started + Duration::from_secs(3600);
+            let mut timer = QuietRuntime.new_timer(far);
+            let early = poll_fn(|cx| Poll::Ready(timer.as_mut().poll(cx).is_ready())).await;
+            assert!(!early, "an hour has not passed");
+            timer.as_mut().reset(started + Duration::from_millis(2));
+            poll_fn(|cx| timer.as_mut().poll(cx)).await;
+            assert!(started.elapsed() >= Duration::from_millis(2));
+
+            let now = Instant::now();
+            timer.as_mut().reset(now + Duration::from_millis(1));
+            timer.as_mut().reset(now + Duration::from_millis(5));
+            poll_fn(|cx| timer.as_mut().poll(cx)).await;
+            assert!(now.elapsed() >= Duration::from_millis(5));
+        });
+    }
+}
