@@ -23,6 +23,7 @@ use crate::keeper::{Job, Keeper};
 use crate::liveness::Intervals;
 use crate::machine::StateMachine;
 use crate::mailbox::{Mailbox, mailbox};
+use crate::pulse::Pulses;
 use crate::router::Router;
 use crate::shard::{HomeOptions, InboxGauge, Limits, Shard, ShardOptions, Shared, SnapshotPolicy};
 use crate::status::AllCounters;
@@ -95,6 +96,7 @@ impl Assembly {
             directory: Directory::default(),
             counters: AllCounters::new(shards),
             tracer: Arc::new(Tracer::new(config.trace.one_in)),
+            pulses: Pulses::default(),
             alive_peers: Mutex::new(NodeSet::new(place.node)),
             fault: Mutex::new(None),
             is_closed: AtomicBool::new(false),

@@ -23,6 +23,8 @@ mod machine;
 mod mailbox;
 mod metrics;
 mod node;
+mod pace;
+mod pulse;
 mod router;
 mod shard;
 #[cfg(feature = "sim")]

@@ -94,8 +94,14 @@ impl Receiver for Router {
         })
     }
 
-    fn frame(&self, from: NodeId, _lane: Lane, frame: Bytes) {
+    fn frame(&self, from: NodeId, lane: Lane, frame: Bytes) {
         let at = self.shared.clock.now();
+        if lane == Lane::Liveness
+            && let Some(beat) = wire::lone_beat(&frame)
+            && self.shared.pulses.keep(from, at, beat)
+        {
+            return;
+        }
         let deliver = |shard: usize| {
             self.shared.gauges[shard]
                 .frames

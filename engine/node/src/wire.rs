@@ -266,6 +266,15 @@ pub(crate) fn put_forward_reply(
     });
 }
 
+/// The beat that a frame consists of, if it holds that and nothing else.
+pub(crate) fn lone_beat(frame: &Bytes) -> Option<Beat> {
+    let mut records = Records::new(frame);
+    let Some(Ok(Record::Beat(beat))) = records.next_for(|_| true) else {
+        return None;
+    };
+    records.next_for(|_| true).is_none().then_some(beat)
+}
+
 /// Writes a beat.
 pub(crate) fn put_beat(out: &mut BytesMut, beat: &Beat) {
     record(out, Kind::Beat, GroupId(0), |out| {

@@ -15,7 +15,8 @@ use super::proposals::first_request;
 use super::{Payloads, Shard, parse_blocks};
 use crate::error::Error;
 use crate::event::{Claim, CreateOrigin, CreateReply, GroupRanges, Members, ShardEvent};
-use crate::liveness::{Action, Intervals, Liveness};
+use crate::liveness::{Action, Beat, Intervals, Liveness};
+use crate::pulse::Expected;
 use crate::status::ElectionCause;
 use crate::wire::{self, Record, Records};
 
@@ -41,6 +42,10 @@ pub(crate) struct HomeOptions {
 pub(super) struct Home {
     liveness: Liveness,
     actions: Vec<Action>,
+    /// Beats that came in without an event.
+    pulses: Vec<(NodeId, Tick, Beat)>,
+    /// What the transport's thread knows to be expected of beats.
+    expected: Vec<Expected>,
     /// Creations that a caller of this node waits for.
     creations: Vec<Creation>,
     last_request: u64,
@@ -68,14 +73,17 @@ struct Parts {
 }
 
 impl Home {
-    pub(super) fn new(options: HomeOptions, peers: &[NodeId]) -> Self {
+    pub(super) fn new(node: NodeId, options: HomeOptions, peers: &[NodeId]) -> Self {
         Home {
             liveness: Liveness::new(
+                node,
                 options.incarnation,
                 options.intervals,
                 peers.iter().copied(),
             ),
             actions: Vec::new(),
+            pulses: Vec::new(),
+            expected: Vec::new(),
             creations: Vec::new(),
             last_request: first_request(options.incarnation),
             parts: FxHashMap::default(),
@@ -266,9 +274,33 @@ impl Shard {
         if self.home.is_none() {
             return;
         }
+        self.hear_pulses();
         let now = self.now;
         self.with_liveness(|liveness, actions| liveness.poll(now, is_drained, actions));
+        self.expect_pulses();
         self.retry_creations();
+    }
+
+    /// Takes in the beats that came without an event: they count before silence is judged.
+    fn hear_pulses(&mut self) {
+        let mut pulses = std::mem::take(&mut self.home().pulses);
+        self.shared.pulses.take(&mut pulses);
+        for (from, at, beat) in pulses.drain(..) {
+            self.with_liveness(|liveness, actions| liveness.beat(at, from, beat, actions));
+        }
+        self.home().pulses = pulses;
+    }
+
+    /// Says which beats need no event from now on.
+    fn expect_pulses(&mut self) {
+        let home = self.home();
+        if !home.liveness.expected().eq(home.expected.iter().copied()) {
+            home.expected.clear();
+            home.expected.extend(home.liveness.expected());
+            let expected = std::mem::take(&mut home.expected);
+            self.shared.pulses.expect(&expected);
+            self.home().expected = expected;
+        }
     }
 
     fn act(&mut self, action: Action) {

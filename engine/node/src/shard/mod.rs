@@ -50,6 +50,7 @@ use crate::error::Error;
 use crate::event::{Claim, ShardEvent};
 use crate::keeper::Job;
 use crate::mailbox::{Mailbox, Sender};
+use crate::pulse::Pulses;
 use crate::status::{AllCounters, ElectionCause, ShardCounters, ShardHistograms};
 use crate::trace::{OpenTraces, Tracer};
 use crate::wheel::Wheel;
@@ -97,6 +98,7 @@ pub(crate) struct Shared {
     pub(crate) directory: Directory,
     pub(crate) counters: AllCounters,
     pub(crate) tracer: Arc<Tracer>,
+    pub(crate) pulses: Pulses,
     pub(crate) alive_peers: Mutex<NodeSet>,
     /// Why the whole node has stopped serving, once it has.
     pub(crate) fault: Mutex<Option<String>>,
@@ -327,7 +329,7 @@ impl Shard {
             soon: VecDeque::new(),
             proposals: Vec::new(),
             retouch: Vec::new(),
-            home: home.map(|home| Home::new(home, &options.peers)),
+            home: home.map(|home| Home::new(shared.node, home, &options.peers)),
             claims: Vec::new(),
             #[cfg(feature = "sim")]
             stepped: None,
