@@ -202,7 +202,7 @@ impl Cluster {
         let answer = self
             .node(id)
             .group(group)
-            .read(Read::Stale, Bytes::new())
+            .read(Read::LOCAL, Bytes::new())
             .await;
         entries_of(answer.expect("a hosted group answers"))
     }

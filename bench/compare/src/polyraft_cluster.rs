@@ -183,7 +183,7 @@ impl Cluster for Polyraft {
             for handle in handles {
                 let reply = self
                     .runtime
-                    .block_on(handle.read(Read::Stale, Bytes::new()))?;
+                    .block_on(handle.read(Read::LOCAL, Bytes::new()))?;
                 of_node.push(Digest::parse(&reply).context("this is not a digest")?);
             }
             digests.push(of_node);

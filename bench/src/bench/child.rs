@@ -311,7 +311,7 @@ fn write_answers(mut stream: UnixStream, queue: &CompletionQueue, handover: &Mut
         for (tag, handle) in given.reads {
             reads.start(
                 tag,
-                async move { handle.read(Read::Stale, Bytes::new()).await },
+                async move { handle.read(Read::LOCAL, Bytes::new()).await },
             );
         }
         reads.poll(|tag, result| {

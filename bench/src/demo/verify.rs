@@ -75,13 +75,13 @@ async fn verify_group(
     let mut digests = Vec::with_capacity(nodes.len());
     for node in nodes {
         let handle = node.group(group);
-        let reply = handle.read(Read::Stale, digest_query()).await?;
+        let reply = handle.read(Read::LOCAL, digest_query()).await?;
         digests.push((
             node.id().0,
             Digest::parse(&reply).context("a digest has another form")?,
         ));
         for (client, promise) in promises.of(group) {
-            let reply = handle.read(Read::Stale, applied_query(*client)).await?;
+            let reply = handle.read(Read::LOCAL, applied_query(*client)).await?;
             let applied =
                 parse_applied(&reply).context("a list of applied proposals has another form")?;
             let (missing, first) = promise.acked.missing_from(&applied);

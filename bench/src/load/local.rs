@@ -90,7 +90,7 @@ impl<M: StateMachine> Port for LocalPort<M> {
         let handle = self.handle(node, group).clone();
         self.reads.start(
             tag,
-            async move { handle.read(Read::Stale, Bytes::new()).await },
+            async move { handle.read(Read::LOCAL, Bytes::new()).await },
         );
     }
 

@@ -17,6 +17,7 @@ use crate::event::ShardEvent;
 use crate::keeper::Job;
 use crate::machine::{Entry, Replies, StateMachine};
 use crate::mailbox::{Mailbox, Sender};
+use crate::shard::PROPOSAL_OVERHEAD;
 
 /// Work for an apply worker.
 pub(crate) enum Task {
@@ -25,11 +26,9 @@ pub(crate) enum Task {
     /// Apply what one turn of a shard committed.
     Apply(ApplyBatch),
     /// Answer a query from the state as it is now.
-    Query {
-        group: GroupId,
-        query: Bytes,
-        reply: tokio::sync::oneshot::Sender<Result<Bytes, Error>>,
-    },
+    Query(Query),
+    /// The same for many. They count in the backlog.
+    Queries(Vec<Query>),
     /// Freeze the state of a group, at the place that the description says, and have a keeper write it.
     Freeze { meta: SnapshotMeta },
     /// Lend the state machine of a group to a keeper, which gives it the state of a snapshot.
@@ -41,6 +40,23 @@ pub(crate) enum Task {
     },
     /// Leave the loop.
     Stop,
+}
+
+/// A read that nothing is in the way of.
+#[derive(Debug)]
+pub(crate) struct Query {
+    pub(crate) group: GroupId,
+    /// What it had to wait for; the caller is told.
+    pub(crate) index: Index,
+    pub(crate) query: Bytes,
+    pub(crate) reply: ReplyTo,
+}
+
+impl Query {
+    /// What it counts towards bounds.
+    pub(crate) fn bytes(&self) -> usize {
+        self.query.len() + PROPOSAL_OVERHEAD
+    }
 }
 
 /// What one turn of a shard committed, for one worker: flat lists that a batch's groups share.
@@ -195,13 +211,13 @@ impl<M: StateMachine> Applier<M> {
         match task {
             Task::Open { group } => self.open(group),
             Task::Apply(work) => self.apply(work),
-            Task::Query {
-                group,
-                query,
-                reply,
-            } => {
-                // A caller that no longer waits is no error.
-                let _ = reply.send(self.query(group, &query));
+            Task::Query(query) => self.answer_query(query),
+            Task::Queries(queries) => {
+                let bytes = queries.iter().map(Query::bytes).sum();
+                for query in queries {
+                    self.answer_query(query);
+                }
+                self.backlog.0.fetch_sub(bytes, Ordering::Relaxed);
             }
             Task::Freeze { meta } => self.freeze(meta),
             Task::Restore { file } => self.lend(file),
@@ -348,6 +364,13 @@ impl<M: StateMachine> Applier<M> {
             }
         }
         applied
+    }
+
+    fn answer_query(&self, query: Query) {
+        let index = query.index;
+        let answer = self.query(query.group, &query.query);
+        let outcome = answer.map(|reply| completion::Committed { index, reply });
+        query.reply.answer(outcome);
     }
 
     fn query(&self, group: GroupId, query: &[u8]) -> Result<Bytes, Error> {

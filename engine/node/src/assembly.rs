@@ -28,6 +28,7 @@ use crate::router::Router;
 use crate::shard::{HomeOptions, InboxGauge, Limits, Shard, ShardOptions, Shared, SnapshotPolicy};
 use crate::status::AllCounters;
 use crate::trace::Tracer;
+use crate::trust::Trust;
 
 /// Where a node lives, and who it is.
 pub(crate) struct Place<'a> {
@@ -151,12 +152,14 @@ impl Assembly {
             limits: limits(config),
             network: Arc::clone(network),
             peers: peers.to_vec(),
+            trust: Arc::new(Trust::new(peers, self.inboxes.len())),
         };
         let home = HomeOptions {
             incarnation: self.shared.incarnation,
             intervals: Intervals {
                 beat: micros(config.liveness.beat_interval),
                 silence: micros(config.election.timeout_min),
+                drift_ppm: u64::from(config.liveness.clock_drift_ppm),
             },
         };
         let wals = self.opened.wals;

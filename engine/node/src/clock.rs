@@ -1,19 +1,21 @@
-//! The one place that reads the system's monotonic clock.
+//! The one place that reads the system's clock: the one that never steps and counts the time in which the machine was
+//! suspended, so that a promise of another node is never taken to last longer than it does.
 //! Nothing below the edges may ask for the time: it comes in with each turn.
 
 #[cfg(feature = "sim")]
 use std::sync::Arc;
 #[cfg(feature = "sim")]
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use polyraft_raft::Tick;
+use rustix::time::{ClockId, clock_gettime};
 
 /// Counts microseconds since the node was opened.
 #[derive(Debug, Clone)]
 pub(crate) enum Clock {
     System {
-        origin: Instant,
+        origin: Duration,
     },
     /// Somebody else moves the time.
     #[cfg(feature = "sim")]
@@ -23,13 +25,13 @@ pub(crate) enum Clock {
 impl Clock {
     pub(crate) fn start() -> Self {
         Clock::System {
-            origin: Instant::now(),
+            origin: since_boot(),
         }
     }
 
     pub(crate) fn now(&self) -> Tick {
         match self {
-            Clock::System { origin } => Tick(micros(origin.elapsed())),
+            Clock::System { origin } => Tick(micros(since_boot() - *origin)),
             #[cfg(feature = "sim")]
             Clock::Virtual(now) => Tick(now.load(Ordering::Relaxed)),
         }
@@ -39,6 +41,11 @@ impl Clock {
     pub(crate) fn until(&self, at: Tick) -> Duration {
         Duration::from_micros(at.0.saturating_sub(self.now().0))
     }
+}
+
+fn since_boot() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
 }
 
 /// A duration in the engine's unit.

@@ -20,10 +20,10 @@ use crate::event::ShardEvent;
 use crate::mailbox::Sender;
 use crate::trace::Trace;
 
-/// A proposal that is committed and applied.
+/// A proposal that is committed and applied; or a read that is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Committed {
-    /// Its place in the group's log.
+    /// Its place in the group's log. Of a read: the index that the state had to have at least.
     pub index: Index,
     /// What the state machine answered.
     pub reply: Bytes,

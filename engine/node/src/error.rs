@@ -77,6 +77,10 @@ pub enum Error {
         /// The configured bound.
         limit: usize,
     },
+    /// No quorum confirmed in time that somebody leads the group, so a read could have missed something. Nothing was read;
+    /// reading again is safe.
+    #[error("no quorum confirmed the leader in time; nothing was read, retry")]
+    Unconfirmed,
     /// The state machine refused a query.
     #[error("the state machine refused the query: {0}")]
     Query(String),
@@ -106,6 +110,7 @@ impl Error {
                 | Error::Busy { .. }
                 | Error::CreateTimeout { .. }
                 | Error::Restoring { .. }
+                | Error::Unconfirmed
         )
     }
 

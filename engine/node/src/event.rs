@@ -11,6 +11,8 @@ use smallvec::SmallVec;
 use crate::apply::ApplyBatch;
 use crate::completion::{Outcome, ReplyTo};
 use crate::error::Error;
+use crate::group::Read;
+use crate::liveness::Untaken;
 use crate::status::GroupStatus;
 
 /// One thing that happened.
@@ -20,6 +22,13 @@ pub(crate) enum ShardEvent {
     Propose {
         group: GroupId,
         payload: Bytes,
+        reply: ReplyTo,
+    },
+    /// A caller of this node reads.
+    Read {
+        group: GroupId,
+        read: Read,
+        query: Bytes,
         reply: ReplyTo,
     },
     /// A frame arrived; the shard reads the records of its own groups in it.
@@ -53,8 +62,17 @@ pub(crate) enum ShardEvent {
         by: NodeId,
         changes: Vec<(GroupId, Option<Term>)>,
     },
+    /// A shard has told its replicas what `by` claims: they are bound to it, except for these. For the home shard.
+    ClaimsTaken {
+        by: NodeId,
+        untaken: Vec<(GroupId, Term, Untaken)>,
+    },
     /// Groups of this node began or ceased to lead, as another shard saw it. For the home shard.
-    ClaimsChanged(Vec<Claim>),
+    ClaimsChanged { shard: usize, claims: Vec<Claim> },
+    /// A shard has reads that came at `at`, and waits for peers to stand by its claims after that. For the home shard.
+    StandingWanted { shard: usize, at: Tick },
+    /// A peer stands by claims of this node.
+    StandingKnown,
     /// A replica has just been opened; the home shard tells what is claimed of its group.
     ClaimWanted { group: GroupId },
     /// Part of a `create_groups`, on the shard that owns these groups.

@@ -30,6 +30,16 @@ fn encode(out: &mut BytesMut, record: &Record<'_>) {
             request,
             outcome,
         } => wire::put_forward_reply(out, *group, *request, outcome),
+        Record::ReadAsk {
+            group,
+            request,
+            by_lease,
+        } => wire::put_read_ask(out, *group, *request, *by_lease),
+        Record::ReadReply {
+            group,
+            request,
+            outcome,
+        } => wire::put_read_reply(out, *group, *request, outcome),
         Record::Beat(beat) => wire::put_beat(out, beat),
         Record::ClaimsDelta {
             from_version,
@@ -193,12 +203,20 @@ mod tests {
         for error in errors {
             wire::put_forward_reply(&mut forwards, group, 5, &Err(error));
         }
+        let mut reads = BytesMut::new();
+        wire::put_read_ask(&mut reads, group, 5, true);
+        wire::put_read_reply(&mut reads, group, 5, &Ok(index));
+        wire::put_read_reply(&mut reads, group, 5, &Err(Error::Unconfirmed));
         let mut node = BytesMut::new();
         let beat = Beat {
             incarnation: 1,
             sequence: 2,
             heard: 3,
             claims_version: 4,
+            of: 5,
+            taken: 6,
+            promise: 7,
+            wants_answer: true,
         };
         wire::put_beat(&mut node, &beat);
         wire::put_claims_delta(&mut node, 3, 4, &[(group, Some(term)), (GroupId(8), None)]);
@@ -209,6 +227,7 @@ mod tests {
         vec![
             ("wire", "raft", raft.to_vec()),
             ("wire", "forwards", forwards.to_vec()),
+            ("wire", "reads", reads.to_vec()),
             ("wire", "node", node.to_vec()),
             (
                 "config",

@@ -4,11 +4,12 @@
 use std::marker::PhantomData;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
-use polyraft_raft::{GroupId, LogPosition, NodeId, Term};
+use polyraft_raft::{GroupId, Index, LogPosition, NodeId, Term};
 
-use crate::apply::Task;
+use crate::apply::{Query, Task};
 use crate::completion::{Committed, CompletionQueue, Many, ReplyTo};
 use crate::directory::GroupCell;
 use crate::error::Error;
@@ -21,9 +22,34 @@ use crate::status::GroupStatus;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Read {
-    /// Whatever this node's replica has applied so far. Never blocks on other nodes; may be behind, and two reads on
-    /// different nodes may go back in time.
-    Stale,
+    /// Everything that was acknowledged to anybody before the read began, and everything that an earlier read saw.
+    ///
+    /// The leader makes sure that a quorum of the members still stands by it: one beat to each other node and one back, for
+    /// all reads of all groups that wait at the time. No clock has to be trusted. Any member may be asked; a follower asks
+    /// the leader's node what its own state must have.
+    Linearizable,
+    /// The same, without any message while the leader's lease holds: the followers have promised not to vote for anybody
+    /// else for a time, and that time is not over. Where the lease does not hold, a round is made as for
+    /// [`Read::Linearizable`].
+    ///
+    /// It rests on the clocks of two nodes to differ in rate by at most `liveness.clock_drift_ppm`. Pauses of a process or a
+    /// machine and steps of the time of day do no harm.
+    Lease,
+    /// What this node's replica has applied, if that is everything that was committed at some moment no longer than
+    /// `max_lag` before the read. If this is not known of it, the leader is asked as for [`Read::Lease`], once for all
+    /// reads that then need nothing for `max_lag`.
+    Stale {
+        /// How old the state may be.
+        max_lag: Duration,
+    },
+}
+
+impl Read {
+    /// Whatever this node's replica has applied so far. Never waits for other nodes; may be behind by any time, and two reads
+    /// on different nodes may go back in time.
+    pub const LOCAL: Read = Read::Stale {
+        max_lag: Duration::MAX,
+    };
 }
 
 /// A group, from the point of view of one node. Cheap to make and to clone.
@@ -130,7 +156,6 @@ impl<M> GroupHandle<M> {
     fn try_enqueue(&self, payload: Bytes, reply: ReplyTo) -> Result<(), (Error, ReplyTo)> {
         let inner = &self.inner;
         let bytes = payload.len();
-        let taken = bytes + PROPOSAL_OVERHEAD;
         let refusal = if inner.shared.is_closed.load(Ordering::Acquire) {
             Some(Error::Closed)
         } else if bytes > inner.max_proposal_bytes {
@@ -139,24 +164,7 @@ impl<M> GroupHandle<M> {
                 limit: inner.max_proposal_bytes,
             })
         } else {
-            let waiting = inner.shared.gauges[self.shard]
-                .proposals
-                .fetch_add(taken, Ordering::Relaxed);
-            let is_full = waiting + taken > inner.inbox_bytes;
-            if is_full {
-                inner.shared.gauges[self.shard]
-                    .proposals
-                    .fetch_sub(taken, Ordering::Relaxed);
-            }
-            if is_full {
-                inner.shared.gauges[self.shard]
-                    .refused
-                    .fetch_add(1, Ordering::Relaxed);
-            }
-            is_full.then_some(Error::Busy {
-                what: "shards.inbox_bytes",
-                limit: inner.inbox_bytes as u64,
-            })
+            self.take_inbox_room(bytes).err()
         };
         if let Some(error) = refusal {
             return Err((error, reply));
@@ -176,20 +184,78 @@ impl<M> GroupHandle<M> {
         Ok(())
     }
 
-    /// Asks the state machine of this node's replica.
+    /// Asks the state machine of this node's replica, once it has what `read` says it must have.
     ///
     /// # Errors
-    /// [`Error::NoSuchGroup`] when no replica is here, [`Error::Query`] when the state machine refuses.
+    /// [`Error::NoSuchGroup`] when no replica is here, [`Error::Query`] when the state machine refuses. Nobody leads:
+    /// [`Error::NotLeader`] after `shards.proposal_timeout`; no quorum answers, or this replica does not catch up:
+    /// [`Error::Unconfirmed`] after the same time. A read has no effect, so every retryable error may be tried again.
+    ///
+    /// [`Read::LOCAL`] waits for nothing and fails with the first two only.
     pub async fn read(&self, read: Read, query: impl Into<Bytes>) -> Result<Bytes, Error> {
-        let Read::Stale = read;
-        let (reply, answer) = tokio::sync::oneshot::channel();
-        let task = Task::Query {
+        let (outcome, reply) = self.inner.slots.pair();
+        self.enqueue_read(read, query.into(), reply)?;
+        outcome.await.map(|answer| answer.reply)
+    }
+
+    /// Reads without waiting: the answer arrives at `queue`, under `tag`, with the index that the state had to have.
+    ///
+    /// # Errors
+    /// When the read is refused at once; nothing arrives at the queue then.
+    pub fn read_with(
+        &self,
+        read: Read,
+        query: impl Into<Bytes>,
+        tag: u64,
+        queue: &CompletionQueue,
+    ) -> Result<(), Error> {
+        self.enqueue_read(read, query.into(), queue.reply_to(tag))
+    }
+
+    fn enqueue_read(&self, read: Read, query: Bytes, reply: ReplyTo) -> Result<(), Error> {
+        let inner = &self.inner;
+        if inner.shared.is_closed.load(Ordering::Acquire) {
+            reply.forget();
+            return Err(Error::Closed);
+        }
+        if read == Read::LOCAL {
+            let query = Query {
+                group: self.group,
+                index: Index::ZERO,
+                query,
+                reply,
+            };
+            inner.shared.worker_of(self.group).send(Task::Query(query));
+            return Ok(());
+        }
+        if let Err(error) = self.take_inbox_room(query.len()) {
+            reply.forget();
+            return Err(error);
+        }
+        let event = ShardEvent::Read {
             group: self.group,
-            query: query.into(),
+            read,
+            query,
             reply,
         };
-        self.inner.shared.worker_of(self.group).send(task);
-        answer.await.unwrap_or(Err(Error::Closed))
+        inner.shared.tell(self.shard, event);
+        Ok(())
+    }
+
+    /// Counts what is about to be put into the shard's inbox.
+    fn take_inbox_room(&self, bytes: usize) -> Result<(), Error> {
+        let inner = &self.inner;
+        let (gauge, taken) = (&inner.shared.gauges[self.shard], bytes + PROPOSAL_OVERHEAD);
+        let waiting = gauge.proposals.fetch_add(taken, Ordering::Relaxed);
+        if waiting + taken <= inner.inbox_bytes {
+            return Ok(());
+        }
+        gauge.proposals.fetch_sub(taken, Ordering::Relaxed);
+        gauge.refused.fetch_add(1, Ordering::Relaxed);
+        Err(Error::Busy {
+            what: "shards.inbox_bytes",
+            limit: inner.inbox_bytes as u64,
+        })
     }
 
     /// Has this node's replica take a snapshot of what it has applied, waits until it is durable, and returns the last

@@ -31,6 +31,7 @@ mod shard;
 pub mod sim;
 mod status;
 mod trace;
+mod trust;
 mod wheel;
 mod wire;
 

@@ -5,12 +5,23 @@
 //! A pure state machine: time and events come in, actions go out. The home shard owns it. Nothing in it depends on the
 //! order of a hash map, so that the same events always lead to the same actions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
+use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{GroupId, NodeId, Term, Tick};
 
 use crate::pace::Pace;
 use crate::pulse::Expected;
+use crate::trust::{Batches, Standing};
+
+/// Beats without an answer of which the time is remembered.
+const KEPT_BEATS: usize = 64;
+
+/// Claims that a replica disputes, told to it again at one beat.
+const DISPUTED_AT_ONCE: usize = 256;
+
+/// An hour, in microseconds.
+const LONGEST_PROMISE: u64 = 3_600_000_000;
 
 /// What one node tells another at every interval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +34,14 @@ pub(crate) struct Beat {
     pub(crate) heard: u64,
     /// The version of the sender's claims towards the receiver.
     pub(crate) claims_version: u64,
+    /// The incarnation of the receiver that `heard` and `taken` speak of.
+    pub(crate) of: u64,
+    /// The version of the receiver's claims that the sender's replicas are bound to, all of them, now; 0: not all are.
+    pub(crate) taken: u64,
+    /// How long after it has last heard the receiver the sender stays bound, in microseconds of its own clock.
+    pub(crate) promise: u64,
+    /// The sender wants a beat back at once.
+    pub(crate) wants_answer: bool,
 }
 
 /// What the owner has to do.
@@ -52,14 +71,27 @@ pub(crate) enum Action {
         by: NodeId,
         changes: Vec<(GroupId, Option<Term>)>,
     },
+    /// A peer stands by claims of this node.
+    Stands(Standing),
+}
+
+/// Why a replica is not bound to a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Untaken {
+    /// It is not open here, or not created.
+    Unopened,
+    /// It knows of a later term, or not that the claimant is a member.
+    Disputed,
 }
 
 /// The intervals that liveness works with, in microseconds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Intervals {
     pub(crate) beat: u64,
-    /// A peer that was not heard for this long is silent.
+    /// A peer that was not heard for this long is silent. Also how long this node promises to stay bound to a leader.
     pub(crate) silence: u64,
+    /// By how much two clocks may differ in rate, in parts per million.
+    pub(crate) drift_ppm: u64,
 }
 
 /// Everything this node knows of the other nodes' life, and what it has told them of its own.
@@ -70,6 +102,10 @@ pub(crate) struct Liveness {
     pace: Pace,
     /// In ascending order.
     peers: Vec<Peer>,
+    /// How many batches of claims came from each shard.
+    batches: Batches,
+    /// Somebody here waits for peers to stand by claims of this node after this moment.
+    wanted: Option<Tick>,
 }
 
 #[derive(Debug)]
@@ -83,6 +119,34 @@ struct Peer {
     sent_sequence: u64,
     outgoing: Outgoing,
     incoming: Incoming,
+    bonds: Bonds,
+    /// Beats that it may still answer, oldest first.
+    sent: VecDeque<SentBeat>,
+    /// It was last known to stand by the claims of this version, and at this moment.
+    stood_by: u64,
+    stood_at: Tick,
+    /// The beat that asked for an answer and has none, and when it was sent.
+    asked: Option<(u64, Tick)>,
+    /// It is not asked again before.
+    ask_at: Tick,
+}
+
+/// What a beat said, and when.
+#[derive(Debug)]
+struct SentBeat {
+    sequence: u64,
+    at: Tick,
+    version: u64,
+    batches: Batches,
+}
+
+/// Which of a peer's claims the replicas here are bound to.
+#[derive(Debug, Default)]
+struct Bonds {
+    /// Answers of shards that are awaited.
+    under_way: usize,
+    unopened: BTreeMap<GroupId, Term>,
+    disputed: BTreeMap<GroupId, Term>,
 }
 
 /// The groups that this node leads and the peer has a replica of.
@@ -92,6 +156,8 @@ struct Outgoing {
     version: u64,
     changes: Vec<(GroupId, Option<Term>)>,
     wants_table: bool,
+    /// The batches of claims that `version` covers.
+    batches: Batches,
 }
 
 /// The groups that the peer leads, as far as it has told.
@@ -119,6 +185,8 @@ impl Liveness {
             intervals,
             pace: Pace::new(intervals.beat, node, peers.iter().copied()),
             peers: peers.into_iter().map(Peer::new).collect(),
+            batches: Batches::new(),
+            wanted: None,
         }
     }
 
@@ -126,20 +194,40 @@ impl Liveness {
     pub(crate) fn deadline(&self) -> Option<Tick> {
         let living = self.peers.iter().filter(|peer| peer.alive);
         let silent = living.map(|peer| Tick(peer.heard_at.0 + self.intervals.silence));
-        silent.chain(self.pace.next()).min()
+        let asks = self.peers.iter().filter(|peer| self.is_wanted_of(peer));
+        let asks = asks.map(Peer::next_ask);
+        silent.chain(asks).chain(self.pace.next()).min()
     }
 
-    /// What the beats of the living peers will say unless something happens.
+    /// What the beats of the living peers will say unless something happens. Nothing is expected of a peer while somebody
+    /// waits for its word.
     pub(crate) fn expected(&self) -> impl Iterator<Item = Expected> {
         let peers = self.peers.iter().enumerate();
         peers.filter_map(|(place, peer)| {
+            let is_awaited = peer.asked.is_some() || self.wanted.is_some();
             Some(Expected {
                 node: peer.node,
-                incarnation: peer.incarnation.filter(|_| peer.alive)?,
+                incarnation: peer.incarnation.filter(|_| peer.alive && !is_awaited)?,
                 claims_version: peer.incoming.version,
                 from: self.pace.quiet_from(place),
             })
         })
+    }
+
+    /// Whether somebody waits for more than a peer is known to stand by.
+    fn is_wanted_of(&self, peer: &Peer) -> bool {
+        let is_more = |at| peer.stood_at < at || peer.stood_by < peer.outgoing.version;
+        peer.alive && self.wanted.is_some_and(is_more)
+    }
+
+    /// Somebody waits for peers to stand by claims of this node at a moment after `at`: they are asked with the next poll.
+    pub(crate) fn want(&mut self, at: Tick) {
+        self.wanted = self.wanted.max(Some(at));
+    }
+
+    /// Nobody waits any more.
+    pub(crate) fn forget_want(&mut self) {
+        self.wanted = None;
     }
 
     pub(crate) fn is_alive(&self, node: NodeId) -> bool {
@@ -148,16 +236,13 @@ impl Liveness {
             .any(|peer| peer.node == node && peer.alive)
     }
 
-    /// Which living peer claims to lead `group`, and at which term; the newest if several do.
-    pub(crate) fn claim_on(&self, group: GroupId) -> Option<(NodeId, Term)> {
+    /// Which living peers claim to lead `group`, and at which terms; the newest comes last.
+    pub(crate) fn claims_on(&self, group: GroupId) -> Vec<(NodeId, Term)> {
         let living = self.peers.iter().filter(|peer| peer.alive);
-        let claims = living.filter_map(|peer| {
-            peer.incoming
-                .claims
-                .get(&group)
-                .map(|term| (peer.node, *term))
-        });
-        claims.max_by_key(|(_, term)| *term)
+        let claim = |peer: &Peer| Some((peer.node, *peer.incoming.claims.get(&group)?));
+        let mut claims: Vec<_> = living.filter_map(claim).collect();
+        claims.sort_unstable_by_key(|(_, term)| *term);
+        claims
     }
 
     fn peer(&mut self, node: NodeId) -> Option<&mut Peer> {
@@ -166,8 +251,25 @@ impl Liveness {
 
     /// Sends what is due and, if everything that had arrived by `now` was seen (`is_drained`), judges who is silent: a
     /// beat that waits in the inbox must not count as silence.
-    pub(crate) fn poll(&mut self, now: Tick, is_drained: bool, out: &mut Vec<Action>) {
+    ///
+    /// `sent_at` is a moment shortly before the beats leave, and not before anybody began to wait for them.
+    pub(crate) fn poll(
+        &mut self,
+        now: Tick,
+        sent_at: Tick,
+        is_drained: bool,
+        out: &mut Vec<Action>,
+    ) {
+        let wanted: Vec<bool> = match self.wanted {
+            Some(_) => self
+                .peers
+                .iter()
+                .map(|peer| self.is_wanted_of(peer))
+                .collect(),
+            None => Vec::new(),
+        };
         self.pace.advance(now);
+        let (own, intervals) = (self.incarnation, self.intervals);
         for (place, peer) in self.peers.iter_mut().enumerate() {
             if is_drained
                 && peer.alive
@@ -181,9 +283,17 @@ impl Liveness {
             }
             if peer.incarnation.is_some() {
                 peer.flush_claims(out);
-                if self.pace.is_due(place) {
-                    peer.ask_for_missed_claims(now, self.intervals.beat, out);
-                    out.push(peer.next_beat(self.incarnation));
+                let is_due = self.pace.is_due(place);
+                let asks = wanted.get(place) == Some(&true) && peer.next_ask() <= now;
+                if is_due || asks {
+                    peer.outgoing.batches.clone_from(&self.batches);
+                }
+                if is_due {
+                    peer.ask_for_missed_claims(now, intervals.beat, out);
+                    peer.dispute_again(out);
+                }
+                if is_due || asks {
+                    out.push(peer.next_beat(own, &intervals, sent_at, asks));
                 }
             }
         }
@@ -197,7 +307,7 @@ impl Liveness {
         incarnation: u64,
         out: &mut Vec<Action>,
     ) {
-        let own = self.incarnation;
+        let (own, intervals) = (self.incarnation, self.intervals);
         let Some(peer) = self.peer(node) else { return };
         if peer.incarnation != Some(incarnation) {
             // Whatever an earlier life of the peer claimed is void: it has to say it again.
@@ -208,15 +318,16 @@ impl Liveness {
             let claims = std::mem::take(&mut peer.incoming).claims;
             if !claims.is_empty() {
                 let changes = claims.into_keys().map(|group| (group, None)).collect();
-                out.push(Action::Claims { by: node, changes });
+                peer.tell_claims(changes, out);
             }
             peer.incarnation = Some(incarnation);
             peer.heard_sequence = 0;
+            (peer.asked, peer.stood_by) = (None, 0);
         }
         peer.heard_at = now;
         // Frames of the old connection may be lost, deltas among them.
         peer.outgoing.wants_table = true;
-        out.push(peer.next_beat(own));
+        out.push(peer.next_beat(own, &intervals, now, false));
     }
 
     /// Any frame is a sign of life.
@@ -227,6 +338,7 @@ impl Liveness {
     }
 
     pub(crate) fn beat(&mut self, at: Tick, from: NodeId, beat: Beat, out: &mut Vec<Action>) {
+        let (own, intervals) = (self.incarnation, self.intervals);
         let Some(place) = self.peers.iter().position(|peer| peer.node == from) else {
             return;
         };
@@ -250,13 +362,59 @@ impl Liveness {
                 .map(|(group, term)| (*group, Some(*term)))
                 .collect();
             if !changes.is_empty() {
-                out.push(Action::Claims { by: from, changes });
+                peer.tell_claims(changes, out);
             }
         }
         if beat.claims_version == peer.incoming.version {
             peer.incoming.mismatch_since = None;
         } else {
             peer.incoming.mismatch_since.get_or_insert(at);
+        }
+        if beat.of == own {
+            peer.take_standing(at, &beat, &intervals, out);
+        }
+        if beat.wants_answer {
+            out.push(peer.next_beat(own, &intervals, at, false));
+        }
+    }
+
+    /// A shard has handed over a batch of claims, perhaps an empty one.
+    pub(crate) fn note_batch(&mut self, shard: usize) {
+        if self.batches.len() <= shard {
+            self.batches.resize(shard + 1, 0);
+        }
+        self.batches[shard] += 1;
+    }
+
+    /// An [`Action::Claims`] is on its way to so many shards, each of which will answer with
+    /// [`Liveness::claims_taken`].
+    pub(crate) fn claims_told(&mut self, by: NodeId, shards: usize) {
+        if let Some(peer) = self.peer(by) {
+            peer.bonds.under_way += shards - 1;
+        }
+    }
+
+    /// A shard has taken claims, except for these.
+    pub(crate) fn claims_taken(&mut self, by: NodeId, untaken: Vec<(GroupId, Term, Untaken)>) {
+        let Some(peer) = self.peer(by) else { return };
+        peer.bonds.under_way -= 1;
+        for (group, term, why) in untaken {
+            // It may have been given up, or claimed anew, meanwhile.
+            if peer.incoming.claims.get(&group) == Some(&term) {
+                let list = match why {
+                    Untaken::Unopened => &mut peer.bonds.unopened,
+                    Untaken::Disputed => &mut peer.bonds.disputed,
+                };
+                list.insert(group, term);
+            }
+        }
+    }
+
+    /// A peer's claim on a group is told to one shard again, which will answer as usual.
+    pub(crate) fn claim_told_again(&mut self, by: NodeId, group: GroupId) {
+        if let Some(peer) = self.peer(by) {
+            peer.bonds.forget(group);
+            peer.bonds.under_way += 1;
         }
     }
 
@@ -336,6 +494,13 @@ impl Liveness {
     }
 }
 
+impl Bonds {
+    fn forget(&mut self, group: GroupId) {
+        self.unopened.remove(&group);
+        self.disputed.remove(&group);
+    }
+}
+
 impl Peer {
     fn new(node: NodeId) -> Self {
         Peer {
@@ -347,16 +512,51 @@ impl Peer {
             sent_sequence: 0,
             outgoing: Outgoing::default(),
             incoming: Incoming::default(),
+            bonds: Bonds::default(),
+            sent: VecDeque::new(),
+            stood_by: 0,
+            stood_at: Tick(0),
+            asked: None,
+            ask_at: Tick(0),
         }
     }
 
-    fn next_beat(&mut self, incarnation: u64) -> Action {
+    /// When it may be asked the next time to stand by claims.
+    fn next_ask(&self) -> Tick {
+        self.ask_at
+    }
+
+    fn next_beat(
+        &mut self,
+        incarnation: u64,
+        intervals: &Intervals,
+        at: Tick,
+        wants_answer: bool,
+    ) -> Action {
         self.sent_sequence += 1;
+        if self.sent.len() == KEPT_BEATS {
+            self.sent.pop_front();
+        }
+        self.sent.push_back(SentBeat {
+            sequence: self.sent_sequence,
+            at,
+            version: self.outgoing.version,
+            batches: self.outgoing.batches.clone(),
+        });
+        if wants_answer {
+            self.asked = Some((self.sent_sequence, at));
+            // Beats may be lost; the ordinary ones have the same effect, a little later.
+            self.ask_at = at.after(intervals.beat);
+        }
         let beat = Beat {
             incarnation,
             sequence: self.sent_sequence,
             heard: self.heard_sequence,
             claims_version: self.outgoing.version,
+            of: self.incarnation.unwrap_or(0),
+            taken: self.taken(),
+            promise: intervals.silence,
+            wants_answer,
         };
         Action::Beat {
             to: self.node,
@@ -364,17 +564,104 @@ impl Peer {
         }
     }
 
+    /// The version of its claims that the replicas here are bound to, all of them. Bound they stay until this node judges it
+    /// silent, and from then on nothing is said.
+    fn taken(&self) -> u64 {
+        let bonds = &self.bonds;
+        let are_all =
+            bonds.under_way == 0 && bonds.unopened.is_empty() && bonds.disputed.is_empty();
+        if self.alive && are_all {
+            self.incoming.version
+        } else {
+            0
+        }
+    }
+
+    /// Works out what its beat says about this node's claims.
+    fn take_standing(
+        &mut self,
+        now: Tick,
+        beat: &Beat,
+        intervals: &Intervals,
+        out: &mut Vec<Action>,
+    ) {
+        let Ok(heard) = self
+            .sent
+            .binary_search_by_key(&beat.heard, |sent| sent.sequence)
+        else {
+            return;
+        };
+        // What it is bound to, as far as it is known which claims that were.
+        let covered = (0..=heard)
+            .rev()
+            .find(|at| self.sent[*at].version <= beat.taken);
+        let is_full = beat.taken >= self.sent[heard].version;
+        if self
+            .asked
+            .is_some_and(|(sequence, _)| sequence <= beat.heard)
+        {
+            self.asked = None;
+            // Who is not there yet needs a moment.
+            let pause = if is_full { 0 } else { intervals.beat / 8 };
+            self.ask_at = now.after(pause);
+        }
+        let Some(covered) = covered.filter(|_| beat.taken > 0) else {
+            return;
+        };
+        let mut since = self.sent[heard].at;
+        // No promise is longer than that; what is read off the wire may be anything.
+        let mut length = beat.promise.min(LONGEST_PROMISE);
+        if mutants::is_active(Mutant::LeaseFromAnswer) {
+            since = now;
+        }
+        if !mutants::is_active(Mutant::LeaseWithoutDrift) {
+            // Its clock may run ahead of the one here: its promise is over sooner than it looks from here.
+            length = length * 1_000_000 / (1_000_000 + intervals.drift_ppm);
+        }
+        (self.stood_by, self.stood_at) = (beat.taken, self.stood_at.max(self.sent[heard].at));
+        out.push(Action::Stands(Standing {
+            by: self.node,
+            batches: self.sent[covered].batches.clone(),
+            since: self.sent[heard].at,
+            until: since.after(length),
+        }));
+        self.sent.drain(..covered);
+    }
+
+    /// Tells replicas again of claims that they disputed: an answer of theirs may have been lost.
+    fn dispute_again(&mut self, out: &mut Vec<Action>) {
+        if !self.alive || self.bonds.disputed.is_empty() {
+            return;
+        }
+        let claims = &self.incoming.claims;
+        self.bonds
+            .disputed
+            .retain(|group, term| claims.get(group) == Some(term));
+        let again = self.bonds.disputed.iter().take(DISPUTED_AT_ONCE);
+        let changes: Vec<_> = again.map(|(group, term)| (*group, Some(*term))).collect();
+        self.report(changes, out);
+    }
+
     /// Passes changed claims on. Those of a peer that is not alive yet wait for its first beat.
-    fn report(&self, mut changes: Vec<(GroupId, Option<Term>)>, out: &mut Vec<Action>) {
+    fn report(&mut self, mut changes: Vec<(GroupId, Option<Term>)>, out: &mut Vec<Action>) {
         if !self.alive {
             changes.retain(|(_, term)| term.is_none());
         }
         if !changes.is_empty() {
-            out.push(Action::Claims {
-                by: self.node,
-                changes,
-            });
+            self.tell_claims(changes, out);
         }
+    }
+
+    /// Until the shards have answered, nothing is known of these claims.
+    fn tell_claims(&mut self, changes: Vec<(GroupId, Option<Term>)>, out: &mut Vec<Action>) {
+        for (group, _) in &changes {
+            self.bonds.forget(*group);
+        }
+        self.bonds.under_way += 1;
+        out.push(Action::Claims {
+            by: self.node,
+            changes,
+        });
     }
 
     fn flush_claims(&mut self, out: &mut Vec<Action>) {
@@ -419,259 +706,4 @@ impl Peer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const INTERVALS: Intervals = Intervals {
-        beat: 25_000,
-        silence: 150_000,
-    };
-    const ONE: NodeId = NodeId(1);
-    const TWO: NodeId = NodeId(2);
-
-    /// Two nodes that hear each other.
-    struct Pair {
-        now: Tick,
-        one: Liveness,
-        two: Liveness,
-        lose_deltas: bool,
-        lose_beats: bool,
-        seen_by_two: Vec<Action>,
-        sent: usize,
-    }
-
-    impl Pair {
-        fn new() -> Self {
-            let mut pair = Pair {
-                now: Tick(1),
-                one: Liveness::new(ONE, 1, INTERVALS, [TWO]),
-                two: Liveness::new(TWO, 1, INTERVALS, [ONE]),
-                lose_deltas: false,
-                lose_beats: false,
-                seen_by_two: Vec::new(),
-                sent: 0,
-            };
-            pair.connect(1);
-            pair
-        }
-
-        fn connect(&mut self, incarnation_of_one: u64) {
-            let mut out = Vec::new();
-            self.one.link_up(self.now, TWO, 1, &mut out);
-            self.deliver(ONE, out);
-            let mut out = Vec::new();
-            self.two
-                .link_up(self.now, ONE, incarnation_of_one, &mut out);
-            self.deliver(TWO, out);
-            self.run(1);
-        }
-
-        /// Lets `intervals` beats pass.
-        fn run(&mut self, intervals: usize) {
-            for _ in 0..10 * intervals {
-                self.now = Tick(self.now.0 + INTERVALS.beat / 10);
-                for node in [ONE, TWO] {
-                    let mut out = Vec::new();
-                    if node == ONE {
-                        &mut self.one
-                    } else {
-                        &mut self.two
-                    }
-                    .poll(self.now, true, &mut out);
-                    self.deliver(node, out);
-                }
-            }
-        }
-
-        fn deliver(&mut self, from: NodeId, actions: Vec<Action>) {
-            for action in actions {
-                let mut out = Vec::new();
-                let receiver = if from == ONE {
-                    &mut self.two
-                } else {
-                    &mut self.one
-                };
-                self.sent += 1;
-                match action {
-                    Action::Beat { beat, .. } if !self.lose_beats => {
-                        receiver.beat(self.now, from, beat, &mut out)
-                    }
-                    Action::Delta {
-                        from_version,
-                        version,
-                        changes,
-                        ..
-                    } if !self.lose_deltas => {
-                        receiver.delta(from, from_version, version, changes, &mut out);
-                    }
-                    Action::Table {
-                        version, claims, ..
-                    } => {
-                        receiver.table(from, version, true, claims.len(), claims, &mut out);
-                    }
-                    Action::RequestTable { .. } => receiver.table_requested(from),
-                    Action::Beat { .. } | Action::Delta { .. } => {}
-                    own @ (Action::Peer { .. } | Action::Claims { .. }) => {
-                        self.sent -= 1;
-                        if from == TWO {
-                            self.seen_by_two.push(own);
-                        }
-                    }
-                }
-                let receiver_is_two = from == ONE;
-                if receiver_is_two {
-                    self.seen_by_two.append(&mut out);
-                }
-            }
-        }
-
-        fn take_seen(&mut self) -> Vec<Action> {
-            std::mem::take(&mut self.seen_by_two)
-        }
-    }
-
-    #[test]
-    fn a_peer_is_alive_after_its_first_beat_and_silent_after_the_timeout() {
-        let mut pair = Pair::new();
-        assert_eq!(
-            pair.take_seen(),
-            [Action::Peer {
-                node: ONE,
-                alive: true
-            }]
-        );
-        pair.run(20);
-        assert_eq!(pair.take_seen(), []);
-        pair.lose_beats = true;
-        pair.run(5);
-        assert!(
-            pair.two.is_alive(ONE),
-            "silence is shorter than the timeout"
-        );
-        pair.run(2);
-        assert_eq!(
-            pair.take_seen(),
-            [Action::Peer {
-                node: ONE,
-                alive: false
-            }]
-        );
-    }
-
-    #[test]
-    fn a_claim_travels_once_and_idle_beats_do_not_depend_on_groups() {
-        let mut pair = Pair::new();
-        pair.take_seen();
-        for group in 0..1000 {
-            pair.one.claim(GroupId(group), Some(Term(3)), &[ONE, TWO]);
-        }
-        pair.run(1);
-        let seen = pair.take_seen();
-        assert!(
-            matches!(&seen[..], [Action::Claims { by: ONE, changes }] if changes.len() == 1000),
-            "{seen:?}"
-        );
-        let before = pair.sent;
-        pair.run(10);
-        let sent = pair.sent - before;
-        assert!(
-            (19..=21).contains(&sent),
-            "{sent}: one beat each way per interval"
-        );
-        assert_eq!(pair.take_seen(), []);
-    }
-
-    #[test]
-    fn a_lost_delta_is_noticed_and_the_table_repairs_it() {
-        let mut pair = Pair::new();
-        pair.take_seen();
-        pair.lose_deltas = true;
-        pair.one.claim(GroupId(5), Some(Term(2)), &[ONE, TWO]);
-        pair.run(1);
-        pair.lose_deltas = false;
-        assert_eq!(pair.take_seen(), []);
-        pair.run(5);
-        assert_eq!(
-            pair.take_seen(),
-            [Action::Claims {
-                by: ONE,
-                changes: vec![(GroupId(5), Some(Term(2)))]
-            }]
-        );
-        let before = pair.sent;
-        pair.run(10);
-        let sent = pair.sent - before;
-        assert!(
-            (19..=21).contains(&sent),
-            "{sent}: nothing is asked for twice"
-        );
-    }
-
-    #[test]
-    fn a_new_incarnation_voids_what_the_old_one_claimed() {
-        let mut pair = Pair::new();
-        pair.one.claim(GroupId(5), Some(Term(2)), &[ONE, TWO]);
-        pair.run(1);
-        pair.take_seen();
-        pair.one = Liveness::new(ONE, 2, INTERVALS, [TWO]);
-        pair.connect(2);
-        let seen = pair.take_seen();
-        let expected = [
-            Action::Peer {
-                node: ONE,
-                alive: false,
-            },
-            Action::Claims {
-                by: ONE,
-                changes: vec![(GroupId(5), None)],
-            },
-            Action::Peer {
-                node: ONE,
-                alive: true,
-            },
-        ];
-        assert_eq!(seen, expected);
-    }
-
-    #[test]
-    fn a_claim_given_up_is_told() {
-        let mut pair = Pair::new();
-        pair.one.claim(GroupId(5), Some(Term(2)), &[ONE, TWO]);
-        pair.run(1);
-        pair.take_seen();
-        pair.one.claim(GroupId(5), None, &[ONE, TWO]);
-        pair.run(1);
-        assert_eq!(
-            pair.take_seen(),
-            [Action::Claims {
-                by: ONE,
-                changes: vec![(GroupId(5), None)]
-            }]
-        );
-    }
-
-    #[test]
-    fn a_beat_of_another_incarnation_or_an_old_one_is_no_sign_of_life() {
-        let mut pair = Pair::new();
-        pair.run(3);
-        pair.lose_beats = true;
-        pair.run(4);
-        let mut out = Vec::new();
-        let stale = Beat {
-            incarnation: 1,
-            sequence: 1,
-            heard: 0,
-            claims_version: 0,
-        };
-        let other = Beat {
-            incarnation: 9,
-            sequence: 99,
-            heard: 0,
-            claims_version: 0,
-        };
-        pair.two.beat(pair.now, ONE, stale, &mut out);
-        pair.two.beat(pair.now, ONE, other, &mut out);
-        pair.run(3);
-        assert!(!pair.two.is_alive(ONE));
-    }
-}
+mod tests;

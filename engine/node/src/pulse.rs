@@ -42,7 +42,8 @@ impl Pulses {
         let expected = &pulse.expected;
         let is_quiet = beat.incarnation == expected.incarnation
             && beat.claims_version == expected.claims_version
-            && at >= expected.from;
+            && at >= expected.from
+            && !beat.wants_answer;
         if is_quiet {
             let older = pulse.newest.as_ref().map_or(0, |(_, older)| older.sequence);
             if beat.sequence > older {
@@ -96,6 +97,10 @@ mod tests {
             sequence,
             heard: 0,
             claims_version,
+            of: 1,
+            taken: 0,
+            promise: 0,
+            wants_answer: false,
         }
     }
 
@@ -123,6 +128,11 @@ mod tests {
         assert!(!pulses.keep(PEER, Tick(100), beat(8, 1, 3)), "a new life");
         assert!(!pulses.keep(PEER, Tick(100), beat(7, 1, 4)), "new claims");
         assert!(!pulses.keep(PEER, Tick(99), beat(7, 1, 3)), "too early");
+        let question = Beat {
+            wants_answer: true,
+            ..beat(7, 1, 3)
+        };
+        assert!(!pulses.keep(PEER, Tick(100), question), "a question");
         assert_eq!(taken(&pulses), []);
     }
 

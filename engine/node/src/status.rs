@@ -139,6 +139,18 @@ counters! {
     elections_creation,
     /// Elections because the leader handed the group over.
     elections_handover,
+    /// Reads answered here by the leader's lease: no message was sent for them.
+    lease_reads,
+    /// Reads answered here after other nodes stood by the leader.
+    confirmed_reads,
+    /// Reads answered here after the leader's node said what to wait for.
+    follower_reads,
+    /// Beats that asked another node to stand by the leaders here, for however many reads of however many groups.
+    standing_asked,
+    /// Questions sent to a leader's node what reads here must wait for.
+    reads_asked,
+    /// Reads that nobody could confirm in time.
+    unconfirmed_reads,
     /// Frames handed to the transport, liveness apart.
     group_frames,
     /// Group messages sent in those frames.

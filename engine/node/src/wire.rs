@@ -37,6 +37,8 @@ enum Kind {
     UnknownGroup = 16,
     Forward = 17,
     ForwardReply = 18,
+    ReadAsk = 22,
+    ReadReply = 23,
     // Node-level records: the home shard reads them, whatever their group field says.
     Beat = 32,
     ClaimsDelta = 33,
@@ -62,6 +64,8 @@ impl Kind {
             UnknownGroup,
             Forward,
             ForwardReply,
+            ReadAsk,
+            ReadReply,
             Beat,
             ClaimsDelta,
             ClaimsTable,
@@ -100,6 +104,19 @@ pub(crate) enum Record<'a> {
         group: GroupId,
         request: u64,
         outcome: Outcome,
+    },
+    /// The sender has reads of a group that it takes the receiver to lead, and asks what they must wait for.
+    ReadAsk {
+        group: GroupId,
+        request: u64,
+        /// The leader's lease is good enough.
+        by_lease: bool,
+    },
+    /// The answer: everything through this index is to be applied first.
+    ReadReply {
+        group: GroupId,
+        request: u64,
+        outcome: Result<Index, Error>,
     },
     /// The sender lives.
     Beat(Beat),
@@ -282,6 +299,43 @@ pub(crate) fn put_beat(out: &mut BytesMut, beat: &Beat) {
         out.put_u64_le(beat.sequence);
         out.put_u64_le(beat.heard);
         out.put_u64_le(beat.claims_version);
+        out.put_u64_le(beat.of);
+        out.put_u64_le(beat.taken);
+        out.put_u64_le(beat.promise);
+        out.put_u8(beat.wants_answer.into());
+    });
+}
+
+/// Bytes of a question for what reads must wait for.
+pub(crate) const READ_ASK_BYTES: usize = HEAD_BYTES + 9;
+
+/// Writes the question what reads of a group must wait for.
+pub(crate) fn put_read_ask(out: &mut BytesMut, group: GroupId, request: u64, by_lease: bool) {
+    record(out, Kind::ReadAsk, group, |out| {
+        out.put_u64_le(request);
+        out.put_u8(by_lease.into());
+    });
+}
+
+/// Bytes of the answer to it, at most.
+pub(crate) const READ_REPLY_BYTES: usize = HEAD_BYTES + 17;
+
+/// Writes the answer to it.
+pub(crate) fn put_read_reply(
+    out: &mut BytesMut,
+    group: GroupId,
+    request: u64,
+    outcome: &Result<Index, Error>,
+) {
+    record(out, Kind::ReadReply, group, |out| {
+        out.put_u64_le(request);
+        match outcome {
+            Ok(index) => {
+                out.put_u8(0);
+                out.put_u64_le(index.0);
+            }
+            Err(error) => put_error(out, error),
+        }
     });
 }
 
@@ -377,6 +431,7 @@ fn put_error(out: &mut BytesMut, error: &Error) {
             out.put_u64_le(group.0);
             members.iter().for_each(|member| out.put_u64_le(member.0));
         }
+        Error::Unconfirmed => out.put_u8(7),
         // Not its whole text, or every node on the way would add the same words to it.
         Error::Fault { reason } => {
             out.put_u8(6);
@@ -554,6 +609,7 @@ impl Body<'_> {
             6 => Error::Fault {
                 reason: self.text(),
             },
+            7 => Error::Unconfirmed,
             _ => return Err(WireError::Value("error")),
         })
     }
@@ -639,12 +695,37 @@ fn decode<'a>(
                 outcome,
             });
         }
+        Kind::ReadAsk => {
+            return Ok(Record::ReadAsk {
+                group,
+                request: body.u64()?,
+                by_lease: body.bool("read ask")?,
+            });
+        }
+        Kind::ReadReply => {
+            let request = body.u64()?;
+            let outcome = if body.0.first() == Some(&0) {
+                body.u8()?;
+                Ok(body.index()?)
+            } else {
+                Err(body.error()?)
+            };
+            return Ok(Record::ReadReply {
+                group,
+                request,
+                outcome,
+            });
+        }
         Kind::Beat => {
             return Ok(Record::Beat(Beat {
                 incarnation: body.u64()?,
                 sequence: body.u64()?,
                 heard: body.u64()?,
                 claims_version: body.u64()?,
+                of: body.u64()?,
+                taken: body.u64()?,
+                promise: body.u64()?,
+                wants_answer: body.bool("beat")?,
             }));
         }
         Kind::ClaimsDelta => {

@@ -37,6 +37,9 @@ impl Group {
             self.arm_election_timer(env, out);
             return;
         }
+        if self.is_bound(env) {
+            return self.arm_election_timer(env, out);
+        }
         self.counters.campaigns = self.counters.campaigns.wrapping_add(1);
         self.part = Part::PreCandidate(Ballot::of(self.node));
         self.arm_election_timer(env, out);
@@ -127,6 +130,11 @@ impl Group {
             && ballot.granted.len() > self.configuration.voters().len() / 2;
         if is_won || strangers_count {
             match self.part {
+                // The round was asked for while a leader lives. Its followers are bound to it.
+                Part::PreCandidate(_) if self.is_led(env) => {
+                    self.part = Part::Follower;
+                    self.deadline = None;
+                }
                 Part::PreCandidate(_) => self.stand(env, false, out),
                 _ => self.lead(env, out),
             }
@@ -174,6 +182,11 @@ impl Group {
         }
     }
 
+    /// Whether it may have followed a leader before a restart who still counts on it.
+    fn is_bound(&self, env: &Env<'_>) -> bool {
+        env.now < self.bound_until && !mutants::is_active(Mutant::RestartFrees)
+    }
+
     /// Whether the vote of the current term could go to `candidate`.
     fn may_vote_for(&self, candidate: NodeId) -> bool {
         self.vote == Some(candidate)
@@ -202,6 +215,7 @@ impl Group {
         }
         let granted = last >= self.log.last()
             && !self.defends_leader(env, from)
+            && !self.is_bound(env)
             && (term > self.term || self.may_vote_for(from));
         let term = if granted { term } else { self.term };
         self.send(from, Message::PreVoteReply { term, granted }, out);
@@ -216,7 +230,7 @@ impl Group {
         out: &mut Outbox,
     ) {
         if !granted {
-            if self.catch_up(env, term, out) {
+            if self.learn_term(env, term, out) {
                 return;
             }
             if term < self.term && !mutants::is_active(Mutant::LowerTermNotTold) {
@@ -248,7 +262,7 @@ impl Group {
             return;
         }
         if term > self.term {
-            if !transfer && self.defends_leader(env, from) {
+            if !transfer && (self.defends_leader(env, from) || self.is_bound(env)) {
                 self.send(
                     from,
                     Message::VoteReply {
@@ -261,7 +275,8 @@ impl Group {
             }
             self.catch_up(env, term, out);
         }
-        if last < self.log.last() || !self.may_vote_for(from) {
+        let is_free = transfer || self.vote == Some(from) || !self.is_bound(env);
+        if last < self.log.last() || !self.may_vote_for(from) || !is_free {
             self.send(
                 from,
                 Message::VoteReply {
@@ -310,7 +325,7 @@ impl Group {
         granted: bool,
         out: &mut Outbox,
     ) {
-        if self.catch_up(env, term, out) {
+        if self.learn_term(env, term, out) {
             return;
         }
         match &mut self.part {

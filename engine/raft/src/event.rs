@@ -17,6 +17,9 @@ pub enum Event<'a> {
         /// Number of entries; their payloads stay at the edge.
         count: u32,
     },
+    /// A leader shall append an empty entry: once that is committed, it led when the event came. Answered by exactly one
+    /// [`Proposed`](crate::Proposed).
+    Barrier,
     /// A message arrived. Its sender has been authenticated.
     Message {
         /// The sender.

@@ -43,6 +43,10 @@ pub struct Restored {
     pub last: Index,
     /// The last index that the state machine holds durably.
     pub applied: Index,
+    /// For how long the replica may still be bound to a leader that it followed before the restart, in microseconds. Until
+    /// then it votes for nobody: that leader may be answering reads, counting on it. The longest silence after which
+    /// nodes look for another leader, for a replica that may have followed one; 0 for a new one.
+    pub bound_for: u64,
 }
 
 impl Restored {
@@ -56,6 +60,7 @@ impl Restored {
             runs: Vec::new(),
             last: Index::ZERO,
             applied: Index::ZERO,
+            bound_for: 0,
         }
     }
 }
@@ -97,6 +102,8 @@ pub struct Group {
     pub(crate) handed_out: Index,
     pub(crate) applied: Index,
     pub(crate) deadline: Option<Tick>,
+    /// Until then it may be bound to a leader that it has forgotten, and votes for nobody.
+    pub(crate) bound_until: Tick,
     pub(crate) part: Part,
     pub(crate) counters: Counters,
     /// Follower: the log equals the leader's of `term` through here.
@@ -155,6 +162,7 @@ impl Group {
             runs,
             last,
             applied,
+            bound_for,
         } = restored;
         let log = LogView::new(base, &runs, last);
         assert!(
@@ -180,6 +188,7 @@ impl Group {
             handed_out: applied,
             applied,
             deadline: None,
+            bound_until: env.now.after(bound_for),
             part: Part::Follower,
             counters: Counters::default(),
             verified: Index::ZERO,
@@ -204,6 +213,7 @@ impl Group {
         match event {
             Event::Message { from, message } => self.receive(env, from, message, out),
             Event::Propose { count } => self.propose(count, out),
+            Event::Barrier => self.append_barrier(out),
             Event::Durable { through } => self.complete_writes(env, through, out),
             Event::Applied { through } => self.note_applied(through),
             Event::Flush { log } => self.flush(env, log, out),
@@ -259,7 +269,7 @@ impl Group {
                 self.hear_vote_reply(env, from, term, granted, out)
             }
             Message::Stale { term } => {
-                if !self.catch_up(env, term, out) {
+                if !self.learn_term(env, term, out) {
                     self.drop_stale();
                 }
             }
@@ -434,6 +444,22 @@ impl Group {
         true
     }
 
+    /// Somebody is in a later term, and nobody is known to lead it. Returns whether `term` was higher than the own one.
+    ///
+    /// A follower whose leader works tells that leader and stays: if it left, it could vote, and its leader would go on
+    /// counting on it for reads. The leader goes on to that term, and so frees its followers.
+    pub(crate) fn learn_term(&mut self, env: &Env<'_>, term: Term, out: &mut Outbox) -> bool {
+        if term > self.term
+            && self.is_led(env)
+            && !mutants::is_active(Mutant::LeaderLeft)
+            && let Some(leader) = self.leader
+        {
+            self.send(leader, Message::Stale { term }, out);
+            return true;
+        }
+        self.catch_up(env, term, out)
+    }
+
     /// Leaves the present role. A leader's deadline was for retries; it gets an election timer instead.
     pub(crate) fn become_follower(&mut self, env: &Env<'_>, out: &mut Outbox) {
         if let Part::Leader(_) = self.part {
@@ -568,6 +594,13 @@ impl Group {
     #[must_use]
     pub const fn configuration(&self) -> &Configuration {
         &self.configuration
+    }
+
+    /// Whether `leader` leads `term`, which is the replica's own, and has said so. While its node is alive the replica then
+    /// neither stands nor votes for anybody else, except after a handover by that leader.
+    #[must_use]
+    pub fn is_claimed_by(&self, leader: NodeId, term: Term) -> bool {
+        self.is_claimed && self.leader == Some(leader) && self.term == term
     }
 
     /// When the replica next wants [`Event::Timer`]; `None` when it waits for nothing.

@@ -17,7 +17,10 @@ pub struct Leading {
     /// Every member but this one.
     pub(crate) peers: SmallVec<[Progress; 2]>,
     /// Index of the entry that started the term: nothing before it commits by counting.
-    term_start: Index,
+    pub(crate) term_start: Index,
+    /// Somebody was told in this term to campaign. The voters will not defend this leader against that campaign, however
+    /// late it comes.
+    pub(crate) is_given_away: bool,
     /// The leadership is being handed over.
     pub(crate) handover: Option<Handover>,
     /// When news of a commit that nobody has carried yet is sent alone.
@@ -32,6 +35,7 @@ impl Leading {
         Leading {
             peers,
             term_start: next,
+            is_given_away: false,
             handover: None,
             notice_at: None,
         }
@@ -125,7 +129,7 @@ impl Group {
         commit: Index,
         out: &mut Outbox,
     ) {
-        if self.catch_up(env, term, out) {
+        if self.learn_term(env, term, out) {
             return;
         }
         let last = self.log.last_index();
@@ -157,7 +161,7 @@ impl Group {
         hint: LogPosition,
         out: &mut Outbox,
     ) {
-        if self.catch_up(env, term, out) {
+        if self.learn_term(env, term, out) {
             return;
         }
         // Skips, in one step, every entry of a term that the follower cannot have.

@@ -44,6 +44,7 @@ mod node_set;
 mod outbox;
 mod position;
 mod progress;
+mod reads;
 mod rng;
 mod settings;
 mod snapshot;
@@ -63,4 +64,5 @@ pub use outbox::{
 };
 pub use position::{EntryRange, HardState, LogPosition, TermRun};
 pub use progress::{Progress, ProgressState};
+pub use reads::Unreadable;
 pub use settings::{Env, Settings};

@@ -113,6 +113,20 @@ pub enum Mutant {
     PurgedBeforeSnapshot,
     /// A conflicting log stays beside an installed snapshot.
     ConflictKeptBesideSnapshot,
+    /// A leader answers reads before an entry of its term is committed.
+    ReadBeforeTermCommit,
+    /// A leader answers reads without asking whether it still leads.
+    ReadUnconfirmed,
+    /// A leader answers reads by its lease although it told somebody to campaign.
+    LeaseInHandover,
+    /// A lease counts from the answer to a beat, not from the beat.
+    LeaseFromAnswer,
+    /// A lease lasts as long on the leader's clock as the promise on the follower's.
+    LeaseWithoutDrift,
+    /// A restarted replica votes although it may be bound to a leader that it has forgotten.
+    RestartFrees,
+    /// A follower whose leader works leaves it for a term that nobody leads.
+    LeaderLeft,
 }
 
 /// The mutants that show in what a power cut leaves of the log, with the number of the fault that they stand for.
@@ -150,6 +164,11 @@ pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::HalfIsMajority, 12),
     (Mutant::OldTermCommitted, 12),
     (Mutant::LateAppendTruncates, 14),
+    (Mutant::ReadBeforeTermCommit, 16),
+    (Mutant::ReadUnconfirmed, 16),
+    (Mutant::LeaseFromAnswer, 17),
+    (Mutant::LeaseWithoutDrift, 17),
+    (Mutant::RestartFrees, 17),
     (Mutant::StaleCompletionCounts, 15),
     (Mutant::StaleComparisonKept, 15),
     (Mutant::RecoveredVoteForgotten, 19),
@@ -167,6 +186,8 @@ pub const SCRIPTED: &[(Mutant, u8)] = &[
     (Mutant::CommitBeyondCompared, 13),
     (Mutant::StaleAckCounts, 15),
     (Mutant::WatermarkFalls, 15),
+    (Mutant::LeaseInHandover, 17),
+    (Mutant::LeaderLeft, 17),
     (Mutant::DeadLeaderDefended, 18),
     (Mutant::LowerTermNotTold, 18),
     (Mutant::PreVoteRaisesTerm, 18),

@@ -96,7 +96,8 @@ pub enum Origin {
     Proposed,
     /// The append message being stepped. The range is a suffix of the message's.
     Received,
-    /// Nowhere: the empty entry with which a leader starts its term.
+    /// Nowhere: the empty entry with which a leader starts its term, or that a
+    /// [`Event::Barrier`](crate::Event::Barrier) asked for.
     Noop,
 }
 

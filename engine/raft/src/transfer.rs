@@ -67,6 +67,7 @@ impl Group {
         let has_all = |matched| matched == last || mutants::is_active(Mutant::TargetBehind);
         if others.any(|p| p.node == to && has_all(p.matched)) {
             handover.is_told = true;
+            leading.is_given_away = true;
             self.send(to, Message::TimeoutNow { term: self.term }, out);
         }
     }

@@ -46,7 +46,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 #[test]
-fn an_idle_follower_takes_at_most_400_bytes() {
+fn an_idle_follower_takes_at_most_416_bytes() {
     let (settings, alive) = (Settings::default(), steady::alive());
     let env = Env {
         now: Tick(0),
@@ -77,7 +77,7 @@ fn an_idle_follower_takes_at_most_400_bytes() {
     let heap = (LIVE_BYTES.get() - before) as usize / 64;
     let whole = heap + size_of::<Group>();
     assert!(
-        whole <= 400,
+        whole <= 416,
         "{} bytes in place and {heap} on the heap",
         size_of::<Group>()
     );

@@ -72,6 +72,7 @@ pub struct Sum {
     fewest_events: Option<u64>,
     micros: u64,
     acknowledged: u64,
+    queries: u64,
     unknown: u64,
     restarts: u64,
     restored: u64,
@@ -93,6 +94,7 @@ impl Sum {
         }
         self.micros += report.micros;
         self.acknowledged += counts.acknowledged;
+        self.queries += counts.queries;
         self.unknown += counts.unknown;
         self.restarts += counts.restarts;
         self.restored += counts.restored;
@@ -120,6 +122,7 @@ impl Sum {
             ("a restart".to_owned(), self.restarts),
             ("a restored state machine".to_owned(), self.restored),
             ("an unknown outcome".to_owned(), self.unknown),
+            ("a read beside the log".to_owned(), self.queries),
         ];
         let never = faults.chain(others).filter(|(_, count)| *count == 0);
         never.map(|(what, _)| what).collect()
@@ -139,8 +142,13 @@ impl fmt::Display for Sum {
         )?;
         writeln!(
             f,
-            "{} operations acknowledged, {} of unknown outcome, {} restarts, {} state machines restored, {} connections broken by a pause",
-            self.acknowledged, self.unknown, self.restarts, self.restored, self.outlasted
+            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} restarts, {} state machines restored, {} connections broken by a pause",
+            self.acknowledged,
+            self.queries,
+            self.unknown,
+            self.restarts,
+            self.restored,
+            self.outlasted
         )?;
         write!(f, "faults:")?;
         for (fault, count) in Fault::ALL.iter().zip(self.faults) {
@@ -159,6 +167,7 @@ mod tests {
         let mut sum = Sum {
             seeds: MANY_SEEDS,
             unknown: 1,
+            queries: 1,
             restarts: 1,
             restored: 1,
             outlasted: 1,

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use polyraft::{Completion, Error, GroupId};
+use polyraft::{Completion, Error, GroupId, Read};
 
 use super::machine::{Command, Request};
 use super::phases::FEWEST_OPERATIONS;
@@ -40,6 +40,8 @@ struct Waiting {
     node: u64,
     group: GroupId,
     request: Request,
+    /// It is a read that does not go through the log.
+    is_query: bool,
     /// Of the client, when it asked: an answer to an earlier step is nobody's.
     step: u32,
 }
@@ -60,6 +62,8 @@ struct Client {
 struct Operation {
     group: GroupId,
     request: Request,
+    /// Ask the state machine in this way; none: through the log.
+    query: Option<Read>,
     padding: usize,
     /// In the history.
     id: OperationId,
@@ -192,6 +196,17 @@ impl World {
                 new: id,
             },
         };
+        let query = match command {
+            Command::Read => *self.rng.pick(&[
+                None,
+                Some(Read::Linearizable),
+                Some(Read::Linearizable),
+                Some(Read::Lease),
+                Some(Read::Lease),
+                Some(Read::Lease),
+            ]),
+            _ => None,
+        };
         let call = match command {
             Command::Read => Call::Read,
             Command::Write(value) => Call::Write(value),
@@ -208,6 +223,7 @@ impl World {
         client_state.operation = Some(Operation {
             group,
             request: Request { id, key, command },
+            query,
             padding,
             id: history,
             gives_up_at,
@@ -229,10 +245,13 @@ impl World {
         let node = node.expect("a node was found");
         self.clients.last_tag += 1;
         let tag = self.clients.last_tag;
-        let payload = operation.request.encode(operation.padding);
         let handle = sim.node().group(operation.group.0);
         let queue = &self.hosts[node as usize].queue;
-        match handle.propose_with(payload, tag, queue) {
+        let asked = match operation.query {
+            None => handle.propose_with(operation.request.encode(operation.padding), tag, queue),
+            Some(read) => handle.read_with(read, vec![operation.request.key], tag, queue),
+        };
+        match asked {
             Ok(()) => {
                 let state = &mut self.clients.clients[at];
                 state.operation.as_mut().expect("it has one").is_sent = true;
@@ -243,13 +262,15 @@ impl World {
                         node,
                         group: operation.group,
                         request: operation.request,
+                        is_query: operation.query.is_some(),
                         step,
                     },
                 );
                 let gives_up_at = operation.gives_up_at.max(self.now + 1);
                 self.push(gives_up_at, Event::GiveUp { client, step });
                 self.trace.group(self.now, node, operation.group, || {
-                    format!("is asked by client {client}: {:?}", operation.request)
+                    let (request, query) = (operation.request, operation.query);
+                    format!("is asked by client {client}: {request:?} {query:?}")
                 });
                 self.schedule(node);
             }
@@ -344,7 +365,9 @@ impl World {
             self.trace.group(self.now, node, waiting.group, || {
                 format!("answers client {}: {result:?}", waiting.client)
             });
-            if let Ok(committed) = &result {
+            if waiting.is_query && result.is_ok() {
+                self.counts.queries += 1;
+            } else if let Ok(committed) = &result {
                 self.counts.acknowledged += 1;
                 let checks = &self.checks[waiting.group.0 as usize - 1];
                 let verdict =

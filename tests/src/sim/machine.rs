@@ -292,8 +292,13 @@ impl StateMachine for Registers {
         Ok(())
     }
 
-    fn query(&self, _query: &[u8]) -> Result<Bytes, MachineError> {
-        Ok(Bytes::copy_from_slice(&self.state.digest.to_le_bytes()))
+    /// The value of a key, or the digest of everything.
+    fn query(&self, query: &[u8]) -> Result<Bytes, MachineError> {
+        let answer = match query {
+            [key] => self.state.values.get(key).copied().unwrap_or_default(),
+            _ => self.state.digest,
+        };
+        Ok(Bytes::copy_from_slice(&answer.to_le_bytes()))
     }
 
     fn snapshot(&self) -> Result<FrozenState, MachineError> {

@@ -53,7 +53,8 @@ impl World {
                 let is_long = self.now > LONGEST_STORM;
                 let is_full = self.counts.events * 4 >= self.plan.events * 3;
                 let has_faults = self.plan.fault_us == 0 || self.fault_count() >= FAULTS;
-                let has_operations = self.counts.acknowledged >= FEWEST_OPERATIONS;
+                let has_operations =
+                    self.counts.acknowledged + self.counts.queries >= FEWEST_OPERATIONS;
                 if is_full && has_faults && has_operations || is_long {
                     self.trace.event(self.now, 0, || "HEALED".to_owned());
                     self.heal();
@@ -214,7 +215,7 @@ impl World {
             }
             let Some(node) = &mut host.node else { continue };
             let handle = node.node().group(group.0);
-            let mut read = Box::pin(handle.read(Read::Stale, bytes::Bytes::new()));
+            let mut read = Box::pin(handle.read(Read::LOCAL, bytes::Bytes::new()));
             let mut context = Context::from_waker(Waker::noop());
             let mut answer = read.as_mut().poll(&mut context);
             for worker in 0..node.workers() {
@@ -263,7 +264,7 @@ impl World {
                 group: None,
             })
         };
-        if self.counts.acknowledged < FEWEST_OPERATIONS {
+        if self.counts.acknowledged + self.counts.queries < FEWEST_OPERATIONS {
             return vacuous(format!("only {} operations", self.counts.acknowledged));
         }
         if self.plan.fault_us > 0 && faults < FEWEST_FAULTS {

@@ -156,7 +156,10 @@ impl Plan {
         let groups = rng.within(8, 64);
         let members = members(nodes, groups, rng);
         let victims = victims(nodes, &members, rng);
-        let config = config(rng);
+        let mut config = config(rng);
+        // By how much each clock may run too fast or too slow; what is configured covers the difference of two.
+        let (skew, drift) = *rng.pick(&[(10_000, 21_000), (10_000, 21_000), (100_000, 225_000)]);
+        config.liveness.clock_drift_ppm = drift;
         let is_calm = rng.chance(30_000);
         let is_lossy = rng.chance(350_000);
         let rough = |rng: &mut Rng, most: u64| match is_lossy {
@@ -171,7 +174,7 @@ impl Plan {
             nodes,
             members,
             clock_ppm: (0..nodes)
-                .map(|_| rng.within(0, 20_000) as i64 - 10_000)
+                .map(|_| rng.within(0, 2 * skew) as i64 - skew as i64)
                 .collect(),
             victims,
             clients: rng.within(4, 24),

@@ -116,6 +116,8 @@ pub struct Counts {
     pub kinds: [u64; 12],
     /// Operations acknowledged to clients.
     pub acknowledged: u64,
+    /// Reads answered that did not go through the log.
+    pub queries: u64,
     /// Operations whose outcome is unknown.
     pub unknown: u64,
     /// Connections that broke because an end was paused for longer than the idle timeout.

@@ -49,12 +49,19 @@ pub struct Liveness {
     /// Default `40ms`; allowed `1ms` to `10s`; takes effect at restart.
     #[serde(with = "units::duration")]
     pub beat_interval: Duration,
+    /// By how much the clocks of two nodes may differ in rate, in parts per million. Leases are shorter
+    /// by this much. Set it above anything that the machines' clocks may do, slewing included: beyond it
+    /// a lease read may be stale.
+    ///
+    /// Default `10000`; allowed `0` to `500000`; takes effect at restart.
+    pub clock_drift_ppm: u32,
 }
 
 impl Default for Liveness {
     fn default() -> Liveness {
         Liveness {
             beat_interval: Duration::from_millis(40),
+            clock_drift_ppm: 10_000,
         }
     }
 }

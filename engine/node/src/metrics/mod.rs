@@ -196,6 +196,18 @@ fn put_proposals(text: &mut Text, status: &NodeStatus, queues: &Queues) {
         "Entries handed to the state machines.",
     )
     .value(&[], counters.applied);
+    let mut reads = text.counter(
+        "polyraft_reads_total",
+        "Reads, by who made sure of what they must see.",
+    );
+    for (how, count) in [
+        ("lease", counters.lease_reads),
+        ("quorum", counters.confirmed_reads),
+        ("leader", counters.follower_reads),
+        ("nobody", counters.unconfirmed_reads),
+    ] {
+        reads.value(&[("by", how)], count);
+    }
 }
 
 fn put_stages(text: &mut Text, status: &NodeStatus) {
@@ -260,6 +272,16 @@ fn put_network(text: &mut Text, status: &NodeStatus) {
             "polyraft_beats_total",
             "Beats sent to other nodes.",
             counters.beats,
+        ),
+        (
+            "polyraft_standing_asked_total",
+            "Beats that asked another node to stand by the leaders here, for reads.",
+            counters.standing_asked,
+        ),
+        (
+            "polyraft_reads_asked_total",
+            "Questions to a leader's node what reads here must wait for.",
+            counters.reads_asked,
         ),
         (
             "polyraft_group_frames_total",

@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{
-    Configuration, Env, Group, GroupId, HardState, Index, LogPosition, NodeId, Restored, Role, Tick,
+    Configuration, Env, Group, GroupId, HardState, Index, LogPosition, NodeId, Restored, Role,
+    Term, Tick,
 };
 use polyraft_storage::{Lsn, RecoveredGroup, StorageError};
 
@@ -151,6 +152,12 @@ impl Shard {
             runs: found.runs,
             last: found.last,
             applied,
+            // A replica that has seen a term may have followed a leader who still counts on it.
+            bound_for: if hard_state.term > Term::ZERO {
+                self.settings.election_timeout_min
+            } else {
+                0
+            },
         };
         let slot =
             u32::try_from(self.replicas.len()).expect("fewer than 4 billion replicas on a node");

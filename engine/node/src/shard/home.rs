@@ -15,9 +15,10 @@ use super::proposals::first_request;
 use super::{Payloads, Shard, parse_blocks};
 use crate::error::Error;
 use crate::event::{Claim, CreateOrigin, CreateReply, GroupRanges, Members, ShardEvent};
-use crate::liveness::{Action, Beat, Intervals, Liveness};
+use crate::liveness::{Action, Beat, Intervals, Liveness, Untaken};
 use crate::pulse::Expected;
 use crate::status::ElectionCause;
+use crate::trust::Standing;
 use crate::wire::{self, Record, Records};
 
 /// How long a creation waits for members before it asks them again, and before it gives up. Microseconds.
@@ -49,6 +50,8 @@ pub(super) struct Home {
     /// Creations that a caller of this node waits for.
     creations: Vec<Creation>,
     last_request: u64,
+    /// Shards with reads that wait for peers to stand by claims.
+    waiting: Vec<bool>,
     /// Creations, by whoever asked, of which some shards of this node have not reported yet.
     parts: FxHashMap<CreateOrigin, Parts>,
 }
@@ -86,6 +89,7 @@ impl Home {
             expected: Vec::new(),
             creations: Vec::new(),
             last_request: first_request(options.incarnation),
+            waiting: Vec::new(),
             parts: FxHashMap::default(),
         }
     }
@@ -164,6 +168,16 @@ impl Shard {
                 request,
                 outcome,
             } => self.forward_replied(from, group, request, outcome),
+            Record::ReadAsk {
+                group,
+                request,
+                by_lease,
+            } => self.read_asked(from, group, request, by_lease),
+            Record::ReadReply {
+                group,
+                request,
+                outcome,
+            } => self.read_replied(from, group, request, outcome),
 
             Record::UnknownGroup { group } => self.create_at(from, group),
             Record::Beat(beat) => {
@@ -275,8 +289,10 @@ impl Shard {
             return;
         }
         self.hear_pulses();
-        let now = self.now;
-        self.with_liveness(|liveness, actions| liveness.poll(now, is_drained, actions));
+        // Silence is judged by what had arrived when the turn began. What is sent is dated when it is sent: a lease counts
+        // from then, and reads that came during the turn count on it.
+        let (now, sent_at) = (self.now, self.shared.clock.now());
+        self.with_liveness(|liveness, actions| liveness.poll(now, sent_at, is_drained, actions));
         self.expect_pulses();
         self.retry_creations();
     }
@@ -307,6 +323,9 @@ impl Shard {
         let counters = self.shared.counters.shard(self.index);
         match action {
             Action::Beat { to, beat } => {
+                if beat.wants_answer {
+                    counters.standing_asked.add(1);
+                }
                 if let Some(frame) = self.outgoing.liveness(to) {
                     wire::put_beat(frame, &beat);
                 }
@@ -376,6 +395,7 @@ impl Shard {
                         .for_each(|creation| creation.retry_at = now);
                 }
             }
+            Action::Stands(standing) => self.standing_known(&standing),
             Action::Claims { by, changes } => {
                 let shards = self.shared.inboxes.len();
                 if shards == 1 {
@@ -385,6 +405,9 @@ impl Shard {
                 for change in changes {
                     by_shard[self.shared.shard_of(change.0)].push(change);
                 }
+                let told = by_shard.iter().filter(|changes| !changes.is_empty());
+                let told = told.count();
+                self.home().liveness.claims_told(by, told);
                 for (shard, changes) in by_shard
                     .into_iter()
                     .enumerate()
@@ -396,35 +419,62 @@ impl Shard {
         }
     }
 
-    /// Another node leads, or no longer leads, groups of this shard.
+    /// Another node leads, or no longer leads, groups of this shard. The home shard learns which of its claims the replicas
+    /// are not bound to.
     pub(super) fn claims_changed(&mut self, by: NodeId, changes: Vec<(GroupId, Option<Term>)>) {
+        let mut untaken = Vec::new();
         for (group, term) in changes {
-            if let Some(slot) = self.slot(group)
-                && self.replicas[slot as usize]
-                    .group
-                    .configuration()
-                    .contains(by)
-            {
-                let event = match term {
-                    Some(term) => Event::Claimed { by, term },
-                    None => Event::Unclaimed { by },
-                };
-                self.step(slot, event, Payloads::None);
+            let why = self.claim_changed(by, group, term);
+            if let (Some(term), Some(why)) = (term, why) {
+                untaken.push((group, term, why));
             }
         }
+        if self.home.is_some() {
+            self.claims_taken(by, untaken);
+        } else {
+            self.shared.tell(0, ShardEvent::ClaimsTaken { by, untaken });
+        }
+    }
+
+    fn claim_changed(&mut self, by: NodeId, group: GroupId, term: Option<Term>) -> Option<Untaken> {
+        let Some(slot) = self.slot(group) else {
+            return Some(Untaken::Unopened);
+        };
+        let core = &self.replicas[slot as usize].group;
+        if !core.configuration().contains(by) {
+            return Some(Untaken::Disputed);
+        }
+        let event = match term {
+            Some(term) => Event::Claimed { by, term },
+            None => Event::Unclaimed { by },
+        };
+        self.step(slot, event, Payloads::None);
+        let replica = &self.replicas[slot as usize];
+        // What is quarantined votes for nobody.
+        let is_bound = term.is_none_or(|term| replica.group.is_claimed_by(by, term));
+        (!is_bound && replica.fault.is_none()).then_some(Untaken::Disputed)
+    }
+
+    /// A shard has told its replicas what `by` claims.
+    pub(super) fn claims_taken(&mut self, by: NodeId, untaken: Vec<(GroupId, Term, Untaken)>) {
+        self.home().liveness.claims_taken(by, untaken);
     }
 
     /// Groups of this shard began or ceased to lead: the home shard tells the peers.
     pub(super) fn report_claims(&mut self, claims: Vec<Claim>) {
+        self.claim_batches += 1;
+        let shard = self.index;
         if self.home.is_some() {
-            self.tell_claims(claims);
+            self.tell_claims(shard, claims);
         } else {
-            self.shared.tell(0, ShardEvent::ClaimsChanged(claims));
+            let event = ShardEvent::ClaimsChanged { shard, claims };
+            self.shared.tell(0, event);
         }
     }
 
-    pub(super) fn tell_claims(&mut self, claims: Vec<Claim>) {
+    pub(super) fn tell_claims(&mut self, shard: usize, claims: Vec<Claim>) {
         let liveness = &mut self.home().liveness;
+        liveness.note_batch(shard);
         for claim in claims {
             if claim.term.is_none() && mutants::is_active(Mutant::ClaimNotWithdrawn) {
                 continue;
@@ -435,15 +485,40 @@ impl Shard {
 
     /// A replica that was just opened missed the claims that came before.
     pub(super) fn tell_claim(&mut self, group: GroupId) {
-        if let Some((by, term)) = self.home().liveness.claim_on(group) {
-            let shard = self.shared.shard_of(group);
-            self.shared.tell(
-                shard,
-                ShardEvent::Claims {
-                    by,
-                    changes: vec![(group, Some(term))],
-                },
-            );
+        let shard = self.shared.shard_of(group);
+        let liveness = &mut self.home().liveness;
+        let claims = liveness.claims_on(group);
+        for (by, _) in &claims {
+            liveness.claim_told_again(*by, group);
+        }
+        for (by, term) in claims {
+            let changes = vec![(group, Some(term))];
+            self.shared.tell(shard, ShardEvent::Claims { by, changes });
+        }
+    }
+
+    // ---- who stands by the claims of this node ----
+
+    /// A shard has reads that wait for peers to stand by its claims.
+    pub(super) fn standing_wanted(&mut self, shard: usize, at: Tick) {
+        let shards = self.shared.inboxes.len();
+        let home = self.home();
+        home.waiting.resize(shards, false);
+        home.waiting[shard] = true;
+        home.liveness.want(at);
+    }
+
+    fn standing_known(&mut self, standing: &Standing) {
+        self.trust.publish(standing);
+        let home = self.home();
+        home.liveness.forget_want();
+        let waiting = std::mem::take(&mut home.waiting);
+        for shard in (0..waiting.len()).filter(|shard| waiting[*shard]) {
+            if shard == self.index {
+                self.look_at_reads();
+            } else {
+                self.shared.tell(shard, ShardEvent::StandingKnown);
+            }
         }
     }
 

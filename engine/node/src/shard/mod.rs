@@ -7,6 +7,7 @@ mod fetch;
 mod home;
 mod outgoing;
 mod proposals;
+mod reads;
 mod replica;
 mod room;
 mod snapshots;
@@ -39,6 +40,7 @@ use self::home::Home;
 pub(crate) use self::home::HomeOptions;
 use self::outgoing::Outgoing;
 use self::proposals::Forwards;
+use self::reads::Reads;
 use self::replica::{Proposal, Queues, Replica};
 use self::room::Room;
 pub(crate) use self::snapshots::SnapshotPolicy;
@@ -53,6 +55,7 @@ use crate::mailbox::{Mailbox, Sender};
 use crate::pulse::Pulses;
 use crate::status::{AllCounters, ElectionCause, ShardCounters, ShardHistograms};
 use crate::trace::{OpenTraces, Tracer};
+use crate::trust::Trust;
 use crate::wheel::Wheel;
 
 /// What a waiting proposal takes beyond its payload, about: it counts towards the bounds, so that small and empty
@@ -81,6 +84,7 @@ pub(crate) struct ShardOptions {
     pub(crate) limits: Limits,
     pub(crate) network: Arc<dyn Network>,
     pub(crate) peers: Vec<NodeId>,
+    pub(crate) trust: Arc<Trust>,
 }
 
 /// What every part of a node shares. Written by its owner, read by anybody.
@@ -189,6 +193,11 @@ pub(crate) struct Shard {
     /// What refuses new proposals in this turn, if anything does.
     overload: Option<Error>,
     forwards: Forwards,
+    reads: Reads,
+    /// Which peers stand by this node's claims.
+    trust: Arc<Trust>,
+    /// Batches of claims handed to the home shard.
+    claim_batches: u64,
     creations: Creations,
     /// The WAL has asked for a checkpoint or relocation work.
     maintenance_is_due: bool,
@@ -323,6 +332,9 @@ impl Shard {
             spare_batches: Vec::new(),
             overload: None,
             forwards: Forwards::new(shared.incarnation),
+            reads: Reads::new(shared.incarnation, shared.workers.len()),
+            trust: Arc::clone(&options.trust),
+            claim_batches: 0,
             creations: Creations::default(),
             maintenance_is_due: false,
             traces: OpenTraces::default(),
@@ -480,6 +492,12 @@ impl Shard {
                 payload,
                 reply,
             } => self.propose(group, payload, reply),
+            ShardEvent::Read {
+                group,
+                read,
+                query,
+                reply,
+            } => self.read(group, read, query, reply),
             ShardEvent::Frame { from, frame, at } => self.frame(from, frame, at),
             ShardEvent::Durable(durable) => self.batch_durable(&durable),
             ShardEvent::Applied(applied) => self.applied(applied),
@@ -495,7 +513,10 @@ impl Shard {
             ShardEvent::LinkUp { node, incarnation } => self.link_up(node, incarnation),
             ShardEvent::Peer { node, alive } => self.peer_changed(node, alive),
             ShardEvent::Claims { by, changes } => self.claims_changed(by, changes),
-            ShardEvent::ClaimsChanged(claims) => self.tell_claims(claims),
+            ShardEvent::ClaimsTaken { by, untaken } => self.claims_taken(by, untaken),
+            ShardEvent::ClaimsChanged { shard, claims } => self.tell_claims(shard, claims),
+            ShardEvent::StandingWanted { shard, at } => self.standing_wanted(shard, at),
+            ShardEvent::StandingKnown => self.look_at_reads(),
             ShardEvent::ClaimWanted { group } => self.tell_claim(group),
             ShardEvent::Create {
                 origin,
@@ -536,6 +557,12 @@ impl Shard {
                     .fetch_sub(payload.len() + PROPOSAL_OVERHEAD, Ordering::Relaxed);
                 reply.answer(Err(error.clone()));
             }
+            ShardEvent::Read { query, reply, .. } => {
+                self.shared.gauges[self.index]
+                    .proposals
+                    .fetch_sub(query.len() + PROPOSAL_OVERHEAD, Ordering::Relaxed);
+                reply.answer(Err(error.clone()));
+            }
             ShardEvent::Frame { frame, .. } => {
                 self.shared.gauges[self.index]
                     .frames
@@ -571,6 +598,7 @@ impl Shard {
             replica.cell.publish(None, replica.group.term());
         }
         self.forwards.fail_all(&error);
+        self.reads.fail_all(&error);
         self.snapshots.fail_all(&error);
         if let Some(home) = &mut self.home {
             home.fail_all(&error);

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use polyraft_raft::{Group, Index, NodeId, Term, Tick};
 
 use super::chains::{Chain, Chains};
+use super::reads::{Barrier, Reading, Ready};
 use crate::apply::WaitingReply;
 use crate::completion::ReplyTo;
 use crate::directory::GroupCell;
@@ -26,6 +27,8 @@ pub(super) struct Proposal {
 pub(super) struct Queues {
     pub(super) proposals: Chains<Proposal>,
     pub(super) waiting: Chains<WaitingReply>,
+    pub(super) reads: Chains<Reading>,
+    pub(super) ready: Chains<Ready>,
 }
 
 /// A replica, owned by its shard.
@@ -41,6 +44,17 @@ pub(super) struct Replica {
     pub(super) waiting: Chain,
     /// Payload bytes of all three.
     pub(super) pending_bytes: usize,
+    /// Reads that wait for somebody to say what they must see.
+    pub(super) reads: Chain,
+    /// Reads that wait for that to be handed out for applying.
+    pub(super) ready: Chain,
+    /// It is in the list of replicas with reads.
+    pub(super) is_reading: bool,
+    /// What is handed out has everything that was committed at this moment; 0: that is not known of any.
+    pub(super) fresh_at: Tick,
+    /// The batch of claims that has this replica's, while it leads.
+    pub(super) claim_batch: u64,
+    pub(super) barrier: Option<Box<Barrier>>,
     /// Where the last snapshot was begun, and bytes of log applied since.
     pub(super) saved: Index,
     pub(super) unsaved_bytes: u64,
@@ -67,6 +81,12 @@ impl Replica {
             held: Chain::default(),
             waiting: Chain::default(),
             pending_bytes: 0,
+            reads: Chain::default(),
+            ready: Chain::default(),
+            is_reading: false,
+            fresh_at: Tick(0),
+            claim_batch: u64::MAX,
+            barrier: None,
             saved: Index::ZERO,
             unsaved_bytes: 0,
             shown: Shown::default(),
@@ -85,6 +105,12 @@ impl Replica {
     /// Answers every caller with `error`.
     pub(super) fn fail_all(&mut self, queues: &mut Queues, error: &Error) {
         self.forget_waiting(queues, error);
+        for reading in queues.reads.drain(&mut self.reads) {
+            reading.refuse(error);
+        }
+        for ready in queues.ready.drain(&mut self.ready) {
+            ready.query.reply.answer(Err(error.clone()));
+        }
         for chain in [&mut self.gathered, &mut self.held] {
             for proposal in queues.proposals.drain(chain) {
                 proposal.reply.answer(Err(error.clone()));

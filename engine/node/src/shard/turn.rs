@@ -46,6 +46,7 @@ impl Shard {
             disk,
             handover,
             self.forwards.deadline(),
+            self.reads.deadline(),
         ]
         .into_iter()
         .flatten()
@@ -67,6 +68,7 @@ impl Shard {
         self.fire_timers();
         self.run_deferred();
         self.expire_forwards();
+        self.expire_reads();
         self.hand_over();
         // Settling may touch replicas that were not touched before; each is settled once.
         let mut next = 0;
@@ -81,6 +83,7 @@ impl Shard {
             next += 1;
             self.settle_durable(slot);
             self.settle_proposals(slot);
+            self.settle_reads(slot);
             self.flush(slot);
             self.show(slot);
         }
@@ -91,6 +94,7 @@ impl Shard {
             return;
         }
         self.dispatch_claims();
+        self.want_standing();
         self.run_home(is_drained);
         self.dispatch_timers();
         self.report_snapshots();
@@ -98,6 +102,7 @@ impl Shard {
         self.outbox.transfers.clear();
         self.dispatch_sends();
         self.dispatch_applies();
+        self.dispatch_queries();
         self.begin_snapshots();
         self.outgoing
             .send_all(self.shared.counters.shard(self.index));
@@ -273,11 +278,14 @@ impl Shard {
 
     /// Leaders that ceased to be one release their callers; the peers learn who leads now.
     fn dispatch_claims(&mut self) {
+        let batch = self.claim_batches + 1;
         for change in self.outbox.claims.drain(..) {
             let Some(slot) = self.slots.get(change.group) else {
                 continue;
             };
             let replica = &mut self.replicas[slot as usize];
+            // Nobody can stand by a claim that was not handed over.
+            replica.claim_batch = if change.leads { batch } else { u64::MAX };
             if !change.leads {
                 let error = Error::Unknown {
                     why: "the leader stepped down",
@@ -333,7 +341,7 @@ impl Shard {
             }
             if (read.0, read.1) != (send.group, entries) {
                 let from = blocks.len();
-                if let Err(reason) = self.read(send.group, entries, &mut blocks) {
+                if let Err(reason) = self.read_blocks(send.group, entries, &mut blocks) {
                     blocks.truncate(from);
                     if let Some(slot) = self.slot(send.group) {
                         self.quarantine(slot, reason);
@@ -352,7 +360,12 @@ impl Shard {
     }
 
     /// Adds the blocks that hold exactly the entries of a range; on failure says why.
-    fn read(&self, group: GroupId, entries: EntryRange, into: &mut Blocks) -> Result<(), String> {
+    fn read_blocks(
+        &self,
+        group: GroupId,
+        entries: EntryRange,
+        into: &mut Blocks,
+    ) -> Result<(), String> {
         let (first, end, from) = (entries.first, entries.end, into.len());
         self.log
             .blocks(group, first, end, u64::MAX, into)
@@ -514,6 +527,7 @@ impl Shard {
         } else {
             self.alive.remove(node);
             self.forwards.peer_lost(node);
+            self.ask_others_than(node);
         }
         for slot in 0..self.replicas.len() {
             if self.replicas[slot].group.configuration().contains(node) {

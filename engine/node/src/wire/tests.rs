@@ -107,6 +107,7 @@ fn errors_keep_their_meaning_across_the_wire() {
         },
         Error::NotLeader { hint: None },
         Error::NoSuchGroup { group: GroupId(4) },
+        Error::Unconfirmed,
         Error::GroupExists {
             group: GroupId(4),
             members: vec![NodeId(1), NodeId(2)],
@@ -150,6 +151,10 @@ fn node_level_records_come_back_as_they_were_sent() {
         sequence: 2,
         heard: 3,
         claims_version: 4,
+        of: 5,
+        taken: 6,
+        promise: 7,
+        wants_answer: true,
     };
     put_beat(&mut frame, &beat);
     put_claims_delta(

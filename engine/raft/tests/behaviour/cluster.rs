@@ -68,6 +68,8 @@ pub struct Node {
 pub struct Cluster {
     pub now: Tick,
     pub settings: Settings,
+    /// How long restarted replicas keep a promise that they may have made.
+    pub bound_for: u64,
     pub nodes: BTreeMap<NodeId, Node>,
     pub network: Vec<Packet>,
     /// By observer and observed.
@@ -131,6 +133,7 @@ impl Cluster {
         let mut cluster = Cluster {
             now: Tick(0),
             settings,
+            bound_for: 0,
             nodes: BTreeMap::new(),
             network: Vec::new(),
             notes: BTreeMap::new(),
@@ -246,6 +249,7 @@ impl Cluster {
             runs: runs(&node.log, node.disk_base),
             last: Index(node.log.len() as u64),
             applied,
+            bound_for: self.bound_for,
         };
         let env = Env {
             now,

@@ -9,6 +9,9 @@
 //! | `lead N` | N campaigns and all rests, after every follower has heard of the first commit; prints nothing |
 //! | `transfer N M` | N shall hand the leadership to M |
 //! | `propose N [count]` | proposes |
+//! | `read N [A,B]` | whether N may answer reads, and from which index on, while the nodes of the list stand by it |
+//! | `barrier N` | appends an entry that stands for nothing |
+//! | `bound MS` | nodes that restart from now on keep for that long what they may have promised to a leader; prints nothing |
 //! | `persist N \| all [count]` | completes writes of a disk, and tells the node |
 //! | `sync N [count]`, `durable N wW` | completes writes and tells nobody; tells of a write that is completed |
 //! | `apply N` | the state machine takes what was handed out |
@@ -121,6 +124,16 @@ fn run(cluster: &mut Cluster, line: &str) -> String {
         "transfer" => {
             let to = NodeId(second().expect("two nodes"));
             cluster.step(node(), Event::Transfer { to });
+        }
+        "barrier" => cluster.step(node(), Event::Barrier),
+        "bound" => cluster.bound_for = 1000 * number(words.first()).expect("milliseconds"),
+        "read" => {
+            let standing = words.get(1).map_or(Vec::new(), |list| ids(list));
+            let found = cluster.group(node()).read_index(|n| standing.contains(&n));
+            printed.push(match found {
+                Ok(index) => format!("reads what holds {index}"),
+                Err(why) => format!("reads nothing: {}", text::unreadable(why)),
+            });
         }
         "propose" => cluster.step(
             node(),

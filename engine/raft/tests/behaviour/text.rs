@@ -6,6 +6,15 @@ pub fn name(node: Option<NodeId>) -> String {
     node.map_or("none".into(), |n| n.to_string())
 }
 
+pub fn unreadable(why: Unreadable) -> String {
+    match why {
+        Unreadable::NotLeader { hint } => format!("not the leader, that is {}", name(hint)),
+        Unreadable::NotReady => "nothing of the term is committed".to_owned(),
+        Unreadable::GivenAway => "somebody was told to campaign".to_owned(),
+        Unreadable::Unconfirmed => "too few stand by it".to_owned(),
+    }
+}
+
 pub fn hard_state(state: HardState) -> String {
     format!(
         "hard state {} vote {} commit {}",

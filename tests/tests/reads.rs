@@ -1,0 +1,200 @@
+//! Reads over real connections: what they see, what they cost in messages, and when they are refused.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use polyraft::{Completion, CompletionQueue, Config, Counters, Error, Read};
+use polyraft_tests::{Cluster, entries_of, small_config, until};
+
+async fn led(nodes: u64, groups: u64, config: Config) -> Cluster {
+    let cluster = Cluster::start(nodes, config).await;
+    let members: Vec<u64> = (1..=nodes).collect();
+    cluster
+        .node(1)
+        .create_groups(1..=groups, &members)
+        .await
+        .expect("groups are created");
+    cluster.led(1..groups + 1).await;
+    cluster
+}
+
+fn counters(cluster: &Cluster) -> Vec<Counters> {
+    let nodes = cluster.running();
+    let nodes = nodes.into_iter().map(|id| cluster.node(id));
+    nodes.map(|node| node.status().counters).collect()
+}
+
+fn sum(cluster: &Cluster, of: impl Fn(&Counters) -> u64) -> u64 {
+    counters(cluster).iter().map(of).sum()
+}
+
+async fn read(cluster: &Cluster, node: u64, group: u64, read: Read) -> Result<usize, Error> {
+    let handle = cluster.node(node).group(group);
+    let answer = handle.read(read, Bytes::new()).await;
+    answer.map(|answer| entries_of(answer).len())
+}
+
+#[tokio::test]
+async fn every_member_sees_what_was_acknowledged() {
+    let cluster = led(3, 4, small_config()).await;
+    for round in 1..=20_usize {
+        for group in 1..=4 {
+            let asked = 1 + (round as u64 + group) % 3;
+            let payload = format!("{round}");
+            let proposed = cluster.node(asked).group(group).propose(payload).await;
+            proposed.expect("a proposal commits");
+            for node in 1..=3 {
+                for how in [
+                    Read::Linearizable,
+                    Read::Lease,
+                    Read::Stale {
+                        max_lag: Duration::ZERO,
+                    },
+                ] {
+                    assert_eq!(read(&cluster, node, group, how).await, Ok(round), "{how:?}");
+                }
+            }
+        }
+    }
+    assert!(sum(&cluster, |counters| counters.follower_reads) > 0);
+    assert!(sum(&cluster, |counters| counters.confirmed_reads) > 0);
+}
+
+#[tokio::test]
+async fn a_lease_read_sends_nothing() {
+    let cluster = led(3, 1, small_config()).await;
+    let leader = cluster.leader(1, 1);
+    // The first ones may come before the followers are bound.
+    until("a lease holds", async || {
+        read(&cluster, leader, 1, Read::Lease)
+            .await
+            .expect("a read");
+        cluster.node(leader).status().counters.lease_reads > 0
+    })
+    .await;
+    let of = |counters: &Counters| (counters.standing_asked, counters.reads_asked);
+    let before = counters(&cluster);
+    let mut by_lease = 0;
+    for _ in 0..500 {
+        read(&cluster, leader, 1, Read::Lease)
+            .await
+            .expect("a read");
+        by_lease += 1;
+    }
+    let after = counters(&cluster);
+    let lease_reads: u64 = after.iter().map(|counters| counters.lease_reads).sum();
+    let had: u64 = before.iter().map(|counters| counters.lease_reads).sum();
+    // A machine that is busy elsewhere may let a lease run out now and then.
+    let asked = |all: &[Counters]| all.iter().map(|counters| of(counters).0).sum::<u64>();
+    let fell_back = by_lease - (lease_reads - had);
+    assert!(asked(&after) - asked(&before) <= 2 * fell_back);
+    assert!(fell_back < 250, "{fell_back} reads had no lease");
+}
+
+#[tokio::test]
+async fn a_thousand_groups_are_confirmed_together() {
+    const GROUPS: u64 = 1000;
+    let cluster = led(3, GROUPS, small_config()).await;
+    let queue = CompletionQueue::new();
+    let mut done: Vec<Completion> = Vec::new();
+    let confirm_all = |done: &mut Vec<Completion>| {
+        done.clear();
+        for group in 1..=GROUPS {
+            let leader = cluster.leader(1, group);
+            let handle = cluster.node(leader).group(group);
+            let sent = handle.read_with(Read::Linearizable, Bytes::new(), group, &queue);
+            sent.expect("there is room");
+        }
+        while done.len() < GROUPS as usize {
+            assert!(queue.drain(done, polyraft_tests::DEADLINE) > 0, "no answer");
+        }
+        done.iter().filter(|done| done.result.is_ok()).count() as u64
+    };
+    assert_eq!(confirm_all(&mut done), GROUPS);
+    let before = sum(&cluster, |counters| counters.standing_asked);
+    assert_eq!(confirm_all(&mut done), GROUPS);
+    let asked = sum(&cluster, |counters| counters.standing_asked) - before;
+    // Each node has one question open to each other node at a time, whatever waits for the answer. How many follow each
+    // other depends on how long it takes to hand the reads over.
+    assert!(asked < GROUPS / 5, "{asked} beats for {GROUPS} groups");
+    assert!(asked > 0, "nobody was asked");
+}
+
+#[tokio::test]
+async fn a_state_that_is_new_enough_is_read_without_asking() {
+    let cluster = led(3, 1, small_config()).await;
+    cluster
+        .node(1)
+        .group(1)
+        .propose("1")
+        .await
+        .expect("a commit");
+    let follower = 1 + cluster.leader(1, 1) % 3;
+    let hour = Read::Stale {
+        max_lag: Duration::from_secs(3600),
+    };
+    // The first one has to ask: this node does not know how old its state is.
+    assert_eq!(read(&cluster, follower, 1, hour).await, Ok(1));
+    until("the follower's state is known to be new", async || {
+        let before = cluster.node(follower).status().counters.reads_asked;
+        read(&cluster, follower, 1, hour).await.expect("a read");
+        cluster.node(follower).status().counters.reads_asked == before
+    })
+    .await;
+    let before = cluster.node(follower).status().counters.reads_asked;
+    for _ in 0..100 {
+        assert_eq!(read(&cluster, follower, 1, hour).await, Ok(1));
+    }
+    let now = Read::Stale {
+        max_lag: Duration::ZERO,
+    };
+    assert_eq!(cluster.node(follower).status().counters.reads_asked, before);
+    assert_eq!(read(&cluster, follower, 1, now).await, Ok(1));
+    assert!(cluster.node(follower).status().counters.reads_asked > before);
+}
+
+#[tokio::test]
+async fn a_node_alone_reads_nothing_but_its_own_state() {
+    let mut config = small_config();
+    config.shards.proposal_timeout = Duration::from_millis(500);
+    let mut cluster = led(3, 1, config).await;
+    cluster
+        .node(1)
+        .group(1)
+        .propose("1")
+        .await
+        .expect("a commit");
+    cluster.agree(1, 1).await;
+    cluster.stop(2).await;
+    cluster.stop(3).await;
+    cluster.sees(1, 2, false).await;
+    cluster.sees(1, 3, false).await;
+    for how in [
+        Read::Linearizable,
+        Read::Lease,
+        Read::Stale {
+            max_lag: Duration::ZERO,
+        },
+    ] {
+        let error = read(&cluster, 1, 1, how).await.expect_err("no quorum");
+        assert!(error.is_retryable(), "{error}");
+        assert!(
+            matches!(error, Error::NotLeader { .. } | Error::Unconfirmed),
+            "{error}"
+        );
+    }
+    assert_eq!(read(&cluster, 1, 1, Read::LOCAL).await, Ok(1));
+    let nobody = read(&cluster, 1, 7, Read::Linearizable).await;
+    assert_eq!(
+        nobody,
+        Err(Error::NoSuchGroup {
+            group: polyraft::GroupId(7)
+        })
+    );
+    // It can be read again as soon as there is a quorum, its old leader's promises or not.
+    cluster.open(2).await.expect("it opens again");
+    until("a quorum is back", async || {
+        read(&cluster, 1, 1, Read::Linearizable).await == Ok(1)
+    })
+    .await;
+}
