@@ -31,6 +31,8 @@ const MAX_CONFIGURATION_BYTES: usize = 4096;
 const MAX_HEADER_BYTES: usize = FIXED_BYTES + MAX_CONFIGURATION_BYTES + 4;
 /// Bytes that are read or written at once.
 const PIECE_BYTES: usize = 256 << 10;
+/// A file is synced whenever so many more bytes of it were written.
+const SYNC_BYTES: u64 = 4 << 20;
 
 /// What a snapshot is of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -408,12 +410,25 @@ impl SnapshotStore {
             .map_err(|error| failed(&path, "reading", &error))
     }
 
-    /// Begins to take a snapshot from elsewhere. What came of an earlier attempt for the group is lost.
+    /// Begins to take a snapshot from elsewhere, if `needs` bytes are free. What came of an earlier attempt for the group is
+    /// lost.
     ///
     /// # Errors
-    /// When the file can't be made.
-    pub fn begin_receiving(&self, group: GroupId) -> Result<(), SnapshotError> {
+    /// When there is no room, or the file can't be made.
+    pub fn begin_receiving(&self, group: GroupId, needs: u64) -> Result<(), SnapshotError> {
         let path = self.part(group);
+        let _ = self.disk.remove(&path);
+        let free = self
+            .disk
+            .free_bytes(&self.dir)
+            .map_err(|error| failed(&self.dir, "measuring", &error))?;
+        if free < needs {
+            let error = io::Error::new(
+                io::ErrorKind::StorageFull,
+                format!("{needs} bytes are needed, and {free} are free"),
+            );
+            return Err(failed(&path, "creating", &error));
+        }
         self.disk
             .create(&path)
             .map_err(|error| failed(&path, "creating", &error))
@@ -427,6 +442,7 @@ impl SnapshotStore {
         let path = self.part(group);
         self.disk
             .write_at(&path, offset, bytes)
+            .and_then(|()| sync_by_pieces(&*self.disk, &path, offset, bytes.len()))
             .map_err(|error| failed(&path, "writing", &error))
     }
 
@@ -456,6 +472,15 @@ impl SnapshotStore {
 
     fn part(&self, group: GroupId) -> PathBuf {
         self.dir.join(format!("{}.part", group.0))
+    }
+}
+
+/// Syncs a long file bit by bit while it is written: a gigabyte that goes to the device at once holds up the log's syncs.
+fn sync_by_pieces(disk: &dyn Disk, path: &Path, offset: u64, bytes: usize) -> io::Result<()> {
+    let end = offset + bytes as u64;
+    match offset / SYNC_BYTES == end / SYNC_BYTES {
+        true => Ok(()),
+        false => disk.sync_file(path),
     }
 }
 
@@ -525,6 +550,7 @@ struct Writer<'a> {
 impl Writer<'_> {
     fn spill(&mut self) -> io::Result<()> {
         self.disk.write_at(self.path, self.written, &self.buffer)?;
+        sync_by_pieces(self.disk, self.path, self.written, self.buffer.len())?;
         self.checksum = crc32c::crc32c_append(self.checksum, &self.buffer);
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
@@ -693,7 +719,7 @@ mod tests {
         let disk = SimDisk::new(4);
         let (ours, _) = open(&disk);
         let take = |spoil: Option<u64>| {
-            ours.begin_receiving(GroupId(7)).unwrap();
+            ours.begin_receiving(GroupId(7), file.bytes).unwrap();
             let mut at = 0;
             while at < file.bytes {
                 let mut chunk = theirs.chunk(&file, at, 100).unwrap();
@@ -718,6 +744,27 @@ mod tests {
         assert_eq!(take(None).unwrap(), file);
         assert_eq!(read(&ours, &file), state(1000));
         assert_eq!(open(&disk.after_process_crash()).1, [file]);
+    }
+
+    #[test]
+    fn a_snapshot_for_which_there_is_no_room_is_not_begun() {
+        let disk = SimDisk::new(8);
+        let (store, _) = open(&disk);
+        disk.set_capacity(disk.used() + 5000);
+        let refused = store.begin_receiving(GroupId(7), 5001).unwrap_err();
+        assert!(refused.to_string().contains("5001 bytes are needed"));
+        store.begin_receiving(GroupId(7), 5000).unwrap();
+        let full = store.receive(GroupId(7), 0, &[1; 6000]).unwrap_err();
+        assert!(
+            matches!(
+                full,
+                SnapshotError::Io {
+                    kind: io::ErrorKind::StorageFull,
+                    ..
+                }
+            ),
+            "{full}"
+        );
     }
 
     #[test]

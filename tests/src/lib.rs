@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft::{
-    Config, Entry, FrozenState, GroupId, Index, MachineError, Node, NodeId, OpenError, Read,
+    Config, Entry, Error, FrozenState, GroupId, Index, MachineError, Node, NodeId, OpenError, Read,
     Replies, StateMachine, Tls,
 };
 use tempfile::TempDir;
@@ -197,13 +197,15 @@ impl Cluster {
             .0
     }
 
-    /// What node `id` has applied for `group`.
+    /// What node `id` has applied for `group`. Waits while its state machine is given the state of a snapshot.
     pub async fn applied(&self, id: u64, group: u64) -> BTreeMap<Index, Bytes> {
-        let answer = self
-            .node(id)
-            .group(group)
-            .read(Read::LOCAL, Bytes::new())
-            .await;
+        let group = self.node(id).group(group);
+        let mut answer = Err(Error::Closed);
+        until("a state machine is there", async || {
+            answer = group.read(Read::LOCAL, Bytes::new()).await;
+            !matches!(answer, Err(Error::Restoring { .. }))
+        })
+        .await;
         entries_of(answer.expect("a hosted group answers"))
     }
 

@@ -25,7 +25,10 @@ use crate::machine::StateMachine;
 use crate::mailbox::{Mailbox, mailbox};
 use crate::pulse::Pulses;
 use crate::router::Router;
-use crate::shard::{HomeOptions, InboxGauge, Limits, Shard, ShardOptions, Shared, SnapshotPolicy};
+use crate::shard::{
+    HomeOptions, InboxGauge, Limits, Shard, ShardOptions, Shared, SnapshotPolicy, TransferGauges,
+    TransferLimits,
+};
 use crate::status::AllCounters;
 use crate::trace::Tracer;
 use crate::trust::Trust;
@@ -94,6 +97,7 @@ impl Assembly {
             workers: worker_senders.into(),
             keepers: keeper_senders.into(),
             backlog: Arc::new(ApplyBacklog::default()),
+            transfers: TransferGauges::default(),
             directory: Directory::default(),
             counters: AllCounters::new(shards),
             tracer: Arc::new(Tracer::new(config.trace.one_in)),
@@ -262,6 +266,12 @@ fn limits(config: &Config) -> Limits {
             bytes: config.snapshot.bytes.as_u64(),
             keep_entries: config.snapshot.keep_entries,
             running: config.snapshot.workers as usize,
+        },
+        transfers: TransferLimits {
+            chunk: config.snapshot.chunk_bytes.as_u64(),
+            bytes_per_second: config.snapshot.rate.as_u64(),
+            min_free: config.wal.min_free_bytes.as_u64(),
+            at_once: config.snapshot.concurrent as usize,
         },
     }
 }

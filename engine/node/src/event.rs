@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use polyraft_raft::{GroupId, Index, LogPosition, NodeId, Term, Tick};
-use polyraft_storage::{Durable, SnapshotFile};
+use polyraft_storage::{Durable, SnapshotError, SnapshotFile};
 use smallvec::SmallVec;
 
 use crate::apply::ApplyBatch;
@@ -13,7 +13,9 @@ use crate::completion::{Outcome, ReplyTo};
 use crate::error::Error;
 use crate::group::Read;
 use crate::liveness::Untaken;
+use crate::shard::{ChunkTrouble, Wanted};
 use crate::status::GroupStatus;
+use crate::wire::{Chunk, SnapshotId};
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -106,6 +108,26 @@ pub(crate) enum ShardEvent {
     Restored {
         group: GroupId,
         last: LogPosition,
+        result: Result<(), String>,
+    },
+    /// A keeper has read a part of a snapshot for a follower.
+    ChunkRead { wanted: Wanted, chunk: Chunk },
+    /// A keeper has written a part of a snapshot that comes, up to a place, or could not.
+    ChunkWritten {
+        group: GroupId,
+        number: u64,
+        result: Result<u64, ChunkTrouble>,
+    },
+    /// A snapshot that came is durable, or is not what it should be.
+    Arrived {
+        group: GroupId,
+        number: u64,
+        result: Result<SnapshotFile, SnapshotError>,
+    },
+    /// A keeper has looked at a snapshot that a follower found damaged.
+    Looked {
+        group: GroupId,
+        id: SnapshotId,
         result: Result<(), String>,
     },
     /// Somebody asks for a group's status.

@@ -40,6 +40,19 @@ fn encode(out: &mut BytesMut, record: &Record<'_>) {
             request,
             outcome,
         } => wire::put_read_reply(out, *group, *request, outcome),
+        Record::SnapshotOffer { term, file } => wire::put_snapshot_offer(out, *term, file),
+        Record::SnapshotFetch {
+            group,
+            id,
+            offset,
+            bytes,
+        } => wire::put_snapshot_fetch(out, *group, *id, *offset, *bytes),
+        Record::SnapshotChunk { group, id, chunk } => {
+            wire::put_snapshot_chunk(out, *group, *id, chunk)
+        }
+        Record::SnapshotRefused { group, id, why } => {
+            wire::put_snapshot_refused(out, *group, *id, *why);
+        }
         Record::Beat(beat) => wire::put_beat(out, beat),
         Record::ClaimsDelta {
             from_version,
@@ -99,12 +112,16 @@ mod kept;
 
 #[cfg(test)]
 mod tests {
-    use polyraft_raft::{EntryRange, GroupId, Index, LogPosition, Message, NodeId, Term};
+    use polyraft_raft::{
+        Configuration, EntryRange, GroupId, Index, LogPosition, Message, NodeId, Term,
+    };
+    use polyraft_storage::{SnapshotFile, SnapshotMeta};
 
     use super::*;
     use crate::completion::Committed;
     use crate::error::Error;
     use crate::liveness::Beat;
+    use crate::wire::{Chunk, Refusal, SnapshotId};
 
     #[test]
     fn kept_inputs_do_no_harm() {
@@ -224,8 +241,26 @@ mod tests {
         wire::put_claims_request(&mut node);
         wire::put_create(&mut node, 5, &[1..4, 9..10], &[NodeId(1), NodeId(2)]);
         wire::put_create_reply(&mut node, 5, &Ok(()));
+        let mut snapshots = BytesMut::new();
+        let file = SnapshotFile {
+            meta: SnapshotMeta {
+                group,
+                incarnation: 0,
+                last,
+                configuration: Configuration::simple([1, 2, 3].map(NodeId)),
+            },
+            bytes: 100,
+            checksum: 5,
+        };
+        let id = SnapshotId::of(&file);
+        wire::put_snapshot_offer(&mut snapshots, term, &file);
+        wire::put_snapshot_fetch(&mut snapshots, group, id, 0, 64);
+        let chunk = Chunk::new(0, Bytes::from_static(b"state"));
+        wire::put_snapshot_chunk(&mut snapshots, group, id, &chunk);
+        wire::put_snapshot_refused(&mut snapshots, group, id, Refusal::Damaged);
         vec![
             ("wire", "raft", raft.to_vec()),
+            ("wire", "snapshots", snapshots.to_vec()),
             ("wire", "forwards", forwards.to_vec()),
             ("wire", "reads", reads.to_vec()),
             ("wire", "node", node.to_vec()),

@@ -261,8 +261,8 @@ impl<M> GroupHandle<M> {
     /// Has this node's replica take a snapshot of what it has applied, waits until it is durable, and returns the last
     /// entry in it. If one is being taken already, waits for that one.
     ///
-    /// The log behind it is forgotten, except for `snapshot.keep_entries`: a follower that is further behind can't catch
-    /// up, because snapshots are not sent between nodes yet.
+    /// The log behind it is forgotten, except for `snapshot.keep_entries`: a follower that is further behind is
+    /// sent the snapshot.
     ///
     /// # Errors
     /// [`Error::NoSuchGroup`] when no replica is here, [`Error::Snapshot`] when none could be taken.

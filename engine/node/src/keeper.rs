@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use polyraft_raft::GroupId;
 use polyraft_storage::{SnapshotFile, SnapshotMeta, SnapshotStore};
 
@@ -14,7 +15,8 @@ use crate::apply::{Task, guarded};
 use crate::event::ShardEvent;
 use crate::machine::{FrozenState, StateMachine};
 use crate::mailbox::Mailbox;
-use crate::shard::Shared;
+use crate::shard::{ChunkTrouble, Shared, Wanted};
+use crate::wire::{Chunk, SnapshotId};
 
 /// Work for a keeper. The jobs of one group are done in order, by the same keeper.
 pub(crate) enum Job {
@@ -28,6 +30,26 @@ pub(crate) enum Job {
         file: SnapshotFile,
         machine: Box<dyn Any + Send>,
     },
+    /// Read a part of a snapshot that a follower wants.
+    Read { file: SnapshotFile, wanted: Wanted },
+    /// A snapshot of a group is going to come. It begins only where so many bytes are free.
+    Begin {
+        group: GroupId,
+        number: u64,
+        needs: u64,
+    },
+    /// A part of it came.
+    Receive {
+        group: GroupId,
+        number: u64,
+        chunk: Chunk,
+    },
+    /// All of it came: check it and give it its name.
+    Finish { file: SnapshotFile, number: u64 },
+    /// What came of it is of no use.
+    Abandon { group: GroupId },
+    /// A follower found a snapshot damaged: see whether it is so here.
+    Look { file: SnapshotFile },
     /// Remove what there is of a group.
     Remove { group: GroupId },
     /// Leave the loop.
@@ -69,6 +91,54 @@ impl<M: StateMachine> Keeper<M> {
                 self.tell(group, ShardEvent::Saved { group, result });
             }
             Job::Restore { file, machine } => self.restore(file, machine),
+            Job::Read { file, wanted } => {
+                let (offset, bytes) = (wanted.offset, wanted.bytes as usize);
+                match self.store.chunk(&file, offset, bytes) {
+                    Ok(chunk) => {
+                        let chunk = Chunk::new(offset, Bytes::from(chunk));
+                        self.tell(wanted.group, ShardEvent::ChunkRead { wanted, chunk });
+                    }
+                    // A newer one has taken its place, and is offered next.
+                    Err(error) => tracing::debug!(%error, "a part of a snapshot is not sent"),
+                }
+            }
+            Job::Begin {
+                group,
+                number,
+                needs,
+            } => {
+                if let Err(error) = self.store.begin_receiving(group, needs) {
+                    let result = Err(ChunkTrouble::Disk(error.to_string()));
+                    self.tell_written(group, number, result);
+                }
+            }
+            Job::Receive {
+                group,
+                number,
+                chunk,
+            } => {
+                let result = self.receive(group, &chunk);
+                self.tell_written(group, number, result);
+            }
+            Job::Finish { file, number } => {
+                let finished = self.store.finish_receiving(&file);
+                let event = ShardEvent::Arrived {
+                    group: file.meta.group,
+                    number,
+                    result: finished,
+                };
+                self.tell(file.meta.group, event);
+            }
+            Job::Abandon { group } => self.store.abandon_receiving(group),
+            Job::Look { file } => {
+                let looked = self.store.read(&file);
+                let event = ShardEvent::Looked {
+                    group: file.meta.group,
+                    id: SnapshotId::of(&file),
+                    result: looked.map(|_| ()).map_err(|error| error.to_string()),
+                };
+                self.tell(file.meta.group, event);
+            }
             Job::Remove { group } => self.store.remove(group),
             Job::Stop => {}
         }
@@ -76,6 +146,25 @@ impl<M: StateMachine> Keeper<M> {
 
     fn tell(&self, group: GroupId, event: ShardEvent) {
         self.shared.tell(self.shared.shard_of(group), event);
+    }
+
+    fn tell_written(&self, group: GroupId, number: u64, result: Result<u64, ChunkTrouble>) {
+        let event = ShardEvent::ChunkWritten {
+            group,
+            number,
+            result,
+        };
+        self.tell(group, event);
+    }
+
+    fn receive(&self, group: GroupId, chunk: &Chunk) -> Result<u64, ChunkTrouble> {
+        if !chunk.is_whole() {
+            return Err(ChunkTrouble::Corrupt);
+        }
+        match self.store.receive(group, chunk.offset, &chunk.bytes) {
+            Ok(()) => Ok(chunk.offset + chunk.bytes.len() as u64),
+            Err(error) => Err(ChunkTrouble::Disk(error.to_string())),
+        }
     }
 
     fn save(&self, meta: &SnapshotMeta, state: FrozenState) -> Result<SnapshotFile, String> {

@@ -167,6 +167,16 @@ counters! {
     failed_snapshots,
     /// State machines rebuilt from a snapshot.
     restores,
+    /// Offers of a snapshot to followers that need more than the log holds, repeated ones included.
+    snapshots_offered,
+    /// Snapshots taken from other nodes.
+    snapshots_received,
+    /// Transfers of snapshots that went on behind what had come before they were interrupted.
+    resumed_transfers,
+    /// Bytes of snapshots sent to other nodes.
+    snapshot_bytes_sent,
+    /// Snapshots of other nodes that could not be taken: no room, a failing disk, a wrong checksum.
+    failed_transfers,
 }
 
 macro_rules! histograms {

@@ -6,7 +6,14 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft_raft::{EntryRange, GroupId, Index, LogPosition, Message, NodeId, Term};
+use polyraft_storage::SnapshotFile;
 
+mod snapshot;
+
+pub(crate) use self::snapshot::{
+    CHUNK_BYTES, Chunk, FETCH_BYTES, REFUSED_BYTES, Refusal, SnapshotId, offer_bytes,
+    put_snapshot_chunk, put_snapshot_fetch, put_snapshot_offer, put_snapshot_refused,
+};
 use crate::completion::{Committed, Outcome};
 use crate::error::Error;
 use crate::event::{GroupRanges, Members};
@@ -37,8 +44,12 @@ enum Kind {
     UnknownGroup = 16,
     Forward = 17,
     ForwardReply = 18,
+    SnapshotOffer = 19,
+    SnapshotFetch = 20,
+    SnapshotChunk = 21,
     ReadAsk = 22,
     ReadReply = 23,
+    SnapshotRefused = 24,
     // Node-level records: the home shard reads them, whatever their group field says.
     Beat = 32,
     ClaimsDelta = 33,
@@ -64,8 +75,12 @@ impl Kind {
             UnknownGroup,
             Forward,
             ForwardReply,
+            SnapshotOffer,
+            SnapshotFetch,
+            SnapshotChunk,
             ReadAsk,
             ReadReply,
+            SnapshotRefused,
             Beat,
             ClaimsDelta,
             ClaimsTable,
@@ -117,6 +132,27 @@ pub(crate) enum Record<'a> {
         group: GroupId,
         request: u64,
         outcome: Result<Index, Error>,
+    },
+    /// The leader of `term` has a snapshot for the receiver, which lacks what it stands for.
+    SnapshotOffer { term: Term, file: SnapshotFile },
+    /// The sender wants a part of a snapshot that it was offered.
+    SnapshotFetch {
+        group: GroupId,
+        id: SnapshotId,
+        offset: u64,
+        bytes: u32,
+    },
+    /// A part of a snapshot.
+    SnapshotChunk {
+        group: GroupId,
+        id: SnapshotId,
+        chunk: Chunk,
+    },
+    /// The sender does not take a snapshot now that it was offered.
+    SnapshotRefused {
+        group: GroupId,
+        id: SnapshotId,
+        why: Refusal,
     },
     /// The sender lives.
     Beat(Beat),
@@ -563,6 +599,10 @@ impl Body<'_> {
         })
     }
 
+    fn u32(&mut self) -> Result<u32, WireError> {
+        self.0.try_get_u32_le().map_err(|_| WireError::Short)
+    }
+
     /// The rest as pairs of integers; its length must fit exactly.
     fn pairs<T>(
         mut self,
@@ -715,6 +755,9 @@ fn decode<'a>(
                 request,
                 outcome,
             });
+        }
+        Kind::SnapshotOffer | Kind::SnapshotFetch | Kind::SnapshotChunk | Kind::SnapshotRefused => {
+            return snapshot::decode(kind, group, body, frame);
         }
         Kind::Beat => {
             return Ok(Record::Beat(Beat {

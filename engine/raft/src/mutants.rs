@@ -127,6 +127,10 @@ pub enum Mutant {
     RestartFrees,
     /// A follower whose leader works leaves it for a term that nobody leads.
     LeaderLeft,
+    /// A snapshot that came is taken before it is durable.
+    InstalledBeforeDurable,
+    /// Entries are applied while the state machine is given the state of a snapshot.
+    AppliedWhileRestored,
 }
 
 /// The mutants that show in what a power cut leaves of the log, with the number of the fault that they stand for.

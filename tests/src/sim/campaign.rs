@@ -76,6 +76,9 @@ pub struct Sum {
     unknown: u64,
     restarts: u64,
     restored: u64,
+    transferred: u64,
+    resumed: u64,
+    corrupted: u64,
     outlasted: u64,
     faults: [u64; Fault::ALL.len()],
     hash: u64,
@@ -98,6 +101,9 @@ impl Sum {
         self.unknown += counts.unknown;
         self.restarts += counts.restarts;
         self.restored += counts.restored;
+        self.transferred += counts.transferred;
+        self.resumed += counts.resumed;
+        self.corrupted += counts.corrupted;
         self.outlasted += counts.outlasted;
         for (sum, count) in self.faults.iter_mut().zip(counts.faults) {
             *sum += u64::from(count);
@@ -121,6 +127,9 @@ impl Sum {
             ("a connection broken by a pause".to_owned(), self.outlasted),
             ("a restart".to_owned(), self.restarts),
             ("a restored state machine".to_owned(), self.restored),
+            ("a snapshot of another node".to_owned(), self.transferred),
+            ("a resumed transfer".to_owned(), self.resumed),
+            ("a damaged part of a snapshot".to_owned(), self.corrupted),
             ("an unknown outcome".to_owned(), self.unknown),
             ("a read beside the log".to_owned(), self.queries),
         ];
@@ -142,13 +151,16 @@ impl fmt::Display for Sum {
         )?;
         writeln!(
             f,
-            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} restarts, {} state machines restored, {} connections broken by a pause",
+            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} parts damaged",
             self.acknowledged,
             self.queries,
             self.unknown,
             self.restarts,
             self.restored,
-            self.outlasted
+            self.outlasted,
+            self.transferred,
+            self.resumed,
+            self.corrupted
         )?;
         write!(f, "faults:")?;
         for (fault, count) in Fault::ALL.iter().zip(self.faults) {
@@ -170,6 +182,9 @@ mod tests {
             queries: 1,
             restarts: 1,
             restored: 1,
+            transferred: 1,
+            resumed: 1,
+            corrupted: 1,
             outlasted: 1,
             faults: [1; Fault::ALL.len()],
             ..Sum::default()

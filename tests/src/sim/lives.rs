@@ -137,8 +137,18 @@ impl World {
         );
     }
 
+    /// Adds what a node counted in its life.
+    pub(super) fn count_transfers(&mut self, id: u64) {
+        if let Some(node) = &self.hosts[id as usize].node {
+            let counters = node.node().status().counters;
+            self.counts.transferred += counters.snapshots_received;
+            self.counts.resumed += counters.resumed_transfers;
+        }
+    }
+
     /// The node is gone, and with it everything that was in its memory.
     pub(super) fn drop_node(&mut self, id: u64) {
+        self.count_transfers(id);
         let host = &mut self.hosts[id as usize];
         host.node = None;
         host.life += 1;

@@ -142,7 +142,9 @@ impl World {
             // What was destroyed was there when it was promised.
             let node = host.node.as_ref().filter(|_| !host.is_outcast)?;
             let (core, _) = node.replica(group)?;
-            let has = core.term_at(position.index) == Some(position.term);
+            // What it has purged was committed, so it is the same everywhere.
+            let has = position.index < core.base().index
+                || core.term_at(position.index) == Some(position.term);
             Some(has && core.durable() >= position.index)
         };
         let members = self.plan.members_of(group);

@@ -217,6 +217,10 @@ impl World {
                 .delivered(sent.to, sent.frame.len());
             return;
         }
+        let frame = match sent.lane {
+            Lane::Snapshot => self.in_transit(sent.frame),
+            _ => sent.frame,
+        };
         let copies = match self.plan.duplication {
             per_million if per_million > 0 && is_repeatable && !self.is_healed => {
                 1 + u32::from(self.rng.chance(per_million))
@@ -224,8 +228,20 @@ impl World {
             _ => 1,
         };
         for _ in 0..copies {
-            self.fly(at, side, lane_number(sent.lane), sent.frame.clone());
+            self.fly(at, side, lane_number(sent.lane), frame.clone());
         }
+    }
+
+    /// A part of a snapshot on its way: a bit of the state in it may change.
+    fn in_transit(&mut self, frame: Bytes) -> Bytes {
+        self.counts.chunks += 1;
+        if self.plan.corruption == 0 || self.is_healed || !self.rng.chance(self.plan.corruption) {
+            return frame;
+        }
+        self.counts.corrupted += 1;
+        let mut bytes = frame.to_vec();
+        *bytes.last_mut().expect("a part has bytes") ^= 1 << self.rng.below(8);
+        bytes.into()
     }
 
     fn fly(&mut self, at: usize, side: usize, lane: u8, frame: Bytes) {

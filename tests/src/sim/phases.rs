@@ -41,6 +41,8 @@ impl World {
             + 20 * micros(config.election.timeout_max)
             + 2 * micros(config.shards.proposal_timeout)
             + 2 * self.plan.client_timeout_us
+            // A snapshot that a disk did not take is not tried again at once.
+            + 50 * micros(config.replication.retry_interval)
             + 3 * SECOND
     }
 
@@ -112,6 +114,9 @@ impl World {
                         });
                     }
                 } else if self.now >= until && self.counts.events >= self.plan.events {
+                    for id in 1..=self.plan.nodes {
+                        self.count_transfers(id);
+                    }
                     let verdict = self.judge_the_end();
                     self.judge(verdict);
                     self.phase = Phase::Done;
@@ -153,8 +158,26 @@ impl World {
                 continue;
             }
             let first = reference.get_or_insert(core);
+            // What one of them has purged can't be compared.
+            let from = core.base().index.max(first.base().index);
+            let runs = |core: &polyraft_raft::Group| -> Vec<polyraft_raft::TermRun> {
+                let runs = core.term_runs();
+                let next = |at: usize| {
+                    runs.get(at + 1)
+                        .map_or(core.last().index.next(), |run| run.first)
+                };
+                let left = runs
+                    .iter()
+                    .enumerate()
+                    .filter(|(at, _)| next(*at) > from.next());
+                left.map(|(_, run)| polyraft_raft::TermRun {
+                    first: run.first.max(from.next()),
+                    ..*run
+                })
+                .collect()
+            };
             let is_equal = core.last() == first.last()
-                && core.term_runs() == first.term_runs()
+                && runs(core) == runs(first)
                 && core.committed() == core.last().index
                 && core.applied() == core.committed()
                 && core.durable() == core.last().index;

@@ -143,6 +143,8 @@ pub struct Plan {
     pub duplication: u32,
     /// Frames that overtake others of their lane, per million. The real transport does not do that.
     pub reordering: u32,
+    /// Parts of snapshots that arrive with a bit changed, per million. The real transport does not do that.
+    pub corruption: u32,
     /// State machines save themselves after so many entries; `None`: they are lost in a restart.
     pub saves_every: Option<u64>,
     /// Events of the phase with faults.
@@ -169,7 +171,7 @@ impl Plan {
         let disturbance_us = rng.within(100, 1_500) * MILLI;
         let latency = *rng.pick(&[60, 200, 1_000, 8_000]);
         let sync = *rng.pick(&[30, 100, 400, 3_000]);
-        Plan {
+        let mut plan = Plan {
             seed,
             nodes,
             members,
@@ -198,9 +200,12 @@ impl Plan {
             duplication: rough(rng, 100_000),
             reordering: rough(rng, 100_000),
             saves_every: *rng.pick(&[None, None, Some(1), Some(20)]),
+            corruption: 0,
             events: rng.within(20_000, 32_000),
             config,
-        }
+        };
+        transfers(rng, &mut plan);
+        plan
     }
 
     /// The members of a group.
@@ -240,6 +245,16 @@ fn victims(nodes: u64, members: &[Vec<u64>], rng: &mut Rng) -> Vec<u64> {
     }
     victims.sort_unstable();
     victims
+}
+
+/// How snapshots go from node to node: often, in small pieces, and with little log behind them.
+fn transfers(rng: &mut Rng, plan: &mut Plan) {
+    let snapshot = &mut plan.config.snapshot;
+    snapshot.keep_entries = *rng.pick(&[0, 0, 3, 30]);
+    snapshot.chunk_bytes = ByteSize::b(*rng.pick(&[40, 100, 4096]));
+    snapshot.concurrent = rng.within(1, 4) as u32;
+    snapshot.rate = ByteSize::b(*rng.pick(&[0, 0, 40_000]));
+    plan.corruption = *rng.pick(&[0, 0, 20_000, 100_000]) as u32;
 }
 
 /// Small limits, so that every one of them is reached.
@@ -283,7 +298,6 @@ fn config(rng: &mut Rng) -> Config {
     let snapshot = &mut config.snapshot;
     snapshot.entries = *rng.pick(&[0, 4, 20, 100]);
     snapshot.bytes = ByteSize::b(*rng.pick(&[0, 0, 400, 10_000]));
-    snapshot.keep_entries = 1 << 30;
     snapshot.workers = rng.within(1, 2) as u32;
     let transport = &mut config.transport;
     transport.append_lanes = rng.within(1, 3) as u8;
@@ -321,8 +335,8 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "  loss {} duplication {} reordering {} per million, saves every {:?}",
-            self.loss, self.duplication, self.reordering, self.saves_every
+            "  loss {} duplication {} reordering {} corruption {} per million, saves every {:?}",
+            self.loss, self.duplication, self.reordering, self.corruption, self.saves_every
         )?;
         write!(
             f,

@@ -130,6 +130,14 @@ pub struct Counts {
     pub restarts: u64,
     /// State machines rebuilt from a snapshot.
     pub restored: u64,
+    /// Snapshots that came from another node.
+    pub transferred: u64,
+    /// Transfers of snapshots that went on behind what had come.
+    pub resumed: u64,
+    /// Parts of snapshots sent.
+    pub chunks: u64,
+    /// Parts of snapshots that the network changed.
+    pub corrupted: u64,
     /// Starts that failed because the power was cut again.
     pub failed_recoveries: u64,
     /// Faults that took effect, by [`Fault::ALL`].

@@ -146,6 +146,13 @@ pub(super) const KEYS: &[Key] = &[
     Key::new("snapshot", "bytes", size(ByteSize::b(0), ByteSize::tib(1))),
     Key::new("snapshot", "keep_entries", Allowed::Count(0, 1 << 40)),
     Key::new("snapshot", "workers", Allowed::Count(1, 16)),
+    Key::new("snapshot", "concurrent", Allowed::Count(1, 1024)),
+    Key::new(
+        "snapshot",
+        "chunk_bytes",
+        size(ByteSize::kib(4), ByteSize::mib(16)),
+    ),
+    Key::new("snapshot", "rate", size(ByteSize::b(0), ByteSize::tib(1))),
     Key::new("transport", "append_lanes", Allowed::Count(1, 16)),
     Key::new(
         "transport",

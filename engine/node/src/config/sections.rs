@@ -325,8 +325,7 @@ pub struct Snapshot {
     #[serde(with = "units::size")]
     pub bytes: ByteSize,
     /// How many entries before a snapshot the log keeps. A follower that is no further behind gets
-    /// entries; one that is further behind stays there, because snapshots are not sent between nodes
-    /// yet.
+    /// entries; one that is further behind gets the snapshot.
     ///
     /// Default `10000`; allowed `0` to `1099511627776`; takes effect at restart.
     pub keep_entries: u64,
@@ -335,6 +334,22 @@ pub struct Snapshot {
     ///
     /// Default `1`; allowed `1` to `16`; takes effect at restart.
     pub workers: u32,
+    /// How many snapshots the node sends to followers at the same time, and as many again that it
+    /// receives. The others wait.
+    ///
+    /// Default `4`; allowed `1` to `1024`; takes effect at restart.
+    pub concurrent: u32,
+    /// How much of a snapshot travels in one frame. Four of them at most are under way in a transfer.
+    ///
+    /// Default `256KiB`; allowed `4KiB` to `16MiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub chunk_bytes: ByteSize,
+    /// The most bytes of snapshots that the node sends in a second; `0B` sets no limit. The transport
+    /// lets everything else go first in any case.
+    ///
+    /// Default `100MiB`; allowed `0B` to `1TiB`; takes effect at restart.
+    #[serde(with = "units::size")]
+    pub rate: ByteSize,
 }
 
 impl Default for Snapshot {
@@ -344,6 +359,9 @@ impl Default for Snapshot {
             bytes: ByteSize::b(0),
             keep_entries: 10_000,
             workers: 1,
+            concurrent: 4,
+            chunk_bytes: ByteSize::kib(256),
+            rate: ByteSize::mib(100),
         }
     }
 }

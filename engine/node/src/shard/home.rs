@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 use super::fetch::Fetched;
 use super::outgoing::NODE_LEVEL;
 use super::proposals::first_request;
-use super::{Payloads, Shard, parse_blocks};
+use super::{Payloads, Shard, Wanted, parse_blocks};
 use crate::error::Error;
 use crate::event::{Claim, CreateOrigin, CreateReply, GroupRanges, Members, ShardEvent};
 use crate::liveness::{Action, Beat, Intervals, Liveness, Untaken};
@@ -179,6 +179,25 @@ impl Shard {
                 outcome,
             } => self.read_replied(from, group, request, outcome),
 
+            Record::SnapshotOffer { term, file } => self.snapshot_offered(from, term, file),
+            Record::SnapshotFetch {
+                group,
+                id,
+                offset,
+                bytes,
+            } => self.snapshot_wanted(Wanted {
+                group,
+                by: from,
+                id,
+                offset,
+                bytes,
+            }),
+            Record::SnapshotChunk { group, id, chunk } => {
+                self.chunk_received(from, group, id, chunk);
+            }
+            Record::SnapshotRefused { group, id, why } => {
+                self.snapshot_refused(from, group, id, why);
+            }
             Record::UnknownGroup { group } => self.create_at(from, group),
             Record::Beat(beat) => {
                 self.with_liveness(|liveness, actions| liveness.beat(at, from, beat, actions))

@@ -13,6 +13,7 @@ mod room;
 mod snapshots;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod turn;
 
 use std::collections::VecDeque;
@@ -45,6 +46,8 @@ use self::replica::{Proposal, Queues, Replica};
 use self::room::Room;
 pub(crate) use self::snapshots::SnapshotPolicy;
 use self::snapshots::Snapshots;
+use self::transfer::Transfers;
+pub(crate) use self::transfer::{ChunkTrouble, TransferGauges, TransferLimits, Wanted};
 use crate::apply::{ApplyBacklog, ApplyBatch, Task};
 use crate::clock::Clock;
 use crate::directory::Directory;
@@ -76,6 +79,7 @@ pub(crate) struct Limits {
     pub(crate) campaign_delay: u64,
     pub(crate) append_lanes: usize,
     pub(crate) snapshots: SnapshotPolicy,
+    pub(crate) transfers: TransferLimits,
 }
 
 /// What all shards of a node are given alike.
@@ -99,6 +103,7 @@ pub(crate) struct Shared {
     pub(crate) workers: Arc<[Sender<Task>]>,
     pub(crate) keepers: Arc<[Sender<Job>]>,
     pub(crate) backlog: Arc<ApplyBacklog>,
+    pub(crate) transfers: TransferGauges,
     pub(crate) directory: Directory,
     pub(crate) counters: AllCounters,
     pub(crate) tracer: Arc<Tracer>,
@@ -218,6 +223,7 @@ pub(crate) struct Shard {
     disk_full: Option<DiskFull>,
     room: Room,
     snapshots: Snapshots,
+    transfers: Transfers,
     fault: Option<Error>,
     is_stopping: bool,
 }
@@ -349,6 +355,7 @@ impl Shard {
             disk_full: None,
             room: Room::default(),
             snapshots,
+            transfers: Transfers::new(limits.transfers),
             fault: None,
             is_stopping: false,
             limits,
@@ -538,6 +545,18 @@ impl Shard {
                 last,
                 result,
             } => self.restored(group, last, result),
+            ShardEvent::ChunkRead { wanted, chunk } => self.chunk_read(wanted, &chunk),
+            ShardEvent::Looked { group, id, result } => self.looked(group, id, result),
+            ShardEvent::ChunkWritten {
+                group,
+                number,
+                result,
+            } => self.chunk_written(group, number, result),
+            ShardEvent::Arrived {
+                group,
+                number,
+                result,
+            } => self.snapshot_arrived(group, number, result),
             ShardEvent::GroupStatus { group, reply } => {
                 let _ = reply.send(self.group_status(group));
             }

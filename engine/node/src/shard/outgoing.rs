@@ -120,6 +120,13 @@ impl Outgoing {
         std::mem::take(&mut self.refused)
     }
 
+    /// Hands over a frame that was made elsewhere. What the transport does not take is lost.
+    pub(super) fn send_frame(&self, to: NodeId, lane: Lane, frame: Bytes) {
+        if let Err(error) = self.network.send(to, lane, frame) {
+            tracing::trace!(%to, %error, "a frame was not taken");
+        }
+    }
+
     /// The liveness frame to `to`.
     pub(super) fn liveness(&mut self, to: NodeId) -> Option<&mut BytesMut> {
         self.peers

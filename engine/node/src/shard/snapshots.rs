@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use polyraft_raft::mutants::{self, Mutant};
-use polyraft_raft::{Event, GroupId, HardState, Index, LogPosition};
+use polyraft_raft::{Apply, Event, GroupId, HardState, Index, LogPosition};
 use polyraft_storage::{RecoveredGroup, ShardLog, SnapshotFile, SnapshotMeta, StorageError};
 use rustc_hash::FxHashMap;
 
@@ -49,6 +49,8 @@ pub(super) struct Snapshots {
     wanted: FxHashMap<u32, Vec<SnapshotReply>>,
     /// How many are being taken.
     running: usize,
+    /// What replicas have to apply once their state machine is restored: from the first index to before the second.
+    held: FxHashMap<u32, (Index, Index)>,
 }
 
 impl Snapshots {
@@ -60,7 +62,29 @@ impl Snapshots {
             due: VecDeque::new(),
             wanted: FxHashMap::default(),
             running: 0,
+            held: FxHashMap::default(),
         }
+    }
+
+    /// Takes note of a durable snapshot, unless there is a newer one.
+    pub(super) fn keep_newest(&mut self, file: &SnapshotFile) {
+        let index = file.meta.last.index;
+        let known = self.files.get(&file.meta.group);
+        if known.is_none_or(|known| known.meta.last.index <= index) {
+            self.files.insert(file.meta.group, file.clone());
+        }
+    }
+
+    /// The newest snapshot of a group is of no use.
+    pub(super) fn forget(&mut self, group: GroupId) {
+        self.files.remove(&group);
+    }
+
+    /// Keeps what a replica has to apply until its state machine is back.
+    pub(super) fn hold(&mut self, slot: u32, apply: &Apply) {
+        let (_, end) = self.held.entry(slot).or_insert((apply.first, apply.first));
+        assert_eq!(*end, apply.first, "entries are handed out in order");
+        *end = apply.end;
     }
 
     /// The newest durable snapshot of a group.
@@ -153,7 +177,7 @@ impl Shard {
         }
     }
 
-    fn want_snapshot(&mut self, slot: u32, reply: Option<SnapshotReply>) {
+    pub(super) fn want_snapshot(&mut self, slot: u32, reply: Option<SnapshotReply>) {
         let snapshots = &mut self.snapshots;
         let waiting = snapshots.wanted.entry(slot).or_insert_with(|| {
             snapshots.due.push_back(slot);
@@ -170,6 +194,16 @@ impl Shard {
         {
             let replica = &mut self.replicas[slot as usize];
             let (group, index) = (replica.group.id(), replica.group.handed_out());
+            if replica.is_restoring {
+                continue; // It waits for that.
+            }
+            let waiting = self.snapshots.wanted.get(&slot);
+            if waiting.is_some_and(Vec::is_empty) && self.is_sending(group) {
+                // A newer one would make the one on its way useless. The next entries ask again.
+                self.snapshots.wanted.remove(&slot);
+                continue;
+            }
+            let replica = &mut self.replicas[slot as usize];
             (replica.saved, replica.unsaved_bytes) = (index, 0);
             if let Some(reason) = replica.fault.clone() {
                 self.answer_snapshot(slot, Err(Error::Fault { reason }));
@@ -212,7 +246,7 @@ impl Shard {
             Ok(file) => {
                 let last = file.meta.last;
                 self.counters().snapshots.add(1);
-                self.snapshots.files.insert(group, file);
+                self.snapshots.keep_newest(&file);
                 self.answer_snapshot(slot, Ok(last));
                 self.purge_behind_snapshot(slot, last);
                 // Another one may have become due meanwhile, and nothing more may come that would ask.
@@ -262,7 +296,23 @@ impl Shard {
         result: Result<(), String>,
     ) {
         self.counters().restores.add(1);
-        self.open_replica(group, result.map(|()| last.index));
+        let Some(slot) = self.slot(group) else {
+            return self.open_replica(group, result.map(|()| last.index));
+        };
+        self.replicas[slot as usize].is_restoring = false;
+        if self.snapshots.wanted.contains_key(&slot) {
+            self.snapshots.due.push_back(slot);
+        }
+        let held = self.snapshots.held.remove(&slot);
+        match result {
+            Ok(()) => {
+                // Before what this turn has brought.
+                if let Some((first, end)) = held {
+                    self.outbox.applies.insert(0, Apply { group, first, end });
+                }
+            }
+            Err(reason) => self.quarantine(slot, reason),
+        }
     }
 
     /// Has the snapshots of groups removed that are not here.

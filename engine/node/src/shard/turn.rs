@@ -45,6 +45,7 @@ impl Shard {
             home,
             disk,
             handover,
+            self.transfers.deadline(),
             self.forwards.deadline(),
             self.reads.deadline(),
         ]
@@ -69,6 +70,7 @@ impl Shard {
         self.run_deferred();
         self.expire_forwards();
         self.expire_reads();
+        self.run_transfers();
         self.hand_over();
         // Settling may touch replicas that were not touched before; each is settled once.
         let mut next = 0;
@@ -97,7 +99,7 @@ impl Shard {
         self.want_standing();
         self.run_home(is_drained);
         self.dispatch_timers();
-        self.report_snapshots();
+        self.offer_snapshots();
         // Whether a group was taken over shows in who leads it; if not, it is offered to another voter later.
         self.outbox.transfers.clear();
         self.dispatch_sends();
@@ -305,14 +307,6 @@ impl Shard {
         }
     }
 
-    /// Followers that need more than the log holds wait: the log is kept until every replica has it, so this happens
-    /// only to a replica that was added by hand.
-    fn report_snapshots(&mut self) {
-        for needed in self.outbox.snapshots.drain(..) {
-            tracing::warn!(group = %needed.group, to = %needed.to, "the log does not reach back far enough");
-        }
-    }
-
     fn dispatch_timers(&mut self) {
         for timer in self.outbox.timers.drain(..) {
             if let Some(slot) = self.slots.get(timer.group) {
@@ -415,6 +409,9 @@ impl Shard {
         if self.replicas[slot as usize].fault.is_some() {
             // An earlier piece of this turn could not be read: nothing behind it may be applied.
             return;
+        }
+        if self.replicas[slot as usize].is_restoring {
+            return self.snapshots.hold(slot, apply);
         }
         let worker = polyraft_raft::shard_of(apply.group, self.applies.len());
         let mut first = apply.first;

@@ -1,5 +1,7 @@
 //! What is written comes back as it was; what is damaged is an error and never a panic.
 
+use polyraft_raft::Configuration;
+use polyraft_storage::SnapshotMeta;
 use proptest::prelude::*;
 
 use super::*;
@@ -237,5 +239,140 @@ proptest! {
         frame.put_u64_le(1);
         frame.put_slice(&body);
         decode_all(&frame.freeze());
+    }
+}
+
+#[test]
+fn what_is_said_about_snapshots_comes_back() {
+    let last = LogPosition {
+        term: Term(2),
+        index: Index(8),
+    };
+    let nodes = |ids: &[u64]| ids.iter().map(|id| NodeId(*id)).collect::<Vec<_>>();
+    let file = SnapshotFile {
+        meta: SnapshotMeta {
+            group: GroupId(7),
+            incarnation: 3,
+            last,
+            configuration: Configuration::joint(
+                nodes(&[1, 2, 3]),
+                nodes(&[3, 4]),
+                nodes(&[5]),
+                nodes(&[4]),
+            ),
+        },
+        bytes: 1 << 40,
+        checksum: 77,
+    };
+    let id = SnapshotId::of(&file);
+    let group = GroupId(7);
+    let chunk = Chunk::new(9, Bytes::from_static(b"state"));
+    assert!(chunk.is_whole());
+    let mut frame = BytesMut::new();
+    put_snapshot_offer(&mut frame, Term(4), &file);
+    assert_eq!(frame.len(), offer_bytes(&file));
+    put_snapshot_fetch(&mut frame, group, id, 9, 100);
+    put_snapshot_chunk(&mut frame, group, id, &chunk);
+    put_snapshot_refused(&mut frame, group, id, Refusal::Disk);
+    assert_eq!(
+        frame.len(),
+        offer_bytes(&file) + FETCH_BYTES + CHUNK_BYTES + 5 + REFUSED_BYTES
+    );
+    let expected = vec![
+        Ok(Record::SnapshotOffer {
+            term: Term(4),
+            file: file.clone(),
+        }),
+        Ok(Record::SnapshotFetch {
+            group,
+            id,
+            offset: 9,
+            bytes: 100,
+        }),
+        Ok(Record::SnapshotChunk { group, id, chunk }),
+        Ok(Record::SnapshotRefused {
+            group,
+            id,
+            why: Refusal::Disk,
+        }),
+    ];
+    assert_eq!(decode_all(&frame.freeze()), expected);
+    // A snapshot of a later term than its leader's can't be.
+    let mut frame = BytesMut::new();
+    put_snapshot_offer(&mut frame, Term(1), &file);
+    assert_eq!(
+        decode_all(&frame.freeze()),
+        [Err(WireError::Value("snapshot offer"))]
+    );
+}
+
+#[test]
+fn a_part_of_a_snapshot_that_changed_on_its_way_is_not_whole() {
+    let whole = Chunk::new(4096, Bytes::from_static(b"a part"));
+    let moved = Chunk {
+        offset: 0,
+        ..whole.clone()
+    };
+    let changed = Chunk {
+        bytes: Bytes::from_static(b"a pert"),
+        ..whole.clone()
+    };
+    assert!(whole.is_whole() && !moved.is_whole() && !changed.is_whole());
+}
+
+#[test]
+fn impossible_lengths_and_places_of_snapshots_are_refused() {
+    let good = SnapshotId {
+        last: LogPosition {
+            term: Term(1),
+            index: Index(1),
+        },
+        checksum: 0,
+    };
+    let nowhere = SnapshotId {
+        last: LogPosition::ZERO,
+        ..good
+    };
+    let refused = |fill: &dyn Fn(&mut BytesMut)| {
+        let mut frame = BytesMut::new();
+        fill(&mut frame);
+        decode_all(&frame.freeze()).iter().all(Result::is_err)
+    };
+    let group = GroupId(7);
+    assert!(refused(&|out| put_snapshot_fetch(
+        out, group, nowhere, 0, 1
+    )));
+    assert!(refused(&|out| put_snapshot_fetch(out, group, good, 0, 0)));
+    let chunk = |offset, bytes| Chunk::new(offset, Bytes::from_static(bytes));
+    assert!(refused(&|out| put_snapshot_chunk(
+        out,
+        group,
+        good,
+        &chunk(0, b"")
+    )));
+    assert!(refused(&|out| put_snapshot_chunk(
+        out,
+        group,
+        good,
+        &chunk(u64::MAX, b"x")
+    )));
+    let file = |bytes, voters: &[u64]| SnapshotFile {
+        meta: SnapshotMeta {
+            group,
+            incarnation: 0,
+            last: good.last,
+            configuration: Configuration::simple(voters.iter().map(|id| NodeId(*id))),
+        },
+        bytes,
+        checksum: 0,
+    };
+    let long = (1..=16).collect::<Vec<u64>>();
+    for file in [
+        file(0, &[1]),
+        file(u64::MAX, &[1]),
+        file(9, &[]),
+        file(9, &long),
+    ] {
+        assert!(refused(&|out| put_snapshot_offer(out, Term(1), &file)));
     }
 }

@@ -1,0 +1,177 @@
+//! Snapshots on their way between nodes. The follower pulls: a leader only offers, and sends what it is asked for, so that a
+//! broken connection costs what was under way and nothing else.
+//! It must never take a path, a length or an order from another node on trust, nor hold more than a few chunks in memory.
+
+mod receiving;
+mod sending;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use polyraft_raft::{GroupId, NodeId, Tick};
+use rustc_hash::FxHashMap;
+
+pub(crate) use self::receiving::ChunkTrouble;
+use self::receiving::{Receiving, Setback};
+use self::sending::Sending;
+pub(crate) use self::sending::Wanted;
+use super::Shard;
+
+/// Chunks of one transfer that may be asked for and not written.
+const WINDOW: u64 = 4;
+
+/// Retry intervals without a sign of life after which a transfer loses its place to others.
+const PLACE_PATIENCE: u64 = 20;
+
+/// Microseconds without a part after which what came of a snapshot is given up.
+const PART_PATIENCE: u64 = 60_000_000;
+
+/// How fast and how many.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TransferLimits {
+    /// Bytes of a chunk.
+    pub(crate) chunk: u64,
+    /// Bytes a second that the node sends; 0: no limit.
+    pub(crate) bytes_per_second: u64,
+    /// What a snapshot that comes has to leave free on the disk.
+    pub(crate) min_free: u64,
+    /// Transfers that the node sends, and as many again that it receives.
+    pub(crate) at_once: usize,
+}
+
+/// What the shards of a node share of their transfers.
+#[derive(Debug, Default)]
+pub(crate) struct TransferGauges {
+    sending: AtomicUsize,
+    receiving: AtomicUsize,
+    /// When the next chunk may leave, if there is a rate to keep.
+    free_at: Mutex<Tick>,
+}
+
+impl TransferGauges {
+    /// When `bytes` may leave; the time that they take is spent then.
+    fn pace(&self, now: Tick, bytes: u64, bytes_per_second: u64) -> Tick {
+        if bytes_per_second == 0 {
+            return now;
+        }
+        let mut free_at = self.free_at.lock();
+        let at = now.max(*free_at);
+        *free_at = at.after(bytes.saturating_mul(1_000_000) / bytes_per_second);
+        at
+    }
+}
+
+/// A place among the transfers that a node sends or receives at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place(bool);
+
+impl Place {
+    /// Takes one, unless it is taken already. False: there is none.
+    fn take(&mut self, gauge: &AtomicUsize, limit: usize) -> bool {
+        let add = |taken| (taken < limit).then_some(taken + 1);
+        self.0 = self.0
+            || gauge
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add)
+                .is_ok();
+        self.0
+    }
+
+    fn give_back(&mut self, gauge: &AtomicUsize) {
+        if std::mem::take(&mut self.0) {
+            gauge.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The transfers of a shard's groups.
+#[derive(Debug)]
+pub(in super::super) struct Transfers {
+    limits: TransferLimits,
+    sending: FxHashMap<(GroupId, NodeId), Sending>,
+    receiving: FxHashMap<GroupId, Receiving>,
+    /// Groups whose snapshot could not be taken, and when they are to be offered one again.
+    setbacks: FxHashMap<GroupId, Setback>,
+    /// Chunks that wait for the rate, in the order in which they may leave.
+    paced: VecDeque<(Tick, Wanted)>,
+    /// Names the transfers that this shard receives.
+    last_number: u64,
+    /// When to look for transfers that came to nothing.
+    look_at: Option<Tick>,
+}
+
+impl Transfers {
+    pub(in super::super) fn new(limits: TransferLimits) -> Self {
+        Transfers {
+            limits,
+            sending: FxHashMap::default(),
+            receiving: FxHashMap::default(),
+            setbacks: FxHashMap::default(),
+            paced: VecDeque::new(),
+            last_number: 0,
+            look_at: None,
+        }
+    }
+
+    /// When a turn is needed for a transfer.
+    pub(in super::super) fn deadline(&self) -> Option<Tick> {
+        let paced = self.paced.front().map(|(at, _)| *at);
+        paced.into_iter().chain(self.look_at).min()
+    }
+}
+
+impl Shard {
+    fn place_patience(&self) -> u64 {
+        PLACE_PATIENCE * self.settings.retry_interval
+    }
+
+    fn watch_transfers(&mut self) {
+        let at = self.now.after(self.place_patience());
+        self.transfers.look_at.get_or_insert(at);
+    }
+
+    /// Sends chunks whose time has come, and forgets transfers that nobody goes on with.
+    pub(in super::super) fn run_transfers(&mut self) {
+        while let Some((_, wanted)) = self.transfers.paced.pop_front_if(|(at, _)| *at <= self.now) {
+            self.read_chunk(wanted);
+        }
+        if self.transfers.look_at.is_some_and(|at| at <= self.now) {
+            self.transfers.look_at = None;
+            self.look_after_sending();
+            self.look_after_receiving();
+            let transfers = &self.transfers;
+            if !transfers.sending.is_empty()
+                || !transfers.receiving.is_empty()
+                || !transfers.setbacks.is_empty()
+            {
+                self.watch_transfers();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_leave_at_the_rate_and_not_in_a_burst_after_a_pause() {
+        let gauges = TransferGauges::default();
+        let at = |now, bytes| gauges.pace(Tick(now), bytes, 1_000_000).0;
+        assert_eq!([at(10, 500), at(10, 500), at(20, 1)], [10, 510, 1010]);
+        assert_eq!([at(9000, 500), at(9000, 1)], [9000, 9500]);
+        assert_eq!(gauges.pace(Tick(7), 1 << 40, 0), Tick(7));
+    }
+
+    #[test]
+    fn no_more_than_the_limit_take_a_place() {
+        let gauge = AtomicUsize::new(0);
+        let mut places = [Place(false); 3];
+        let taken = |places: &mut [Place; 3]| places.each_mut().map(|place| place.take(&gauge, 2));
+        assert_eq!(taken(&mut places), [true, true, false]);
+        places[0].give_back(&gauge);
+        places[0].give_back(&gauge);
+        assert!(places[2].take(&gauge, 2));
+        assert_eq!(taken(&mut places), [false, true, true]);
+    }
+}
