@@ -246,3 +246,23 @@ fn no_node_outlives_an_interrupted_or_killed_run() {
     bench.wait().unwrap();
     until_gone(&nodes);
 }
+
+#[test]
+fn reads_are_measured_beside_proposals_and_confirmed_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, said) = run(
+        dir.path(),
+        "bench reads --nodes 3 --groups 200 --inflight 64 --seconds 1 --json r.json",
+    );
+    assert_eq!(code, Some(0), "{said}");
+    let result = json(dir.path(), "r.json");
+    let speeds = result["speeds"].as_array().expect("a list");
+    assert_eq!(speeds.len(), 4, "{result}");
+    for speed in speeds {
+        assert!(speed["operations"].as_u64() > Some(0), "{speed}");
+    }
+    let messages = result["read_index"]["messages"].as_u64().unwrap();
+    assert!(0 < messages && messages < 200, "{result}");
+    let (code, said) = run(dir.path(), "bench reads --processes");
+    assert_eq!(code, Some(1), "{said}");
+}

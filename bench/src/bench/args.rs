@@ -32,6 +32,7 @@ const AFTER_HELP: &str =
 pub enum BenchCommand {
     FindMax(Box<FindMaxArgs>),
     Compare(CompareArgs),
+    Reads(Box<ReadsArgs>),
 }
 
 /// The nodes that are measured.
@@ -179,6 +180,36 @@ pub struct OutputArgs {
     /// Write one page to FILE that shows everything and needs no network
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+}
+
+/// Measure reads of each kind beside proposals, and count what confirming all groups costs
+#[derive(Clone, Debug, Args)]
+pub struct ReadsArgs {
+    /// How many operations are under way at any time
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
+    pub inflight: usize,
+
+    /// Size of a proposal in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 128, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(16..=65536))]
+    pub payload: usize,
+
+    /// How long all kinds together take
+    #[arg(long, value_name = "S", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub seconds: u64,
+
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+
+    /// Write the result to FILE as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Results")]
+    pub json: Option<PathBuf>,
+}
+
+impl ReadsArgs {
+    /// `seconds` as a duration.
+    pub fn time(&self) -> Duration {
+        Duration::from_secs(self.seconds)
+    }
 }
 
 /// Search the highest rate of an open loop whose p99 stays within a bound.

@@ -12,6 +12,7 @@ mod measure;
 mod nodes;
 mod noise;
 mod protocol;
+mod reads;
 mod remote;
 mod result;
 mod rows;
@@ -60,6 +61,7 @@ pub fn run(args: &BenchArgs) -> Result<Ending> {
         None => bench(&args.run),
         Some(BenchCommand::FindMax(args)) => find_max::run(args),
         Some(BenchCommand::Compare(args)) => compare::run(args),
+        Some(BenchCommand::Reads(args)) => reads::run(args),
     }
 }
 

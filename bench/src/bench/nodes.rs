@@ -99,6 +99,14 @@ impl Nodes {
         }
     }
 
+    /// The nodes that run in this process.
+    pub fn running(&self) -> Vec<Node<Tally>> {
+        match &self.place {
+            Where::Here { cluster, .. } => cluster.running(),
+            Where::Apart(_) => Vec::new(),
+        }
+    }
+
     /// Their counters and costs. Fails if one has stopped serving without being told to.
     pub async fn look(&self) -> Result<Look> {
         match &self.place {

@@ -1,0 +1,242 @@
+//! `polyraft bench reads`: how many reads of each kind a second, beside proposals on the same nodes in the same run, and what
+//! confirming all groups at once costs in messages. Kinds take turns in short rounds, so that what the machine does
+//! meanwhile hits all of them alike. It never judges whether the figures are good.
+
+use super::args::ReadsArgs;
+use super::{Ending, Setting, Shape, until_interrupted, write_json};
+use crate::screen;
+use crate::tally::Tally;
+use anyhow::{Result, bail};
+use bytes::Bytes;
+use polyraft::{Completion, CompletionQueue, Error, GroupHandle, Node, NodeId, Read};
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+/// Each kind gets so many turns.
+const ROUNDS: u32 = 4;
+
+/// An answer comes much sooner, or nothing works.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+
+/// What is asked of a group's leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Proposal,
+    Read(Read),
+}
+
+const KINDS: [(&str, Kind); 4] = [
+    ("proposals", Kind::Proposal),
+    ("linearizable reads", Kind::Read(Read::Linearizable)),
+    ("lease reads", Kind::Read(Read::Lease)),
+    ("local reads", Kind::Read(Read::LOCAL)),
+];
+
+/// How fast one kind went.
+#[derive(Clone, Debug, Serialize)]
+struct Speed {
+    kind: &'static str,
+    operations: u64,
+    seconds: f64,
+    per_second: f64,
+    /// Times the rate of proposals.
+    beside_proposals: f64,
+}
+
+/// Confirming every group once.
+#[derive(Clone, Debug, Serialize)]
+struct Round {
+    nodes: u64,
+    groups: u64,
+    /// Beats that asked another node to stand by the leaders, and their answers.
+    messages: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Figures {
+    inflight: usize,
+    payload_bytes: usize,
+    speeds: Vec<Speed>,
+    read_index: Round,
+}
+
+/// A group's handle on the node that leads it.
+type Leaders = Vec<GroupHandle<Tally>>;
+
+pub fn run(args: &ReadsArgs) -> Result<Ending> {
+    if args.cluster.processes {
+        bail!("reads are measured in this process: leave --processes out");
+    }
+    let config = args.cluster.load_config()?;
+    let mut setting = Setting::new(&args.cluster)?;
+    until_interrupted(measure(args, &mut setting, config), Ending::Interrupted)
+}
+
+async fn measure(
+    args: &ReadsArgs,
+    setting: &mut Setting,
+    config: polyraft::Config,
+) -> Result<Ending> {
+    let shape = Shape {
+        nodes: args.cluster.nodes,
+        groups: args.cluster.groups,
+        config,
+        processes: false,
+    };
+    let nodes = setting.start_nodes(&shape, "cluster").await?;
+    let running = nodes.running();
+    let (inflight, payload) = (args.inflight, vec![7; args.payload]);
+    let payload = Bytes::from(payload);
+    // The load waits with a blocking queue, so it has a thread of its own.
+    let turn = args.time() / (ROUNDS * KINDS.len() as u32);
+    let (groups, node_count) = (shape.groups, shape.nodes);
+    let load = tokio::task::spawn_blocking(move || -> Result<Figures> {
+        let leaders = leaders(&running, groups)?;
+        let mut sums = [(0, Duration::ZERO); KINDS.len()];
+        for _ in 0..ROUNDS {
+            for (sum, (_, kind)) in sums.iter_mut().zip(KINDS) {
+                let (count, took) = drive(&leaders, kind, inflight, &payload, turn)?;
+                sum.0 += count;
+                sum.1 += took;
+            }
+        }
+        let rate = |(count, took): (u64, Duration)| count as f64 / took.as_secs_f64();
+        let proposals = rate(sums[0]);
+        let speeds = KINDS.iter().zip(sums).map(|((kind, _), sum)| Speed {
+            kind,
+            operations: sum.0,
+            seconds: sum.1.as_secs_f64(),
+            per_second: rate(sum),
+            beside_proposals: rate(sum) / proposals,
+        });
+        let speeds = speeds.collect();
+        let messages = confirm_all(&running, &leaders)?;
+        Ok(Figures {
+            inflight,
+            payload_bytes: payload.len(),
+            speeds,
+            read_index: Round {
+                nodes: node_count,
+                groups,
+                messages,
+            },
+        })
+    });
+    setting
+        .screen
+        .live("reading and proposing ...".into(), false);
+    let figures = load.await??;
+    nodes.stop().await?;
+    setting.screen.clear();
+    for speed in &figures.speeds {
+        let text = format!(
+            "{}/s, {:.1} x proposals",
+            screen::count(speed.per_second as u64),
+            speed.beside_proposals
+        );
+        setting.screen.done(speed.kind, &text);
+    }
+    let round = &figures.read_index;
+    let text = format!(
+        "{} messages between {} nodes to confirm {} groups",
+        round.messages,
+        round.nodes,
+        screen::count(round.groups)
+    );
+    setting.screen.done("read index", &text);
+    if let Some(path) = &args.json {
+        write_json(path, &figures)?;
+        setting.screen.line(&format!("written: {}", path.display()));
+    }
+    Ok(Ending::Good)
+}
+
+/// By group, its handle on the node that leads it.
+fn leaders(nodes: &[Node<Tally>], groups: u64) -> Result<Leaders> {
+    let asked = &nodes[0];
+    let leader_of = |group| {
+        let (leader, _) = asked.group(group).leader()?;
+        let node = nodes.iter().find(|node| NodeId(node.id().0) == leader)?;
+        Some(node.group(group))
+    };
+    let leaders: Option<Leaders> = (0..groups).map(leader_of).collect();
+    leaders.ok_or_else(|| anyhow::anyhow!("a group has lost its leader"))
+}
+
+fn send(
+    handle: &GroupHandle<Tally>,
+    kind: Kind,
+    payload: &Bytes,
+    tag: u64,
+    queue: &CompletionQueue,
+) -> Result<(), Error> {
+    match kind {
+        Kind::Proposal => handle.propose_with(payload.clone(), tag, queue),
+        Kind::Read(read) => handle.read_with(read, Bytes::new(), tag, queue),
+    }
+}
+
+/// A closed loop for a time: how many answers came, and in which time.
+fn drive(
+    leaders: &Leaders,
+    kind: Kind,
+    inflight: usize,
+    payload: &Bytes,
+    turn: Duration,
+) -> Result<(u64, Duration)> {
+    let queue = CompletionQueue::new();
+    let mut done: Vec<Completion> = Vec::new();
+    let (mut next, mut open, mut count) = (0, 0, 0);
+    let started = Instant::now();
+    loop {
+        let is_over = started.elapsed() >= turn;
+        if is_over && open == 0 {
+            return Ok((count, started.elapsed()));
+        }
+        while !is_over && open < inflight {
+            match send(&leaders[next % leaders.len()], kind, payload, 0, &queue) {
+                Ok(()) => open += 1,
+                Err(Error::Busy { .. }) => break,
+                Err(error) => return Err(error.into()),
+            }
+            next += 1;
+        }
+        done.clear();
+        if open > 0 && queue.drain(&mut done, ANSWER_LIMIT) == 0 {
+            bail!("{kind:?}: no answer within {} s", ANSWER_LIMIT.as_secs());
+        }
+        open -= done.len();
+        for completion in &done {
+            match &completion.result {
+                Ok(_) => count += 1,
+                Err(error) if error.is_retryable() => {}
+                Err(error) => return Err(error.clone().into()),
+            }
+        }
+    }
+}
+
+/// Reads every group once, all at the same time, and counts the messages that confirmed them.
+fn confirm_all(nodes: &[Node<Tally>], leaders: &Leaders) -> Result<u64> {
+    let asked = || -> u64 {
+        let counters = nodes.iter().map(|node| node.status().counters);
+        counters.map(|counters| counters.standing_asked).sum()
+    };
+    let before = asked();
+    let queue = CompletionQueue::new();
+    for handle in leaders {
+        let kind = Kind::Read(Read::Linearizable);
+        send(handle, kind, &Bytes::new(), 0, &queue)?;
+    }
+    let mut done: Vec<Completion> = Vec::new();
+    while done.len() < leaders.len() {
+        if queue.drain(&mut done, ANSWER_LIMIT) == 0 {
+            bail!("no answer within {} s", ANSWER_LIMIT.as_secs());
+        }
+    }
+    if let Some(error) = done.iter().find_map(|done| done.result.as_ref().err()) {
+        return Err(error.clone().into());
+    }
+    // Each is answered by one.
+    Ok(2 * (asked() - before))
+}
