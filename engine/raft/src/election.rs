@@ -28,7 +28,7 @@ impl Ballot {
 impl Group {
     /// Starts a round: PreVote first. The election timer runs on, so a lost round is followed by another.
     pub(crate) fn campaign(&mut self, env: &Env<'_>, out: &mut Outbox) {
-        if matches!(self.part, Part::Leader(_)) || !self.configuration.is_voter(self.node) {
+        if matches!(self.part, Part::Leader(_)) || !self.may_stand() {
             return;
         }
         // A round can only be won with a live quorum. Without one, a node with thousands of groups stays silent.

@@ -1,6 +1,6 @@
 //! Everything that can happen to a group. Whatever the core learns, it learns through here.
 
-use crate::{Configuration, Index, LogPosition, Message, NodeId, Term, WriteId};
+use crate::{Configuration, Index, LogPosition, MemberChange, Message, NodeId, Term, WriteId};
 
 /// Sizes of logged entries, looked up at the edge that holds the bytes.
 pub trait LogExtents {
@@ -26,6 +26,22 @@ pub enum Event<'a> {
         from: NodeId,
         /// What it said.
         message: Message,
+    },
+    /// The same for an append among whose entries are some that say who the members are.
+    MessageWith {
+        /// The sender.
+        from: NodeId,
+        /// What it said.
+        message: Message,
+        /// These entries, in their order.
+        configurations: &'a [(Index, Configuration)],
+    },
+    /// Change the members: all of these together, or none. Answered by exactly one
+    /// [`MembersChanged`](crate::MembersChanged). Where voters change, the old and the new ones decide together until the
+    /// change is committed, and the leader ends that by itself.
+    ChangeMembers {
+        /// What nodes shall be.
+        changes: &'a [MemberChange],
     },
     /// Every write with an id of at most `through` is durable.
     Durable {

@@ -4,22 +4,17 @@
 use crate::group::{Group, Part};
 use crate::mutants::{self, Mutant};
 use crate::{
-    EntryRange, Env, Index, LogPosition, Message, NodeId, Origin, Outbox, Term, TransferOutcome,
-    Write, WriteKind,
+    Configuration, EntryRange, Env, Index, LogPosition, Message, NodeId, Origin, Outbox, Term,
+    TransferOutcome, Write, WriteKind,
 };
 
 impl Group {
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the fields of one message, taken apart by the caller's match"
-    )]
     pub(crate) fn hear_append(
         &mut self,
         env: &Env<'_>,
         from: NodeId,
         term: Term,
-        prev: LogPosition,
-        entries: EntryRange,
+        (prev, entries, configurations): (LogPosition, EntryRange, &[(Index, Configuration)]),
         commit: Index,
         out: &mut Outbox,
     ) {
@@ -60,7 +55,7 @@ impl Group {
             return;
         };
 
-        let is_new = self.take(entries, out);
+        let is_new = self.take(env, entries, configurations, out);
         self.verified = self.verified.max(entries.last());
         // Not the leader's commit alone: what follows the compared part may still differ.
         let compared = if mutants::is_active(Mutant::CommitBeyondCompared) {
@@ -96,7 +91,13 @@ impl Group {
 
     /// Makes the log hold `entries`, which follow a place where it agrees with the leader's. Returns whether
     /// anything had to be written.
-    fn take(&mut self, entries: EntryRange, out: &mut Outbox) -> bool {
+    fn take(
+        &mut self,
+        env: &Env<'_>,
+        entries: EntryRange,
+        configurations: &[(Index, Configuration)],
+        out: &mut Outbox,
+    ) -> bool {
         let first = self.log.agrees_until(entries);
         if first == entries.end {
             if mutants::is_active(Mutant::LateAppendTruncates) && first <= self.log.last_index() {
@@ -104,6 +105,7 @@ impl Group {
             }
             return false;
         }
+        let before = self.configuration.clone();
         if first <= self.log.last_index() {
             assert!(
                 first > self.committed,
@@ -126,11 +128,22 @@ impl Group {
                 origin: Origin::Received,
             },
         });
+        let mut has_changed = before != self.configuration;
+        for (index, configuration) in configurations {
+            if entries.first <= *index && *index < entries.end {
+                self.adopt(*index, configuration.clone());
+                has_changed = true;
+            }
+        }
+        if has_changed {
+            self.follow_members(env, out);
+        }
         true
     }
 
     fn truncate(&mut self, from: Index, out: &mut Outbox) {
         self.log.truncate(from);
+        self.take_back_configurations(from);
         let id = self.durability.truncate(from);
         out.writes.push(Write {
             group: self.id,

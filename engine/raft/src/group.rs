@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 use crate::durability::Durability;
 use crate::leader::Leading;
 use crate::log::LogView;
+use crate::membership::Replaced;
 use crate::mutants::{self, Mutant};
 use crate::rng::Rng;
 use crate::{
@@ -33,8 +34,10 @@ pub enum Role {
 pub struct Restored {
     /// The newest durable hard state.
     pub hard_state: HardState,
-    /// The members.
+    /// The members as of `base`.
     pub configuration: Configuration,
+    /// The entries after `base` that say who the members are from then on, in their order.
+    pub configurations: Vec<(Index, Configuration)>,
     /// The purged or snapshot position: entries start at `base.index + 1`.
     pub base: LogPosition,
     /// The term runs of the entries after `base`.
@@ -56,6 +59,7 @@ impl Restored {
         Restored {
             hard_state: HardState::default(),
             configuration,
+            configurations: Vec::new(),
             base: LogPosition::ZERO,
             runs: Vec::new(),
             last: Index::ZERO,
@@ -95,6 +99,8 @@ pub struct Group {
     /// Who leads `term`, as far as known. Never a node of which we know that it does not.
     pub(crate) leader: Option<NodeId>,
     pub(crate) configuration: Configuration,
+    /// What entries that are not handed out yet replaced by it.
+    pub(crate) replaced: Replaced,
     pub(crate) log: LogView,
     pub(crate) durability: Durability,
     pub(crate) committed: Index,
@@ -158,6 +164,7 @@ impl Group {
         let Restored {
             hard_state,
             configuration,
+            configurations,
             base,
             runs,
             last,
@@ -182,6 +189,7 @@ impl Group {
             vote: hard_state.vote,
             leader: None,
             configuration,
+            replaced: Replaced::default(),
             log,
             durability: Durability::new(last),
             committed: hard_state.commit.min(last).max(applied),
@@ -198,6 +206,14 @@ impl Group {
             owes_vote: false,
             hard_state_changed: false,
         };
+        for (index, configuration) in configurations {
+            assert!(
+                base.index < index && index <= last,
+                "a configuration at {index} of a log from {base} to {last}"
+            );
+            group.adopt(index, configuration);
+        }
+        group.settle_configurations();
         group.arm_election_timer(env, out);
         group.hand_out(out);
         group
@@ -211,7 +227,13 @@ impl Group {
     pub fn step(&mut self, env: &Env<'_>, event: Event<'_>, out: &mut Outbox) {
         let before = (self.term, self.vote, self.committed);
         match event {
-            Event::Message { from, message } => self.receive(env, from, message, out),
+            Event::Message { from, message } => self.receive(env, from, message, &[], out),
+            Event::MessageWith {
+                from,
+                message,
+                configurations,
+            } => self.receive(env, from, message, configurations, out),
+            Event::ChangeMembers { changes } => self.change_members(env, changes, out),
             Event::Propose { count } => self.propose(count, out),
             Event::Barrier => self.append_barrier(out),
             Event::Durable { through } => self.complete_writes(env, through, out),
@@ -236,7 +258,14 @@ impl Group {
         self.check(before);
     }
 
-    fn receive(&mut self, env: &Env<'_>, from: NodeId, message: Message, out: &mut Outbox) {
+    fn receive(
+        &mut self,
+        env: &Env<'_>,
+        from: NodeId,
+        message: Message,
+        configurations: &[(Index, Configuration)],
+        out: &mut Outbox,
+    ) {
         match message {
             Message::Append {
                 term,
@@ -244,7 +273,8 @@ impl Group {
                 entries,
                 commit,
             } => {
-                self.hear_append(env, from, term, prev, entries, commit, out);
+                let what = (prev, entries, configurations);
+                self.hear_append(env, from, term, what, commit, out);
             }
             Message::Matched {
                 term,
@@ -296,7 +326,11 @@ impl Group {
             return;
         }
         match self.part {
-            Part::Leader(_) => self.advance_commit(),
+            Part::Leader(_) => {
+                self.advance_commit();
+                self.hand_out(out);
+                self.finish_change(env, out);
+            }
             Part::Candidate(_) => self.open_ballot(env, out),
             Part::Follower | Part::PreCandidate(_) => {
                 self.send_owed_vote(out);
@@ -336,6 +370,7 @@ impl Group {
                 end: through.next(),
             });
             self.handed_out = through;
+            self.settle_configurations();
         }
     }
 
@@ -411,7 +446,7 @@ impl Group {
 
     fn arm_within(&mut self, env: &Env<'_>, low: u64, high: u64, out: &mut Outbox) {
         self.deadline = None;
-        if self.configuration.is_voter(self.node) {
+        if self.may_stand() {
             let timeout = if mutants::is_active(Mutant::EqualTimeouts) {
                 high
             } else {
@@ -590,7 +625,7 @@ impl Group {
         self.handed_out
     }
 
-    /// The members.
+    /// The members, as the newest entry of the log says, committed or not.
     #[must_use]
     pub const fn configuration(&self) -> &Configuration {
         &self.configuration

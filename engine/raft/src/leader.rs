@@ -148,6 +148,7 @@ impl Group {
         if progress.acknowledge(matched, commit, env.now) && matched > self.committed {
             self.advance_commit();
             self.hand_out(out);
+            self.finish_change(env, out);
         }
         self.tell_target(out);
     }

@@ -37,6 +37,7 @@ mod ids;
 mod inflight;
 mod leader;
 mod log;
+mod membership;
 mod message;
 #[doc(hidden)]
 pub mod mutants;
@@ -56,6 +57,7 @@ pub use group::{Counters, Group, Restored, Role};
 pub use ids::{GroupId, Index, NodeId, Term, Tick, WriteId, shard_of};
 pub use inflight::Inflight;
 pub use leader::Leading;
+pub use membership::{ChangeRefused, MemberChange, MembersChanged};
 pub use message::Message;
 pub use node_set::NodeSet;
 pub use outbox::{

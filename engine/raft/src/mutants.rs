@@ -125,6 +125,14 @@ pub enum Mutant {
     LeaseWithoutDrift,
     /// A restarted replica votes although it may be bound to a leader that it has forgotten.
     RestartFrees,
+    /// Members change while another change is under way, or before an entry of the term is committed.
+    ChangesOverlap,
+    /// Members stay as a truncated entry said.
+    ConfigurationKept,
+    /// A node votes before it has the log.
+    LaggardPromoted,
+    /// A leader that is no member any more goes on.
+    RemovedLeaderStays,
     /// A follower whose leader works leaves it for a term that nobody leads.
     LeaderLeft,
     /// A snapshot that came is taken before it is durable.
@@ -187,6 +195,8 @@ pub const ALL: &[(Mutant, u8)] = &[
 pub const SCRIPTED: &[(Mutant, u8)] = &[
     (Mutant::SecondVote, 1),
     (Mutant::AckInUndurableTerm, 2),
+    (Mutant::ChangesOverlap, 12),
+    (Mutant::ConfigurationKept, 12),
     (Mutant::CommitBeyondCompared, 13),
     (Mutant::StaleAckCounts, 15),
     (Mutant::WatermarkFalls, 15),
@@ -196,6 +206,8 @@ pub const SCRIPTED: &[(Mutant, u8)] = &[
     (Mutant::LowerTermNotTold, 18),
     (Mutant::PreVoteRaisesTerm, 18),
     (Mutant::StrangerVotes, 19),
+    (Mutant::LaggardPromoted, 18),
+    (Mutant::RemovedLeaderStays, 18),
     (Mutant::HandoverStuck, 20),
     (Mutant::TargetBehind, 20),
     (Mutant::LearnerLeads, 20),

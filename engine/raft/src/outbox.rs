@@ -2,7 +2,8 @@
 //! once and clears it; its vectors keep their room, so a steady state allocates nothing.
 
 use crate::{
-    EntryRange, GroupId, HardState, Index, LogPosition, Message, NodeId, Term, Tick, WriteId,
+    EntryRange, GroupId, HardState, Index, LogPosition, MembersChanged, Message, NodeId, Term,
+    Tick, WriteId,
 };
 
 /// The effects of one or many steps, in the order in which they arose within each kind.
@@ -25,6 +26,8 @@ pub struct Outbox {
     pub snapshots: Vec<SnapshotNeeded>,
     /// Ends of handovers.
     pub transfers: Vec<Transfer>,
+    /// Answers to changes of members.
+    pub changes: Vec<MembersChanged>,
 }
 
 impl Outbox {
@@ -38,6 +41,7 @@ impl Outbox {
         self.claims.clear();
         self.snapshots.clear();
         self.transfers.clear();
+        self.changes.clear();
     }
 
     /// Whether nothing wants to be done.
@@ -51,6 +55,7 @@ impl Outbox {
             && self.claims.is_empty()
             && self.snapshots.is_empty()
             && self.transfers.is_empty()
+            && self.changes.is_empty()
     }
 }
 
@@ -96,6 +101,9 @@ pub enum Origin {
     Proposed,
     /// The append message being stepped. The range is a suffix of the message's.
     Received,
+    /// The core: one entry that says that [`Group::configuration`](crate::Group::configuration), as it is after the step, are
+    /// the members.
+    Configuration,
     /// Nowhere: the empty entry with which a leader starts its term, or that a
     /// [`Event::Barrier`](crate::Event::Barrier) asked for.
     Noop,

@@ -61,11 +61,7 @@ impl Group {
             kind: WriteKind::Reset { to: last },
         });
         (self.applied, self.handed_out) = (last.index, last.index);
-        if self.configuration != *configuration {
-            self.configuration = configuration.clone();
-            if self.deadline.is_none() && !self.is_led(env) {
-                self.arm_election_timer(env, out);
-            }
-        }
+        self.reset_configuration(configuration);
+        self.follow_members(env, out);
     }
 }

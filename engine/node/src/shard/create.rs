@@ -148,6 +148,7 @@ impl Shard {
         let restored = Restored {
             hard_state,
             configuration: found.configuration,
+            configurations: Vec::new(),
             base: found.base,
             runs: found.runs,
             last: found.last,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use polyraft_raft::*;
 
-use crate::text::{hard_state, message, name};
+use crate::text::{hard_state, message, name, refusal};
 
 pub const GROUP: GroupId = GroupId(1);
 
@@ -51,8 +51,7 @@ pub struct Node {
     disk_log: Vec<Entry>,
     disk_state: HardState,
     disk_base: Index,
-    /// Whom this node takes for members. Configurations do not change yet, so nodes can only start with
-    /// different ones.
+    /// Whom this node takes for members before its log says anything.
     configuration: Configuration,
     pending: VecDeque<(WriteId, Record)>,
     /// The newest write that the disk completed, and the newest of which the node was told.
@@ -76,6 +75,8 @@ pub struct Cluster {
     pub notes: BTreeMap<(NodeId, NodeId), VecDeque<Note>>,
     cut: Vec<(NodeId, NodeId)>,
     configuration: Configuration,
+    /// What entries say of the members, by their values.
+    configurations: BTreeMap<u64, Configuration>,
     seed: u64,
     next_value: u64,
     leaders: BTreeMap<Term, NodeId>,
@@ -108,10 +109,34 @@ fn runs(log: &[Entry], base: Index) -> Vec<TermRun> {
     runs
 }
 
+/// The entries that say who the members are.
+fn configurations_of(
+    known: &BTreeMap<u64, Configuration>,
+    log: &[Entry],
+) -> Vec<(Index, Configuration)> {
+    let indexes = (1..).map(Index).zip(log);
+    let found =
+        indexes.filter_map(|(index, entry)| Some((index, known.get(&entry.value)?.clone())));
+    found.collect()
+}
+
+/// The members as of an entry of a node's log.
+fn configuration_at(
+    known: &BTreeMap<u64, Configuration>,
+    node: &Node,
+    index: Index,
+) -> Configuration {
+    let log = &node.log[..index.0 as usize];
+    let newest = configurations_of(known, log).pop();
+    newest.map_or_else(|| node.configuration.clone(), |(_, members)| members)
+}
+
 impl Node {
     /// Whether it takes `other` for a member, and so tells it of its claim.
     fn knows(&self, other: NodeId) -> bool {
-        self.configuration.contains(other)
+        let group = self.group.as_ref();
+        let members = group.map_or(&self.configuration, |group| group.configuration());
+        members.contains(other)
     }
 }
 
@@ -139,6 +164,7 @@ impl Cluster {
             notes: BTreeMap::new(),
             cut: Vec::new(),
             configuration: configuration.clone(),
+            configurations: BTreeMap::new(),
             seed,
             next_value: 0,
             leaders: BTreeMap::new(),
@@ -241,7 +267,11 @@ impl Cluster {
             .map_or(Term::ZERO, |at| node.log[at as usize].term);
         let restored = Restored {
             hard_state: node.disk_state,
-            configuration: node.configuration.clone(),
+            configuration: configuration_at(&self.configurations, node, node.disk_base),
+            configurations: configurations_of(&self.configurations, &node.log)
+                .into_iter()
+                .filter(|(index, _)| *index > node.disk_base)
+                .collect(),
             base: LogPosition {
                 term,
                 index: node.disk_base,
@@ -327,7 +357,9 @@ impl Cluster {
                 (node.disk_state.term, node.disk_state.vote) = (last.term, None);
             }
         }
-        let configuration = self.configuration.clone();
+        let held = &self.committed[..through.0 as usize];
+        let newest = configurations_of(&self.configurations, held).pop();
+        let configuration = newest.map_or(self.configuration.clone(), |(_, members)| members);
         let event = Event::Installed {
             from,
             term,
@@ -406,9 +438,20 @@ impl Cluster {
 
     fn receive(&mut self, packet: &Packet) {
         if self.linked(packet.from, packet.to) {
-            let event = Event::Message {
-                from: packet.from,
-                message: packet.message,
+            let (from, message) = (packet.from, packet.message);
+            let mut configurations = configurations_of(&self.configurations, &packet.entries);
+            if let Message::Append { entries, .. } = message {
+                for (index, _) in &mut configurations {
+                    *index = Index(index.0 + entries.first.0 - 1);
+                }
+            }
+            let event = match configurations.is_empty() {
+                true => Event::Message { from, message },
+                false => Event::MessageWith {
+                    from,
+                    message,
+                    configurations: &configurations,
+                },
             };
             self.step_with(packet.to, event, &packet.entries);
         }
@@ -600,6 +643,17 @@ impl Cluster {
                             term: entries.term,
                             value: 0,
                         }],
+                        Origin::Configuration => {
+                            self.next_value += 1;
+                            let value = self.next_value;
+                            let members = node.group.as_ref().expect("it was stepped");
+                            let members = members.configuration().clone();
+                            self.configurations.insert(value, members);
+                            vec![Entry {
+                                term: entries.term,
+                                value,
+                            }]
+                        }
                         Origin::Received => {
                             received[received.len() - entries.len() as usize..].to_vec()
                         }
@@ -701,6 +755,12 @@ impl Cluster {
                 needed.to, needed.base
             ));
         }
+        for change in &out.changes {
+            tell(match change.outcome {
+                Ok(at) => format!("changes members at {at}"),
+                Err(why) => format!("changes no members: {}", refusal(why)),
+            });
+        }
         for transfer in &out.transfers {
             assert!(node.handovers > 0, "{id} ends what was not asked for");
             node.handovers -= 1;
@@ -721,8 +781,8 @@ impl Cluster {
         for claim in &out.claims {
             self.check_claim(id, claim);
             for other in self.ids() {
-                if other != id && self.linked(id, other) && self.nodes[&id].knows(other) {
-                    let note = if claim.leads {
+                if other != id && self.linked(id, other) && self.is_told(id, other) {
+                    let note = if claim.leads && self.nodes[&id].knows(other) {
                         Note::Claimed(claim.term)
                     } else {
                         Note::Unclaimed
@@ -734,6 +794,12 @@ impl Cluster {
         for apply in &out.applies {
             self.check_apply(id, apply);
         }
+    }
+
+    /// Whether a node hears of the claims of another: who is a member there, and who was one.
+    fn is_told(&self, by: NodeId, other: NodeId) -> bool {
+        let node = &self.nodes[&by];
+        node.knows(other) || !self.configurations.is_empty()
     }
 
     /// Election safety and leader completeness.
@@ -762,8 +828,10 @@ impl Cluster {
                 continue;
             }
             let holds = |n: NodeId| self.nodes[&n].disk_log.get(at) == Some(&entry);
+            // Under the members that its leader counted, which are not known here.
+            let mut known = self.configurations.values().chain([&self.configuration]);
             assert!(
-                self.configuration.has_quorum(holds),
+                known.any(|members| members.has_quorum(holds)),
                 "{id} commits {} without a durable quorum",
                 at + 1
             );
@@ -806,6 +874,28 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    pub fn members_line(&self, id: NodeId) -> String {
+        let Some(group) = self.nodes[&id].group.as_ref() else {
+            return format!("{id} down");
+        };
+        let list = |nodes: &[NodeId]| {
+            let names: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+            names.join(" ")
+        };
+        let members = group.configuration();
+        let mut line = format!("{id} voters {}", list(members.voters()));
+        for (what, nodes) in [
+            ("outgoing", members.outgoing()),
+            ("learners", members.learners()),
+            ("learners next", members.learners_next()),
+        ] {
+            if !nodes.is_empty() {
+                line += &format!(", {what} {}", list(nodes));
+            }
+        }
+        line
     }
 
     pub fn log_line(&self, id: NodeId) -> String {

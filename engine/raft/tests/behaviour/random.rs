@@ -2,7 +2,7 @@
 //! links break, while safety is checked at every step. Then everything heals, and must serve.
 //! `SEED=n` replays one run, `SEEDS=n` runs that many.
 
-use polyraft_raft::{Configuration, Event, Index, NodeId, Role, Settings};
+use polyraft_raft::{Configuration, Event, Index, MemberChange, NodeId, Role, Settings};
 
 use crate::cluster::Cluster;
 
@@ -137,6 +137,21 @@ fn act(cluster: &mut Cluster, dice: &mut Dice) {
             if let Some(id) = dice.pick(&running) {
                 cluster.step(id, Event::Campaign);
             }
+            let changes = [dice.pick(&all), dice.pick(&all)];
+            let changes: Vec<MemberChange> = changes
+                .into_iter()
+                .flatten()
+                .map(|node| match dice.roll(3) {
+                    0 => MemberChange::Voter(node),
+                    1 => MemberChange::Learner(node),
+                    _ => MemberChange::Remove(node),
+                })
+                .collect();
+            let count = 1 + dice.roll(2) as usize;
+            if let Some(leader) = cluster.leader() {
+                let changes = &changes[..count.min(changes.len())];
+                cluster.step(leader, Event::ChangeMembers { changes });
+            }
             let (leader, to) = (cluster.leader(), dice.pick(&all));
             if let (Some(leader), Some(to)) = (leader, to) {
                 cluster.step(leader, Event::Transfer { to });
@@ -181,10 +196,16 @@ fn heal(cluster: &mut Cluster) {
             target = None;
             continue;
         }
+        // Who is no member any more may be behind, and may not know it.
+        let members: Vec<NodeId> = match target {
+            Some((leader, ..)) => cluster.group(leader).configuration().nodes().collect(),
+            None => all.clone(),
+        };
         let (quiet, done) = (
-            all.iter().all(|&id| cluster.group(id).is_quiet()),
+            members.iter().all(|&id| cluster.group(id).is_quiet()),
             target.is_some_and(|(_, _, last)| {
-                all.iter().all(|&id| cluster.group(id).applied() >= last)
+                let has_all = |id: &NodeId| cluster.group(*id).applied() >= last;
+                members.iter().all(has_all)
             }),
         );
         if quiet && done {

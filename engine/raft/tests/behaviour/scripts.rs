@@ -9,6 +9,8 @@
 //! | `lead N` | N campaigns and all rests, after every follower has heard of the first commit; prints nothing |
 //! | `transfer N M` | N shall hand the leadership to M |
 //! | `propose N [count]` | proposes |
+//! | `change N +A ~B -C` | A shall vote, B shall learn, C shall be no member: N is asked |
+//! | `members` | prints whom each node takes for members |
 //! | `read N [A,B]` | whether N may answer reads, and from which index on, while the nodes of the list stand by it |
 //! | `barrier N` | appends an entry that stands for nothing |
 //! | `bound MS` | nodes that restart from now on keep for that long what they may have promised to a leader; prints nothing |
@@ -34,7 +36,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use polyraft_raft::{Configuration, Event, Index, NodeId, Settings, Term, WriteId};
+use polyraft_raft::{Configuration, Event, Index, MemberChange, NodeId, Settings, Term, WriteId};
 
 use crate::cluster::{Cluster, Packet};
 use crate::text::{self, message};
@@ -124,6 +126,21 @@ fn run(cluster: &mut Cluster, line: &str) -> String {
         "transfer" => {
             let to = NodeId(second().expect("two nodes"));
             cluster.step(node(), Event::Transfer { to });
+        }
+        "change" => {
+            let change = |word: &&str| {
+                let node = NodeId(number(Some(&&word[1..])).expect("a node"));
+                match &word[..1] {
+                    "+" => MemberChange::Voter(node),
+                    "~" => MemberChange::Learner(node),
+                    _ => MemberChange::Remove(node),
+                }
+            };
+            let changes: Vec<MemberChange> = words[1..].iter().map(change).collect();
+            cluster.step(node(), Event::ChangeMembers { changes: &changes });
+        }
+        "members" => {
+            printed.extend(cluster.ids().into_iter().map(|id| cluster.members_line(id)));
         }
         "barrier" => cluster.step(node(), Event::Barrier),
         "bound" => cluster.bound_for = 1000 * number(words.first()).expect("milliseconds"),
@@ -223,13 +240,10 @@ fn run(cluster: &mut Cluster, line: &str) -> String {
         "install" => cluster.install(node(), Index(second().expect("an index"))),
         "restart" => cluster.restart(node(), Index(second().unwrap_or(0))),
         "advance" => cluster.advance(1000 * number(words.first()).expect("milliseconds")),
-        "timeout" => {
-            let at = cluster
-                .group(node())
-                .deadline()
-                .expect("the node has a deadline");
-            cluster.advance(at.since(cluster.now));
-        }
+        "timeout" => match cluster.group(node()).deadline() {
+            Some(at) => cluster.advance(at.since(cluster.now)),
+            None => printed.push(format!("{} waits for nothing", node())),
+        },
         "settle" => {
             cluster.settle();
             cluster.trace.clear();

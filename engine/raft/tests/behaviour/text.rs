@@ -15,6 +15,18 @@ pub fn unreadable(why: Unreadable) -> String {
     }
 }
 
+pub fn refusal(why: ChangeRefused) -> String {
+    match why {
+        ChangeRefused::NotLeader { hint } => format!("not the leader, that is {}", name(hint)),
+        ChangeRefused::Busy => "another change or a handover is under way".to_owned(),
+        ChangeRefused::NotReady => "nothing of the term is committed".to_owned(),
+        ChangeRefused::NotCaughtUp { node } => format!("{node} is no learner with all of the log"),
+        ChangeRefused::Repeated { node } => format!("{node} is named twice"),
+        ChangeRefused::NoVoters => "nobody would vote".to_owned(),
+        ChangeRefused::Unchanged => "everybody is that already".to_owned(),
+    }
+}
+
 pub fn hard_state(state: HardState) -> String {
     format!(
         "hard state {} vote {} commit {}",

@@ -1,0 +1,472 @@
+//! Changing the members (Raft paper, 6; thesis, 4): one change at a time, through a joint configuration when voters change, taken
+//! from the log when it is appended and taken back with a truncated entry. A change must never begin before an entry of the
+//! leader's own term is committed, nor while another one is not.
+
+use smallvec::SmallVec;
+
+use crate::group::{Group, Part};
+use crate::mutants::{self, Mutant};
+use crate::{
+    ClaimChange, Configuration, Env, GroupId, Index, LogPosition, Message, NodeId, Origin, Outbox,
+    Progress, ProgressState,
+};
+
+/// What a node shall be in a group.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum MemberChange {
+    /// A voter. A node that is none yet has to be a learner that is caught up.
+    Voter(NodeId),
+    /// A learner. A voter that becomes one keeps its log.
+    Learner(NodeId),
+    /// No member.
+    Remove(NodeId),
+}
+
+impl MemberChange {
+    /// The node concerned.
+    #[must_use]
+    pub const fn node(self) -> NodeId {
+        match self {
+            MemberChange::Voter(node)
+            | MemberChange::Learner(node)
+            | MemberChange::Remove(node) => node,
+        }
+    }
+}
+
+/// The answer to one [`Event::ChangeMembers`](crate::Event::ChangeMembers).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MembersChanged {
+    /// The group.
+    pub group: GroupId,
+    /// The place of the entry that begins the change, or why there is none. A place is not yet a commit; the change is
+    /// over when a configuration that is not joint is committed.
+    pub outcome: Result<LogPosition, ChangeRefused>,
+}
+
+/// Why members were not changed. Nothing was appended then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ChangeRefused {
+    /// This replica does not lead.
+    NotLeader {
+        /// Who does, as far as known.
+        hint: Option<NodeId>,
+    },
+    /// Another change is not finished, or the leadership is being handed over.
+    Busy,
+    /// The leader has not committed an entry of its term yet.
+    NotReady,
+    /// The node is not a learner that has nearly all of the log.
+    NotCaughtUp {
+        /// The node.
+        node: NodeId,
+    },
+    /// A node is named twice.
+    Repeated {
+        /// The node.
+        node: NodeId,
+    },
+    /// Nobody would vote.
+    NoVoters,
+    /// Everybody is that already.
+    Unchanged,
+}
+
+/// Configurations that entries of the log replaced, with the index of each such entry. Only those that are not handed out yet
+/// are kept: an earlier one can neither be taken back nor be asked for. Absent when there are none.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[expect(
+    clippy::box_collection,
+    reason = "eight bytes in every idle replica, where a vector takes three times as much"
+)]
+pub(crate) struct Replaced(Option<Box<Vec<(Index, Configuration)>>>);
+
+impl Replaced {
+    fn push(&mut self, index: Index, before: Configuration) {
+        self.0.get_or_insert_default().push((index, before));
+    }
+
+    /// The newest entry of the kind.
+    pub(crate) fn last(&self) -> Option<Index> {
+        self.0.as_ref()?.last().map(|(index, _)| *index)
+    }
+
+    /// What was in force before the oldest entry.
+    fn first(&self) -> Option<&Configuration> {
+        self.0.as_ref()?.first().map(|(_, before)| before)
+    }
+
+    /// Whether `counts` holds for a configuration that an entry behind `committed` replaced.
+    fn any_behind(&self, committed: Index, counts: impl Fn(&Configuration) -> bool) -> bool {
+        let replaced = self.0.as_ref().map_or(&[][..], |replaced| &replaced[..]);
+        replaced
+            .iter()
+            .any(|(index, before)| *index > committed && counts(before))
+    }
+
+    /// Takes entries from `from` on back; returns what was in force before them.
+    fn roll_back(&mut self, from: Index) -> Option<Configuration> {
+        let replaced = self.0.as_mut()?;
+        let at = replaced.partition_point(|(index, _)| *index < from);
+        let before = replaced.drain(at..).next().map(|(_, before)| before);
+        self.0.take_if(|replaced| replaced.is_empty());
+        before
+    }
+
+    fn forget(&mut self, through: Index) {
+        if let Some(replaced) = &mut self.0 {
+            replaced.retain(|(index, _)| *index > through);
+            self.0.take_if(|replaced| replaced.is_empty());
+        }
+    }
+}
+
+impl Configuration {
+    /// The configuration in which `changes` are under way: joint when voters change, final when only learners do.
+    ///
+    /// # Errors
+    /// When it would be no configuration, or the same one. This one must not be joint.
+    pub fn changed(&self, changes: &[MemberChange]) -> Result<Configuration, ChangeRefused> {
+        let mut voters: SmallVec<[NodeId; 8]> = self.voters().into();
+        let mut learners: SmallVec<[NodeId; 8]> = self.learners().into();
+        for (at, change) in changes.iter().enumerate() {
+            let node = change.node();
+            if changes[..at].iter().any(|earlier| earlier.node() == node) {
+                return Err(ChangeRefused::Repeated { node });
+            }
+            voters.retain(|voter| *voter != node);
+            learners.retain(|learner| *learner != node);
+            match change {
+                MemberChange::Voter(_) => voters.push(node),
+                MemberChange::Learner(_) => learners.push(node),
+                MemberChange::Remove(_) => {}
+            }
+        }
+        if voters.is_empty() {
+            return Err(ChangeRefused::NoVoters);
+        }
+        voters.sort_unstable();
+        let is_joint = voters[..] != *self.voters();
+        let outgoing: &[NodeId] = if is_joint { self.voters() } else { &[] };
+        let (outgoing, next) = (outgoing.iter().copied(), learners.iter().copied());
+        let changed = Configuration::joint(voters, outgoing, learners.iter().copied(), next);
+        match changed == *self {
+            true => Err(ChangeRefused::Unchanged),
+            false => Ok(changed),
+        }
+    }
+
+    /// The configuration after the joint phase of this one.
+    #[must_use]
+    pub fn left(&self) -> Configuration {
+        let learners = self.learners().iter().chain(self.learners_next());
+        Configuration::joint(
+            self.voters().iter().copied(),
+            [],
+            learners.copied().collect::<Vec<_>>(),
+            [],
+        )
+    }
+}
+
+impl Group {
+    /// A leader appends a change of members, if it may.
+    pub(crate) fn change_members(
+        &mut self,
+        env: &Env<'_>,
+        changes: &[MemberChange],
+        out: &mut Outbox,
+    ) {
+        let outcome = self.try_change(env, changes, out);
+        out.changes.push(MembersChanged {
+            group: self.id,
+            outcome,
+        });
+    }
+
+    fn try_change(
+        &mut self,
+        env: &Env<'_>,
+        changes: &[MemberChange],
+        out: &mut Outbox,
+    ) -> Result<LogPosition, ChangeRefused> {
+        let Part::Leader(leading) = &self.part else {
+            return Err(ChangeRefused::NotLeader { hint: self.leader });
+        };
+        let is_pending = self
+            .replaced
+            .last()
+            .is_some_and(|index| index > self.committed);
+        let overlaps = mutants::is_active(Mutant::ChangesOverlap);
+        if (self.configuration.is_joint() || is_pending) && !overlaps || leading.handover.is_some()
+        {
+            return Err(ChangeRefused::Busy);
+        }
+        // Without that, a change of an earlier leader could still commit beside this one.
+        if self.committed < leading.term_start && !overlaps {
+            return Err(ChangeRefused::NotReady);
+        }
+        let changed = self.configuration.changed(changes)?;
+        for node in changed.voters() {
+            let is_new = !self.configuration.is_voter(*node);
+            if is_new
+                && !self.is_caught_up(env, *node)
+                && !mutants::is_active(Mutant::LaggardPromoted)
+            {
+                return Err(ChangeRefused::NotCaughtUp { node: *node });
+            }
+        }
+        Ok(self.append_configuration(env, changed, out))
+    }
+
+    /// Whether a learner would not hold up commits for long if it voted: it takes appends, and one of them brings it to the end.
+    fn is_caught_up(&self, env: &Env<'_>, node: NodeId) -> bool {
+        let last = self.log.last_index().0;
+        let most = u64::from(env.settings.max_append_entries.max(1));
+        self.progress(node).is_some_and(|progress| {
+            progress.alive
+                && progress.state == ProgressState::Replicate
+                && last - progress.matched.0 <= most
+        })
+    }
+
+    fn append_configuration(
+        &mut self,
+        env: &Env<'_>,
+        configuration: Configuration,
+        out: &mut Outbox,
+    ) -> LogPosition {
+        let entries = self.append_own(1, Origin::Configuration, out);
+        self.adopt(entries.first, configuration);
+        self.follow_members(env, out);
+        LogPosition {
+            term: entries.term,
+            index: entries.first,
+        }
+    }
+
+    /// The entry at `index` says who the members are. It counts from when it is in the log (Raft thesis, 4.1).
+    pub(crate) fn adopt(&mut self, index: Index, configuration: Configuration) {
+        let before = std::mem::replace(&mut self.configuration, configuration);
+        self.replaced.push(index, before);
+    }
+
+    /// Entries from `from` on are gone, and with them what they said of the members.
+    pub(crate) fn take_back_configurations(&mut self, from: Index) {
+        if mutants::is_active(Mutant::ConfigurationKept) {
+            return;
+        }
+        if let Some(before) = self.replaced.roll_back(from) {
+            self.configuration = before;
+        }
+    }
+
+    /// The log begins anew with these members.
+    pub(crate) fn reset_configuration(&mut self, configuration: &Configuration) {
+        self.replaced = Replaced::default();
+        self.configuration.clone_from(configuration);
+    }
+
+    /// Whether it may try to lead: it votes, or voted before an entry that is not known to be committed. Without the latter
+    /// nobody could win whose log is shorter, although the others may still need its vote (Raft thesis, 4.2.2).
+    pub(crate) fn may_stand(&self) -> bool {
+        let votes = |members: &Configuration| members.is_voter(self.node);
+        votes(&self.configuration) || self.replaced.any_behind(self.committed, votes)
+    }
+
+    /// What is handed out can't be taken back.
+    #[inline]
+    pub(crate) fn settle_configurations(&mut self) {
+        if self.replaced.0.is_some() {
+            self.replaced.forget(self.handed_out);
+        }
+    }
+
+    /// The members as of the last entry that was handed out for applying.
+    #[must_use]
+    pub fn applied_configuration(&self) -> &Configuration {
+        self.replaced.first().unwrap_or(&self.configuration)
+    }
+
+    /// The members have changed: whoever has a timer or is sent entries may be another.
+    pub(crate) fn follow_members(&mut self, env: &Env<'_>, out: &mut Outbox) {
+        let next = self.log.last_index();
+        let (node, configuration) = (self.node, &self.configuration);
+        if let Part::Leader(leading) = &mut self.part {
+            leading
+                .peers
+                .retain(|peer| configuration.contains(peer.node));
+            for member in configuration.nodes().filter(|member| *member != node) {
+                if leading.peers.iter().all(|peer| peer.node != member) {
+                    let alive = env.alive.contains(member);
+                    let progress = Progress::new(member, next, alive, env.now);
+                    leading.peers.push(progress);
+                }
+            }
+            // New members have to hear of the claim.
+            out.claims.push(ClaimChange {
+                group: self.id,
+                term: self.term,
+                leads: true,
+            });
+        } else if !self.may_stand() {
+            self.part = Part::Follower;
+            self.deadline = None;
+        } else if self.deadline.is_none() && !self.is_led(env) {
+            self.arm_election_timer(env, out);
+        }
+    }
+
+    /// A leader has committed more: a joint phase may be over, or its own time in the group.
+    pub(crate) fn finish_change(&mut self, env: &Env<'_>, out: &mut Outbox) {
+        let is_steady = !self.configuration.is_joint() && self.configuration.is_voter(self.node);
+        let is_pending = self
+            .replaced
+            .last()
+            .is_some_and(|index| index > self.committed);
+        let Part::Leader(leading) = &self.part else {
+            return;
+        };
+        if is_steady || is_pending || self.committed < leading.term_start {
+            return;
+        }
+        if self.configuration.is_joint() {
+            let left = self.configuration.left();
+            self.append_configuration(env, left, out);
+            // A lone voter that is left may commit it as soon as it is durable.
+            return;
+        }
+        if mutants::is_active(Mutant::RemovedLeaderStays) {
+            return;
+        }
+        // It led to the end of its membership. Whoever has everything may take over at once.
+        let voters = leading.peers.iter();
+        let voters = voters.filter(|peer| peer.alive && self.configuration.is_voter(peer.node));
+        if let Some(best) = voters.max_by_key(|peer| peer.matched)
+            && best.matched == self.log.last_index()
+        {
+            let to = best.node;
+            self.send(to, Message::TimeoutNow { term: self.term }, out);
+        }
+        self.become_follower(env, out);
+        self.deadline = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Set = BTreeSet<u64>;
+
+    fn ids(set: &Set) -> Vec<NodeId> {
+        set.iter().map(|&n| NodeId(n)).collect()
+    }
+
+    fn set(nodes: &[NodeId]) -> Set {
+        nodes.iter().map(|n| n.0).collect()
+    }
+
+    /// Whether `yes` are more than half of `half`.
+    fn is_majority(half: &Set, yes: &Set) -> bool {
+        2 * half.intersection(yes).count() > half.len()
+    }
+
+    /// Every set of the nodes 1 to 6.
+    fn all_sets() -> impl Iterator<Item = Set> {
+        (0..64_u64).map(|bits| (1..7).filter(|n| bits >> (n - 1) & 1 == 1).collect())
+    }
+
+    fn change() -> impl Strategy<Value = MemberChange> {
+        (0..3_u8, 1..7_u64).prop_map(|(kind, node)| match kind {
+            0 => MemberChange::Voter(NodeId(node)),
+            1 => MemberChange::Learner(NodeId(node)),
+            _ => MemberChange::Remove(NodeId(node)),
+        })
+    }
+
+    proptest! {
+        /// What nodes are before, during and after a change, and who decides, counted by hand over sets.
+        #[test]
+        fn a_change_goes_where_it_says_and_its_quorums_meet(
+            voters in prop::collection::btree_set(1..7_u64, 1..5),
+            learners in prop::collection::btree_set(1..7_u64, 0..3),
+            changes in prop::collection::vec(change(), 1..4),
+        ) {
+            let learners = &learners - &voters;
+            let before = Configuration::joint(ids(&voters), [], ids(&learners), []);
+            let (mut to_vote, mut to_learn) = (voters.clone(), learners.clone());
+            let named: Set = changes.iter().map(|change| change.node().0).collect();
+            for change in &changes {
+                let node = change.node().0;
+                to_vote.remove(&node);
+                to_learn.remove(&node);
+                match change {
+                    MemberChange::Voter(_) => drop(to_vote.insert(node)),
+                    MemberChange::Learner(_) => drop(to_learn.insert(node)),
+                    MemberChange::Remove(_) => {}
+                }
+            }
+            let during = match before.changed(&changes) {
+                Err(ChangeRefused::Repeated { .. }) => {
+                    prop_assert!(named.len() < changes.len());
+                    return Ok(());
+                }
+                Err(ChangeRefused::NoVoters) => {
+                    prop_assert!(to_vote.is_empty());
+                    return Ok(());
+                }
+                Err(why) => {
+                    prop_assert_eq!(why, ChangeRefused::Unchanged);
+                    prop_assert!(to_vote == voters && to_learn == learners);
+                    return Ok(());
+                }
+                Ok(during) => during,
+            };
+            prop_assert!(named.len() == changes.len() && !to_vote.is_empty());
+            prop_assert_eq!(during.is_joint(), to_vote != voters);
+            let after = if during.is_joint() { during.left() } else { during.clone() };
+            prop_assert!(!after.is_joint());
+            prop_assert_eq!(set(after.voters()), to_vote.clone());
+            prop_assert_eq!(set(after.learners()), to_learn.clone());
+            // Whoever gets entries in the end gets them from the beginning.
+            prop_assert!(after.nodes().all(|node| during.contains(node)));
+
+            let decides = |members: &Configuration, yes: &Set| {
+                members.has_quorum(|node| yes.contains(&node.0))
+            };
+            for yes in all_sets() {
+                let both = is_majority(&voters, &yes) && is_majority(&to_vote, &yes);
+                prop_assert_eq!(decides(&during, &yes), both);
+                prop_assert_eq!(decides(&after, &yes), is_majority(&to_vote, &yes));
+                // No two sets without a common node decide, one before and one during the change, or one during and
+                // one after it.
+                let others: Set = (1..7).filter(|node| !yes.contains(node)).collect();
+                prop_assert!(!(decides(&before, &yes) && decides(&during, &others)));
+                prop_assert!(!(decides(&during, &yes) && decides(&after, &others)));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_taken_back_is_what_was_in_force() {
+        let members = |n: u64| Configuration::simple([NodeId(n)]);
+        let mut replaced = Replaced::default();
+        for (index, before) in [(4, 1), (6, 2), (9, 3)] {
+            replaced.push(Index(index), members(before));
+        }
+        assert_eq!(replaced.last(), Some(Index(9)));
+        assert_eq!(replaced.first(), Some(&members(1)));
+        assert_eq!(replaced.roll_back(Index(10)), None);
+        assert_eq!(replaced.roll_back(Index(6)), Some(members(2)));
+        replaced.forget(Index(3));
+        assert_eq!(replaced.last(), Some(Index(4)));
+        replaced.forget(Index(4));
+        assert_eq!(replaced, Replaced::default());
+        assert_eq!(replaced.roll_back(Index(1)), None);
+    }
+}
