@@ -13,6 +13,7 @@ mod queue;
 mod reader;
 mod runtime;
 mod shared;
+mod timers;
 mod writer;
 
 #[cfg(test)]
@@ -38,6 +39,7 @@ use self::close::Close;
 use self::peer::Peer;
 use self::runtime::QuietRuntime;
 use self::shared::Shared;
+use self::timers::Timers;
 use crate::tls::{Crypto, Verdict};
 use crate::{Lane, Network, NetworkStats, Options, Receiver, SendError, TransportError};
 
@@ -115,19 +117,23 @@ impl QuicListener {
             network.set_peer(node, addr);
         }
 
+        let timers = Timers::new().map_err(TransportError::Thread)?;
+        let armed = Arc::clone(&timers);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .on_thread_park(move || armed.arm())
             .build()
             .map_err(TransportError::Thread)?;
         let server = Some(shared.server_config(&Verdict::default())?);
         let endpoint = {
             let _inside = runtime.enter();
-            Endpoint::new(endpoint, server, socket, Arc::new(QuietRuntime))
+            let timers = Arc::clone(&timers);
+            Endpoint::new(endpoint, server, socket, Arc::new(QuietRuntime { timers }))
                 .map_err(TransportError::Thread)?
         };
         let thread = std::thread::Builder::new()
             .name(format!("polyraft-net-{}", shared.node().0))
-            .spawn(move || run(&runtime, shared, endpoint, arrivals))
+            .spawn(move || run(&runtime, shared, timers, endpoint, arrivals))
             .map_err(TransportError::Thread)?;
         *network.thread.lock() = Some(thread);
         Ok(network)
@@ -224,12 +230,17 @@ impl fmt::Debug for QuicNetwork {
 fn run(
     runtime: &Runtime,
     shared: Arc<Shared>,
+    timers: Arc<Timers>,
     endpoint: Endpoint,
     arrivals: mpsc::UnboundedReceiver<Arc<Peer>>,
 ) {
     runtime.block_on(async {
         let doorbell = Arc::clone(&shared.doorbell);
         tokio::spawn(async move { doorbell.answer().await });
+        tokio::spawn(async move {
+            let error = timers.run().await;
+            tracing::error!(%error, "the network's timers have stopped");
+        });
         let mut links = serve(&shared, &endpoint, arrivals).await;
         let _ = timeout(LINKS_TIMEOUT, async {
             while links.join_next().await.is_some() {}

@@ -7,6 +7,7 @@ use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,17 +18,18 @@ use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, UdpPoller};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::time::{Sleep, sleep_until};
+
+use super::timers::Timers;
 
 /// tokio's current-thread runtime, with a socket and timers that wake it less often than its own.
 #[derive(Debug)]
-pub(super) struct QuietRuntime;
+pub(super) struct QuietRuntime {
+    pub timers: Arc<Timers>,
+}
 
 impl Runtime for QuietRuntime {
     fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
-        Box::pin(Timer {
-            sleep: Box::pin(sleep_until(at.into())),
-        })
+        Box::pin(self.timers.timer(at))
     }
 
     fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
@@ -38,35 +40,20 @@ impl Runtime for QuietRuntime {
         socket.set_nonblocking(true)?;
         Ok(Arc::new(QuietSocket {
             state: UdpSocketState::new((&socket).into())?,
-            socket: register(socket, Interest::READABLE)?,
+            readable: register(socket.try_clone()?, Interest::READABLE)?,
+            socket,
             is_full: AtomicBool::new(false),
         }))
     }
 }
 
-/// A timer that leaves tokio's wheel when it is put off.
-///
-/// tokio's own stays in its old place, fires there, and finds that it has to wait longer. The timers
-/// of a link are put off with every packet.
-#[derive(Debug)]
-struct Timer {
-    sleep: Pin<Box<Sleep>>,
-}
-
-impl AsyncTimer for Timer {
-    fn reset(mut self: Pin<&mut Self>, at: Instant) {
-        self.sleep.set(sleep_until(at.into()));
-    }
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        Future::poll(self.sleep.as_mut(), cx)
-    }
-}
-
 /// Has tokio report readiness of one kind. tokio's own socket always asks for both.
-fn register(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSocket>> {
-    // SAFETY: the socket owns its descriptor, names no other as long as it lives, and `AsyncFd` keeps it.
-    let registered = unsafe { AsyncFd::register_with_interest(socket, interest) };
+pub(super) fn register<T: Into<OwnedFd>>(
+    file: T,
+    interest: Interest,
+) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: it owns its descriptor, names no other as long as it lives, and `AsyncFd` keeps it.
+    let registered = unsafe { AsyncFd::register_with_interest(file.into(), interest) };
     Ok(registered?)
 }
 
@@ -75,7 +62,8 @@ fn register(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSock
 /// To wait for room to send as well would mean a wake-up for each packet whose memory the kernel
 /// gets back.
 struct QuietSocket {
-    socket: AsyncFd<UdpSocket>,
+    socket: UdpSocket,
+    readable: AsyncFd<OwnedFd>,
     state: UdpSocketState,
     /// The kernel refused the last packet for want of room.
     is_full: AtomicBool,
@@ -90,7 +78,7 @@ impl AsyncUdpSocket for QuietSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let sent = self.state.send(self.socket.get_ref().into(), transmit);
+        let sent = self.state.send((&self.socket).into(), transmit);
         if let Err(error) = &sent
             && error.kind() == io::ErrorKind::WouldBlock
         {
@@ -106,8 +94,8 @@ impl AsyncUdpSocket for QuietSocket {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         loop {
-            let mut ready = ready!(self.socket.poll_read_ready(cx))?;
-            match self.state.recv(self.socket.get_ref().into(), buffers, meta) {
+            let mut ready = ready!(self.readable.poll_read_ready(cx))?;
+            match self.state.recv((&self.socket).into(), buffers, meta) {
                 Ok(count) => {
                     // The kernel had no more. What comes from now on is news, which epoll reports.
                     if count < buffers.len() {
@@ -122,7 +110,7 @@ impl AsyncUdpSocket for QuietSocket {
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.get_ref().local_addr()
+        self.socket.local_addr()
     }
 
     fn max_transmit_segments(&self) -> usize {
@@ -148,7 +136,7 @@ impl fmt::Debug for QuietSocket {
 /// as long as it waits.
 struct Writable {
     socket: Arc<QuietSocket>,
-    waiting: Option<AsyncFd<UdpSocket>>,
+    waiting: Option<AsyncFd<OwnedFd>>,
 }
 
 impl UdpPoller for Writable {
@@ -160,7 +148,7 @@ impl UdpPoller for Writable {
             None if !this.socket.is_full.load(Ordering::Relaxed) => return Poll::Ready(Ok(())),
             None => {
                 // Registering reports the room that there is by now.
-                let again = this.socket.socket.get_ref().try_clone()?;
+                let again = this.socket.socket.try_clone()?;
                 this.waiting.insert(register(again, Interest::WRITABLE)?)
             }
         };
@@ -180,7 +168,6 @@ impl fmt::Debug for Writable {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::time::Duration;
 
     use super::*;
 
@@ -193,7 +180,8 @@ mod tests {
     }
 
     fn socket() -> Arc<dyn AsyncUdpSocket> {
-        QuietRuntime
+        let timers = Timers::new().unwrap();
+        QuietRuntime { timers }
             .wrap_udp_socket(UdpSocket::bind("127.0.0.1:0").unwrap())
             .unwrap()
     }
@@ -251,7 +239,8 @@ mod tests {
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
             let socket = QuietSocket {
                 state: UdpSocketState::new((&socket).into()).unwrap(),
-                socket: register(socket, Interest::READABLE).unwrap(),
+                readable: register(socket.try_clone().unwrap(), Interest::READABLE).unwrap(),
+                socket,
                 is_full: AtomicBool::new(true),
             };
             let socket = Arc::new(socket);
@@ -267,26 +256,6 @@ mod tests {
                     .unwrap();
             }
             assert!(!socket.is_full.load(Ordering::Relaxed));
-        });
-    }
-
-    #[test]
-    fn a_timer_fires_when_it_was_last_set_to() {
-        on_a_runtime(async {
-            let started = Instant::now();
-            let far = started + Duration::from_secs(3600);
-            let mut timer = QuietRuntime.new_timer(far);
-            let early = poll_fn(|cx| Poll::Ready(timer.as_mut().poll(cx).is_ready())).await;
-            assert!(!early, "an hour has not passed");
-            timer.as_mut().reset(started + Duration::from_millis(2));
-            poll_fn(|cx| timer.as_mut().poll(cx)).await;
-            assert!(started.elapsed() >= Duration::from_millis(2));
-
-            let now = Instant::now();
-            timer.as_mut().reset(now + Duration::from_millis(1));
-            timer.as_mut().reset(now + Duration::from_millis(5));
-            poll_fn(|cx| timer.as_mut().poll(cx)).await;
-            assert!(now.elapsed() >= Duration::from_millis(5));
         });
     }
 }

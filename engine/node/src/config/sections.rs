@@ -44,9 +44,10 @@ impl Default for Election {
 #[serde(default, deny_unknown_fields)]
 pub struct Liveness {
     /// How often a node sends a beat to each of its peers. Shorter notices a silent node with less
-    /// spread and costs more idle CPU. Three intervals must fit into `election.timeout_min`.
+    /// spread and costs more idle CPU. Three intervals must fit into `election.timeout_min`. Above
+    /// `48ms` QUIC acknowledges each beat with a packet of its own.
     ///
-    /// Default `40ms`; allowed `1ms` to `10s`; takes effect at restart.
+    /// Default `45ms`; allowed `1ms` to `10s`; takes effect at restart.
     #[serde(with = "units::duration")]
     pub beat_interval: Duration,
     /// By how much the clocks of two nodes may differ in rate, in parts per million. Leases are shorter
@@ -60,7 +61,7 @@ pub struct Liveness {
 impl Default for Liveness {
     fn default() -> Liveness {
         Liveness {
-            beat_interval: Duration::from_millis(40),
+            beat_interval: Duration::from_millis(45),
             clock_drift_ppm: 10_000,
         }
     }
