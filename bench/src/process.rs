@@ -22,6 +22,31 @@ pub struct Resident {
     pub files: u64,
 }
 
+impl Resident {
+    /// The part that belongs to no file.
+    pub fn anonymous(&self) -> u64 {
+        self.total.saturating_sub(self.files)
+    }
+}
+
+/// How often the threads that run now have given up the processor, of their own will or not.
+pub fn context_switches() -> u64 {
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten();
+    let status = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("status"));
+    let texts = threads.flatten().filter_map(|thread| status(thread).ok());
+    texts.map(|text| parse_switches(&text)).sum()
+}
+
+/// Adds up both kinds in the text of a thread's status (proc_pid_status(5)).
+fn parse_switches(text: &str) -> u64 {
+    let counts = text.lines().filter_map(|line| {
+        let (name, count) = line.split_once(':')?;
+        name.ends_with("voluntary_ctxt_switches")
+            .then(|| count.trim().parse::<u64>().ok())?
+    });
+    counts.sum()
+}
+
 /// Reads the resident memory from `/proc/self/statm`.
 pub fn resident() -> Resident {
     let page = rustix::param::page_size() as u64;
@@ -64,7 +89,15 @@ mod tests {
     }
 
     #[test]
+    fn both_kinds_of_switches_count() {
+        let text = "Name:\tx\nvoluntary_ctxt_switches:\t150\nnonvoluntary_ctxt_switches:\t545\n";
+        assert_eq!(parse_switches(text), 695);
+        assert_eq!(parse_switches("Name:\tx\n"), 0);
+    }
+
+    #[test]
     fn this_process_uses_memory_and_cpu() {
+        assert!(context_switches() > 0);
         assert!(resident().total > 0);
         assert!(cpu_time() > Duration::ZERO);
     }

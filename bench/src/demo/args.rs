@@ -48,6 +48,11 @@ pub struct DemoArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub idle: u64,
 
+    /// With --seconds 0: then stop the node that leads the most groups, report how long they have no leader and what the
+    /// others cost for so long, and bring it back
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    pub idle_down: u64,
+
     /// Keep the data in DIR: a new or empty directory, or that of a former demo, which then goes on [default: a
     /// directory under ./data that is removed at the end]
     #[arg(long, value_name = "DIR")]
@@ -71,7 +76,7 @@ pub struct DemoArgs {
     #[arg(
         long,
         requires = "dir",
-        conflicts_with_all = ["nodes", "groups", "seconds", "payload", "inflight", "active_groups", "idle"]
+        conflicts_with_all = ["nodes", "groups", "seconds", "payload", "inflight", "active_groups", "idle", "idle_down"]
     )]
     pub verify_only: bool,
 

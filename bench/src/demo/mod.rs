@@ -132,6 +132,7 @@ impl Demo<'_> {
         self.start(&mut report).await?;
         let promises = if self.args.seconds == 0 {
             self.idle(&mut report).await?;
+            self.idle_without_a_node(&mut report).await?;
             Promises::default()
         } else {
             self.load(&mut report).await?
@@ -238,6 +239,7 @@ impl Demo<'_> {
             }
         }
 
+        report.empty_bytes = process::resident().anonymous();
         let count = screen::count(self.cluster.groups());
         self.screen
             .live(format!("creating {count} groups ..."), false);
@@ -373,44 +375,63 @@ impl Demo<'_> {
 
     /// Waits for silence, then measures it.
     async fn idle(&self, report: &mut Report) -> Result<()> {
-        let nodes = self.cluster.running();
-        self.until_quiet(&nodes).await;
-        let (cpu_before, totals_before) = (process::cpu_time(), Totals::of(&nodes));
-        let started = Instant::now();
-        for tick in 1..=self.args.idle {
-            tokio::time::sleep_until((started + Duration::from_secs(tick)).into()).await;
-            self.screen
-                .live(format!("{tick:>3}/{} s idle", self.args.idle), false);
-        }
+        let idle = self.rest(self.args.idle, report.empty_bytes).await?;
         let resident = process::resident();
         (report.rss_bytes, report.rss_file_bytes) = (resident.total, resident.files);
-        if self.args.idle == 0 {
+        if let Some(idle) = idle {
+            report.idle = Some(idle);
+            self.screen
+                .done("idle", &idle.told(report.groups, report.nodes));
+        }
+        Ok(())
+    }
+
+    /// Stops a node and measures what the others cost without it; then brings it back.
+    async fn idle_without_a_node(&self, report: &mut Report) -> Result<()> {
+        if self.args.idle_down == 0 || report.nodes < 3 {
             return Ok(());
+        }
+        let id = self.stop_the_busiest(report).await?;
+        let idle = self.rest(self.args.idle_down, report.empty_bytes).await?;
+        report.idle_down = idle;
+        if let Some(idle) = idle {
+            let told = idle.told(report.groups, report.nodes - 1);
+            self.screen.done("idle, one down", &told);
+        }
+        self.bring_back(id, report).await
+    }
+
+    /// Waits for silence and measures it for so many seconds; nothing for none.
+    async fn rest(&self, seconds: u64, empty_bytes: u64) -> Result<Option<Idle>> {
+        let nodes = self.cluster.running();
+        self.until_quiet(&nodes).await;
+        if seconds == 0 {
+            return Ok(None);
+        }
+        let (cpu_before, totals_before) = (process::cpu_time(), Totals::of(&nodes));
+        let switches_before = process::context_switches();
+        let started = Instant::now();
+        for tick in 1..=seconds {
+            tokio::time::sleep_until((started + Duration::from_secs(tick)).into()).await;
+            self.screen
+                .live(format!("{tick:>3}/{seconds} s idle"), false);
         }
         let passed = started.elapsed().as_secs_f64();
         let totals = Totals::of(&nodes) - totals_before;
         let cpu = process::cpu_time() - cpu_before;
+        let switches = process::context_switches().saturating_sub(switches_before);
         self.cluster.check_health()?;
-        let idle = Idle {
+        let replicas = self.cluster.groups() * nodes.len() as u64;
+        let beyond = process::resident().anonymous().saturating_sub(empty_bytes);
+        Ok(Some(Idle {
             seconds: passed,
             cpu_percent: 100.0 * cpu.as_secs_f64() / passed,
+            switches_per_second: switches as f64 / passed,
             beats: totals.beats,
             group_messages: totals.group_messages,
-        };
-        report.idle = Some(idle);
-        self.screen.done(
-            "idle",
-            &format!(
-                "{} % of a core for {} groups on {} nodes; {} beats, {} group messages, {} elections in {passed:.1} s",
-                screen::three_digits(idle.cpu_percent),
-                screen::count(report.groups),
-                report.nodes,
-                screen::count(idle.beats),
-                screen::count(idle.group_messages),
-                totals.elections
-            ),
-        );
-        Ok(())
+            elections: totals.elections,
+            bytes_per_replica: beyond / replicas,
+        }))
     }
 
     /// The last commit notices of the load are not idle cost: waits until half a second has passed without a group
@@ -437,26 +458,7 @@ impl Demo<'_> {
         load.take_figures(&mut figures)?;
         report.retried += figures.retried;
 
-        let id = failover::busiest(self.cluster)?;
-        self.screen.live(format!("stopping node {id} ..."), false);
-        let failover = failover::stop_and_measure(self.cluster, id).await?;
-        let millis = |time: Duration| time.as_secs_f64() * 1e3;
-        let times = FailoverTimes {
-            p50: millis(failover.quantile(0.5)),
-            max: millis(failover.max()),
-            groups: failover.leaderless.len() as u64,
-        };
-        report.failover_ms = Some(times);
-        self.screen.done(
-            "failover",
-            &format!(
-                "node {} stopped; its {} groups were without a leader for p50 {:.0} ms, max {:.0} ms",
-                failover.stopped,
-                screen::count(times.groups),
-                times.p50,
-                times.max
-            ),
-        );
+        let id = self.stop_the_busiest(report).await?;
 
         let started = Instant::now();
         load.take_figures(&mut figures)?;
@@ -480,21 +482,55 @@ impl Demo<'_> {
             ),
         );
 
+        self.bring_back(id, report).await?;
+        load.take_figures(&mut figures)?;
+        report.retried += figures.retried;
+        Ok(())
+    }
+
+    /// Stops the node that leads the most groups and measures how long they have no leader.
+    async fn stop_the_busiest(&self, report: &mut Report) -> Result<u64> {
+        let id = failover::busiest(self.cluster)?;
+        self.screen.live(format!("stopping node {id} ..."), false);
+        let failover = failover::stop_and_measure(self.cluster, id).await?;
+        let millis = |time: Duration| time.as_secs_f64() * 1e3;
+        let times = FailoverTimes {
+            p50: millis(failover.quantile(0.5)),
+            max: millis(failover.max()),
+            groups: failover.leaderless.len() as u64,
+        };
+        report.failover_ms = Some(times);
+        self.screen.done(
+            "failover",
+            &format!(
+                "node {} stopped; its {} groups were without a leader for p50 {:.0} ms, max {:.0} ms",
+                failover.stopped,
+                screen::count(times.groups),
+                times.p50,
+                times.max
+            ),
+        );
+        Ok(id)
+    }
+
+    /// Starts a node that was stopped, and waits until it has caught up.
+    async fn bring_back(&self, id: u64, report: &mut Report) -> Result<()> {
         self.screen
             .live(format!("starting node {id} again ..."), false);
         let started = Instant::now();
         self.cluster.start(id).await?;
+        let open = started.elapsed();
         self.cluster.until_caught_up(id, APPLIED_LIMIT).await?;
+        report.restart_seconds = Some(open.as_secs_f64());
         report.catch_up_seconds = Some(started.elapsed().as_secs_f64());
         self.screen.done(
             "back again",
             &format!(
-                "node {id} reopened and caught up under load in {}",
+                "node {id} reopened in {}, and had caught up after {}",
+                screen::time(open),
                 screen::time(started.elapsed())
             ),
         );
-        load.take_figures(&mut figures)?;
-        report.retried += figures.retried;
         Ok(())
     }
 

@@ -53,8 +53,14 @@ pub struct Report {
     pub create_seconds: f64,
     /// Time from then until every node knew a leader of every group.
     pub led_seconds: f64,
+    /// Anonymous memory of the process when the nodes ran and had no groups.
+    pub empty_bytes: u64,
     /// What idle groups cost; null without `--idle`.
     pub idle: Option<Idle>,
+    /// What they cost with one node down; null without `--idle-down`.
+    pub idle_down: Option<Idle>,
+    /// Time from the restart of the stopped node until it was open.
+    pub restart_seconds: Option<f64>,
     /// Time from the restart of the stopped node until it had applied what the others had committed by then.
     pub catch_up_seconds: Option<f64>,
     /// Time from opening all nodes again until everything in their logs was applied.
@@ -106,10 +112,33 @@ pub struct Idle {
     pub seconds: f64,
     /// CPU time of all nodes together, in percent of one core.
     pub cpu_percent: f64,
+    /// How often their threads went to sleep or had to give way.
+    pub switches_per_second: f64,
     /// Beats between nodes.
     pub beats: u64,
     /// Messages that belong to single groups. A quiet cluster sends none.
     pub group_messages: u64,
+    /// Elections. A quiet cluster has none.
+    pub elections: u64,
+    /// Anonymous memory beyond that of nodes without groups, for each replica of the running nodes.
+    pub bytes_per_replica: u64,
+}
+
+impl Idle {
+    /// In a line.
+    pub fn told(&self, groups: u64, nodes: u64) -> String {
+        format!(
+            "{} % of a core, {:.0} context switches/s and {} a replica for {} groups on {nodes} nodes; {} beats, {} group messages, {} elections in {:.1} s",
+            screen::three_digits(self.cpu_percent),
+            self.switches_per_second,
+            screen::bytes(self.bytes_per_replica),
+            screen::count(groups),
+            screen::count(self.beats),
+            screen::count(self.group_messages),
+            self.elections,
+            self.seconds
+        )
+    }
 }
 
 impl Report {
