@@ -77,6 +77,14 @@ pub enum Error {
         /// The configured bound.
         limit: usize,
     },
+    /// The leadership was not handed over. The leader goes on as before; try again, perhaps with another member.
+    #[error("node {to} was not made the leader: {why}; the group goes on as before")]
+    Transfer {
+        /// Who was to lead.
+        to: NodeId,
+        /// What was in the way.
+        why: &'static str,
+    },
     /// No quorum confirmed in time that somebody leads the group, so a read could have missed something. Nothing was read;
     /// reading again is safe.
     #[error("no quorum confirmed the leader in time; nothing was read, retry")]

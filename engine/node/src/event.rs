@@ -130,6 +130,14 @@ pub(crate) enum ShardEvent {
         id: SnapshotId,
         result: Result<(), String>,
     },
+    /// Somebody wants `to` to lead a group.
+    TransferLeadership {
+        group: GroupId,
+        to: NodeId,
+        reply: TransferReply,
+    },
+    /// Somebody wants this node to lead nothing, within so many microseconds.
+    Drain { within: u64, reply: DrainReply },
     /// Somebody asks for a group's status.
     GroupStatus { group: GroupId, reply: StatusReply },
     /// The WAL wants a checkpoint or relocation work from every shard.
@@ -163,6 +171,8 @@ pub(crate) struct CreateOrigin {
 
 pub(crate) type CreateReply = tokio::sync::oneshot::Sender<Result<(), Error>>;
 pub(crate) type SnapshotReply = tokio::sync::oneshot::Sender<Result<LogPosition, Error>>;
+pub(crate) type TransferReply = tokio::sync::oneshot::Sender<Result<(), Error>>;
+pub(crate) type DrainReply = tokio::sync::oneshot::Sender<Result<u64, Error>>;
 pub(crate) type StatusReply = tokio::sync::oneshot::Sender<Result<GroupStatus, Error>>;
 
 /// Packs ids into sorted, disjoint ranges.

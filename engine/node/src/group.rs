@@ -278,6 +278,25 @@ impl<M> GroupHandle<M> {
         answer.await.unwrap_or(Err(Error::Closed))
     }
 
+    /// Hands the group's leadership to node `to`, and waits until the leader has stepped down for it. Ask the node that
+    /// leads. The group takes no proposals meanwhile, for at most the longest election timeout.
+    ///
+    /// Afterwards `to` leads as a rule; [`GroupHandle::leader`] tells as soon as it has said so.
+    ///
+    /// # Errors
+    /// [`Error::NotLeader`] with a hint when another node leads, [`Error::Transfer`] when `to` is no voter, is silent, or was
+    /// not caught up and elected in time: the leader then goes on.
+    pub async fn transfer_leadership(&self, to: u64) -> Result<(), Error> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let event = ShardEvent::TransferLeadership {
+            group: self.group,
+            to: NodeId(to),
+            reply,
+        };
+        self.inner.shared.tell(self.shard, event);
+        answer.await.unwrap_or(Err(Error::Closed))
+    }
+
     /// Who leads the group and at which term, as far as this node knows. Takes no lock and asks nobody.
     pub fn leader(&self) -> Option<(NodeId, Term)> {
         if let Some(cell) = self.cell.get() {

@@ -614,10 +614,8 @@ impl Peer {
         if mutants::is_active(Mutant::LeaseFromAnswer) {
             since = now;
         }
-        if !mutants::is_active(Mutant::LeaseWithoutDrift) {
-            // Its clock may run ahead of the one here: its promise is over sooner than it looks from here.
-            length = length * 1_000_000 / (1_000_000 + intervals.drift_ppm);
-        }
+        // Its clock may run ahead of the one here: its promise is over sooner than it looks from here.
+        length = length * 1_000_000 / (1_000_000 + intervals.drift_ppm);
         (self.stood_by, self.stood_at) = (beat.taken, self.stood_at.max(self.sent[heard].at));
         out.push(Action::Stands(Standing {
             by: self.node,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use polyraft_raft::{GroupId, NodeId};
@@ -17,7 +18,7 @@ use polyraft_transport::{Identity, Network, Options, QuicListener, Tls};
 
 use crate::apply::Task;
 use crate::assembly::{self, Assembly, Place, bytes};
-use crate::clock::Clock;
+use crate::clock::{Clock, micros};
 use crate::completion::SlotPool;
 use crate::config::Config;
 use crate::error::{Error, OpenError};
@@ -467,6 +468,29 @@ impl<M: StateMachine> Node<M> {
     /// what comes beyond is not recorded.
     pub fn take_traces(&self) -> Vec<ProposalTrace> {
         self.inner.shared.tracer.take()
+    }
+
+    /// Hands every group that this node leads to another of its voters, before a planned stop: no group then waits for an
+    /// election timeout. Waits for at most `within` and returns how many groups are still led here.
+    ///
+    /// The node goes on serving, and may be elected again; call it right before [`Node::shutdown`].
+    ///
+    /// # Errors
+    /// [`Error::Fault`] when the node has stopped serving, [`Error::Closed`] after a shutdown.
+    pub async fn drain(&self, within: Duration) -> Result<u64, Error> {
+        let shared = &self.inner.shared;
+        let mut answers = Vec::new();
+        for shard in 0..shared.inboxes.len() {
+            let (reply, answer) = tokio::sync::oneshot::channel();
+            let within = micros(within);
+            shared.tell(shard, ShardEvent::Drain { within, reply });
+            answers.push(answer);
+        }
+        let mut left = 0;
+        for answer in answers {
+            left += answer.await.unwrap_or(Err(Error::Closed))?;
+        }
+        Ok(left)
     }
 
     /// Stops the node: answers every caller, writes what is queued, closes connections, joins all threads and

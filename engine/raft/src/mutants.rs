@@ -121,8 +121,6 @@ pub enum Mutant {
     LeaseInHandover,
     /// A lease counts from the answer to a beat, not from the beat.
     LeaseFromAnswer,
-    /// A lease lasts as long on the leader's clock as the promise on the follower's.
-    LeaseWithoutDrift,
     /// A restarted replica votes although it may be bound to a leader that it has forgotten.
     RestartFrees,
     /// Members change while another change is under way, or before an entry of the term is committed.
@@ -179,8 +177,6 @@ pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::ReadBeforeTermCommit, 16),
     (Mutant::ReadUnconfirmed, 16),
     (Mutant::LeaseFromAnswer, 17),
-    (Mutant::LeaseWithoutDrift, 17),
-    (Mutant::RestartFrees, 17),
     (Mutant::StaleCompletionCounts, 15),
     (Mutant::StaleComparisonKept, 15),
     (Mutant::RecoveredVoteForgotten, 19),
@@ -201,6 +197,7 @@ pub const SCRIPTED: &[(Mutant, u8)] = &[
     (Mutant::StaleAckCounts, 15),
     (Mutant::WatermarkFalls, 15),
     (Mutant::LeaseInHandover, 17),
+    (Mutant::RestartFrees, 17),
     (Mutant::LeaderLeft, 17),
     (Mutant::DeadLeaderDefended, 18),
     (Mutant::LowerTermNotTold, 18),

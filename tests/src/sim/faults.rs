@@ -1,6 +1,9 @@
 //! What goes wrong, and the atlas that bounds it: destruction of data hits a minority of every group, and only where
 //! the engine can know of it. It must never leave a fault in place when the world is healed.
 
+use std::future::Future;
+use std::task::{Context, Waker};
+
 use polyraft_storage::sim::{Astray, Failure as DiskFailure, Keep, KeepNames, SimDisk};
 
 use super::machine::{self, Saved};
@@ -47,6 +50,7 @@ impl World {
             | Fault::Bridge
             | Fault::Reset
             | Fault::Slow => self.disturb_network(fault, node),
+            Fault::Handover => self.ask_for_handover(node),
             Fault::ClientCrash => {
                 let client = self.rng.below(self.plan.clients) as u32;
                 self.client_crashes(client)
@@ -68,6 +72,27 @@ impl World {
         if happened && !is_armed {
             self.fired(fault);
         }
+    }
+
+    /// Asks a node to hand over some groups, to whomever: whether it leads them or not, and whether the others can.
+    fn ask_for_handover(&mut self, node: u64) -> bool {
+        if self.hosts[node as usize].node.is_none() {
+            return false;
+        }
+        let groups = self.plan.members.len() as u64;
+        for _ in 0..self.rng.within(1, groups) {
+            let group = polyraft::GroupId(self.rng.within(1, groups));
+            let to = *self.rng.pick(self.plan.members_of(group));
+            let host = &self.hosts[node as usize];
+            let Some(sim) = &host.node else { return false };
+            let handle = sim.node().group(group.0);
+            // The question is put with the first look at the answer; nobody waits for it.
+            let mut asked = Box::pin(handle.transfer_leadership(to));
+            let mut context = Context::from_waker(Waker::noop());
+            let _ = asked.as_mut().poll(&mut context);
+        }
+        self.schedule(node);
+        true
     }
 
     fn disturb_node(&mut self, fault: Fault, node: u64) -> bool {

@@ -57,13 +57,15 @@ pub enum Fault {
     Rot,
     /// A write to a node's log lands elsewhere on its disk, or nowhere.
     Misdirect,
+    /// A leader is asked to hand its group over.
+    Handover,
     /// A client forgets what it was doing.
     ClientCrash,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 21] = [
+    pub const ALL: [Fault; 22] = [
         Fault::PowerCut,
         Fault::PowerCutInWrite,
         Fault::PowerCutAfterPromise,
@@ -84,6 +86,7 @@ impl Fault {
         Fault::Rollback,
         Fault::Rot,
         Fault::Misdirect,
+        Fault::Handover,
         Fault::ClientCrash,
     ];
 

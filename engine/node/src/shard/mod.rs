@@ -5,6 +5,7 @@ mod chains;
 mod create;
 mod fetch;
 mod home;
+mod leadership;
 mod outgoing;
 mod proposals;
 mod reads;
@@ -39,6 +40,7 @@ use smallvec::SmallVec;
 use self::create::Creations;
 use self::home::Home;
 pub(crate) use self::home::HomeOptions;
+use self::leadership::Leadership;
 use self::outgoing::Outgoing;
 use self::proposals::Forwards;
 use self::reads::Reads;
@@ -199,6 +201,7 @@ pub(crate) struct Shard {
     overload: Option<Error>,
     forwards: Forwards,
     reads: Reads,
+    leadership: Leadership,
     /// Which peers stand by this node's claims.
     trust: Arc<Trust>,
     /// Batches of claims handed to the home shard.
@@ -338,6 +341,7 @@ impl Shard {
             spare_batches: Vec::new(),
             overload: None,
             forwards: Forwards::new(shared.incarnation),
+            leadership: Leadership::default(),
             reads: Reads::new(shared.incarnation, shared.workers.len()),
             trust: Arc::clone(&options.trust),
             claim_batches: 0,
@@ -557,6 +561,10 @@ impl Shard {
                 number,
                 result,
             } => self.snapshot_arrived(group, number, result),
+            ShardEvent::TransferLeadership { group, to, reply } => {
+                self.transfer_asked(group, to, reply);
+            }
+            ShardEvent::Drain { within, reply } => self.drain_asked(within, reply),
             ShardEvent::GroupStatus { group, reply } => {
                 let _ = reply.send(self.group_status(group));
             }
@@ -593,6 +601,12 @@ impl Shard {
             ShardEvent::Snapshot { reply, .. } => {
                 let _ = reply.send(Err(error.clone()));
             }
+            ShardEvent::TransferLeadership { reply, .. } => {
+                let _ = reply.send(Err(error.clone()));
+            }
+            ShardEvent::Drain { reply, .. } => {
+                let _ = reply.send(Err(error.clone()));
+            }
             ShardEvent::GroupStatus { group, reply } => {
                 let _ = reply.send(self.group_status(group));
             }
@@ -618,6 +632,7 @@ impl Shard {
         }
         self.forwards.fail_all(&error);
         self.reads.fail_all(&error);
+        self.leadership.fail_all(&error);
         self.snapshots.fail_all(&error);
         if let Some(home) = &mut self.home {
             home.fail_all(&error);
@@ -717,6 +732,7 @@ impl Shard {
             reason: reason.clone(),
         };
         replica.fail_all(&mut self.queues, &error);
+        self.leadership.fail(group, &error);
         replica.fault = Some(reason);
         // What its last step left behind must not leave.
         self.outbox.writes.clear();

@@ -102,7 +102,7 @@ impl Shard {
     }
 
     /// A voter of the group whose node is alive, another one at each attempt.
-    fn other_voter(&self, slot: u32, attempt: usize) -> Option<NodeId> {
+    pub(super) fn other_voter(&self, slot: u32, attempt: usize) -> Option<NodeId> {
         let group = &self.replicas[slot as usize].group;
         let voters = group.configuration().voters().iter().copied();
         let others: Vec<NodeId> = voters

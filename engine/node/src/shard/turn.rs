@@ -48,6 +48,7 @@ impl Shard {
             self.transfers.deadline(),
             self.forwards.deadline(),
             self.reads.deadline(),
+            self.leadership.deadline(),
         ]
         .into_iter()
         .flatten()
@@ -72,6 +73,7 @@ impl Shard {
         self.expire_reads();
         self.run_transfers();
         self.hand_over();
+        self.drain();
         // Settling may touch replicas that were not touched before; each is settled once.
         let mut next = 0;
         while next < self.touched.len() {
@@ -100,8 +102,7 @@ impl Shard {
         self.run_home(is_drained);
         self.dispatch_timers();
         self.offer_snapshots();
-        // Whether a group was taken over shows in who leads it; if not, it is offered to another voter later.
-        self.outbox.transfers.clear();
+        self.settle_transfers();
         self.dispatch_sends();
         self.dispatch_applies();
         self.dispatch_queries();

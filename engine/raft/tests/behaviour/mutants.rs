@@ -19,7 +19,6 @@ const OF_THE_CORE: &[Mutant] = &[
     Mutant::LateAppendTruncates,
     Mutant::ReadBeforeTermCommit,
     Mutant::ReadUnconfirmed,
-    Mutant::RestartFrees,
     Mutant::StaleCompletionCounts,
     Mutant::StaleComparisonKept,
     Mutant::SilentLeaderKept,

@@ -1,0 +1,89 @@
+//! Leadership moved on request, over real connections.
+
+use std::time::Duration;
+
+use polyraft::Error;
+use polyraft_tests::{Cluster, small_config, until};
+
+const ALL: [u64; 3] = [1, 2, 3];
+
+#[tokio::test]
+async fn a_leader_hands_its_group_to_the_chosen_voter() {
+    let mut cluster = Cluster::start(3, small_config()).await;
+    cluster.node(1).create_groups(0..4, &ALL).await.unwrap();
+    cluster.led(0..4).await;
+    for group in 0..4 {
+        let leader = cluster.leader(1, group);
+        let to = 1 + leader % 3;
+        let handle = cluster.node(leader).group(group);
+        handle.propose("before").await.expect("a commit");
+        // Whoever does not lead says who does.
+        let elsewhere = cluster.node(to).group(group).transfer_leadership(to).await;
+        assert!(
+            matches!(elsewhere, Err(Error::NotLeader { .. })),
+            "{elsewhere:?}"
+        );
+        assert_eq!(handle.transfer_leadership(leader).await, Ok(()), "itself");
+        until("the chosen voter leads", async || {
+            // A machine that is busy elsewhere may need a second attempt.
+            if cluster.leader(1, group) == leader {
+                let _ = handle.transfer_leadership(to).await;
+            }
+            cluster.led(group..group + 1).await;
+            cluster.leader(1, group) == to
+        })
+        .await;
+        let proposed = cluster.node(leader).group(group).propose("after").await;
+        proposed.expect("it is sent on to the new leader");
+    }
+    let stranger = cluster.leader(1, 0);
+    let refused = cluster.node(stranger).group(0).transfer_leadership(9).await;
+    assert!(
+        matches!(refused, Err(Error::Transfer { .. })),
+        "{refused:?}"
+    );
+    let nobody = cluster.node(1).group(77).transfer_leadership(1).await;
+    assert!(
+        matches!(nobody, Err(Error::NoSuchGroup { .. })),
+        "{nobody:?}"
+    );
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_drained_node_leads_nothing_and_can_be_stopped_without_an_election() {
+    let mut cluster = Cluster::start(3, small_config()).await;
+    cluster.node(1).create_groups(0..60, &ALL).await.unwrap();
+    cluster.led(0..60).await;
+    let led = |id: u64| cluster.node(id).status().led;
+    assert!(led(1) > 0);
+    until("nothing is led there", async || {
+        let left = cluster.node(1).drain(Duration::from_secs(5)).await;
+        left.expect("it serves") == 0
+    })
+    .await;
+    assert_eq!(led(1), 0);
+    cluster.stop(1).await;
+    cluster.led(0..60).await;
+    for group in 0..60 {
+        let proposed = cluster.node(2).group(group).propose("after").await;
+        proposed.expect("a commit");
+    }
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_leader_without_others_stays() {
+    let mut cluster = Cluster::start(1, small_config()).await;
+    cluster.node(1).create_groups(0..3, &[1]).await.unwrap();
+    cluster.led(0..3).await;
+    let left = cluster.node(1).drain(Duration::from_millis(50)).await;
+    assert_eq!(left, Ok(3), "nobody else can lead them");
+    cluster
+        .node(1)
+        .group(0)
+        .propose("still")
+        .await
+        .expect("a commit");
+    cluster.stop_all().await;
+}
