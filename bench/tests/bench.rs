@@ -265,4 +265,23 @@ fn reads_are_measured_beside_proposals_and_confirmed_together() {
     assert!(0 < messages && messages < 200, "{result}");
     let (code, said) = run(dir.path(), "bench reads --processes");
     assert_eq!(code, Some(1), "{said}");
+    let (code, said) = run(
+        dir.path(),
+        "bench --processes --reads 0.5 --read-mode lease --seconds 1",
+    );
+    assert_eq!(code, Some(1), "{said}");
+}
+
+#[test]
+fn reads_of_each_mode_are_answered_under_load() {
+    let dir = tempfile::tempdir().unwrap();
+    for mode in ["lease", "linearizable"] {
+        let line = format!(
+            "bench --groups 8 --inflight 16 --reads 0.5 --read-mode {mode} --warmup 1 --seconds 1 --noise-rounds 0 --json a.json"
+        );
+        let (code, said) = run(dir.path(), &line);
+        assert_eq!(code, Some(0), "{said}");
+        let result = json(dir.path(), "a.json");
+        assert_eq!(result["setup"]["workload"]["read_mode"], mode, "{result}");
+    }
 }

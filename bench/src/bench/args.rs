@@ -2,7 +2,7 @@
 
 use super::faults::Fault;
 use crate::load::default_threads;
-use crate::workload::{Arrivals, Keys, Pace, Sizes, Workload};
+use crate::workload::{Arrivals, Keys, Pace, ReadMode, Sizes, Workload};
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use polyraft::Config;
@@ -80,7 +80,8 @@ pub struct WorkArgs {
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = parse_share)]
     pub reads: f64,
 
-    /// How reads are done; `stale` reads the state of the replica asked, all nodes in turn
+    /// How reads are done: `stale` reads the state of the replica asked, all nodes in turn; `linearizable` and `lease` ask
+    /// the leader and see everything acknowledged
     #[arg(long, value_name = "MODE", default_value = "stale")]
     pub read_mode: ReadMode,
 
@@ -91,13 +92,6 @@ pub struct WorkArgs {
     /// Start of all random choices
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-}
-
-/// How a read is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum ReadMode {
-    /// The state of the replica asked.
-    Stale,
 }
 
 /// How operations come.
@@ -314,12 +308,17 @@ impl WorkArgs {
                 "--threads {threads} is more than --inflight {inflight}; each thread needs a place in flight"
             );
         }
+        ensure!(
+            self.reads == 0.0 || self.read_mode == ReadMode::Stale || !cluster.processes,
+            "--read-mode other than stale needs all nodes in this process: leave --processes out"
+        );
         Ok(Workload {
             pace,
             payload: self.payload,
             keys: self.keys,
             active_groups,
             reads: self.reads,
+            read_mode: self.read_mode,
             threads,
             seed: self.seed,
         })

@@ -3,6 +3,7 @@
 
 use super::protocol::{UNKNOWN, address, put_operation, take_answer};
 use crate::load::{Answer, Answered, Elsewhere, Port};
+use crate::workload::ReadMode;
 use anyhow::{Context, Result};
 use bytes::{Buf, Bytes, BytesMut};
 use rustc_hash::FxHashSet;
@@ -157,7 +158,8 @@ impl Port for RemotePort {
         Ok(())
     }
 
-    fn read(&mut self, node: usize, group: u64, tag: u64) {
+    /// Stale reads only: the command line refuses others for nodes in processes of their own.
+    fn read(&mut self, node: usize, group: u64, tag: u64, _mode: ReadMode) {
         let link = &mut self.links[node];
         put_operation(&mut link.out, tag, group, None);
         link.open.insert(tag);

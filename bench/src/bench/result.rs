@@ -403,7 +403,7 @@ mod tests {
     use crate::bench::stages::StageTimes;
     use crate::load::histogram;
     use crate::totals::Totals;
-    use crate::workload::{Arrivals, Keys, Sizes};
+    use crate::workload::{Arrivals, Keys, ReadMode, Sizes};
     use std::time::SystemTime;
 
     fn workload(pace: Pace) -> Workload {
@@ -413,6 +413,7 @@ mod tests {
             keys: Keys::Uniform,
             active_groups: 1,
             reads: 0.0,
+            read_mode: ReadMode::Stale,
             threads: 1,
             seed: 1,
         }

@@ -3,6 +3,7 @@
 use super::port::{Answer, Answered, Elsewhere, Port};
 use super::reads::Reads;
 use crate::cluster::{Roster, place};
+use crate::workload::ReadMode;
 use bytes::Bytes;
 use polyraft::{Completion, CompletionQueue, Error, GroupHandle, Read, StateMachine};
 use std::sync::Arc;
@@ -86,12 +87,15 @@ impl<M: StateMachine> Port for LocalPort<M> {
             })
     }
 
-    fn read(&mut self, node: usize, group: u64, tag: u64) {
+    fn read(&mut self, node: usize, group: u64, tag: u64, mode: ReadMode) {
         let handle = self.handle(node, group).clone();
-        self.reads.start(
-            tag,
-            async move { handle.read(Read::LOCAL, Bytes::new()).await },
-        );
+        let how = match mode {
+            ReadMode::Stale => Read::LOCAL,
+            ReadMode::Linearizable => Read::Linearizable,
+            ReadMode::Lease => Read::Lease,
+        };
+        self.reads
+            .start(tag, async move { handle.read(how, Bytes::new()).await });
     }
 
     /// Nothing is gathered: a proposal goes out at once, and `drain` polls reads before it waits.

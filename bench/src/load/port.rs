@@ -1,6 +1,7 @@
 //! The seam between the generator and the nodes: operations go out under a number, answers come back under it. One
 //! thread uses a port. It must never call a proposal refused that may have entered a log.
 
+use crate::workload::ReadMode;
 use anyhow::Result;
 use bytes::Bytes;
 use std::time::Duration;
@@ -56,8 +57,8 @@ pub trait Port: Send {
     /// [`Answer::Done`] nor [`Answer::Open`].
     fn propose(&mut self, node: usize, group: u64, payload: Bytes, tag: u64) -> Result<(), Answer>;
 
-    /// Sends a stale read to a node that runs. An answer comes later.
-    fn read(&mut self, node: usize, group: u64, tag: u64);
+    /// Sends a read to a node that runs. An answer comes later.
+    fn read(&mut self, node: usize, group: u64, tag: u64, mode: ReadMode);
 
     /// Takes notice of where a refused proposal to a group is to go next.
     fn hint(&mut self, _group: u64, _elsewhere: Elsewhere) {}

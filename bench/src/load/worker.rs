@@ -8,7 +8,7 @@ use super::watch::Watch;
 use super::{Shared, Timing};
 use crate::control::Goal;
 use crate::payloads::Payloads;
-use crate::workload::{KeyPicker, Pace, Rng, Schedule, SizePicker, Workload};
+use crate::workload::{KeyPicker, Pace, ReadMode, Rng, Schedule, SizePicker, Workload};
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -72,6 +72,7 @@ pub struct Worker {
     keys: KeyPicker,
     sizes: SizePicker,
     reads: f64,
+    read_mode: ReadMode,
     rng: Rng,
     payloads: Payloads,
     port: Box<dyn Port>,
@@ -133,6 +134,7 @@ impl Worker {
             keys: KeyPicker::new(workload.keys, workload.active_groups, (at, threads)),
             sizes: SizePicker::new(workload.payload),
             reads: workload.reads,
+            read_mode: workload.read_mode,
             rng: Rng::new(workload.seed, at as u64),
             payloads: Payloads::new(workload.payload.max() as usize),
             slots: vec![slot; slots],
@@ -269,12 +271,16 @@ impl Worker {
         let (slot, tag) = (*slot, tag(at, slot.attempt));
         let group = u64::from(slot.group);
         if slot.is_read {
-            let Some(node) = self.next_read_node() else {
+            let node = match self.read_mode {
+                ReadMode::Stale => self.next_read_node(),
+                ReadMode::Linearizable | ReadMode::Lease => self.choose_node(slot.group),
+            };
+            let Some(node) = node else {
                 return self.retry_later(at);
             };
             self.slots[at as usize].state = SlotState::InFlight;
             self.in_flight += 1;
-            return self.port.read(node, group, tag);
+            return self.port.read(node, group, tag, self.read_mode);
         }
         let Some(node) = self.choose_node(slot.group) else {
             return self.retry_later(at);
@@ -535,7 +541,7 @@ mod tests {
             self.sent.push(tag);
             Ok(())
         }
-        fn read(&mut self, _: usize, _: u64, tag: u64) {
+        fn read(&mut self, _: usize, _: u64, tag: u64, _: ReadMode) {
             self.sent.push(tag);
         }
         fn flush(&mut self) {}
@@ -560,6 +566,7 @@ mod tests {
             keys: Keys::Uniform,
             active_groups: 8,
             reads,
+            read_mode: ReadMode::Stale,
             threads: 1,
             seed: 3,
         };

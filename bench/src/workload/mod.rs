@@ -29,6 +29,18 @@ pub enum Pace {
     },
 }
 
+/// How a read is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadMode {
+    /// The state of the replica asked, all nodes in turn.
+    Stale,
+    /// At the leader, after a quorum has stood by it.
+    Linearizable,
+    /// At the leader, while its lease holds.
+    Lease,
+}
+
 /// A load, completely described.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Workload {
@@ -40,8 +52,10 @@ pub struct Workload {
     pub keys: Keys,
     /// Groups that get load: `0..active_groups`.
     pub active_groups: u64,
-    /// Share of reads among the operations, 0 to 1. They are stale reads, spread over all nodes.
+    /// Share of reads among the operations, 0 to 1.
     pub reads: f64,
+    /// How they are done.
+    pub read_mode: ReadMode,
     /// Threads of the generator.
     pub threads: usize,
     /// Start of all random choices.
