@@ -103,8 +103,14 @@ impl Disk for StallDisk {
         self.files.lock(path)
     }
 
-    fn zero_segment(&self, path: &Path, bytes: u64, spec: SegmentSpec) -> io::Result<()> {
-        self.files.zero_segment(path, bytes, spec)
+    fn zero_segment(
+        &self,
+        path: &Path,
+        bytes: u64,
+        spec: SegmentSpec,
+        between: &dyn Fn(),
+    ) -> io::Result<()> {
+        self.files.zero_segment(path, bytes, spec, between)
     }
 
     fn forget_cached(&self, path: &Path) -> io::Result<()> {
@@ -166,7 +172,7 @@ mod tests {
             direct_io: false,
         };
         let disk = StallDisk::default();
-        disk.zero_segment(&path, 8192, spec).unwrap();
+        disk.zero_segment(&path, 8192, spec, &|| {}).unwrap();
         let segment = disk.open_segment(&path, spec).unwrap();
         let page = vec![7; 4096];
         segment.write(4096, &page).unwrap();

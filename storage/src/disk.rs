@@ -56,8 +56,15 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Takes an exclusive lock until the guard is dropped; `WouldBlock` when somebody has it.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
-    /// Fills a file, new or recycled, with `bytes` real zeros and syncs it.
-    fn zero_segment(&self, path: &Path, bytes: u64, spec: SegmentSpec) -> io::Result<()>;
+    /// Fills a file, new or recycled, with `bytes` real zeros and syncs it. Calls `between` after each piece of at most
+    /// 1 MiB, which may wait, so that the writes of others get through.
+    fn zero_segment(
+        &self,
+        path: &Path,
+        bytes: u64,
+        spec: SegmentSpec,
+        between: &dyn Fn(),
+    ) -> io::Result<()>;
     /// Syncs a file and then drops what is cached of it, so that reads show what is on stable storage. A process that was
     /// killed leaves bytes in the cache that wait to be written; after a failed sync the cache has bytes that count as
     /// clean and never got there.
@@ -199,7 +206,13 @@ impl Disk for FileDisk {
         Ok(Box::new(file))
     }
 
-    fn zero_segment(&self, path: &Path, bytes: u64, spec: SegmentSpec) -> io::Result<()> {
+    fn zero_segment(
+        &self,
+        path: &Path,
+        bytes: u64,
+        spec: SegmentSpec,
+        between: &dyn Fn(),
+    ) -> io::Result<()> {
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -208,8 +221,8 @@ impl Disk for FileDisk {
         // Pages cached by an earlier use would keep their large folios.
         drop_cache(&file)?;
         match spec.mode {
-            WalMode::Direct => fill_past_the_cache(&file, path, bytes)?,
-            WalMode::Mapped => fill(&file, &[0; SMALL_FILL], bytes)?,
+            WalMode::Direct => fill_past_the_cache(&file, path, bytes, between)?,
+            WalMode::Mapped => fill(&file, &[0; SMALL_FILL], bytes, between)?,
         }
         file.set_len(bytes)?;
         file.sync_all()?;
@@ -254,33 +267,36 @@ impl Disk for FileDisk {
 
 /// Zeroes a file without copying zeros into the page cache, which costs about ten times the processor time. A file system
 /// that has no direct writes gets ordinary ones.
-fn fill_past_the_cache(file: &File, path: &Path, bytes: u64) -> io::Result<()> {
+fn fill_past_the_cache(file: &File, path: &Path, bytes: u64, between: &dyn Fn()) -> io::Result<()> {
     // Anonymous memory begins at a page boundary, as direct writes demand.
     let zeros = MmapMut::map_anon(LARGE_FILL)?;
     let direct = OpenOptions::new()
         .write(true)
         .custom_flags(OFlags::DIRECT.bits() as i32)
         .open(path);
-    match direct.and_then(|direct| fill(&direct, &zeros, bytes)) {
+    match direct.and_then(|direct| fill(&direct, &zeros, bytes, between)) {
         Err(error)
             if matches!(
                 error.kind(),
                 io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
             ) =>
         {
-            fill(file, &zeros, bytes)
+            fill(file, &zeros, bytes, between)
         }
         filled => filled,
     }
 }
 
 /// Writes `unit` over and over into the first `bytes` bytes.
-fn fill(file: &File, unit: &[u8], bytes: u64) -> io::Result<()> {
+fn fill(file: &File, unit: &[u8], bytes: u64, between: &dyn Fn()) -> io::Result<()> {
     let mut at = 0;
     while at < bytes {
         let step = (bytes - at).min(unit.len() as u64);
         file.write_all_at(&unit[..step as usize], at)?;
         at += step;
+        if at.is_multiple_of(LARGE_FILL as u64) && at < bytes {
+            between();
+        }
     }
     Ok(())
 }

@@ -160,6 +160,8 @@ impl Comparison {
         let program = std::env::current_exe()?;
         let beside = program.parent().context("this program is nowhere")?;
         let place = self.dir.as_deref().unwrap_or(beside);
+        std::fs::create_dir_all(place)
+            .with_context(|| format!("{} can't be made", place.display()))?;
         let mut all = Vec::new();
         for at in &self.rows {
             let row = at.checked_sub(1).and_then(|at| ROWS.get(at));
@@ -203,7 +205,8 @@ impl Comparison {
         engine: Engine,
         workload: Workload,
     ) -> Result<Figures> {
-        let dir = tempfile::tempdir_in(place)?;
+        let dir = tempfile::tempdir_in(place)
+            .with_context(|| format!("no directory can be made in {}", place.display()))?;
         let output = Command::new(program)
             .arg("round")
             .args(["--engine", &engine.argument()])

@@ -120,9 +120,15 @@ impl Disk for ModelDisk {
         self.disk.lock(path)
     }
 
-    fn zero_segment(&self, path: &Path, bytes: u64, spec: SegmentSpec) -> io::Result<()> {
+    fn zero_segment(
+        &self,
+        path: &Path,
+        bytes: u64,
+        spec: SegmentSpec,
+        between: &dyn Fn(),
+    ) -> io::Result<()> {
         self.check_unread(path);
-        self.disk.zero_segment(path, bytes, spec)
+        self.disk.zero_segment(path, bytes, spec, between)
     }
 
     fn forget_cached(&self, path: &Path) -> io::Result<()> {

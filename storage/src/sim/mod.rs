@@ -425,7 +425,13 @@ impl Disk for SimDisk {
         }))
     }
 
-    fn zero_segment(&self, path: &Path, bytes: u64, _: SegmentSpec) -> io::Result<()> {
+    fn zero_segment(
+        &self,
+        path: &Path,
+        bytes: u64,
+        _: SegmentSpec,
+        _: &dyn Fn(),
+    ) -> io::Result<()> {
         let mut state = self.state.lock();
         let id = state.create(path);
         state.zero(id, bytes as usize)?;

@@ -18,7 +18,8 @@ fn path(name: &str) -> PathBuf {
 /// A disk with one synced segment of eight pages of sevens.
 fn disk_with_segment() -> (SimDisk, Arc<dyn SegmentFile>) {
     let disk = SimDisk::new(1);
-    disk.zero_segment(&path("a"), 8 * 4096, SPEC).unwrap();
+    disk.zero_segment(&path("a"), 8 * 4096, SPEC, &|| {})
+        .unwrap();
     disk.sync_dir(Path::new("/d")).unwrap();
     let file = disk.open_segment(&path("a"), SPEC).unwrap();
     file.write(0, &[7; 8 * 4096]).unwrap();
@@ -123,7 +124,8 @@ fn a_failed_write_leaves_whole_sectors() {
 fn a_misdirected_write_shows_after_a_restart_only() {
     for astray in [Astray::Nowhere, Astray::SameFile(3), Astray::OtherFile(3)] {
         let (disk, file) = disk_with_segment();
-        disk.zero_segment(&path("b"), 8 * 4096, SPEC).unwrap();
+        disk.zero_segment(&path("b"), 8 * 4096, SPEC, &|| {})
+            .unwrap();
         disk.sync_dir(Path::new("/d")).unwrap();
         disk.misdirect_next_write(astray);
         file.write(4096, &[8; 4096]).unwrap();
@@ -174,7 +176,9 @@ fn names_survive_by_their_directorys_sync_and_otherwise_by_chance() {
 fn a_full_disk_takes_a_part_of_a_write() {
     let disk = SimDisk::new(1);
     disk.set_capacity(3 * 4096);
-    let error = disk.zero_segment(&path("a"), 8 * 4096, SPEC).unwrap_err();
+    let error = disk
+        .zero_segment(&path("a"), 8 * 4096, SPEC, &|| {})
+        .unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     assert_eq!(
         (disk.used(), disk.free_bytes(Path::new("/d")).unwrap()),
