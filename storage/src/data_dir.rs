@@ -120,6 +120,9 @@ impl DataDir {
         disk.create_dir(&path)
             .map_err(|error| StorageError::io(&path, "creating the data directory", &error))?;
         let lock = lock(&*disk, &path)?;
+        // Names that an earlier sync failed to cover must not be built upon either.
+        disk.sync_dir(&path)
+            .map_err(|error| StorageError::io(&path, "syncing the data directory", &error))?;
         let known = read_identity(&*disk, &path)?;
         let draw = |what: &'static str| {
             let number = disk.entropy();
@@ -271,7 +274,8 @@ pub(crate) fn read_identity(
     path: &Path,
 ) -> Result<Option<(Identity, u64)>, StorageError> {
     let file = path.join(IDENTITY);
-    let bytes = match disk.read(&file) {
+    // A copy that is only in the cache would be trusted, and the other one, which is on the disk, overwritten.
+    let bytes = match disk.read_stable(&file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         bytes => bytes.map_err(|error| StorageError::io(&file, "reading", &error))?,
     };
@@ -443,6 +447,37 @@ mod tests {
             assert_ne!(back.incarnation(), lost.incarnation());
             assert!(!back.past().contains(&lost.incarnation()));
         }
+    }
+
+    #[test]
+    fn a_copy_that_a_failed_sync_left_in_the_cache_is_not_trusted() {
+        use crate::sim::{Failure, Keep, SimDisk};
+        let open = |disk: &SimDisk| {
+            DataDir::open(Arc::new(disk.clone()), "/n", "c", NodeId(1), 1).unwrap()
+        };
+        let mut torn = 0;
+        for seed in 0..40 {
+            let disk = SimDisk::new(seed);
+            let (path, file) = (Path::new("/n"), Path::new("/n/identity"));
+            drop(open(&disk));
+            let (mut identity, slot) = read_identity(&disk, path).unwrap().unwrap();
+            identity.opening += 1;
+            identity.shown = (0..MAX_SHOWN as u64).collect();
+            disk.fail_syncs(Failure::Once);
+            identity.write_over(&disk, file, slot).unwrap_err();
+            // What is in the cache is whole, what is on the disk may be torn.
+            let seen = disk.after_power_cut(Keep::Nothing).read(file).unwrap();
+            let copy = &seen[(1 - slot as usize) * COPY_BYTES..];
+            torn += u64::from(copy[..8] == IDENTITY_MAGIC[..] && Identity::parse(copy).is_none());
+            disk.record_images();
+            open(&disk).show().unwrap();
+            for image in disk.take_images() {
+                for keep in [Keep::Nothing, Keep::EvenPages, Keep::OddPages, Keep::Zeroed] {
+                    assert!(open(&image.after_power_cut(keep)).opening() > 1);
+                }
+            }
+        }
+        assert!(torn > 0, "no failed sync left half a copy");
     }
 
     #[test]

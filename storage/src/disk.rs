@@ -76,6 +76,13 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Bits nobody can guess.
     fn entropy(&self) -> io::Result<u128>;
 
+    /// A whole file as it is on stable storage, whatever a process that was killed or a sync that failed left in the
+    /// cache.
+    fn read_stable(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.forget_cached(path)?;
+        self.read(path)
+    }
+
     /// Replaces a small file atomically and durably.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let temporary = path.with_extension("tmp");

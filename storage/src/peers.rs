@@ -39,7 +39,7 @@ impl Peers {
             generation: 0,
             slot: 0,
         };
-        let bytes = match disk.read(&peers.file) {
+        let bytes = match disk.read_stable(&peers.file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(peers),
             bytes => bytes.map_err(|error| StorageError::io(&peers.file, "reading", &error))?,
         };
