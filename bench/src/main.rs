@@ -12,6 +12,7 @@ mod preflight;
 mod process;
 mod screen;
 mod signal;
+mod snapshot;
 mod stall;
 mod tally;
 mod totals;
@@ -44,6 +45,8 @@ enum Command {
     BenchNode(bench::ChildArgs),
     #[command(subcommand)]
     Wal(wal::WalCommand),
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
 }
 
 /// Something failed, or did not hold.
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args).map(|ending| ExitCode::from(ending as u8)),
         Command::Tune(args) => tune::run(args).map(|ending| ExitCode::from(ending as u8)),
         Command::BenchNode(args) => bench::run_child(args).map(|()| ExitCode::SUCCESS),
+        Command::Snapshot(command) => snapshot::run(command).map(|()| ExitCode::SUCCESS),
         Command::Wal(command) => wal::run(command).map(|is_sound| match is_sound {
             true => ExitCode::SUCCESS,
             false => ExitCode::from(FAILED),

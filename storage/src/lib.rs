@@ -6,7 +6,7 @@
 //! - [`EntryBlock`]: entries encoded once, for disk, wire and memory.
 //! - [`Blocks`]: what was read back from a log.
 //! - [`DataDir`]: identity, lock, memory of peers.
-//! - [`SnapshotStore`]: the snapshot files of all groups.
+//! - [`SnapshotStore`]: the snapshot files of all groups; [`exported`]: those outside of a data directory.
 //! - [`open`]: recovery; gives one [`ShardLog`] per shard and one [`Wal`] per lane.
 //!
 //! `docs/wal-format.md` has the byte maps and the recovery rules.
@@ -18,6 +18,7 @@ mod checkpoint;
 mod data_dir;
 mod disk;
 mod error;
+pub mod exported;
 mod file_segment;
 mod format;
 #[cfg(any(test, fuzzing))]
@@ -54,6 +55,7 @@ pub use blocks::Blocks;
 pub use data_dir::{DataDir, PeerSeen, StoreId};
 pub use disk::{Disk, FileDisk, SegmentFile, SegmentSpec};
 pub use error::{BlockError, ReadError, StorageError};
+pub use exported::ImportError;
 pub use group::RecoveredGroup;
 pub use histogram::{Histogram, Recorder};
 pub use lane::{Durable, WalObserver};

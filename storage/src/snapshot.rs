@@ -17,7 +17,7 @@ use crate::error::StorageError;
 use crate::format::{parse_configuration, put_configuration};
 
 /// The directory of the snapshots in a data directory.
-const DIRECTORY: &str = "snapshots";
+pub(crate) const DIRECTORY: &str = "snapshots";
 const MAGIC: &[u8; 8] = b"PRSNAP01";
 const END_MAGIC: &[u8; 4] = b"PRSE";
 const VERSION: u32 = 1;
@@ -164,7 +164,7 @@ pub(crate) fn parse_trailer(bytes: &[u8]) -> Result<(u64, u32), &'static str> {
 /// The snapshots of a node.
 #[derive(Clone, Debug)]
 pub struct SnapshotStore {
-    disk: Arc<dyn Disk>,
+    pub(crate) disk: Arc<dyn Disk>,
     dir: PathBuf,
 }
 
@@ -186,30 +186,16 @@ impl SnapshotStore {
         // A name that the next power cut takes back must not be relied on: the log may have been purged for it.
         disk.sync_dir(dir)
             .map_err(|error| failed(dir, "syncing", &error))?;
-        let names = disk
-            .list(dir)
-            .map_err(|error| failed(dir, "listing", &error))?;
-        let mut found: Vec<SnapshotFile> = Vec::new();
+        let names = store.names()?;
         for name in names {
-            let path = dir.join(&name);
-            let Some(named) = parse_name(&name) else {
-                if name.ends_with(".tmp") || name.ends_with(".part") {
-                    disk.remove(&path)
-                        .map_err(|error| failed(&path, "removing", &error))?;
-                }
-                continue;
-            };
-            match store.inspect(&path) {
-                Ok(file) if (file.meta.group, file.meta.last) == named => found.push(file),
-                Ok(_) => {
-                    tracing::error!(path = %path.display(), "a snapshot is not what its name says")
-                }
-                Err(error) => tracing::error!(%error, "a snapshot is not used"),
+            if name.ends_with(".tmp") || name.ends_with(".part") {
+                let path = dir.join(&name);
+                disk.remove(&path)
+                    .map_err(|error| failed(&path, "removing", &error))?;
             }
         }
-        found.sort_unstable_by_key(|file| (file.meta.group, file.meta.last.index));
         let mut newest: Vec<SnapshotFile> = Vec::new();
-        for file in found {
+        for file in store.usable()? {
             match newest.last_mut() {
                 Some(last) if last.meta.group == file.meta.group => {
                     let older = std::mem::replace(last, file);
@@ -219,6 +205,49 @@ impl SnapshotStore {
             }
         }
         Ok((store, newest))
+    }
+
+    /// The snapshots in a directory that may be somebody else's: nothing is made or removed.
+    pub(crate) fn at(disk: &Arc<dyn Disk>, dir: impl Into<PathBuf>) -> Self {
+        SnapshotStore {
+            disk: Arc::clone(disk),
+            dir: dir.into(),
+        }
+    }
+
+    fn names(&self) -> Result<Vec<String>, SnapshotError> {
+        self.disk
+            .list(&self.dir)
+            .map_err(|error| failed(&self.dir, "listing", &error))
+    }
+
+    /// The newest snapshot of each group.
+    pub(crate) fn newest(&self) -> Result<Vec<SnapshotFile>, SnapshotError> {
+        let mut files = self.usable()?;
+        files.reverse();
+        files.dedup_by_key(|file| file.meta.group);
+        files.reverse();
+        Ok(files)
+    }
+
+    /// All that seem whole, by group and place.
+    fn usable(&self) -> Result<Vec<SnapshotFile>, SnapshotError> {
+        let mut found: Vec<SnapshotFile> = Vec::new();
+        for name in self.names()? {
+            let path = self.dir.join(&name);
+            let Some(named) = parse_name(&name) else {
+                continue;
+            };
+            match self.inspect(&path) {
+                Ok(file) if (file.meta.group, file.meta.last) == named => found.push(file),
+                Ok(_) => {
+                    tracing::error!(path = %path.display(), "a snapshot is not what its name says")
+                }
+                Err(error) => tracing::error!(%error, "a snapshot is not used"),
+            }
+        }
+        found.sort_unstable_by_key(|file| (file.meta.group, file.meta.last.index));
+        Ok(found)
     }
 
     /// Reads a file's header and end.
@@ -350,19 +379,23 @@ impl SnapshotStore {
     pub fn read(&self, file: &SnapshotFile) -> Result<SnapshotReader, SnapshotError> {
         let path = self.path(file.meta.group, file.meta.last);
         self.verify(&path, Some(file))?;
-        let header = file.meta.encode().len() as u64;
-        Ok(SnapshotReader {
+        Ok(self.reader(&path, file))
+    }
+
+    /// Reads the state out of a file that was verified.
+    pub(crate) fn reader(&self, path: &Path, file: &SnapshotFile) -> SnapshotReader {
+        SnapshotReader {
             disk: Arc::clone(&self.disk),
-            path,
-            at: header,
+            path: path.to_owned(),
+            at: file.meta.encode().len() as u64,
             end: file.bytes - TRAILER_BYTES as u64,
             piece: Vec::new(),
             taken: 0,
-        })
+        }
     }
 
     /// Checks every byte of a file; with `expected`, also that it is that one.
-    fn verify(
+    pub(crate) fn verify(
         &self,
         path: &Path,
         expected: Option<&SnapshotFile>,
@@ -484,7 +517,7 @@ fn sync_by_pieces(disk: &dyn Disk, path: &Path, offset: u64, bytes: usize) -> io
     }
 }
 
-fn failed(path: &Path, action: &'static str, error: &io::Error) -> SnapshotError {
+pub(crate) fn failed(path: &Path, action: &'static str, error: &io::Error) -> SnapshotError {
     SnapshotError::Io {
         path: path.to_owned(),
         action,

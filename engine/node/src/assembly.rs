@@ -276,7 +276,7 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
-fn wal_options(config: &Config) -> WalOptions {
+pub(crate) fn wal_options(config: &Config) -> WalOptions {
     let wal = &config.wal;
     WalOptions {
         mode: match wal.mode {

@@ -29,6 +29,7 @@ mod router;
 mod shard;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod snapshots;
 mod status;
 mod trace;
 mod trust;
@@ -36,7 +37,7 @@ mod wheel;
 mod wire;
 
 pub use polyraft_raft::{GroupId, Index, LogPosition, NodeId, Role, Term};
-pub use polyraft_storage::{Disk, Histogram, WalStats};
+pub use polyraft_storage::{Disk, Histogram, SnapshotError, WalStats};
 pub use polyraft_transport::{NetworkStats, Tls};
 
 pub use crate::completion::{Committed, Completion, CompletionQueue};
@@ -45,6 +46,9 @@ pub use crate::error::{Error, MachineError, OpenError};
 pub use crate::group::{GroupHandle, Read};
 pub use crate::machine::{Entry, FrozenState, Replies, StateMachine};
 pub use crate::node::{Node, NodeBuilder};
+pub use crate::snapshots::{
+    NodePlace, SnapshotInfo, export_snapshot, snapshots_in, verify_snapshot,
+};
 pub use crate::status::{Counters, GroupStatus, Histograms, NodeStatus, PeerStatus};
 pub use crate::trace::ProposalTrace;
 

@@ -137,6 +137,8 @@ pub enum Mutant {
     InstalledBeforeDurable,
     /// Entries are applied while the state machine is given the state of a snapshot.
     AppliedWhileRestored,
+    /// A state is frozen before what its place says is on its way to the state machine.
+    FrozenBeforeApplied,
 }
 
 /// The mutants that show in what a power cut leaves of the log, with the number of the fault that they stand for.
@@ -168,8 +170,15 @@ pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::TornTailIsRot, 5),
     (Mutant::RotCutAsTail, 5),
     (Mutant::DirectoryNotSynced, 6),
+    (Mutant::SnapshotNameNotSynced, 6),
     (Mutant::LiveSegmentFreed, 7),
+    (Mutant::SnapshotNotVerified, 8),
+    (Mutant::FrozenBeforeApplied, 8),
+    (Mutant::InstalledBeforeDurable, 8),
+    (Mutant::PurgedBeforeSnapshot, 8),
     (Mutant::LeaderCountsUndurable, 9),
+    (Mutant::ConflictKeptBesideSnapshot, 10),
+    (Mutant::AppliedWhileRestored, 11),
     (Mutant::UnsortedQuorum, 12),
     (Mutant::HalfIsMajority, 12),
     (Mutant::OldTermCommitted, 12),

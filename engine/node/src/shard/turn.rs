@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{
     Apply, EntryRange, Env, Event, GroupId, Index, Message, NodeId, Role, Send, Tick,
 };
@@ -104,6 +105,9 @@ impl Shard {
         self.offer_snapshots();
         self.settle_transfers();
         self.dispatch_sends();
+        if mutants::is_active(Mutant::FrozenBeforeApplied) {
+            self.begin_snapshots();
+        }
         self.dispatch_applies();
         self.dispatch_queries();
         self.begin_snapshots();
