@@ -1,7 +1,7 @@
 //! `polyraft snapshot`: copies snapshots out of data directories and into others. It must never change a directory that a
 //! node has open: the directory's lock sees to that.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 use polyraft::{Config, SnapshotInfo};
 use std::io::Write;
@@ -59,6 +59,7 @@ pub fn run(command: &SnapshotCommand) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match command {
         SnapshotCommand::List { dir } => {
+            ensure!(dir.is_dir(), "{} is no directory", dir.display());
             for found in polyraft::snapshots_in(dir)? {
                 writeln!(out, "{}", line(&found))?;
             }

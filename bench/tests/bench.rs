@@ -285,3 +285,28 @@ fn reads_of_each_mode_are_answered_under_load() {
         assert_eq!(result["setup"]["workload"]["read_mode"], mode, "{result}");
     }
 }
+
+#[test]
+fn other_groups_are_measured_while_a_snapshot_is_on_its_way() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(
+        dir.path().join("slow.toml"),
+        "[snapshot]\nrate = \"16MiB\"\n",
+    )
+    .unwrap();
+    let (code, said) = run(
+        dir.path(),
+        "bench snapshot --groups 8 --inflight 16 --bytes 48MiB --seconds 1 --config slow.toml --json s.json",
+    );
+    // Whether the bounds are held is not looked at.
+    assert!(matches!(code, Some(0 | 3)), "{code:?}: {said}");
+    let result = json(dir.path(), "s.json");
+    for part in ["with_snapshot", "without_snapshot"] {
+        let part = &result[part];
+        assert!(part["commits"].as_u64() > Some(0), "{result}");
+        assert!(part["beats"].as_u64() > Some(0), "{result}");
+    }
+    assert!(result["with_snapshot"]["seconds"].as_f64() > Some(1.0));
+    let (code, said) = run(dir.path(), "bench snapshot --groups 1");
+    assert_eq!(code, Some(1), "{said}");
+}

@@ -1,6 +1,7 @@
 //! The arguments of `polyraft bench`, parsed into values that are in range.
 
 use super::faults::Fault;
+use super::in_flight::SnapshotArgs;
 use crate::load::default_threads;
 use crate::workload::{Arrivals, Keys, Pace, ReadMode, Sizes, Workload};
 use anyhow::{Context, Result, ensure};
@@ -33,6 +34,7 @@ pub enum BenchCommand {
     FindMax(Box<FindMaxArgs>),
     Compare(CompareArgs),
     Reads(Box<ReadsArgs>),
+    Snapshot(Box<SnapshotArgs>),
 }
 
 /// The nodes that are measured.

@@ -8,6 +8,7 @@ mod faults;
 mod find_max;
 mod fleet;
 mod hlog;
+mod in_flight;
 mod measure;
 mod nodes;
 mod noise;
@@ -62,6 +63,7 @@ pub fn run(args: &BenchArgs) -> Result<Ending> {
         Some(BenchCommand::FindMax(args)) => find_max::run(args),
         Some(BenchCommand::Compare(args)) => compare::run(args),
         Some(BenchCommand::Reads(args)) => reads::run(args),
+        Some(BenchCommand::Snapshot(args)) => in_flight::run(args),
     }
 }
 

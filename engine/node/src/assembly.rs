@@ -110,6 +110,7 @@ impl Assembly {
             Arc::clone(&shared),
             Arc::clone(&data_dir),
             bytes(config.shards.inbox_bytes),
+            micros(config.liveness.beat_interval),
         ));
         Ok(Assembly {
             shared,

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use polyraft_raft::NodeId;
 use polyraft_raft::mutants::{self, Mutant};
+use polyraft_raft::{NodeId, Tick};
 use polyraft_storage::{DataDir, PeerSeen, StoreId};
 use polyraft_transport::{Hello, Lane, LinkEvent, MAX_PAST, Receiver};
 use rustc_hash::FxHashMap;
@@ -23,17 +23,27 @@ pub(crate) struct Router {
     data_dir: Mutex<Option<Arc<DataDir>>>,
     /// A shard's inbox takes no more frames while it holds this many bytes of them.
     inbox_bytes: usize,
+    /// How far apart beats are meant to be, in microseconds, and when the last one of each peer came.
+    beat_interval: u64,
+    beats: Mutex<FxHashMap<NodeId, Tick>>,
     refusals: Mutex<FxHashMap<NodeId, String>>,
     /// Rolled-back directories that the disk could not be told of: they are refused at least while this node runs.
     unremembered: Mutex<FxHashMap<NodeId, StoreId>>,
 }
 
 impl Router {
-    pub(crate) fn new(shared: Arc<Shared>, data_dir: Arc<DataDir>, inbox_bytes: usize) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        data_dir: Arc<DataDir>,
+        inbox_bytes: usize,
+        beat_interval: u64,
+    ) -> Self {
         Router {
             shared,
             data_dir: Mutex::new(Some(data_dir)),
             inbox_bytes,
+            beat_interval,
+            beats: Mutex::default(),
             refusals: Mutex::default(),
             unremembered: Mutex::default(),
         }
@@ -42,6 +52,16 @@ impl Router {
     /// Lets go of the data directory; nobody is admitted from then on.
     pub(crate) fn close(&self) {
         self.data_dir.lock().take();
+    }
+
+    /// Takes note of how late a beat comes.
+    fn note_beat(&self, from: NodeId, at: Tick) {
+        if let Some(before) = self.beats.lock().insert(from, at) {
+            let late = at.since(before).saturating_sub(self.beat_interval);
+            // The transport's thread is the only one that writes here.
+            let histograms = self.shared.counters.histograms(0);
+            histograms.beat_late_us.record(late);
+        }
     }
 
     /// Why the link with `node` is refused, if it is.
@@ -96,6 +116,9 @@ impl Receiver for Router {
 
     fn frame(&self, from: NodeId, lane: Lane, frame: Bytes) {
         let at = self.shared.clock.now();
+        if lane == Lane::Liveness {
+            self.note_beat(from, at);
+        }
         if lane == Lane::Liveness
             && let Some(beat) = wire::lone_beat(&frame)
             && self.shared.pulses.keep(from, at, beat)
@@ -144,6 +167,8 @@ impl Receiver for Router {
         match event {
             LinkEvent::Up { hello, .. } => {
                 self.refusals.lock().remove(&peer);
+                // What lies before is no beat that comes late.
+                self.beats.lock().remove(&peer);
                 let incarnation = hello.identity.incarnation;
                 self.shared.tell(
                     0,

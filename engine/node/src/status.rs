@@ -212,6 +212,8 @@ histograms! {
     commit_us,
     /// From handing a batch of committed entries to an apply worker to the news that it is applied.
     apply_us,
+    /// By how much more than their interval apart two beats of a peer came. Up to a quarter of it is their sender's choice.
+    beat_late_us,
 }
 
 /// Why an election was started.

@@ -100,6 +100,7 @@ fn render(status: &NodeStatus, queues: &Queues) -> String {
     put_queues(&mut text, status, queues);
     put_peers(&mut text, status, queues);
     put_network(&mut text, status);
+    put_snapshots(&mut text, status);
     put_wal(&mut text, &status.wal);
     text.finish()
 }
@@ -341,6 +342,59 @@ fn put_network(text: &mut Text, status: &NodeStatus) {
     ] {
         text.counter(name, help).value(&[], count);
     }
+}
+
+fn put_snapshots(text: &mut Text, status: &NodeStatus) {
+    let counters = &status.counters;
+    for (name, help, count) in [
+        (
+            "polyraft_snapshots_total",
+            "Snapshots taken of state machines here.",
+            counters.snapshots,
+        ),
+        (
+            "polyraft_failed_snapshots_total",
+            "Snapshots that could not be taken.",
+            counters.failed_snapshots,
+        ),
+        (
+            "polyraft_restores_total",
+            "State machines rebuilt from a snapshot.",
+            counters.restores,
+        ),
+        (
+            "polyraft_snapshots_offered_total",
+            "Offers of a snapshot to followers that need more than the log holds.",
+            counters.snapshots_offered,
+        ),
+        (
+            "polyraft_snapshot_sent_bytes_total",
+            "Bytes of snapshots sent to other nodes.",
+            counters.snapshot_bytes_sent,
+        ),
+        (
+            "polyraft_snapshots_received_total",
+            "Snapshots taken from other nodes.",
+            counters.snapshots_received,
+        ),
+        (
+            "polyraft_resumed_transfers_total",
+            "Transfers of snapshots that went on after an interruption.",
+            counters.resumed_transfers,
+        ),
+        (
+            "polyraft_failed_transfers_total",
+            "Snapshots of other nodes that could not be taken.",
+            counters.failed_transfers,
+        ),
+    ] {
+        text.counter(name, help).value(&[], count);
+    }
+    text.histogram(
+        "polyraft_beat_late_seconds",
+        "By how much more than their interval apart beats of a peer came.",
+    )
+    .seconds(&[], Range::DELAYS, &status.histograms.beat_late_us);
 }
 
 fn put_wal(text: &mut Text, wal: &WalStats) {
