@@ -87,3 +87,33 @@ async fn a_leader_without_others_stays() {
         .expect("a commit");
     cluster.stop_all().await;
 }
+
+#[tokio::test]
+async fn groups_go_back_to_the_nodes_that_should_lead_them() {
+    let mut config = small_config();
+    config.election.rebalance_delay = Duration::from_millis(100);
+    let mut cluster = Cluster::start(3, config).await;
+    cluster.node(1).create_groups(0..60, &ALL).await.unwrap();
+    cluster.led(0..60).await;
+    cluster.stop(1).await;
+    cluster.led(0..60).await;
+    let led = |cluster: &Cluster, id: u64| cluster.node(id).status().led;
+    assert_eq!(led(&cluster, 2) + led(&cluster, 3), 60);
+    cluster.open(1).await.unwrap();
+    until("leaders are spread again", async || {
+        (0..60).all(|group| {
+            cluster
+                .node(2)
+                .group(group)
+                .leader()
+                .map(|(leader, _)| leader.0)
+                == Some(1 + group % 3)
+        })
+    })
+    .await;
+    for group in 0..60 {
+        let proposed = cluster.node(3).group(group).propose("after").await;
+        proposed.expect("a commit");
+    }
+    cluster.stop_all().await;
+}

@@ -165,6 +165,7 @@ impl Plan {
         // By how much each clock may run too fast or too slow; what is configured covers the difference of two.
         let (skew, drift) = *rng.pick(&[(10_000, 21_000), (10_000, 21_000), (100_000, 225_000)]);
         config.liveness.clock_drift_ppm = drift;
+        config.election.rebalance_delay = Duration::from_millis(*rng.pick(&[0, 0, 30, 100]));
         let is_calm = rng.chance(30_000);
         let is_lossy = rng.chance(350_000);
         let rough = |rng: &mut Rng, most: u64| match is_lossy {

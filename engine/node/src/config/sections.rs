@@ -28,6 +28,13 @@ pub struct Election {
     /// Default `300ms`; allowed `10ms` to `60s`; takes effect at restart.
     #[serde(with = "units::duration")]
     pub timeout_max: Duration,
+    /// How long after a node came back, or after an election, groups are handed to the node that
+    /// should lead them, so that leaders are spread over their members again. `0us` leaves them
+    /// where they are. A node without room on its disk would be given groups again and again.
+    ///
+    /// Default `0us`; allowed `0us` to `3600s`; takes effect at restart.
+    #[serde(with = "units::duration")]
+    pub rebalance_delay: Duration,
 }
 
 impl Default for Election {
@@ -35,6 +42,7 @@ impl Default for Election {
         Election {
             timeout_min: Duration::from_millis(150),
             timeout_max: Duration::from_millis(300),
+            rebalance_delay: Duration::ZERO,
         }
     }
 }

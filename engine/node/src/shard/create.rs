@@ -10,6 +10,7 @@ use polyraft_raft::{
 };
 use polyraft_storage::{Lsn, RecoveredGroup, StorageError};
 
+use super::balance::preferred;
 use super::replica::Replica;
 use super::{Deferred, Marks, Shard};
 use crate::apply::Task;
@@ -74,7 +75,7 @@ impl Shard {
     ) -> Result<(), StorageError> {
         self.log.create(group, configuration)?;
         // First leaders are spread over the members by the group's number; the others wait for an election timeout.
-        let campaigns = members[(group.0 % members.len() as u64) as usize] == self.shared.node;
+        let campaigns = preferred(group, members) == Some(self.shared.node);
         let empty = RecoveredGroup {
             group,
             configuration: configuration.clone(),

@@ -1,6 +1,7 @@
 //! A shard: one thread, the groups that it owns, and their turn. Drain what has arrived, step all, dispatch once.
 //! It must never wait for a disk, a socket or a state machine; they answer through the inbox.
 
+mod balance;
 mod chains;
 mod create;
 mod fetch;
@@ -37,6 +38,7 @@ use polyraft_transport::Network;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
+use self::balance::Balance;
 use self::create::Creations;
 use self::home::Home;
 pub(crate) use self::home::HomeOptions;
@@ -79,6 +81,7 @@ pub(crate) struct Limits {
     pub(crate) apply_bytes: usize,
     pub(crate) proposal_timeout: u64,
     pub(crate) campaign_delay: u64,
+    pub(crate) rebalance_delay: u64,
     pub(crate) append_lanes: usize,
     pub(crate) snapshots: SnapshotPolicy,
     pub(crate) transfers: TransferLimits,
@@ -202,6 +205,7 @@ pub(crate) struct Shard {
     forwards: Forwards,
     reads: Reads,
     leadership: Leadership,
+    balance: Balance,
     /// Which peers stand by this node's claims.
     trust: Arc<Trust>,
     /// Batches of claims handed to the home shard.
@@ -342,6 +346,7 @@ impl Shard {
             overload: None,
             forwards: Forwards::new(shared.incarnation),
             leadership: Leadership::default(),
+            balance: Balance::default(),
             reads: Reads::new(shared.incarnation, shared.workers.len()),
             trust: Arc::clone(&options.trust),
             claim_batches: 0,

@@ -50,6 +50,7 @@ impl Shard {
             self.forwards.deadline(),
             self.reads.deadline(),
             self.leadership.deadline(),
+            self.balance.deadline(),
         ]
         .into_iter()
         .flatten()
@@ -75,6 +76,7 @@ impl Shard {
         self.run_transfers();
         self.hand_over();
         self.drain();
+        self.rebalance();
         // Settling may touch replicas that were not touched before; each is settled once.
         let mut next = 0;
         while next < self.touched.len() {
@@ -286,6 +288,7 @@ impl Shard {
     /// Leaders that ceased to be one release their callers; the peers learn who leads now.
     fn dispatch_claims(&mut self) {
         let batch = self.claim_batches + 1;
+        let mut led = Vec::new();
         for change in self.outbox.claims.drain(..) {
             let Some(slot) = self.slots.get(change.group) else {
                 continue;
@@ -293,6 +296,9 @@ impl Shard {
             let replica = &mut self.replicas[slot as usize];
             // Nobody can stand by a claim that was not handed over.
             replica.claim_batch = if change.leads { batch } else { u64::MAX };
+            if change.leads && self.limits.rebalance_delay > 0 {
+                led.push(slot);
+            }
             if !change.leads {
                 let error = Error::Unknown {
                     why: "the leader stepped down",
@@ -305,6 +311,9 @@ impl Shard {
                 term: change.leads.then_some(change.term),
                 members,
             });
+        }
+        for slot in led {
+            self.note_led(slot);
         }
         if !self.claims.is_empty() {
             let claims = std::mem::take(&mut self.claims);
@@ -526,6 +535,7 @@ impl Shard {
         self.outgoing.refresh_limit();
         if alive {
             self.alive.insert(node);
+            self.note_back(node);
         } else {
             self.alive.remove(node);
             self.forwards.peer_lost(node);
