@@ -23,6 +23,7 @@ mod workload;
 use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -61,8 +62,22 @@ const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 /// system in between, and the fresh pages have to be cleared each time.
 fn keep_freed_memory_for_a_while() {
     // SAFETY: changing an option is not thread-safe, and no other thread runs yet.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 10_000) };
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, KEPT.as_millis() as _) };
+    // The allocator looks at what it keeps when somebody allocates. Where nobody does, it would keep it for ever.
+    let look = || {
+        loop {
+            std::thread::sleep(KEPT);
+            // SAFETY: may be called at any time, by any thread.
+            unsafe { libmimalloc_sys::mi_collect(false) };
+        }
+    };
+    let thread = std::thread::Builder::new().name("allocator".to_owned());
+    // Without it memory is kept for longer, and nothing else is different.
+    let _ = thread.spawn(look);
 }
+
+/// How long freed memory is kept.
+const KEPT: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     keep_freed_memory_for_a_while();

@@ -77,9 +77,12 @@ impl Tail {
         piece
     }
 
-    /// Drops placed pieces, oldest first, down to the limit.
+    /// Drops placed pieces, oldest first, down to the limit, and those without blocks: nobody reads them again.
     pub(crate) fn evict(&mut self) {
-        while self.bytes > self.limit && self.placed > 0 {
+        let is_dull = |piece: &TurnPiece| piece.tally.blocks == 0;
+        while self.placed > 0
+            && (self.bytes > self.limit || self.pieces.front().is_some_and(is_dull))
+        {
             if let Some(piece) = self.pieces.pop_front() {
                 self.bytes -= piece.bytes.len();
             }

@@ -19,6 +19,9 @@ use crate::machine::{Entry, Replies, StateMachine};
 use crate::mailbox::{Mailbox, Sender};
 use crate::shard::PROPOSAL_OVERHEAD;
 
+/// Groups and callers for which a batch keeps room: more come in a turn only after a start or a failure.
+const KEPT_GROUPS: usize = 16_384;
+
 /// Work for an apply worker.
 pub(crate) enum Task {
     /// Open the state machine of a group and tell the shard how far it is.
@@ -129,8 +132,10 @@ impl ApplyBatch {
     /// Makes the batch ready to be filled again.
     pub(crate) fn clear(&mut self) {
         self.groups.clear();
+        self.groups.shrink_to(KEPT_GROUPS);
         self.blocks.clear();
         self.waiting.clear();
+        self.waiting.shrink_to(KEPT_GROUPS);
         self.bytes = 0;
     }
 }

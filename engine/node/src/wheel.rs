@@ -6,6 +6,9 @@ use polyraft_raft::Tick;
 const SLOTS: usize = 512;
 const SLOT_MICROS: u64 = 1_000;
 
+/// Timers for which a slot keeps room. After a failure every group has one.
+const KEPT: usize = 64;
+
 /// Deadlines of things named by `u32`, rounded up to the next millisecond.
 #[derive(Debug)]
 pub(crate) struct Wheel {
@@ -67,6 +70,9 @@ impl Wheel {
             });
             self.len -= before - timers.len();
             if timers.is_empty() {
+                if timers.capacity() > KEPT {
+                    *timers = Vec::new();
+                }
                 self.occupied[slot / 64] &= !(1 << (slot % 64));
             }
         }

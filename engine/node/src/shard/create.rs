@@ -9,6 +9,7 @@ use polyraft_raft::{
     Term, Tick,
 };
 use polyraft_storage::{Lsn, RecoveredGroup, StorageError};
+use rustc_hash::FxHashMap;
 
 use super::balance::preferred;
 use super::replica::Replica;
@@ -132,6 +133,8 @@ impl Shard {
         };
         if self.opening.is_empty() {
             self.ready = None;
+            // It may have had room for every group of the node.
+            self.opening = FxHashMap::default();
         }
         let fault = found.fault.clone().or_else(|| why_not(&found, &applied));
         let applied = applied
