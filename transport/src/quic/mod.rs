@@ -127,8 +127,11 @@ impl QuicListener {
         let server = Some(shared.server_config(&Verdict::default())?);
         let endpoint = {
             let _inside = runtime.enter();
-            let timers = Arc::clone(&timers);
-            Endpoint::new(endpoint, server, socket, Arc::new(QuietRuntime { timers }))
+            let quiet = QuietRuntime {
+                timers: Arc::clone(&timers),
+                max_packet_bytes: shared.options.max_mtu,
+            };
+            Endpoint::new(endpoint, server, socket, Arc::new(quiet))
                 .map_err(TransportError::Thread)?
         };
         let thread = std::thread::Builder::new()

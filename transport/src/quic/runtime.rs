@@ -25,7 +25,12 @@ use super::timers::Timers;
 #[derive(Debug)]
 pub(super) struct QuietRuntime {
     pub timers: Arc<Timers>,
+    /// The longest packet that the endpoint takes.
+    pub max_packet_bytes: u16,
 }
+
+/// The longest datagram of IP, and so the most that the kernel hands over as one, however many packets that are.
+const MAX_DATAGRAM_BYTES: usize = 65_535;
 
 impl Runtime for QuietRuntime {
     fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
@@ -38,8 +43,11 @@ impl Runtime for QuietRuntime {
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         socket.set_nonblocking(true)?;
+        let state = UdpSocketState::new((&socket).into())?;
+        let enough = MAX_DATAGRAM_BYTES.div_ceil(self.max_packet_bytes.max(1).into());
         Ok(Arc::new(QuietSocket {
-            state: UdpSocketState::new((&socket).into())?,
+            receive_segments: state.gro_segments().min(enough),
+            state,
             readable: register(socket.try_clone()?, Interest::READABLE)?,
             socket,
             is_full: AtomicBool::new(false),
@@ -65,6 +73,8 @@ struct QuietSocket {
     socket: UdpSocket,
     readable: AsyncFd<OwnedFd>,
     state: UdpSocketState,
+    /// Packets that one receive buffer has room for. quinn makes a list of such buffers, which a burst would leave resident.
+    receive_segments: usize,
     /// The kernel refused the last packet for want of room.
     is_full: AtomicBool,
 }
@@ -118,7 +128,7 @@ impl AsyncUdpSocket for QuietSocket {
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.state.gro_segments()
+        self.receive_segments
     }
 
     fn may_fragment(&self) -> bool {
@@ -181,9 +191,13 @@ mod tests {
 
     fn socket() -> Arc<dyn AsyncUdpSocket> {
         let timers = Timers::new().unwrap();
-        QuietRuntime { timers }
-            .wrap_udp_socket(UdpSocket::bind("127.0.0.1:0").unwrap())
-            .unwrap()
+        let max_packet_bytes = 6500;
+        QuietRuntime {
+            timers,
+            max_packet_bytes,
+        }
+        .wrap_udp_socket(UdpSocket::bind("127.0.0.1:0").unwrap())
+        .unwrap()
     }
 
     fn send(from: &dyn AsyncUdpSocket, to: SocketAddr, contents: &[u8]) -> io::Result<()> {
@@ -234,6 +248,15 @@ mod tests {
     }
 
     #[test]
+    fn a_receive_buffer_has_room_for_whatever_the_kernel_hands_over_as_one() {
+        on_a_runtime(async {
+            let segments = socket().max_receive_segments();
+            assert!(segments == 1 || segments * 6500 >= MAX_DATAGRAM_BYTES);
+            assert!(segments <= 11, "{segments} packets");
+        });
+    }
+
+    #[test]
     fn whoever_met_a_full_socket_is_woken_when_there_is_room() {
         on_a_runtime(async {
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -241,6 +264,7 @@ mod tests {
                 state: UdpSocketState::new((&socket).into()).unwrap(),
                 readable: register(socket.try_clone().unwrap(), Interest::READABLE).unwrap(),
                 socket,
+                receive_segments: 1,
                 is_full: AtomicBool::new(true),
             };
             let socket = Arc::new(socket);
