@@ -24,7 +24,7 @@ pub(crate) const WAL: &str = "wal";
 const IDENTITY_MAGIC: &[u8; 8] = b"PRIDENT2";
 const MAX_CLUSTER_BYTES: usize = 255;
 /// Incarnations that are kept. A peer that sees none of so many can't tell this directory from an earlier state of it.
-const MAX_SHOWN: usize = 1024;
+pub const MAX_SHOWN: usize = 1024;
 /// A copy of the identity before its incarnations and its cluster's name.
 const HEADER_BYTES: usize = 56;
 /// Where the second copy begins: the longest copy fits before it.
@@ -327,7 +327,7 @@ impl Identity {
     }
 
     /// One copy: magic, opening, node, store, lanes, counts, incarnations, cluster, checksum.
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut copy = Vec::with_capacity(COPY_BYTES);
         copy.extend_from_slice(IDENTITY_MAGIC);
         copy.put_u64_le(self.opening);
@@ -346,7 +346,7 @@ impl Identity {
     }
 
     /// What a copy says; none if it is not whole. What stands behind it does not matter.
-    fn parse(copy: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(copy: &[u8]) -> Option<Self> {
         if copy.len() < HEADER_BYTES || &copy[..8] != IDENTITY_MAGIC {
             return None;
         }

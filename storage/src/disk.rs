@@ -1,6 +1,7 @@
 //! Owns the seam to the disk: every file operation of this crate goes through [`Disk`] and [`SegmentFile`].
 //! Must never retry, and never report success before the operating system did.
 
+use std::cell::Cell;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -229,7 +230,7 @@ impl Disk for FileDisk {
         drop_cache(&file)?;
         match spec.mode {
             WalMode::Direct => fill_past_the_cache(&file, path, bytes, between)?,
-            WalMode::Mapped => fill(&file, &[0; SMALL_FILL], bytes, between)?,
+            WalMode::Mapped => fill_the_cache(&file, &[0; SMALL_FILL], bytes, between)?,
         }
         file.set_len(bytes)?;
         file.sync_all()?;
@@ -288,10 +289,24 @@ fn fill_past_the_cache(file: &File, path: &Path, bytes: u64, between: &dyn Fn())
                 io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
             ) =>
         {
-            fill(file, &zeros, bytes, between)
+            fill_the_cache(file, &zeros, bytes, between)
         }
         filled => filled,
     }
+}
+
+/// Zeroes a file through the page cache, and has it written piece by piece: one sync of all of it would hold up those of
+/// others.
+fn fill_the_cache(file: &File, unit: &[u8], bytes: u64, between: &dyn Fn()) -> io::Result<()> {
+    let failed = Cell::new(None);
+    let sync = || {
+        if let Err(error) = file.sync_data() {
+            failed.set(Some(error));
+        }
+        between();
+    };
+    fill(file, unit, bytes, &sync)?;
+    failed.into_inner().map_or(Ok(()), Err)
 }
 
 /// Writes `unit` over and over into the first `bytes` bytes.

@@ -9,12 +9,15 @@ use polyraft_raft::Index;
 
 use crate::block::{BLOCK_HEADER_BYTES, BLOCK_MAGIC, EntryBlock, pack, u16_at, u32_at};
 use crate::checkpoint::{Loaded, Section, load};
+use crate::data_dir::Identity;
 use crate::format::{
     BATCH_HEADER_BYTES, BatchHeader, CONTROL_HEADER_BYTES, Located, Record, RecordDamage, Records,
     SegmentHeader, put_create, put_hard_state, put_purge, put_relocated, put_tombstone,
     put_truncate,
 };
 use crate::group::Interned;
+use crate::peers;
+use crate::snapshot::{SnapshotMeta, parse_trailer, trailer};
 
 /// The switch, and the bytes behind it.
 fn split(data: &[u8]) -> Option<(bool, Vec<u8>)> {
@@ -226,6 +229,58 @@ pub fn checkpoint(data: &[u8]) {
     assert_eq!(twice.as_ref(), Some(&once));
 }
 
+/// The small files of a data directory, and the ends of a snapshot: what is read comes back as it was when written again.
+/// The switch's other bits choose which.
+pub fn files(data: &[u8]) {
+    let Some((mend, mut bytes)) = split(data) else {
+        return;
+    };
+    let sealed = |bytes: &mut Vec<u8>, end: usize| {
+        if mend && end < bytes.len() {
+            seal(bytes, 0..end, end);
+        }
+    };
+    match (data[0] >> 1) % 4 {
+        0 => {
+            if bytes.len() >= 56 {
+                let listed = crate::block::u64_at(&bytes, 48).min(1 << 20) as usize;
+                let end = 56 + 8 * listed + u32_at(&bytes, 44).min(1 << 20) as usize;
+                sealed(&mut bytes, end);
+            }
+            if let Some(identity) = Identity::parse(&bytes) {
+                assert!(bytes.starts_with(&identity.encode()));
+            }
+        }
+        1 => {
+            if bytes.len() >= 24 {
+                let listed = crate::block::u64_at(&bytes, 16).min(1 << 20) as usize;
+                sealed(&mut bytes, 24 + 32 * listed);
+            }
+            if let Some((generation, seen)) = peers::parse(&bytes) {
+                let again = peers::encode(generation, &seen);
+                assert_eq!(peers::parse(&again), Some((generation, seen)));
+            }
+        }
+        2 => {
+            if bytes.len() >= 48 {
+                let end = 48 + u32_at(&bytes, 12).min(1 << 20) as usize;
+                sealed(&mut bytes, end);
+            }
+            if let Ok((meta, length)) = SnapshotMeta::parse(&bytes) {
+                let again = meta.encode();
+                assert!(length <= bytes.len());
+                assert_eq!(SnapshotMeta::parse(&again), Ok((meta, again.len())));
+            }
+        }
+        _ => {
+            sealed(&mut bytes, 16);
+            if let Ok((body, checksum)) = parse_trailer(&bytes) {
+                assert_eq!(trailer(body, checksum)[..], bytes);
+            }
+        }
+    }
+}
+
 fn load_and_write(file: &[u8]) -> Option<Vec<u8>> {
     let mut section = Section::default();
     let mut patches = Vec::new();
@@ -255,6 +310,7 @@ mod tests {
     use crate::batch::Lsn;
     use crate::block::EntryKind;
     use crate::checkpoint::{CheckpointHeader, Position, ReplayFrom};
+    use crate::data_dir::{PeerSeen, StoreId};
     use crate::group::GroupLog;
 
     #[test]
@@ -262,6 +318,7 @@ mod tests {
         kept::try_all("block", block);
         kept::try_all("segment", segment);
         kept::try_all("checkpoint", checkpoint);
+        kept::try_all("files", files);
     }
 
     /// A seed that does not decode teaches a fuzzer nothing. `UPDATE=1` writes the seeds anew.
@@ -272,6 +329,10 @@ mod tests {
             let bytes = &data[1..];
             let decodes = match (target, name) {
                 ("block", _) => EntryBlock::parse(bytes).is_ok(),
+                ("files", "identity") => Identity::parse(bytes).is_some(),
+                ("files", "peers") => peers::parse(bytes).is_some(),
+                ("files", "snapshot") => SnapshotMeta::parse(bytes).is_ok(),
+                ("files", _) => parse_trailer(bytes).is_ok(),
                 (_, "records" | "moved") => Records::new(bytes, true).all(|record| record.is_ok()),
                 ("segment", _) => {
                     SegmentHeader::parse(bytes).is_ok() || BatchHeader::parse(bytes).is_some()
@@ -341,7 +402,34 @@ mod tests {
         }
         .encode(&mut batch);
         let seed = |bytes: &[u8]| [&[1], bytes].concat();
+        let file = |kind: u8, bytes: &[u8]| [&[kind << 1 | 1], bytes].concat();
+        let identity = Identity {
+            cluster: "eu-1.prod".into(),
+            node: NodeId(3),
+            store: StoreId(1 << 70),
+            opening: 9,
+            lanes: 2,
+            shown: vec![4, 9],
+        };
+        let peer = PeerSeen {
+            store: StoreId(5),
+            incarnation: 77,
+        };
+        let meta = SnapshotMeta {
+            group,
+            incarnation: 0,
+            last: position,
+            configuration: joint.clone(),
+        };
         vec![
+            ("files", "identity", file(0, &identity.encode())),
+            (
+                "files",
+                "peers",
+                file(1, &peers::encode(8, &[(NodeId(2), peer)].into())),
+            ),
+            ("files", "snapshot", file(2, &meta.encode())),
+            ("files", "trailer", file(3, &trailer(4096, 99))),
             ("block", "equal", seed(&equal)),
             ("block", "varied", seed(&varied)),
             ("block", "noop", seed(&noop)),

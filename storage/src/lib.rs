@@ -52,7 +52,7 @@ mod wal;
 pub use batch::Lsn;
 pub use block::{BLOCK_HEADER_BYTES, EntryBlock, EntryKind, pack};
 pub use blocks::Blocks;
-pub use data_dir::{DataDir, PeerSeen, StoreId};
+pub use data_dir::{DataDir, MAX_SHOWN, PeerSeen, StoreId};
 pub use disk::{Disk, FileDisk, SegmentFile, SegmentSpec};
 pub use error::{BlockError, ReadError, StorageError};
 pub use exported::ImportError;

@@ -104,7 +104,7 @@ fn is_full(error: &io::Error) -> bool {
     )
 }
 
-fn encode(generation: u64, seen: &BTreeMap<NodeId, PeerSeen>) -> Vec<u8> {
+pub(crate) fn encode(generation: u64, seen: &BTreeMap<NodeId, PeerSeen>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(2 * PAGE_BYTES);
     bytes.extend_from_slice(MAGIC);
     bytes.put_u64_le(generation);
@@ -120,7 +120,7 @@ fn encode(generation: u64, seen: &BTreeMap<NodeId, PeerSeen>) -> Vec<u8> {
 }
 
 /// The generation of a copy and what it says; none if it is not whole. What stands behind it does not matter.
-fn parse(copy: &[u8]) -> Option<(u64, BTreeMap<NodeId, PeerSeen>)> {
+pub(crate) fn parse(copy: &[u8]) -> Option<(u64, BTreeMap<NodeId, PeerSeen>)> {
     if copy.len() < HEADER_BYTES || &copy[..8] != MAGIC {
         return None;
     }

@@ -88,7 +88,7 @@ pub enum SnapshotError {
 
 impl SnapshotMeta {
     /// The header of a file.
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut configuration = Vec::new();
         put_configuration(&mut configuration, &self.configuration);
         let mut header = Vec::with_capacity(FIXED_BYTES + configuration.len() + 4);

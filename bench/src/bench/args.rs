@@ -409,7 +409,7 @@ mod tests {
             ("--payload 9..3", "below the second"),
             ("--keys hot", "zipfian:0.99"),
             ("--reads 1.5", "0 to 1"),
-            ("--read-mode linearizable", "stale"),
+            ("--read-mode sloppy", "lease"),
             ("--rate fast", "operations a second"),
             ("--seconds 0", "1..="),
             ("--max-lag 5", "5ms"),

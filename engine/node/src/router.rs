@@ -8,7 +8,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{NodeId, Tick};
-use polyraft_storage::{DataDir, PeerSeen, StoreId};
+use polyraft_storage::{DataDir, MAX_SHOWN, PeerSeen, StoreId};
 use polyraft_transport::{Hello, Lane, LinkEvent, MAX_PAST, Receiver};
 use rustc_hash::FxHashMap;
 
@@ -192,6 +192,9 @@ impl Receiver for Router {
         }
     }
 }
+
+// What a directory keeps of its past fits into a hello.
+const _: () = assert!(MAX_SHOWN == MAX_PAST);
 
 /// The incarnation that stands for "never again": no opening of the store has it.
 const NEVER: u64 = u64::MAX;

@@ -74,6 +74,7 @@ pub struct Sum {
     acknowledged: u64,
     queries: u64,
     unknown: u64,
+    undecided: u64,
     restarts: u64,
     restored: u64,
     transferred: u64,
@@ -99,6 +100,7 @@ impl Sum {
         self.acknowledged += counts.acknowledged;
         self.queries += counts.queries;
         self.unknown += counts.unknown;
+        self.undecided += counts.undecided;
         self.restarts += counts.restarts;
         self.restored += counts.restored;
         self.transferred += counts.transferred;
@@ -151,10 +153,11 @@ impl fmt::Display for Sum {
         )?;
         writeln!(
             f,
-            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} parts damaged",
+            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} parts damaged",
             self.acknowledged,
             self.queries,
             self.unknown,
+            self.undecided,
             self.restarts,
             self.restored,
             self.outlasted,

@@ -310,7 +310,7 @@ impl World {
         state.step += 1;
         let (step, operation) = (state.step, state.operation.take());
         // After a storm in which nearly nothing was done, those who finish go on until it is enough.
-        let is_over = self.counts.acknowledged >= FEWEST_OPERATIONS
+        let is_over = self.counts.acknowledged + self.counts.queries >= FEWEST_OPERATIONS
             && state
                 .finisher_of
                 .is_some_and(|group| self.clients.has_served[group.0 as usize - 1]);

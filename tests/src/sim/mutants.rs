@@ -91,7 +91,7 @@ mod with_mutants {
                         let caught = hunt(mutant);
                         let told = match &caught {
                             Some((seeds, failure)) => {
-                                format!("dies at seed {seeds}: {}", failure.checker)
+                                format!("dies at seed {}: {}", seeds - 1, failure.checker)
                             }
                             None => "SURVIVES".to_owned(),
                         };

@@ -20,7 +20,7 @@ const SEARCH_BUDGET: usize = 100_000;
 /// A storm ends after that much time, however little happened in it.
 const LONGEST_STORM: u64 = 120 * SECOND;
 
-/// Fewer acknowledged operations prove nothing.
+/// Fewer acknowledged operations, reads included, prove nothing.
 pub(super) const FEWEST_OPERATIONS: u64 = 40;
 
 /// How long news may be on its way after all replicas have become equal.
@@ -68,7 +68,8 @@ impl World {
             Phase::Healing { deadline } => {
                 self.create_groups();
                 let served = &self.clients.has_served;
-                let has_operations = self.counts.acknowledged >= FEWEST_OPERATIONS;
+                let has_operations =
+                    self.counts.acknowledged + self.counts.queries >= FEWEST_OPERATIONS;
                 let is_late = self.now > deadline;
                 if served.iter().all(|has_served| *has_served) && (has_operations || is_late) {
                     let deadline = self.now + self.recovery_bound();
@@ -260,13 +261,17 @@ impl World {
     }
 
     /// One copy of each register could have given all answers.
-    fn check_history(&self) -> Verdict {
+    fn check_history(&mut self) -> Verdict {
         for (register, operations) in self.clients.history.by_key() {
             let found = match is_register(&operations) {
                 true => zones(&operations).err(),
                 false => match search(&operations, SEARCH_BUDGET) {
                     Found::Violation(violation) => Some(violation),
-                    Found::Linearizable | Found::Undecided => None,
+                    Found::Linearizable => None,
+                    Found::Undecided => {
+                        self.counts.undecided += 1;
+                        None
+                    }
                 },
             };
             if let Some(violation) = found {
@@ -288,7 +293,8 @@ impl World {
             })
         };
         if self.counts.acknowledged + self.counts.queries < FEWEST_OPERATIONS {
-            return vacuous(format!("only {} operations", self.counts.acknowledged));
+            let done = self.counts.acknowledged + self.counts.queries;
+            return vacuous(format!("only {done} operations"));
         }
         if self.plan.fault_us > 0 && faults < FEWEST_FAULTS {
             return vacuous(format!("only {faults} faults"));

@@ -317,14 +317,20 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "seed {}: {} nodes, {} groups, {} clients, {} keys, victims {:?}",
+            "seed {}: {} nodes, {} groups, {} clients, {} keys, victims {:?}, {} events",
             self.seed,
             self.nodes,
             self.members.len(),
             self.clients,
             self.keys,
-            self.victims
+            self.victims,
+            self.events
         )?;
+        write!(f, "  members")?;
+        for members in &self.members {
+            write!(f, " {members:?}")?;
+        }
+        writeln!(f)?;
         writeln!(f, "  clocks {:?} ppm", self.clock_ppm)?;
         writeln!(
             f,

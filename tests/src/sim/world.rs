@@ -120,6 +120,8 @@ pub struct Counts {
     pub queries: u64,
     /// Operations whose outcome is unknown.
     pub unknown: u64,
+    /// Registers whose history was too tangled for the search to judge.
+    pub undecided: u64,
     /// Connections that broke because an end was paused for longer than the idle timeout.
     pub outlasted: u64,
     /// Frames lost by the weather, connections apart.
