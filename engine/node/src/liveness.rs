@@ -167,6 +167,8 @@ struct Incoming {
     version: u64,
     /// The parts of a table that is under way.
     staged: Vec<(GroupId, Term)>,
+    /// The version of that table.
+    staged_version: u64,
     /// Since when its beats name another version than the one held here.
     mismatch_since: Option<Tick>,
 }
@@ -260,6 +262,9 @@ impl Liveness {
         is_drained: bool,
         out: &mut Vec<Action>,
     ) {
+        // Who still waits after so long asks again.
+        let silence = self.intervals.silence;
+        self.wanted.take_if(|at| now.since(*at) > silence);
         let wanted: Vec<bool> = match self.wanted {
             Some(_) => self
                 .peers
@@ -324,7 +329,7 @@ impl Liveness {
             peer.heard_sequence = 0;
             (peer.asked, peer.stood_by) = (None, 0);
         }
-        peer.heard_at = now;
+        peer.heard_at = peer.heard_at.max(now);
         // Frames of the old connection may be lost, deltas among them.
         peer.outgoing.wants_table = true;
         out.push(peer.next_beat(own, &intervals, now, false));
@@ -469,6 +474,13 @@ impl Liveness {
         let incoming = &mut peer.incoming;
         if is_first {
             incoming.staged.clear();
+            incoming.staged_version = version;
+        }
+        let is_beyond = incoming.staged.len() + claims.len() > total;
+        if incoming.staged_version != version || is_beyond {
+            // A part of another table, whose own first part was lost. The next beats show it.
+            incoming.staged.clear();
+            return;
         }
         incoming.staged.extend(claims);
         if incoming.staged.len() != total {

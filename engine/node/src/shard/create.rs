@@ -157,11 +157,13 @@ impl Shard {
             runs: found.runs,
             last: found.last,
             applied,
-            // A replica that has seen a term may have followed a leader who still counts on it.
+            // A replica that has seen a term may have followed a leader who still counts on it; one that has not may
+            // have done so before this node was opened, and have lost it.
             bound_for: if hard_state.term > Term::ZERO {
                 self.settings.election_timeout_min
             } else {
-                0
+                let open_for = self.now.since(self.opened_at);
+                self.settings.election_timeout_min.saturating_sub(open_for)
             },
         };
         let slot =
@@ -191,6 +193,7 @@ impl Shard {
         self.counters().leaderless.add(1);
         self.touch(slot);
         if let Some(reason) = fault {
+            self.damaged.insert(group);
             return self.quarantine(slot, reason);
         }
         self.shared.tell(0, ShardEvent::ClaimWanted { group });

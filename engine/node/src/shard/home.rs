@@ -469,9 +469,13 @@ impl Shard {
         };
         self.step(slot, event, Payloads::None);
         let replica = &self.replicas[slot as usize];
-        // What is quarantined votes for nobody.
         let is_bound = term.is_none_or(|term| replica.group.is_claimed_by(by, term));
-        (!is_bound && replica.fault.is_none()).then_some(Untaken::Disputed)
+        // What is quarantined votes no more. It stands by the claim unless it has left for a later term already, or may
+        // have lost what it knew of one.
+        let is_frozen = replica.fault.is_some()
+            && !self.damaged.contains(&group)
+            && term.is_none_or(|term| replica.group.term() <= term);
+        (!is_bound && !is_frozen).then_some(Untaken::Disputed)
     }
 
     /// A shard has told its replicas what `by` claims.

@@ -35,7 +35,7 @@ use polyraft_storage::{
     ShardLog, SnapshotFile, StorageError, Wal,
 };
 use polyraft_transport::Network;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
 use self::balance::Balance;
@@ -231,6 +231,10 @@ pub(crate) struct Shard {
     room: Room,
     snapshots: Snapshots,
     transfers: Transfers,
+    /// When the shard was made. What its replicas promised before may be lost.
+    opened_at: Tick,
+    /// Groups whose replica was quarantined when it was opened: it may have lost terms that it had seen.
+    damaged: FxHashSet<GroupId>,
     fault: Option<Error>,
     is_stopping: bool,
 }
@@ -365,6 +369,8 @@ impl Shard {
             room: Room::default(),
             snapshots,
             transfers: Transfers::new(limits.transfers),
+            opened_at: shared.clock.now(),
+            damaged: FxHashSet::default(),
             fault: None,
             is_stopping: false,
             limits,

@@ -209,9 +209,9 @@ impl Shard {
             && SnapshotId::of(&receiving.file) == id
             && receiving.received == chunk.offset
             && bytes <= receiving.chunk
-            && end <= receiving.file.bytes;
+            && end <= receiving.file.bytes.min(receiving.asked);
         if !fits {
-            // Out of order, or of a transfer that was given up. What is missing is asked for at the next offer.
+            // Not asked for, out of order, or of a transfer that was given up. What is missing is asked for at the next offer.
             return;
         }
         if bytes < receiving.chunk && end < receiving.file.bytes {
@@ -220,7 +220,6 @@ impl Shard {
             receiving.asked = end;
         }
         (receiving.received, receiving.heard_at) = (end, now);
-        receiving.asked = receiving.asked.max(end);
         let job = Job::Receive {
             group,
             number: receiving.number,

@@ -47,6 +47,9 @@ impl Shard {
     fn offer_snapshot(&mut self, needed: &SnapshotNeeded) {
         let SnapshotNeeded { group, to, base } = *needed;
         let Some(slot) = self.slot(group) else { return };
+        if !self.lacks_log(group, to) {
+            return; // Later in the turn that asked for it, the leadership went or the follower caught up.
+        }
         let file = self.snapshots.file(group);
         let Some(file) = file.filter(|file| file.meta.last.index >= base.index) else {
             // Damaged, or removed by hand.
