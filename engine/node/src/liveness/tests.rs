@@ -407,3 +407,42 @@ fn an_answer_to_an_earlier_life_says_nothing() {
     );
     assert!(matches!(out[..], [Action::Stands(_)]), "{out:?}");
 }
+
+#[test]
+fn parts_of_two_tables_are_not_mixed() {
+    let mut pair = Pair::new();
+    let claim = |group| (GroupId(group), Term(1));
+    let mut out = Vec::new();
+    let two = &mut pair.two;
+    two.table(ONE, 5, true, 2, vec![claim(1)], &mut out);
+    // Its other part is lost, and so is the first part of the next one.
+    two.table(ONE, 6, false, 2, vec![claim(9)], &mut out);
+    assert!(out.is_empty());
+    assert!(two.claims_on(GroupId(1)).is_empty() && two.claims_on(GroupId(9)).is_empty());
+    // Nor are more claims kept than a table announced.
+    two.table(
+        ONE,
+        7,
+        true,
+        2,
+        vec![claim(1), claim(2), claim(3)],
+        &mut out,
+    );
+    two.table(ONE, 8, true, 2, vec![claim(1)], &mut out);
+    two.table(ONE, 8, false, 2, vec![claim(9)], &mut out);
+    assert_eq!(two.claims_on(GroupId(9)), [(ONE, Term(1))]);
+    assert!(two.claims_on(GroupId(3)).is_empty());
+}
+
+#[test]
+fn a_connection_that_came_up_before_a_beat_does_not_make_the_beat_older() {
+    let mut pair = Pair::new();
+    let later = Tick(pair.now.0 + INTERVALS.silence);
+    pair.two.heard(later, ONE);
+    let mut out = Vec::new();
+    pair.two.link_up(pair.now, ONE, 1, &mut out);
+    // The beat was answered: until it is as old as silence is, nobody may judge its sender silent.
+    let mut out = Vec::new();
+    pair.two.poll(Tick(later.0 + 1), later, true, &mut out);
+    assert!(pair.two.is_alive(ONE));
+}
