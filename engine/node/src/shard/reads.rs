@@ -15,6 +15,7 @@ use polyraft_raft::{Event, GroupId, Index, NodeId, Term, Tick, Unreadable};
 use rustc_hash::FxHashMap;
 
 use super::proposals::first_request;
+use super::replica::Replica;
 use super::{PROPOSAL_OVERHEAD, Payloads, Shard, leads};
 use crate::apply::{Query, Task};
 use crate::clock::micros;
@@ -386,7 +387,7 @@ impl Shard {
     /// It is known what a read must see: everything through `index`, which was all that was committed at `fresh_at`.
     fn read_confirmed(&mut self, slot: u32, reading: Reading, index: Index, fresh_at: Tick) {
         let replica = &mut self.replicas[slot as usize];
-        if index <= replica.group.handed_out() {
+        if index <= handed_out(replica) {
             replica.fresh_at = replica.fresh_at.max(fresh_at);
         }
         match reading.who {
@@ -539,7 +540,7 @@ impl Shard {
     /// Reads whose state is handed to the apply worker follow it there.
     fn release_reads(&mut self, slot: u32) {
         let replica = &mut self.replicas[slot as usize];
-        let handed_out = replica.group.handed_out();
+        let handed_out = handed_out(replica);
         let worker = polyraft_raft::shard_of(replica.group.id(), self.reads.queries.len());
         while let Some(ready) = self
             .queues
@@ -626,5 +627,15 @@ impl Shard {
         if self.reads.look_at.is_some_and(|at| at <= self.now) {
             self.look_at_reads();
         }
+    }
+}
+
+/// Through where the apply worker has been handed what is committed. While a state machine takes a snapshot, what comes
+/// behind that is held back, and no read may be answered without it.
+fn handed_out(replica: &Replica) -> Index {
+    if replica.is_restoring {
+        Index::ZERO
+    } else {
+        replica.group.handed_out()
     }
 }

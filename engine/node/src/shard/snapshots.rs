@@ -300,6 +300,8 @@ impl Shard {
             return self.open_replica(group, result.map(|()| last.index));
         };
         self.replicas[slot as usize].is_restoring = false;
+        // Reads have waited for this too.
+        self.touch(slot);
         if self.snapshots.wanted.contains_key(&slot) {
             self.snapshots.due.push_back(slot);
         }
