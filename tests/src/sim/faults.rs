@@ -375,7 +375,6 @@ impl World {
             });
         }
         self.drop_node(id);
-        self.look_at_machines();
         self.keep(id);
         self.boot_soon(id);
     }

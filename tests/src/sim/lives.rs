@@ -149,6 +149,8 @@ impl World {
     /// The node is gone, and with it everything that was in its memory.
     pub(super) fn drop_node(&mut self, id: u64) {
         self.count_transfers(id);
+        // What it still did belongs to this life, not to the next one.
+        self.look_at_machines();
         let host = &mut self.hosts[id as usize];
         host.node = None;
         host.life += 1;
