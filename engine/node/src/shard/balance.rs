@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 
 use polyraft_raft::{Event, GroupId, NodeId, ProgressState, Tick};
+use rustc_hash::FxHashMap;
 
 use super::{Payloads, Shard, leads};
 
@@ -15,8 +16,10 @@ const PAUSE: u64 = 100_000;
 /// Groups that are led here and should be led elsewhere.
 #[derive(Debug, Default)]
 pub(super) struct Balance {
-    /// In the order in which they are due.
+    /// Each once, in the order in which they are looked at.
     noted: VecDeque<(Tick, u32)>,
+    /// When each of them was noted to be due the last time: not before that is it handed over.
+    due: FxHashMap<u32, Tick>,
     /// No group is handed over before.
     next_at: Tick,
 }
@@ -25,6 +28,27 @@ impl Balance {
     /// When the next groups are due.
     pub(super) fn deadline(&self) -> Option<Tick> {
         self.noted.front().map(|(at, _)| (*at).max(self.next_at))
+    }
+
+    fn note(&mut self, at: Tick, slot: u32) {
+        if self.due.insert(slot, at).is_none() {
+            self.noted.push_back((at, slot));
+        }
+    }
+
+    /// Takes out the next one that is due.
+    fn next(&mut self, now: Tick) -> Option<u32> {
+        while let Some((_, slot)) = self.noted.pop_front_if(|(at, _)| *at <= now) {
+            let due = self.due.remove(&slot).filter(|due| *due > now);
+            let Some(due) = due else {
+                return Some(slot);
+            };
+            // It was noted again meanwhile.
+            let at = self.noted.partition_point(|(at, _)| *at <= due);
+            self.noted.insert(at, (due, slot));
+            self.due.insert(slot, due);
+        }
+        None
     }
 }
 
@@ -46,7 +70,7 @@ impl Shard {
     pub(super) fn note_led(&mut self, slot: u32) {
         if self.limits.rebalance_delay > 0 && self.rightful(slot).is_some() {
             let at = self.now.after(self.limits.rebalance_delay);
-            self.balance.noted.push_back((at, slot));
+            self.balance.note(at, slot);
         }
     }
 
@@ -58,7 +82,7 @@ impl Shard {
         let at = self.now.after(self.limits.rebalance_delay);
         for slot in 0..self.replicas.len() as u32 {
             if leads(&self.replicas[slot as usize]) && self.rightful(slot) == Some(node) {
-                self.balance.noted.push_back((at, slot));
+                self.balance.note(at, slot);
             }
         }
     }
@@ -70,7 +94,7 @@ impl Shard {
         }
         let mut left = TOGETHER;
         while left > 0
-            && let Some((_, slot)) = self.balance.noted.pop_front_if(|(at, _)| *at <= self.now)
+            && let Some(slot) = self.balance.next(self.now)
         {
             let replica = &self.replicas[slot as usize];
             let Some(to) = self.rightful(slot).filter(|_| leads(replica)) else {
@@ -108,5 +132,27 @@ mod tests {
         }
         assert_eq!(led, [10, 10, 10]);
         assert_eq!(preferred(GroupId(1), &[]), None);
+    }
+
+    #[test]
+    fn a_group_that_is_noted_again_waits_once_and_as_long_as_the_last_time() {
+        let mut balance = Balance::default();
+        for at in [10, 20, 30] {
+            for slot in 0..5 {
+                balance.note(Tick(at), slot);
+            }
+        }
+        balance.note(Tick(40), 1);
+        assert_eq!(balance.noted.len(), 5);
+        assert_eq!(balance.deadline(), Some(Tick(10)));
+        assert_eq!(balance.next(Tick(29)), None);
+        assert_eq!(balance.deadline(), Some(Tick(30)));
+        let due = std::iter::from_fn(|| balance.next(Tick(30)));
+        assert!(due.eq([0, 2, 3, 4]));
+        assert_eq!(
+            (balance.next(Tick(39)), balance.next(Tick(40))),
+            (None, Some(1))
+        );
+        assert!(balance.noted.is_empty() && balance.due.is_empty());
     }
 }

@@ -742,6 +742,8 @@ impl Shard {
         let error = Error::Fault {
             reason: reason.clone(),
         };
+        self.fail_reads(slot, &error);
+        let replica = &mut self.replicas[slot as usize];
         replica.fail_all(&mut self.queues, &error);
         self.leadership.fail(group, &error);
         replica.fault = Some(reason);

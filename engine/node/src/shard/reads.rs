@@ -211,9 +211,20 @@ impl Shard {
         request: u64,
         by_lease: bool,
     ) {
-        let Some(slot) = self.slot(group) else {
+        let slot = self.slot(group);
+        let slot = slot.filter(|slot| self.replicas[*slot as usize].fault.is_none());
+        let Some(slot) = slot else {
             return self.answer_ask(from, group, request, &Err(Error::NotLeader { hint: None }));
         };
+        let limit = self.limits.inbox_bytes;
+        if self.reads.bytes + PROPOSAL_OVERHEAD > limit {
+            // It asks again after a pause, for as long as its reads may wait.
+            let error = Error::Busy {
+                what: "shards.inbox_bytes",
+                limit: limit as u64,
+            };
+            return self.answer_ask(from, group, request, &Err(error));
+        }
         let came = self.shared.clock.now();
         let who = Who::Node {
             node: from,
@@ -508,6 +519,27 @@ impl Shard {
         }
         let look_at = self.now.after(LOOK_AGAIN);
         self.reads.look_at.get_or_insert(look_at);
+    }
+
+    /// A replica takes part no more: whoever reads there is told, also if the answer is already under way.
+    pub(super) fn fail_reads(&mut self, slot: u32, error: &Error) {
+        let asked = self.reads.asks.extract_if(|_, ask| ask.slot == slot);
+        let mut asked: Vec<(u64, Ask)> = asked.collect();
+        asked.sort_unstable_by_key(|(request, _)| *request);
+        let replica = &mut self.replicas[slot as usize];
+        let waiting = self.queues.reads.drain(&mut replica.reads);
+        for reading in asked
+            .into_iter()
+            .flat_map(|(_, ask)| ask.reads)
+            .chain(waiting)
+        {
+            self.reads.bytes -= reading.bytes();
+            reading.refuse(error);
+        }
+        for ready in self.queues.ready.drain(&mut replica.ready) {
+            self.reads.bytes -= ready.query.bytes();
+            ready.query.reply.answer(Err(error.clone()));
+        }
     }
 
     /// A node is silent: whatever it was asked is asked of another.

@@ -1,16 +1,23 @@
-//! What a shard does when its log can't be read: no part of it may go on with what comes behind a gap.
+//! What a shard does when its log can't be read: no part of it may go on with what comes behind a gap. And what its bounds
+//! hold when a replica is quarantined.
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use polyraft_raft::{Apply, Configuration, EntryRange, GroupId, HardState, Index, NodeId, Term};
 use polyraft_storage::sim::SimDisk;
 use polyraft_storage::{DataDir, Disk as _, EntryKind, WalOptions};
 use polyraft_transport::{LoopbackHub, Network};
 
-use crate::assembly::{Assembly, Place};
+use super::{PROPOSAL_OVERHEAD, Shard, Shared};
+use crate::assembly::{Assembly, Parts, Place};
 use crate::clock::Clock;
+use crate::completion::CompletionQueue;
 use crate::config::Config;
+use crate::error::Error;
+use crate::group::Read;
 
 const GROUP: GroupId = GroupId(7);
 
@@ -54,24 +61,29 @@ fn damage(disk: &SimDisk) {
     panic!("the entry is not in the log");
 }
 
+/// A node with one shard, which nobody runs.
+fn parts_on(disk: &SimDisk, path: &Path) -> (Arc<Shared>, Parts) {
+    let mut config = Config::default();
+    config.shards.count = 1;
+    let place = Place {
+        disk: Arc::new(disk.clone()),
+        path,
+        cluster: "c",
+        node: NodeId(1),
+    };
+    let assembly = Assembly::open(&place, &config, Clock::start()).unwrap();
+    let (shared, receiver) = (Arc::clone(&assembly.shared), Arc::clone(&assembly.router));
+    let port = LoopbackHub::new().join(assembly.identity(), receiver);
+    let network: Arc<dyn Network> = Arc::new(port.unwrap());
+    (shared, assembly.into_parts(&config, &network, &[]))
+}
+
 #[test]
 fn nothing_is_applied_behind_an_entry_that_cannot_be_read() {
     for is_damaged in [false, true] {
         let path = Path::new("/n");
         let disk = disk_with_two_blocks(path);
-        let mut config = Config::default();
-        config.shards.count = 1;
-        let place = Place {
-            disk: Arc::new(disk.clone()),
-            path,
-            cluster: "c",
-            node: NodeId(1),
-        };
-        let assembly = Assembly::open(&place, &config, Clock::start()).unwrap();
-        let (shared, receiver) = (Arc::clone(&assembly.shared), Arc::clone(&assembly.router));
-        let port = LoopbackHub::new().join(assembly.identity(), receiver);
-        let network: Arc<dyn Network> = Arc::new(port.unwrap());
-        let mut parts = assembly.into_parts(&config, &network, &[]);
+        let (shared, mut parts) = parts_on(&disk, path);
         let (shard, _) = &mut parts.shards[0];
         shard.open_recovered();
         shard.opened(GROUP, Ok(Index(0)));
@@ -91,4 +103,71 @@ fn nothing_is_applied_behind_an_entry_that_cannot_be_read() {
         let handed_on = shared.backlog.bytes() > 0;
         assert_eq!(handed_on, !is_damaged, "what reaches the state machine");
     }
+}
+
+#[test]
+fn the_bound_of_waiting_reads_holds_for_other_nodes_and_counts_nothing_that_was_refused() {
+    let (path, disk) = (Path::new("/n"), SimDisk::new(1));
+    let groups = [1, 2, 3].map(GroupId);
+    {
+        let dir = DataDir::open(Arc::new(disk.clone()), path, "c", NodeId(1), 1).unwrap();
+        let mut opened = polyraft_storage::open(&dir, &WalOptions::default(), 1).unwrap();
+        for group in groups {
+            let members = Configuration::simple([NodeId(1), NodeId(2)]);
+            opened.logs[0].create(group, &members).unwrap();
+        }
+        opened.logs[0].submit().unwrap();
+        opened.wals[0].close().unwrap();
+    }
+    let (_shared, mut parts) = parts_on(&disk, path);
+    let (shard, _) = &mut parts.shards[0];
+    shard.open_recovered();
+    for group in groups {
+        shard.opened(group, Ok(Index(0)));
+    }
+    shard.limits.inbox_bytes = 10 * PROPOSAL_OVERHEAD;
+    let queue = CompletionQueue::new();
+    // Nobody leads, so a read that is taken waits. How many are answered, and the last of the answers?
+    let answers = || {
+        let mut done = Vec::new();
+        queue.drain(&mut done, Duration::ZERO);
+        let last = done
+            .pop()
+            .map(|last| last.result.expect_err("nobody leads"));
+        (done.len() + usize::from(last.is_some()), last)
+    };
+    let read = |shard: &mut Shard, group, times| {
+        for tag in 0..times {
+            let reply = queue.reply_to(tag);
+            shard.read(group, Read::Linearizable, Bytes::new(), reply);
+        }
+    };
+    for group in [groups[0], groups[1]] {
+        read(shard, group, 13);
+        let (refused, why) = answers();
+        assert!(
+            matches!((refused, &why), (3, Some(Error::Busy { .. }))),
+            "{refused} {why:?}"
+        );
+        let slot = shard.slot(group).unwrap();
+        shard.quarantine(slot, "for a test".to_owned());
+        let (failed, why) = answers();
+        assert!(
+            matches!((failed, &why), (10, Some(Error::Fault { .. }))),
+            "{failed} {why:?}"
+        );
+    }
+    let slot = shard.slot(groups[2]).unwrap();
+    for request in 0..13 {
+        shard.read_asked(NodeId(2), groups[2], request, false);
+        shard.read_asked(NodeId(2), groups[0], request, false);
+    }
+    read(shard, groups[2], 1);
+    let (refused, why) = answers();
+    assert!(
+        matches!((refused, &why), (1, Some(Error::Busy { .. }))),
+        "{refused} {why:?}"
+    );
+    let waiting = &mut shard.replicas[slot as usize].reads;
+    assert_eq!(shard.queues.reads.drain(waiting).count(), 10);
 }
