@@ -4,6 +4,7 @@
 mod bench;
 mod cluster;
 mod control;
+mod crew;
 mod demo;
 mod html;
 mod load;

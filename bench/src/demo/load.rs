@@ -5,12 +5,12 @@ use super::acked::{AckFile, Promises};
 use super::client::Client;
 use super::machine::Ledger;
 use crate::cluster::Roster;
-use crate::control::{Control, Goal};
-use anyhow::{Result, bail};
+use crate::control::Control;
+use crate::crew::Crew;
+use anyhow::Result;
 use hdrhistogram::Histogram;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How to drive load.
@@ -98,10 +98,16 @@ impl Shared {
     }
 }
 
+impl AsRef<Control> for Shared {
+    fn as_ref(&self) -> &Control {
+        &self.control
+    }
+}
+
 /// A running load generator. Dropping it ends it.
 #[derive(Debug)]
 pub struct Load {
-    clients: Vec<(Arc<Shared>, Option<JoinHandle<Promises>>)>,
+    clients: Crew<Shared, Promises>,
     scratch: Figures,
     drain_limit: Duration,
 }
@@ -117,7 +123,7 @@ impl Load {
             .min(options.inflight)
             .min(usize::try_from(groups)?);
         let first_client = fresh_client_id();
-        let mut clients = Vec::new();
+        let mut clients = Crew::new();
         for at in 0..count {
             let shared = Arc::new(Shared::new());
             // Groups and window are dealt out evenly; no two clients share a group.
@@ -129,10 +135,7 @@ impl Load {
                 Arc::clone(roster),
                 Arc::clone(&shared),
             );
-            let thread = std::thread::Builder::new()
-                .name(format!("load-{at}"))
-                .spawn(move || client.run())?;
-            clients.push((shared, Some(thread)));
+            clients.start(shared, move || client.run())?;
         }
         Ok(Self {
             clients,
@@ -145,87 +148,34 @@ impl Load {
     /// something that must not happen.
     pub fn take_figures(&mut self, into: &mut Figures) -> Result<()> {
         into.clear();
-        for (shared, _) in &self.clients {
+        for shared in self.clients.shared() {
             self.scratch.clear();
             // The client gets the empty one: it waits for a swap, not for a copy.
             std::mem::swap(&mut self.scratch, &mut *shared.figures());
             into.add(&self.scratch);
         }
-        self.check()
+        self.clients.check()
     }
 
     /// Stops proposing and waits until nothing is in flight.
     pub async fn rest(&self) -> Result<()> {
-        self.set_goal(Goal::Rest);
-        let deadline = std::time::Instant::now() + self.drain_limit;
-        while !self
-            .clients
-            .iter()
-            .all(|(shared, _)| shared.control.is_resting())
-        {
-            self.check()?;
-            if std::time::Instant::now() > deadline {
-                bail!(
-                    "proposals in flight have no answer after {} s",
-                    self.drain_limit.as_secs()
-                );
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        Ok(())
+        self.clients.rest(self.drain_limit).await
     }
 
     /// Proposes again.
     pub fn resume(&self) {
-        self.set_goal(Goal::Run);
+        self.clients.resume();
     }
 
     /// Ends the load and returns what was promised.
     pub async fn end(mut self) -> Result<Promises> {
         self.rest().await?;
-        self.set_goal(Goal::End);
         let mut promises = Promises::default();
-        for (_, thread) in &mut self.clients {
-            if let Some(thread) = thread.take() {
-                promises.merge(
-                    thread
-                        .join()
-                        .map_err(|_| anyhow::anyhow!("a load thread panicked"))?,
-                );
-            }
+        for promised in self.clients.end()? {
+            promises.merge(promised);
         }
-        self.check()?;
+        self.clients.check()?;
         Ok(promises)
-    }
-
-    fn check(&self) -> Result<()> {
-        for (shared, thread) in &self.clients {
-            if let Some(fault) = shared.control.fault() {
-                bail!("the load saw: {fault}");
-            }
-            if thread.as_ref().is_some_and(JoinHandle::is_finished)
-                && shared.control.goal() != Goal::End
-            {
-                bail!("a load thread panicked");
-            }
-        }
-        Ok(())
-    }
-
-    fn set_goal(&self, goal: Goal) {
-        for (shared, _) in &self.clients {
-            shared.control.set_goal(goal);
-        }
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        self.set_goal(Goal::End);
-        for (_, thread) in &mut self.clients {
-            // A client that panicked was reported by `check`, or the demo has failed for another reason.
-            let _ = thread.take().map(JoinHandle::join);
-        }
     }
 }
 

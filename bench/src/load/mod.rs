@@ -15,13 +15,13 @@ pub use port::{Answer, Answered, Elsewhere, Port};
 pub use reads::Reads;
 pub use watch::{Outage, Watch};
 
-use crate::control::{Control, Goal};
+use crate::control::Control;
+use crate::crew::Crew;
 use crate::workload::{Pace, Workload};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use worker::Worker;
 
@@ -63,6 +63,12 @@ impl Shared {
     }
 }
 
+impl AsRef<Control> for Shared {
+    fn as_ref(&self) -> &Control {
+        &self.control
+    }
+}
+
 /// When a load began, and which part of it counts.
 #[derive(Clone, Debug)]
 pub struct Timing {
@@ -78,7 +84,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 /// A running load. Dropping it ends it.
 #[derive(Debug)]
 pub struct Load {
-    threads: Vec<(Arc<Shared>, Option<JoinHandle<()>>)>,
+    threads: Crew<Shared, ()>,
     watch: Arc<Watch>,
     scratch: Figures,
     drain_limit: Duration,
@@ -94,7 +100,7 @@ impl Load {
     ) -> Result<Self> {
         let watch = Arc::new(Watch::new(workload.active_groups, timing.origin));
         let mut load = Self {
-            threads: Vec::new(),
+            threads: Crew::new(),
             watch,
             scratch: Figures::new(),
             drain_limit: proposal_timeout + DRAIN_LIMIT,
@@ -110,10 +116,7 @@ impl Load {
                 Arc::clone(&shared),
                 Arc::clone(&load.watch),
             );
-            let thread = std::thread::Builder::new()
-                .name(format!("load-{at}"))
-                .spawn(move || worker.run())?;
-            load.threads.push((shared, Some(thread)));
+            load.threads.start(shared, move || worker.run())?;
         }
         Ok(load)
     }
@@ -127,83 +130,33 @@ impl Load {
     /// that must not happen.
     pub fn take_since(&mut self, into: &mut Figures) -> Result<()> {
         into.clear();
-        for (shared, _) in &self.threads {
+        for shared in self.threads.shared() {
             self.scratch.clear();
             // The thread gets the empty ones: it waits for a swap, not for a copy.
             std::mem::swap(&mut self.scratch, &mut shared.counted().since);
             into.add(&self.scratch);
         }
-        self.check()
+        self.threads.check()
     }
 
     /// CPU time of the generator's threads so far.
     pub fn cpu(&self) -> Duration {
         let sum = self
             .threads
-            .iter()
-            .map(|(shared, _)| shared.cpu.load(Ordering::Relaxed));
+            .shared()
+            .map(|shared| shared.cpu.load(Ordering::Relaxed));
         Duration::from_nanos(sum.sum())
     }
 
     /// Stops sending, waits until nothing is in flight, and returns the figures of the window.
     pub async fn end(mut self) -> Result<Figures> {
-        self.set_goal(Goal::Rest);
-        let deadline = Instant::now() + self.drain_limit;
-        while !self
-            .threads
-            .iter()
-            .all(|(shared, _)| shared.control.is_resting())
-        {
-            self.check()?;
-            if Instant::now() > deadline {
-                bail!(
-                    "operations in flight have no answer after {} s",
-                    self.drain_limit.as_secs()
-                );
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        self.check()?;
+        self.threads.rest(self.drain_limit).await?;
         let mut window = Figures::new();
-        for (shared, _) in &self.threads {
+        for shared in self.threads.shared() {
             window.add(&shared.counted().window);
         }
-        self.stop();
+        self.threads.end()?;
         Ok(window)
-    }
-
-    fn check(&self) -> Result<()> {
-        for (shared, thread) in &self.threads {
-            if let Some(fault) = shared.control.fault() {
-                bail!("the load saw: {fault}");
-            }
-            if thread.as_ref().is_some_and(JoinHandle::is_finished)
-                && shared.control.goal() != Goal::End
-            {
-                bail!("a load thread panicked");
-            }
-        }
-        Ok(())
-    }
-
-    fn set_goal(&self, goal: Goal) {
-        for (shared, _) in &self.threads {
-            shared.control.set_goal(goal);
-        }
-    }
-
-    fn stop(&mut self) {
-        self.set_goal(Goal::End);
-        for (_, thread) in &mut self.threads {
-            // One that panicked was reported by `check`, or the command has failed for another reason.
-            let _ = thread.take().map(JoinHandle::join);
-        }
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        self.stop();
     }
 }
 
