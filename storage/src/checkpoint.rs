@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::BufMut;
-use polyraft_raft::{GroupId, HardState, Index, LogPosition, NodeId, Term};
+use polyraft_raft::{GroupId, HardState, Index, Life, LogPosition, NodeId, Term};
 use rustc_hash::FxHashMap;
 
 use crate::batch::Lsn;
@@ -11,15 +11,17 @@ use crate::block::{MAX_COUNT, u32_at, u64_at};
 use crate::format::{parse_configuration, put_configuration};
 use crate::group::{GroupLog, Interned};
 use crate::index::{BlockRef, Place, SEGMENT_LIMIT, Where};
+use crate::tombstone::{Ending, Tombstone};
 
 const MAGIC: &[u8; 8] = b"PRWALCKP";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 88;
-/// Fixed part of an entry: ids and flags (24), three lengths (12), hard state and base (40).
-const ENTRY_BYTES: usize = 76;
+/// Fixed part of an entry: ids and flags (24), three lengths (12), life (4), hard state and base (40), joined (8).
+const ENTRY_BYTES: usize = 88;
 const BLOCK_BYTES: usize = 40;
 const TOMBSTONE: u32 = 1;
 const VOTED: u32 = 2;
+const REMOVED: u32 = 4;
 
 /// A place in the stream of records: behind everything that lies before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -137,12 +139,14 @@ impl Section {
         self.bytes.put_u32_le(configuration.len() as u32);
         self.bytes.put_u32_le(fault.len() as u32);
         self.bytes.put_u32_le(log.blocks.len() as u32);
+        self.bytes.put_u32_le(log.life.get());
         for value in [
             state.term.0,
             state.vote.map_or(0, |node| node.0),
             state.commit.0,
             log.base.term.0,
             log.base.index.0,
+            log.joined.0,
         ] {
             self.bytes.put_u64_le(value);
         }
@@ -173,9 +177,24 @@ impl Section {
     }
 
     /// Appends a tombstone.
-    pub(crate) fn put_tombstone(&mut self, group: GroupId, position: Position) {
-        self.put_entry(group, TOMBSTONE, position);
-        self.bytes.put_bytes(0, ENTRY_BYTES - 24);
+    pub(crate) fn put_tombstone(
+        &mut self,
+        group: GroupId,
+        tombstone: &Tombstone,
+        position: Position,
+    ) {
+        let voted = tombstone.vote.map_or(0, |_| VOTED);
+        let removed = match tombstone.ending {
+            Ending::Removed => REMOVED,
+            Ending::Destroyed => 0,
+        };
+        self.put_entry(group, TOMBSTONE | voted | removed, position);
+        self.bytes.put_bytes(0, 12);
+        self.bytes.put_u32_le(tombstone.life.get());
+        self.bytes.put_u64_le(tombstone.term.0);
+        self.bytes
+            .put_u64_le(tombstone.vote.map_or(0, |node| node.0));
+        self.bytes.put_bytes(0, 32);
     }
 
     fn put_entry(&mut self, group: GroupId, flags: u32, position: Position) {
@@ -200,8 +219,13 @@ pub(crate) struct Loaded {
     pub(crate) group: GroupId,
     /// Records of the group before this position are in `log` already.
     pub(crate) position: Position,
-    /// `None` for a tombstone.
-    pub(crate) log: Option<GroupLog>,
+    pub(crate) what: Held,
+}
+
+/// What a checkpoint has of a group.
+pub(crate) enum Held {
+    Log(GroupLog),
+    Tombstone(Tombstone),
 }
 
 /// Reads a whole checkpoint file, calling `each` for its entries in order.
@@ -229,25 +253,37 @@ fn load_entry(rest: &mut &[u8], interned: &mut Interned) -> Option<Loaded> {
         offset: u32_at(entry, 16),
     };
     let flags = u32_at(entry, 20);
+    let life = Life::new(u32_at(entry, 36))?;
+    let state = HardState {
+        term: Term(u64_at(entry, 40)),
+        vote: (flags & VOTED != 0).then_some(NodeId(u64_at(entry, 48))),
+        commit: Index(u64_at(entry, 56)),
+    };
     if flags & TOMBSTONE != 0 {
+        let ending = match flags & REMOVED {
+            0 => Ending::Destroyed,
+            _ => Ending::Removed,
+        };
+        let tombstone = Tombstone {
+            life,
+            ending,
+            term: state.term,
+            vote: state.vote,
+        };
         return Some(Loaded {
             group,
             position,
-            log: None,
+            what: Held::Tombstone(tombstone),
         });
     }
     let [configuration, fault, blocks] = [24, 28, 32].map(|at| u32_at(entry, at) as usize);
-    let vote = NodeId(u64_at(entry, 44));
     let mut log = GroupLog::new(Arc::default());
-    log.hard_state = HardState {
-        term: Term(u64_at(entry, 36)),
-        vote: (flags & VOTED != 0).then_some(vote),
-        commit: Index(u64_at(entry, 52)),
-    };
+    (log.life, log.hard_state) = (life, state);
     log.base = LogPosition {
-        term: Term(u64_at(entry, 60)),
-        index: Index(u64_at(entry, 68)),
+        term: Term(u64_at(entry, 64)),
+        index: Index(u64_at(entry, 72)),
     };
+    log.joined = Index(u64_at(entry, 80));
     log.configuration = interned.share(parse_configuration(take(rest, configuration)?)?);
     if fault > 0 {
         log.fault = Some(String::from_utf8_lossy(take(rest, fault)?).into());
@@ -270,7 +306,7 @@ fn load_entry(rest: &mut &[u8], interned: &mut Interned) -> Option<Loaded> {
     Some(Loaded {
         group,
         position,
-        log: Some(log),
+        what: Held::Log(log),
     })
 }
 

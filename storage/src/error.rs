@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use polyraft_raft::{GroupId, Index};
+use polyraft_raft::{GroupId, Index, Life};
 
 /// Why the log could not be opened or did not take a record.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -75,6 +75,16 @@ pub enum StorageError {
     /// The log was stopped.
     #[error("the log is stopped")]
     Stopped,
+    /// A group is to begin in a life that ended here.
+    #[error("{life} of group {group} cannot begin: {over} of it has ended here")]
+    LifeIsOver {
+        /// The group.
+        group: GroupId,
+        /// The life that was to begin.
+        life: Life,
+        /// The newest one that ended.
+        over: Life,
+    },
     /// One record cannot fit into a batch.
     #[error(
         "a record of {bytes} bytes is larger than the log takes ({limit} bytes); raise max_batch_bytes and segment_bytes or send less at once"

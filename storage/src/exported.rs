@@ -132,7 +132,7 @@ pub fn import(
     group: GroupId,
     configuration: Configuration,
 ) -> Result<SnapshotFile, ImportError> {
-    if log.contains(group) || log.is_tombstoned(group) {
+    if log.contains(group) || log.tombstone_of(group).is_some() {
         return Err(ImportError::Used { group });
     }
     let (store, _) = SnapshotStore::open(data_dir)?;

@@ -3,13 +3,15 @@
 
 use bytes::{BufMut, BytesMut};
 use polyraft_raft::{
-    Configuration, EntryRange, GroupId, HardState, Index, LogPosition, NodeId, Term,
+    Configuration, EntryRange, GroupId, HardState, Index, Life, LogPosition, NodeId, Term,
 };
 
 use crate::block::{
     BLOCK_HEADER_BYTES, BLOCK_MAGIC, EntryBlock, is_intact, u16_at, u32_at, u64_at,
 };
+use crate::group::Creation;
 use crate::index::SEGMENT_LIMIT;
+use crate::tombstone::{Ending, Tombstone};
 
 /// Unit of batch alignment and of everything that is written in place.
 pub const PAGE_BYTES: usize = 4096;
@@ -23,7 +25,7 @@ pub const CONTROL_HEADER_BYTES: usize = 24;
 const SEGMENT_MAGIC: &[u8; 8] = b"PRWALSEG";
 const BATCH_MAGIC: u32 = u32::from_le_bytes(*b"PRBT");
 const CONTROL_MAGIC: u16 = u16::from_le_bytes(*b"PR");
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// The header of a segment file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,8 +163,8 @@ pub enum Record {
         /// Its entries.
         range: EntryRange,
     },
-    /// A group begins.
-    Create(Configuration),
+    /// A replica begins.
+    Create(Creation),
     /// Term, vote and commit hint.
     HardState(HardState),
     /// Entries from here on are gone.
@@ -175,8 +177,8 @@ pub enum Record {
         /// Last position that goes.
         through: LogPosition,
     },
-    /// The group is gone and must not come back by itself.
-    Tombstone,
+    /// The replica is over and must not come back by itself.
+    Tombstone(Tombstone),
     /// An entry block that was written before and moved here; it begins `CONTROL_HEADER_BYTES` into the record.
     Relocated {
         /// Its entries.
@@ -327,7 +329,11 @@ fn control_payload(kind: u8, version: u8, group: GroupId, payload: &[u8]) -> Opt
         return None;
     }
     match (kind, payload.len()) {
-        (CREATE, _) => parse_configuration(payload).map(Record::Create),
+        (CREATE, 16..) => Some(Record::Create(Creation {
+            life: Life::new(u32_at(payload, 0))?,
+            joined: Index(u64_at(payload, 8)),
+            configuration: parse_configuration(&payload[16..])?,
+        })),
         (HARD_STATE, 32) => Some(Record::HardState(HardState {
             term: Term(u64_at(payload, 0)),
             vote: (u64_at(payload, 8) != 0).then(|| NodeId(u64_at(payload, 16))),
@@ -342,7 +348,16 @@ fn control_payload(kind: u8, version: u8, group: GroupId, payload: &[u8]) -> Opt
                 index: Index(u64_at(payload, 8)),
             },
         }),
-        (TOMBSTONE, 0) => Some(Record::Tombstone),
+        (TOMBSTONE, 24) => Some(Record::Tombstone(Tombstone {
+            life: Life::new(u32_at(payload, 0))?,
+            ending: match payload[4] {
+                0 => Ending::Destroyed,
+                1 => Ending::Removed,
+                _ => return None,
+            },
+            term: Term(u64_at(payload, 8)),
+            vote: (payload[5] != 0).then(|| NodeId(u64_at(payload, 16))),
+        })),
         (RELOCATED, _) => {
             let (owner, range, bytes) = block_header(payload).ok()?;
             (owner == group && bytes == payload.len()).then_some(Record::Relocated { range })
@@ -351,10 +366,13 @@ fn control_payload(kind: u8, version: u8, group: GroupId, payload: &[u8]) -> Opt
     }
 }
 
-/// Appends the record that creates a group.
-pub fn put_create(buffer: &mut BytesMut, group: GroupId, configuration: &Configuration) {
+/// Appends the record that creates a replica.
+pub fn put_create(buffer: &mut BytesMut, group: GroupId, creation: &Creation) {
     let mut payload = Vec::new();
-    put_configuration(&mut payload, configuration);
+    payload.put_u32_le(creation.life.get());
+    payload.put_u32_le(0);
+    payload.put_u64_le(creation.joined.0);
+    put_configuration(&mut payload, &creation.configuration);
     put_control(buffer, CREATE, group, &payload);
 }
 
@@ -382,8 +400,14 @@ pub fn put_purge(buffer: &mut BytesMut, group: GroupId, through: LogPosition) {
 }
 
 /// Appends a tombstone.
-pub fn put_tombstone(buffer: &mut BytesMut, group: GroupId) {
-    put_control(buffer, TOMBSTONE, group, &[]);
+pub fn put_tombstone(buffer: &mut BytesMut, group: GroupId, tombstone: &Tombstone) {
+    let mut payload = [0; 24];
+    payload[0..4].copy_from_slice(&tombstone.life.get().to_le_bytes());
+    payload[4] = (tombstone.ending == Ending::Removed).into();
+    payload[5] = tombstone.vote.is_some().into();
+    payload[8..16].copy_from_slice(&tombstone.term.0.to_le_bytes());
+    payload[16..24].copy_from_slice(&tombstone.vote.map_or(0, |node| node.0).to_le_bytes());
+    put_control(buffer, TOMBSTONE, group, &payload);
 }
 
 /// Appends a block that moves.

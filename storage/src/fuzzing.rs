@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use polyraft_raft::Index;
 
 use crate::block::{BLOCK_HEADER_BYTES, BLOCK_MAGIC, EntryBlock, pack, u16_at, u32_at};
-use crate::checkpoint::{Loaded, Section, load};
+use crate::checkpoint::{Held, Loaded, Section, load};
 use crate::data_dir::Identity;
 use crate::format::{
     BATCH_HEADER_BYTES, BatchHeader, CONTROL_HEADER_BYTES, Located, Record, RecordDamage, Records,
@@ -168,11 +168,11 @@ fn write_again(bytes: &[u8], located: &Located) {
     let mut again = BytesMut::new();
     match &located.record {
         Record::Block { .. } => return,
-        Record::Create(configuration) => put_create(&mut again, located.group, configuration),
+        Record::Create(creation) => put_create(&mut again, located.group, creation),
         Record::HardState(state) => put_hard_state(&mut again, located.group, state),
         Record::Truncate { from } => put_truncate(&mut again, located.group, *from),
         Record::Purge { through } => put_purge(&mut again, located.group, *through),
-        Record::Tombstone => put_tombstone(&mut again, located.group),
+        Record::Tombstone(tombstone) => put_tombstone(&mut again, located.group, tombstone),
         Record::Relocated { range } => {
             let block = &bytes[CONTROL_HEADER_BYTES..];
             let length = EntryBlock::encoded_len(block).expect("the record was taken");
@@ -287,10 +287,10 @@ fn load_and_write(file: &[u8]) -> Option<Vec<u8>> {
     let each = |Loaded {
                     group,
                     position,
-                    log,
-                }| match log {
-        Some(log) => section.put_group(group, &log, position, &mut patches),
-        None => section.put_tombstone(group, position),
+                    what,
+                }| match what {
+        Held::Log(log) => section.put_group(group, &log, position, &mut patches),
+        Held::Tombstone(tombstone) => section.put_tombstone(group, &tombstone, position),
     };
     let header = load(file, &mut Interned::default(), each).ok()?;
     assert_eq!(header.entries, section.entries);
@@ -304,14 +304,17 @@ mod kept;
 
 #[cfg(test)]
 mod tests {
-    use polyraft_raft::{Configuration, EntryRange, GroupId, HardState, LogPosition, NodeId, Term};
+    use polyraft_raft::{
+        Configuration, EntryRange, GroupId, HardState, Life, LogPosition, NodeId, Term,
+    };
 
     use super::*;
     use crate::batch::Lsn;
     use crate::block::EntryKind;
     use crate::checkpoint::{CheckpointHeader, Position, ReplayFrom};
     use crate::data_dir::{PeerSeen, StoreId};
-    use crate::group::GroupLog;
+    use crate::group::{Creation, GroupLog};
+    use crate::tombstone::{Ending, Tombstone};
 
     #[test]
     fn kept_inputs_do_no_harm() {
@@ -374,12 +377,23 @@ mod tests {
         let varied = packed(EntryKind::Normal, &["", "put a", "delete b"]);
         let noop = packed(EntryKind::Noop, &[""]);
         let mut body = BytesMut::new();
-        put_create(&mut body, group, &joint);
+        let creation = Creation {
+            life: Life::new(5).unwrap(),
+            joined: Index(77),
+            configuration: joint.clone(),
+        };
+        let removed = Tombstone {
+            ending: Ending::Removed,
+            term: Term(4),
+            vote: Some(NodeId(3)),
+            ..Tombstone::destroyed(Life::LAST)
+        };
+        put_create(&mut body, group, &creation);
         put_hard_state(&mut body, group, &state);
         body.extend_from_slice(&varied);
         put_truncate(&mut body, group, Index(11));
         put_purge(&mut body, group, position);
-        put_tombstone(&mut body, GroupId(8));
+        put_tombstone(&mut body, GroupId(8), &removed);
         let mut moved = BytesMut::new();
         put_relocated(&mut moved, &EntryBlock::parse(&equal).unwrap());
         let segment = SegmentHeader {
@@ -448,6 +462,7 @@ mod tests {
     /// A checkpoint of a group with blocks, a faulty one, and a tombstone.
     fn checkpoint_of(state: HardState, base: LogPosition, configuration: Configuration) -> Vec<u8> {
         let mut log = GroupLog::new(configuration.into());
+        (log.life, log.joined) = (Life::new(3).unwrap(), Index(12));
         log.hard_state = state;
         log.base = base;
         for first in [10, 14] {
@@ -466,7 +481,7 @@ mod tests {
         section.put_group(GroupId(7), &log, position, &mut Vec::new());
         log.fault = Some("rot".into());
         section.put_group(GroupId(9), &log, position, &mut Vec::new());
-        section.put_tombstone(GroupId(8), position);
+        section.put_tombstone(GroupId(8), &Tombstone::destroyed(Life::FIRST), position);
         CheckpointHeader {
             lane: 1,
             store: 5,

@@ -3,12 +3,41 @@
 
 use std::sync::Arc;
 
-use polyraft_raft::{Configuration, EntryRange, GroupId, HardState, Index, LogPosition, TermRun};
+use polyraft_raft::{
+    Configuration, EntryRange, GroupId, HardState, Index, Life, LogPosition, TermRun,
+};
 
 use crate::index::{BlockIndex, BlockRef, Place};
+use crate::tombstone::Tombstone;
+
+/// How a replica begins.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Creation {
+    /// Which life of the group's id it belongs to.
+    pub life: Life,
+    /// It was made for a member that the group took in at this place of its log, and takes no part in votes until its own log
+    /// reaches there; 0 for the members that the group began with.
+    pub joined: Index,
+    /// The members as far as the one who made it knew.
+    pub configuration: Configuration,
+}
+
+impl Creation {
+    /// That of a member which the group begins with.
+    #[must_use]
+    pub fn founding(life: Life, configuration: Configuration) -> Self {
+        Creation {
+            life,
+            joined: Index::ZERO,
+            configuration,
+        }
+    }
+}
 
 /// What a group's records add up to.
 pub(crate) struct GroupLog {
+    pub(crate) life: Life,
+    pub(crate) joined: Index,
     pub(crate) configuration: Arc<Configuration>,
     pub(crate) hard_state: HardState,
     /// Everything up to here was purged; entries begin right behind it.
@@ -22,11 +51,28 @@ pub(crate) struct GroupLog {
 impl GroupLog {
     pub(crate) fn new(configuration: Arc<Configuration>) -> Self {
         Self {
+            life: Life::FIRST,
+            joined: Index::ZERO,
             configuration,
             hard_state: HardState::default(),
             base: LogPosition::default(),
             blocks: BlockIndex::default(),
             fault: None,
+        }
+    }
+
+    /// A replica that begins where a tombstone stands, or none does.
+    pub(crate) fn begun(
+        creation: Creation,
+        before: Option<Tombstone>,
+        interned: &mut Interned,
+    ) -> Self {
+        let state = before.map(|tombstone| tombstone.hard_state_for(creation.life));
+        Self {
+            life: creation.life,
+            joined: creation.joined,
+            hard_state: state.unwrap_or_default(),
+            ..Self::new(interned.share(creation.configuration))
         }
     }
 
@@ -80,6 +126,8 @@ impl GroupLog {
     pub(crate) fn recovered(&self, group: GroupId) -> RecoveredGroup {
         RecoveredGroup {
             group,
+            life: self.life,
+            joined: self.joined,
             configuration: (*self.configuration).clone(),
             hard_state: self.hard_state,
             base: self.base,
@@ -95,6 +143,10 @@ impl GroupLog {
 pub struct RecoveredGroup {
     /// Its id.
     pub group: GroupId,
+    /// Which life of the id it belongs to.
+    pub life: Life,
+    /// See [`Creation::joined`].
+    pub joined: Index,
     /// The configuration it was created with.
     pub configuration: Configuration,
     /// Newest durable term, vote and commit hint.
@@ -152,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_quiet_group_takes_little_memory() {
-        assert!(size_of::<GroupLog>() <= 152, "{}", size_of::<GroupLog>());
+        assert!(size_of::<GroupLog>() <= 168, "{}", size_of::<GroupLog>());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use polyraft_raft::Configuration;
+use polyraft_raft::{Configuration, Index};
 
 use crate::data_dir::{self, WAL};
 use crate::disk::{Disk, FileDisk};
@@ -18,6 +18,7 @@ use crate::index::{BlockRef, Where};
 use crate::options::WalOptions;
 use crate::pool::{Owner, Segment};
 use crate::recovery::{LaneFiles, RecoveredLane};
+use crate::tombstone::Ending;
 
 /// A log that was found sound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -372,8 +373,12 @@ fn dump_record(record: &Record, bytes: u32, out: &mut dyn Write) -> io::Result<(
                 range.first, range.end, range.term
             )
         }
-        Record::Create(configuration) => {
-            writeln!(out, "create {}", describe(configuration))
+        Record::Create(creation) => {
+            write!(out, "create {}", creation.life)?;
+            if creation.joined > Index::ZERO {
+                write!(out, " joined {}", creation.joined)?;
+            }
+            writeln!(out, " {}", describe(&creation.configuration))
         }
         Record::HardState(state) => match state.vote {
             Some(vote) => writeln!(
@@ -387,7 +392,21 @@ fn dump_record(record: &Record, bytes: u32, out: &mut dyn Write) -> io::Result<(
         Record::Purge { through } => {
             writeln!(out, "purge through {} {}", through.index, through.term)
         }
-        Record::Tombstone => writeln!(out, "tombstone"),
+        Record::Tombstone(tombstone) => {
+            let ending = match tombstone.ending {
+                Ending::Destroyed => "destroyed",
+                Ending::Removed => "removed",
+            };
+            write!(
+                out,
+                "tombstone {} {ending} {}",
+                tombstone.life, tombstone.term
+            )?;
+            match tombstone.vote {
+                Some(vote) => writeln!(out, " vote {vote}"),
+                None => writeln!(out),
+            }
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use crate::index::Where;
 use crate::options::WalOptions;
 use crate::pool::{FoundSegments, Owner, Raw, Segment, parse_slot, slot_name};
 use crate::replay::Groups;
+use crate::tombstone::Tombstone;
 
 /// File name of the index checkpoint in a lane's directory.
 pub(crate) const CHECKPOINT: &str = "checkpoint";
@@ -82,7 +83,7 @@ pub(crate) struct LaneFiles<'a> {
 /// A lane as it was found.
 pub(crate) struct RecoveredLane {
     pub(crate) groups: FxHashMap<GroupId, GroupLog>,
-    pub(crate) tombstones: FxHashSet<GroupId>,
+    pub(crate) tombstones: FxHashMap<GroupId, Tombstone>,
     pub(crate) segments: FoundSegments,
     /// The segment that is written next and where; `None` for a lane without any segment.
     pub(crate) tip: Option<(Arc<Segment>, u64)>,

@@ -2,22 +2,23 @@
 //! Must never panic on what it reads: a record that does not fit marks its group.
 
 use bytes::Bytes;
-use polyraft_raft::GroupId;
-use rustc_hash::{FxHashMap, FxHashSet};
+use polyraft_raft::{GroupId, Life};
+use rustc_hash::FxHashMap;
 
 use crate::batch::Lsn;
-use crate::checkpoint::{self, CheckpointHeader, Position};
+use crate::checkpoint::{self, CheckpointHeader, Held, Position};
 use crate::format::{
     BATCH_HEADER_BYTES, BatchHeader, CONTROL_HEADER_BYTES, Located, Record, Records,
 };
 use crate::group::{GroupLog, Interned};
 use crate::index::Place;
+use crate::tombstone::Tombstone;
 
 /// All groups of a lane while it is read.
 #[derive(Default)]
 pub(crate) struct Groups {
     pub(crate) groups: FxHashMap<GroupId, GroupLog>,
-    pub(crate) tombstones: FxHashSet<GroupId>,
+    pub(crate) tombstones: FxHashMap<GroupId, Tombstone>,
     pub(crate) interned: Interned,
     /// Records before these are in the checkpoint already.
     positions: FxHashMap<GroupId, Position>,
@@ -38,9 +39,9 @@ impl Groups {
         checkpoint::load(file, interned, |loaded| {
             *newest = loaded.position.max(*newest);
             positions.insert(loaded.group, loaded.position);
-            match loaded.log {
-                Some(log) => _ = groups.insert(loaded.group, log),
-                None => _ = tombstones.insert(loaded.group),
+            match loaded.what {
+                Held::Log(log) => _ = groups.insert(loaded.group, log),
+                Held::Tombstone(tombstone) => _ = tombstones.insert(loaded.group, tombstone),
             }
         })
     }
@@ -80,15 +81,15 @@ impl Groups {
         let place = Place::segment(segment);
         let at = base as u32 + offset;
         match record {
-            Record::Create(configuration) => {
-                self.tombstones.remove(&group);
-                let configuration = self.interned.share(configuration);
-                self.groups.insert(group, GroupLog::new(configuration));
+            Record::Create(creation) => {
+                let before = self.tombstones.remove(&group);
+                let log = GroupLog::begun(creation, before, &mut self.interned);
+                self.groups.insert(group, log);
                 return;
             }
-            Record::Tombstone => {
+            Record::Tombstone(tombstone) => {
                 self.groups.remove(&group);
-                self.tombstones.insert(group);
+                self.tombstones.insert(group, tombstone);
                 return;
             }
             _ => {}
@@ -124,19 +125,21 @@ impl Groups {
                     log.blocks.set_place(cursor, place, offset);
                 }
             }
-            Record::Create(_) | Record::Tombstone => {}
+            Record::Create(_) | Record::Tombstone(_) => {}
         }
     }
 
     /// Part of a group's log is lost. A group that is not here yet is kept as a faulty one: it may have voted.
     pub(crate) fn damage(&mut self, group: GroupId, lsn: u64, offset: u32, fault: String) {
-        if self.tombstones.contains(&group) || self.is_known(group, lsn, offset) {
+        if self.is_known(group, lsn, offset) {
             return;
         }
-        let log = self
-            .groups
-            .entry(group)
-            .or_insert_with(|| GroupLog::new(Default::default()));
+        // Behind a tombstone comes another one or the next creation, and a replica of that may have voted too.
+        let ended = self.tombstones.remove(&group);
+        let log = self.groups.entry(group).or_insert_with(|| GroupLog {
+            life: ended.map_or(Life::FIRST, |tombstone| tombstone.life.next()),
+            ..GroupLog::new(Default::default())
+        });
         log.fault.get_or_insert_with(|| fault.into());
     }
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{
-    Configuration, EntryRange, GroupId, HardState, Index, LogExtents, LogPosition,
+    Configuration, EntryRange, GroupId, HardState, Index, Life, LogExtents, LogPosition,
 };
-use rustc_hash::FxHashSet;
+use rustc_hash::FxHashMap;
 
 use crate::batch::{Lsn, Tally};
 use crate::block::{EntryBlock, EntryKind, pack};
@@ -16,12 +16,13 @@ use crate::blocks::Blocks;
 use crate::checkpoint::Position;
 use crate::error::{BlockError, ReadError, StorageError};
 use crate::format;
-use crate::group::{GroupLog, Interned, RecoveredGroup};
+use crate::group::{Creation, GroupLog, Interned, RecoveredGroup};
 use crate::index::{BlockRef, Place, Where};
 use crate::lane::{Durable, Lane, Placed};
 use crate::prefetch::{PREFETCH_AHEAD, PREFETCH_SOON};
 use crate::table::GroupTable;
 use crate::tail::{Tail, TurnPiece};
+use crate::tombstone::Tombstone;
 use crate::upkeep::Upkeep;
 
 /// Bytes that the turn buffer grows by.
@@ -37,7 +38,7 @@ pub struct ShardLog {
     /// Which of the lane's shards this is.
     pub(crate) slot: usize,
     pub(crate) groups: GroupTable<GroupLog>,
-    pub(crate) tombstones: FxHashSet<GroupId>,
+    pub(crate) tombstones: FxHashMap<GroupId, Tombstone>,
     interned: Interned,
     pub(crate) turn: TurnBuffer,
     pub(crate) tail: Tail,
@@ -141,7 +142,7 @@ impl TurnBuffer {
 /// What an open hands to a shard.
 pub(crate) struct ShardState {
     pub(crate) groups: GroupTable<GroupLog>,
-    pub(crate) tombstones: FxHashSet<GroupId>,
+    pub(crate) tombstones: FxHashMap<GroupId, Tombstone>,
     /// Behind the last record that was recovered.
     pub(crate) position: Position,
 }
@@ -168,14 +169,21 @@ impl ShardLog {
         self.groups.iter().map(|(group, log)| log.recovered(group))
     }
 
-    /// Groups that were removed here and must not come back by themselves.
-    pub fn tombstones(&self) -> impl Iterator<Item = GroupId> + '_ {
-        self.tombstones.iter().copied()
+    /// What is kept of groups that ended here and did not begin again, in no particular order.
+    pub fn tombstones(&self) -> impl Iterator<Item = (GroupId, Tombstone)> + '_ {
+        self.tombstones
+            .iter()
+            .map(|(group, tombstone)| (*group, *tombstone))
     }
 
-    /// Whether the group was removed here and not created again since.
-    pub fn is_tombstoned(&self, group: GroupId) -> bool {
-        self.tombstones.contains(&group)
+    /// What is kept of a group that ended here and did not begin again.
+    pub fn tombstone_of(&self, group: GroupId) -> Option<Tombstone> {
+        self.tombstones.get(&group).copied()
+    }
+
+    /// Which life of its id a group that is here belongs to.
+    pub fn life(&self, group: GroupId) -> Option<Life> {
+        self.groups.get(group).map(|log| log.life)
     }
 
     /// Whether the group is here.
@@ -212,19 +220,36 @@ impl ShardLog {
         self.lane.options.max_block_bytes()
     }
 
-    /// Begins a group; a tombstone of an earlier one is lifted. Errors: `GroupExists`.
+    /// Begins a group with its founding members: the first life of its id, or the one after that which ended here. Errors:
+    /// `GroupExists`.
     pub fn create(
         &mut self,
         group: GroupId,
         configuration: &Configuration,
     ) -> Result<(), StorageError> {
+        let ended = self.tombstone_of(group);
+        let life = ended.map_or(Life::FIRST, |tombstone| tombstone.life.next());
+        self.begin(group, Creation::founding(life, configuration.clone()))
+    }
+
+    /// Begins a replica. It takes the place of a tombstone that allows it, and keeps to what that one promised. Errors:
+    /// `GroupExists`, `LifeIsOver`.
+    pub fn begin(&mut self, group: GroupId, creation: Creation) -> Result<(), StorageError> {
         if self.contains(group) {
             return Err(StorageError::GroupExists { group });
         }
-        self.control(|buffer| format::put_create(buffer, group, configuration))?;
+        let ended = self.tombstone_of(group);
+        if let Some(tombstone) = ended.filter(|tombstone| !tombstone.allows(creation.life)) {
+            return Err(StorageError::LifeIsOver {
+                group,
+                life: creation.life,
+                over: tombstone.life,
+            });
+        }
+        self.control(|buffer| format::put_create(buffer, group, &creation))?;
         self.tombstones.remove(&group);
-        let configuration = self.interned.share(configuration.clone());
-        self.groups.insert(group, GroupLog::new(configuration));
+        let log = GroupLog::begun(creation, ended, &mut self.interned);
+        self.groups.insert(group, log);
         Ok(())
     }
 
@@ -361,13 +386,24 @@ impl ShardLog {
         self.purge(group, through)
     }
 
-    /// Removes the group and remembers that it was removed.
-    pub fn tombstone(&mut self, group: GroupId) -> Result<(), StorageError> {
-        self.groups.remove(group);
-        if !self.tombstones.insert(group) {
+    /// Ends the replica that is here, if one is, and keeps what must not be forgotten of it. A tombstone that says no more than
+    /// the one that stands changes nothing. Panics when the replica's life is a later one than the tombstone's.
+    pub fn tombstone(&mut self, group: GroupId, tombstone: Tombstone) -> Result<(), StorageError> {
+        if let Some(life) = self.life(group) {
+            assert!(
+                life <= tombstone.life,
+                "{group} is in {life} and is to end with {}",
+                tombstone.life
+            );
+        }
+        let ended = self.tombstone_of(group);
+        if ended.is_some_and(|ended| !tombstone.says_more_than(&ended)) {
             return Ok(());
         }
-        self.control(|buffer| format::put_tombstone(buffer, group))
+        self.control(|buffer| format::put_tombstone(buffer, group, &tombstone))?;
+        self.groups.remove(group);
+        self.tombstones.insert(group, tombstone);
+        Ok(())
     }
 
     fn control(&mut self, write: impl FnOnce(&mut BytesMut)) -> Result<(), StorageError> {

@@ -85,7 +85,7 @@ impl ShardLog {
             let left = self
                 .groups
                 .keys()
-                .chain(self.tombstones.iter().copied())
+                .chain(self.tombstones.keys().copied())
                 .collect();
             self.upkeep.checkpoint = Some(CheckpointWork {
                 left,
@@ -124,8 +124,8 @@ impl ShardLog {
             if let Some(log) = self.groups.get(group) {
                 work.section
                     .put_group(group, log, self.position, &mut work.patches);
-            } else if self.tombstones.contains(&group) {
-                work.section.put_tombstone(group, self.position);
+            } else if let Some(tombstone) = self.tombstones.get(&group) {
+                work.section.put_tombstone(group, tombstone, self.position);
             }
             if work.section.bytes.len() - start > SLICE_BYTES {
                 break;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::shard_of;
 
 use crate::batch::Lsn;
@@ -117,8 +118,10 @@ fn open_lane(
     for (group, log) in found.groups {
         states[slot_of(group)].groups.insert(group, log);
     }
-    for group in found.tombstones {
-        states[slot_of(group)].tombstones.insert(group);
+    if !mutants::is_active(Mutant::TombstoneForgotten) {
+        for (group, tombstone) in found.tombstones {
+            states[slot_of(group)].tombstones.insert(group, tombstone);
+        }
     }
 
     let segments = Segments::new(

@@ -62,6 +62,61 @@ number!(
     "w"
 );
 
+/// Which life of a group's id this is: an id whose group was destroyed may be given to a new one, which accepts nothing of
+/// the old one's. Lives are numbered from 0.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[repr(transparent)]
+pub struct Life(u32);
+
+impl Life {
+    /// The life that an id begins with.
+    pub const FIRST: Life = Life(0);
+    /// The last one that there is room for on the wire: three bytes.
+    pub const LAST: Life = Life((1 << 24) - 1);
+
+    /// The life with this number, if there can be one.
+    #[must_use]
+    pub const fn new(number: u32) -> Option<Life> {
+        if number <= Life::LAST.0 {
+            Some(Life(number))
+        } else {
+            None
+        }
+    }
+
+    /// Its number.
+    #[inline]
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
+    /// The life after this one; the last one stays.
+    #[must_use]
+    pub const fn next(self) -> Life {
+        if self.0 < Life::LAST.0 {
+            Life(self.0 + 1)
+        } else {
+            self
+        }
+    }
+
+    /// The life before this one, unless it is the first.
+    #[must_use]
+    pub const fn before(self) -> Option<Life> {
+        match self.0.checked_sub(1) {
+            Some(number) => Some(Life(number)),
+            None => None,
+        }
+    }
+}
+
+impl fmt::Display for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "life {}", self.0)
+    }
+}
+
 impl Index {
     /// The index before this one; 0 stays 0.
     #[inline]

@@ -54,7 +54,7 @@ mod transfer;
 pub use configuration::Configuration;
 pub use event::{Event, LogExtents};
 pub use group::{Counters, Group, Restored, Role};
-pub use ids::{GroupId, Index, NodeId, Term, Tick, WriteId, shard_of};
+pub use ids::{GroupId, Index, Life, NodeId, Term, Tick, WriteId, shard_of};
 pub use inflight::Inflight;
 pub use leader::Leading;
 pub use membership::{ChangeRefused, MemberChange, MembersChanged};

@@ -131,6 +131,10 @@ pub enum Mutant {
     LaggardPromoted,
     /// A leader that is no member any more goes on.
     RemovedLeaderStays,
+    /// A message of another life of a group's id is taken for one of this life.
+    LifeIgnored,
+    /// What is kept of groups that ended is lost in a restart.
+    TombstoneForgotten,
     /// A follower whose leader works leaves it for a term that nobody leads.
     LeaderLeft,
     /// A snapshot that came is taken before it is durable.

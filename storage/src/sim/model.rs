@@ -12,6 +12,7 @@ use crate::block::EntryKind;
 use crate::blocks::Blocks;
 use crate::error::{ReadError, StorageError};
 use crate::shard::ShardLog;
+use crate::tombstone::Tombstone;
 
 /// A replica as it should be.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -32,8 +33,8 @@ impl Replica {
     }
 }
 
-/// The groups of a shard; `None` is a tombstone.
-pub type Model = BTreeMap<u64, Option<Arc<Replica>>>;
+/// The groups of a shard, each with the number of its life; without a replica that is a tombstone.
+pub type Model = BTreeMap<u64, (u32, Option<Arc<Replica>>)>;
 
 /// One change of a log.
 #[derive(Clone, Debug)]
@@ -95,10 +96,16 @@ impl Op {
     pub fn apply(&self, model: &mut Model) {
         let id = self.group().0;
         match self {
-            Self::Create(_) => _ = model.insert(id, Some(Arc::default())),
-            Self::Tombstone(_) => _ = model.insert(id, None),
+            Self::Create(_) => {
+                let life = model.get(&id).map_or(0, |(life, _)| life + 1);
+                model.insert(id, (life, Some(Arc::default())));
+            }
+            Self::Tombstone(_) => {
+                let life = model.get(&id).map_or(0, |(life, _)| *life);
+                model.insert(id, (life, None));
+            }
             _ => {
-                let replica = model.get_mut(&id).and_then(Option::as_mut);
+                let replica = model.get_mut(&id).and_then(|(_, replica)| replica.as_mut());
                 self.change(Arc::make_mut(replica.expect("the group is there")));
             }
         }
@@ -108,12 +115,19 @@ impl Op {
     pub fn write(&self, log: &mut ShardLog, model: &Model) -> Result<(), StorageError> {
         let group = self.group();
         let replica = || {
-            let replica = model.get(&group.0).and_then(Option::as_ref);
+            let replica = model
+                .get(&group.0)
+                .and_then(|(_, replica)| replica.as_ref());
             replica.expect("the group is there")
         };
         match self {
             Self::Create(_) => log.create(group, &voters()),
-            Self::Tombstone(_) => log.tombstone(group),
+            Self::Tombstone(_) => {
+                let life = log.life(group);
+                let ended = log.tombstone_of(group).map(|tombstone| tombstone.life);
+                let life = life.or(ended).unwrap_or_default();
+                log.tombstone(group, Tombstone::destroyed(life))
+            }
             Self::Append { term, payloads, .. } => {
                 let first = replica().last() + 1;
                 let range = EntryRange {
@@ -177,7 +191,10 @@ pub fn voters() -> Configuration {
 
 /// What a log says about its groups, down to every entry. Groups that the log itself knows to be damaged are listed apart.
 pub fn read_all(log: &ShardLog) -> Result<(Model, Vec<u64>), String> {
-    let mut model: Model = log.tombstones().map(|group| (group.0, None)).collect();
+    let tombstones = log.tombstones();
+    let mut model: Model = tombstones
+        .map(|(group, tombstone)| (group.0, (tombstone.life.get(), None)))
+        .collect();
     let mut faulty = Vec::new();
     for group in log.groups() {
         let id = group.group.0;
@@ -216,7 +233,7 @@ pub fn read_all(log: &ShardLog) -> Result<(Model, Vec<u64>), String> {
                 group.last
             ));
         }
-        model.insert(id, Some(Arc::new(replica)));
+        model.insert(id, (group.life.get(), Some(Arc::new(replica))));
     }
     Ok((model, faulty))
 }

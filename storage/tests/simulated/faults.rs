@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use crate::driver::{Driver, PATH, options, read_all};
 use parking_lot::Mutex;
-use polyraft_raft::{EntryRange, GroupId, HardState, Index, LogPosition, NodeId, Term};
+use polyraft_raft::{EntryRange, GroupId, HardState, Index, Life, LogPosition, NodeId, Term};
 use polyraft_storage::sim::model::{Model, Op, voters};
 use polyraft_storage::sim::{Keep, SimDisk};
 use polyraft_storage::{
-    Blocks, DataDir, Durable, EntryKind, ReadError, StorageError, WalMode, WalObserver, WalOptions,
-    inspect, open,
+    Blocks, DataDir, Durable, EntryKind, ReadError, StorageError, Tombstone, WalMode, WalObserver,
+    WalOptions, inspect, open,
 };
 use proptest::prelude::*;
 
@@ -46,7 +46,7 @@ fn segments(disk: &SimDisk) -> Vec<PathBuf> {
 }
 
 /// Changes one byte where `text` stands in a segment.
-fn rot_at(disk: &SimDisk, text: &[u8], skip: usize) {
+pub fn rot_at(disk: &SimDisk, text: &[u8], skip: usize) {
     let mut hits = 0;
     for path in segments(disk) {
         disk.damage(&path, |bytes| {
@@ -65,6 +65,10 @@ fn rot_at(disk: &SimDisk, text: &[u8], skip: usize) {
         });
     }
     assert!(hits > skip, "{text:?} is not in the log");
+}
+
+pub fn data_dir(disk: &SimDisk) -> DataDir {
+    DataDir::open(Arc::new(disk.clone()), PATH, "test", NodeId(1), 1).unwrap()
 }
 
 fn reopen(disk: &SimDisk) -> Result<Driver, StorageError> {
@@ -139,7 +143,8 @@ fn rot_in_the_middle_faults_its_group_for_good_and_spares_the_others() {
     // Removing the group and beginning again lifts it.
     let dir = DataDir::open(Arc::new(disk.clone()), PATH, "test", NodeId(1), 1).unwrap();
     let mut opened = open(&dir, &options(MODE), 1).unwrap();
-    opened.logs[0].tombstone(GroupId(1)).unwrap();
+    let over = Tombstone::destroyed(Life::FIRST);
+    opened.logs[0].tombstone(GroupId(1), over).unwrap();
     opened.logs[0].create(GroupId(1), &voters()).unwrap();
     opened.logs[0].submit().unwrap();
     while opened.wals[0].pump().unwrap() {}
@@ -611,7 +616,7 @@ fn an_open_log_cannot_be_opened_or_inspected() {
     inspect::dump_on(Arc::new(disk), Path::new(PATH), &mut text).unwrap();
     let text = String::from_utf8(text).unwrap();
     assert!(
-        text.contains("create voters n1,n2,n3") && text.contains("entries 1..3 t1"),
+        text.contains("create life 0 voters n1,n2,n3") && text.contains("entries 1..3 t1"),
         "{text}"
     );
 }

@@ -3,3 +3,4 @@
 mod checkpoints;
 mod driver;
 mod faults;
+mod lives;

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{
-    Configuration, Env, Group, GroupId, HardState, Index, LogPosition, NodeId, Restored, Role,
-    Term, Tick,
+    Configuration, Env, Group, GroupId, HardState, Index, Life, LogPosition, NodeId, Restored,
+    Role, Term, Tick,
 };
 use polyraft_storage::{Lsn, RecoveredGroup, StorageError};
 use rustc_hash::FxHashMap;
@@ -79,6 +79,8 @@ impl Shard {
         let campaigns = preferred(group, members) == Some(self.shared.node);
         let empty = RecoveredGroup {
             group,
+            life: Life::FIRST,
+            joined: Index::ZERO,
             configuration: configuration.clone(),
             hard_state: HardState::default(),
             base: LogPosition::default(),

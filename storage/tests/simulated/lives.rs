@@ -1,0 +1,140 @@
+//! Owns what the log keeps of replicas that ended: tombstones, and the lives of a group's id.
+//! An opening, with or without a checkpoint, must find exactly what was durable.
+
+use polyraft_raft::{GroupId, HardState, Index, Life, NodeId, Term};
+use polyraft_storage::sim::model::voters;
+use polyraft_storage::sim::{Keep, SimDisk};
+use polyraft_storage::{Creation, Ending, StorageError, Tombstone, WalMode};
+
+use crate::driver::{Driver, options};
+
+const GROUP: GroupId = GroupId(7);
+
+fn life(number: u32) -> Life {
+    Life::new(number).unwrap()
+}
+
+fn settle(driver: &mut Driver) {
+    driver.submit().unwrap();
+    driver.settle().unwrap();
+}
+
+fn reopened(disk: &SimDisk) -> Driver {
+    Driver::open(
+        &disk.after_power_cut(Keep::Nothing),
+        &options(WalMode::Direct),
+    )
+    .unwrap()
+}
+
+/// What an opening finds, and what it finds again after a checkpoint.
+fn found_twice(disk: &SimDisk, check: impl Fn(&Driver)) {
+    let after = disk.after_power_cut(Keep::Nothing);
+    let mut driver = Driver::open(&after, &options(WalMode::Direct)).unwrap();
+    check(&driver);
+    assert!(driver.wal.request_checkpoint());
+    driver.settle().unwrap();
+    assert_eq!(driver.stats().checkpoints, 1);
+    drop(driver);
+    check(&reopened(&after));
+}
+
+#[test]
+fn a_life_goes_on_where_the_tombstone_before_it_allows() {
+    let disk = SimDisk::new(1);
+    let mut driver = Driver::open(&disk, &options(WalMode::Direct)).unwrap();
+    let log = &mut driver.log;
+    let removed = Tombstone {
+        life: life(2),
+        ending: Ending::Removed,
+        term: Term(9),
+        vote: Some(NodeId(3)),
+    };
+    log.tombstone(GROUP, removed).unwrap();
+    // One that says less changes nothing.
+    log.tombstone(GROUP, Tombstone::destroyed(life(1))).unwrap();
+    assert_eq!(log.tombstone_of(GROUP), Some(removed));
+    settle(&mut driver);
+    found_twice(&disk, |driver| {
+        assert_eq!(driver.log.tombstone_of(GROUP), Some(removed));
+        assert!(!driver.log.contains(GROUP));
+    });
+
+    let back = Creation {
+        life: life(2),
+        joined: Index(40),
+        configuration: voters(),
+    };
+    let earlier = Creation::founding(life(1), voters());
+    assert!(matches!(
+        driver.log.begin(GROUP, earlier),
+        Err(StorageError::LifeIsOver { over, .. }) if over == life(2)
+    ));
+    driver.log.begin(GROUP, back).unwrap();
+    settle(&mut driver);
+    let promised = HardState {
+        term: Term(9),
+        vote: Some(NodeId(3)),
+        commit: Index::ZERO,
+    };
+    found_twice(&disk, |driver| {
+        let found = driver.log.groups().next().unwrap();
+        assert_eq!((found.life, found.joined), (life(2), Index(40)));
+        assert_eq!(found.hard_state, promised);
+    });
+}
+
+#[test]
+fn the_next_life_of_a_destroyed_group_remembers_nothing() {
+    let disk = SimDisk::new(1);
+    let mut driver = Driver::open(&disk, &options(WalMode::Direct)).unwrap();
+    driver.log.create(GROUP, &voters()).unwrap();
+    let state = HardState {
+        term: Term(4),
+        vote: Some(NodeId(2)),
+        commit: Index::ZERO,
+    };
+    driver.log.hard_state(GROUP, state).unwrap();
+    driver
+        .log
+        .tombstone(GROUP, Tombstone::destroyed(Life::FIRST))
+        .unwrap();
+    let again = Creation::founding(Life::FIRST, voters());
+    assert!(driver.log.begin(GROUP, again).is_err());
+    driver.log.create(GROUP, &voters()).unwrap();
+    settle(&mut driver);
+    found_twice(&disk, |driver| {
+        let found = driver.log.groups().next().unwrap();
+        assert_eq!(
+            (found.life, found.hard_state),
+            (life(1), HardState::default())
+        );
+        assert_eq!(driver.log.tombstone_of(GROUP), None);
+    });
+}
+
+#[test]
+fn rot_in_the_record_that_begins_a_life_faults_it() {
+    let disk = SimDisk::new(1);
+    let mut driver = Driver::open(&disk, &options(WalMode::Direct)).unwrap();
+    driver.log.create(GROUP, &voters()).unwrap();
+    driver
+        .log
+        .tombstone(GROUP, Tombstone::destroyed(Life::FIRST))
+        .unwrap();
+    driver.submit().unwrap();
+    let mut second = Creation::founding(life(1), voters());
+    second.joined = Index(u64::from_le_bytes(*b"JOINEDAT"));
+    driver.log.begin(GROUP, second).unwrap();
+    driver.submit().unwrap();
+    driver.settle().unwrap();
+    driver.wal.close().unwrap();
+    drop(driver);
+    crate::faults::rot_at(&disk, b"JOINEDAT", 0);
+    let dir = crate::faults::data_dir(&disk);
+    let opened = polyraft_storage::open(&dir, &options(WalMode::Direct), 1).unwrap();
+    let found = opened.logs[0].groups().next().unwrap();
+    // It may have voted in that life, so it must not begin anew in it.
+    assert!(found.fault.is_some());
+    assert_eq!(found.life, life(1));
+}
