@@ -130,8 +130,7 @@ impl Section {
         position: Position,
         patches: &mut Vec<Patch>,
     ) {
-        let mut configuration = Vec::new();
-        put_configuration(&mut configuration, &log.configuration);
+        let configuration = encode_configurations(log);
         let fault = log.fault.as_deref().unwrap_or("");
         let state = log.hard_state;
         let flags = if state.vote.is_some() { VOTED } else { 0 };
@@ -194,7 +193,8 @@ impl Section {
         self.bytes.put_u64_le(tombstone.term.0);
         self.bytes
             .put_u64_le(tombstone.vote.map_or(0, |node| node.0));
-        self.bytes.put_bytes(0, 32);
+        self.bytes.put_bytes(0, 24);
+        self.bytes.put_u64_le(tombstone.at.0);
     }
 
     fn put_entry(&mut self, group: GroupId, flags: u32, position: Position) {
@@ -269,6 +269,7 @@ fn load_entry(rest: &mut &[u8], interned: &mut Interned) -> Option<Loaded> {
             ending,
             term: state.term,
             vote: state.vote,
+            at: Index(u64_at(entry, 80)),
         };
         return Some(Loaded {
             group,
@@ -284,7 +285,7 @@ fn load_entry(rest: &mut &[u8], interned: &mut Interned) -> Option<Loaded> {
         index: Index(u64_at(entry, 72)),
     };
     log.joined = Index(u64_at(entry, 80));
-    log.configuration = interned.share(parse_configuration(take(rest, configuration)?)?);
+    load_configurations(take(rest, configuration)?, &mut log, interned)?;
     if fault > 0 {
         log.fault = Some(String::from_utf8_lossy(take(rest, fault)?).into());
     }
@@ -308,6 +309,48 @@ fn load_entry(rest: &mut &[u8], interned: &mut Interned) -> Option<Loaded> {
         position,
         what: Held::Log(log),
     })
+}
+
+/// Who the members are: as of the base, and as of each entry that changed that, with its index and the length of what it says.
+fn encode_configurations(log: &GroupLog) -> Vec<u8> {
+    let base = (log.base.index, Arc::clone(&log.configuration));
+    let mut bytes = Vec::new();
+    for (index, configuration) in [&base].into_iter().chain(log.later()) {
+        let mut one = Vec::new();
+        put_configuration(&mut one, configuration);
+        bytes.put_u64_le(index.0);
+        bytes.put_u64_le(one.len() as u64);
+        bytes.extend_from_slice(&one);
+    }
+    bytes
+}
+
+fn load_configurations(
+    mut bytes: &[u8],
+    log: &mut GroupLog,
+    interned: &mut Interned,
+) -> Option<()> {
+    let mut next = || {
+        let head = take(&mut bytes, 16)?;
+        let index = Index(u64_at(head, 0));
+        let one = take(&mut bytes, usize::try_from(u64_at(head, 8)).ok()?)?;
+        Some((
+            index,
+            interned.share(parse_configuration(one)?),
+            bytes.is_empty(),
+        ))
+    };
+    let (mut before, configuration, mut is_last) = next()?;
+    log.configuration = configuration;
+    while !is_last {
+        let (index, configuration, last) = next()?;
+        if index <= before {
+            return None;
+        }
+        log.configure(index, configuration);
+        (before, is_last) = (index, last);
+    }
+    Some(())
 }
 
 /// No log gets this long; sums of two indexes still fit.

@@ -156,7 +156,7 @@ pub fn import(
         commit: meta.last.index,
     };
     log.hard_state(group, state)?;
-    log.reset(group, meta.last)?;
+    log.reset(group, meta.last, &meta.configuration)?;
     log.submit()?;
     wal.close()?;
     Ok(file)

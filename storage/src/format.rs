@@ -7,7 +7,7 @@ use polyraft_raft::{
 };
 
 use crate::block::{
-    BLOCK_HEADER_BYTES, BLOCK_MAGIC, EntryBlock, is_intact, u16_at, u32_at, u64_at,
+    BLOCK_HEADER_BYTES, BLOCK_MAGIC, EntryBlock, EntryKind, is_intact, u16_at, u32_at, u64_at,
 };
 use crate::group::Creation;
 use crate::index::SEGMENT_LIMIT;
@@ -162,6 +162,8 @@ pub enum Record {
     Block {
         /// Its entries.
         range: EntryRange,
+        /// What those entries say who say who the members are.
+        configurations: Vec<(Index, Configuration)>,
     },
     /// A replica begins.
     Create(Creation),
@@ -176,6 +178,8 @@ pub enum Record {
     Purge {
         /// Last position that goes.
         through: LogPosition,
+        /// The members as of there, when a snapshot took the place of the entries.
+        configuration: Option<Configuration>,
     },
     /// The replica is over and must not come back by itself.
     Tombstone(Tombstone),
@@ -239,20 +243,31 @@ impl<'a> Records<'a> {
             return Err(unknown("the record is cut short"));
         }
         if u16_at(rest, 0) == BLOCK_MAGIC {
-            let (group, range, bytes) = block_header(rest).map_err(unknown)?;
+            let (group, kind, range, bytes) = block_header(rest).map_err(unknown)?;
             self.at += bytes;
+            let damage = |reason| RecordDamage {
+                offset,
+                group: Some(group),
+                reason,
+            };
             if self.verify && !is_intact(&rest[..bytes]) {
-                return Err(RecordDamage {
-                    offset,
-                    group: Some(group),
-                    reason: "an entry block fails its checksum",
-                });
+                return Err(damage("an entry block fails its checksum"));
             }
+            let configurations = match kind {
+                EntryKind::Configuration => EntryBlock::parse(&rest[..bytes])
+                    .ok()
+                    .and_then(|block| block_configurations(&block))
+                    .ok_or_else(|| damage("an entry does not say who the members are"))?,
+                _ => Vec::new(),
+            };
             return Ok(Located {
                 offset,
                 bytes: bytes as u32,
                 group,
-                record: Record::Block { range },
+                record: Record::Block {
+                    range,
+                    configurations,
+                },
             });
         }
         if u16_at(rest, 0) != CONTROL_MAGIC {
@@ -306,15 +321,26 @@ impl Iterator for Records<'_> {
     }
 }
 
-fn block_header(rest: &[u8]) -> Result<(GroupId, EntryRange, usize), &'static str> {
+fn block_header(rest: &[u8]) -> Result<(GroupId, EntryKind, EntryRange, usize), &'static str> {
     let bytes =
         EntryBlock::encoded_len(rest).map_err(|_| "an entry block header fails its checks")?;
     if bytes > rest.len() {
         return Err("an entry block is longer than its batch");
     }
-    let (group, _, range) =
+    let (group, kind, range) =
         EntryBlock::peek(rest).map_err(|_| "an entry block header fails its checks")?;
-    Ok((group, range, bytes))
+    Ok((group, kind, range, bytes))
+}
+
+/// What the entries of a block say of the members, in their order; nothing when they are of another kind.
+///
+/// `None` when one of them can't be read.
+pub fn block_configurations(block: &EntryBlock<'_>) -> Option<Vec<(Index, Configuration)>> {
+    if block.kind() != EntryKind::Configuration {
+        return Some(Vec::new());
+    }
+    let parse = |(index, payload)| Some((index, parse_configuration(payload)?));
+    block.entries().map(parse).collect()
 }
 
 const CREATE: u8 = 1;
@@ -342,13 +368,17 @@ fn control_payload(kind: u8, version: u8, group: GroupId, payload: &[u8]) -> Opt
         (TRUNCATE, 8) => Some(Record::Truncate {
             from: Index(u64_at(payload, 0)),
         }),
-        (PURGE, 16) => Some(Record::Purge {
+        (PURGE, 16..) => Some(Record::Purge {
             through: LogPosition {
                 term: Term(u64_at(payload, 0)),
                 index: Index(u64_at(payload, 8)),
             },
+            configuration: match &payload[16..] {
+                [] => None,
+                configuration => Some(parse_configuration(configuration)?),
+            },
         }),
-        (TOMBSTONE, 24) => Some(Record::Tombstone(Tombstone {
+        (TOMBSTONE, 32) => Some(Record::Tombstone(Tombstone {
             life: Life::new(u32_at(payload, 0))?,
             ending: match payload[4] {
                 0 => Ending::Destroyed,
@@ -357,9 +387,10 @@ fn control_payload(kind: u8, version: u8, group: GroupId, payload: &[u8]) -> Opt
             },
             term: Term(u64_at(payload, 8)),
             vote: (payload[5] != 0).then(|| NodeId(u64_at(payload, 16))),
+            at: Index(u64_at(payload, 24)),
         })),
         (RELOCATED, _) => {
-            let (owner, range, bytes) = block_header(payload).ok()?;
+            let (owner, _, range, bytes) = block_header(payload).ok()?;
             (owner == group && bytes == payload.len()).then_some(Record::Relocated { range })
         }
         _ => None,
@@ -391,22 +422,31 @@ pub fn put_truncate(buffer: &mut BytesMut, group: GroupId, from: Index) {
     put_control(buffer, TRUNCATE, group, &from.0.to_le_bytes());
 }
 
-/// Appends a purge.
-pub fn put_purge(buffer: &mut BytesMut, group: GroupId, through: LogPosition) {
-    let mut payload = [0; 16];
-    payload[0..8].copy_from_slice(&through.term.0.to_le_bytes());
-    payload[8..16].copy_from_slice(&through.index.0.to_le_bytes());
+/// Appends a purge; with the members as of `through` if entries that are not there may have changed them.
+pub fn put_purge(
+    buffer: &mut BytesMut,
+    group: GroupId,
+    through: LogPosition,
+    configuration: Option<&Configuration>,
+) {
+    let mut payload = Vec::with_capacity(16);
+    payload.put_u64_le(through.term.0);
+    payload.put_u64_le(through.index.0);
+    if let Some(configuration) = configuration {
+        put_configuration(&mut payload, configuration);
+    }
     put_control(buffer, PURGE, group, &payload);
 }
 
 /// Appends a tombstone.
 pub fn put_tombstone(buffer: &mut BytesMut, group: GroupId, tombstone: &Tombstone) {
-    let mut payload = [0; 24];
+    let mut payload = [0; 32];
     payload[0..4].copy_from_slice(&tombstone.life.get().to_le_bytes());
     payload[4] = (tombstone.ending == Ending::Removed).into();
     payload[5] = tombstone.vote.is_some().into();
     payload[8..16].copy_from_slice(&tombstone.term.0.to_le_bytes());
     payload[16..24].copy_from_slice(&tombstone.vote.map_or(0, |node| node.0).to_le_bytes());
+    payload[24..32].copy_from_slice(&tombstone.at.0.to_le_bytes());
     put_control(buffer, TOMBSTONE, group, &payload);
 }
 

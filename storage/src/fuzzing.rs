@@ -171,7 +171,10 @@ fn write_again(bytes: &[u8], located: &Located) {
         Record::Create(creation) => put_create(&mut again, located.group, creation),
         Record::HardState(state) => put_hard_state(&mut again, located.group, state),
         Record::Truncate { from } => put_truncate(&mut again, located.group, *from),
-        Record::Purge { through } => put_purge(&mut again, located.group, *through),
+        Record::Purge {
+            through,
+            configuration,
+        } => put_purge(&mut again, located.group, *through, configuration.as_ref()),
         Record::Tombstone(tombstone) => put_tombstone(&mut again, located.group, tombstone),
         Record::Relocated { range } => {
             let block = &bytes[CONTROL_HEADER_BYTES..];
@@ -392,7 +395,8 @@ mod tests {
         put_hard_state(&mut body, group, &state);
         body.extend_from_slice(&varied);
         put_truncate(&mut body, group, Index(11));
-        put_purge(&mut body, group, position);
+        put_purge(&mut body, group, position, None);
+        put_purge(&mut body, group, position, Some(&joint));
         put_tombstone(&mut body, GroupId(8), &removed);
         let mut moved = BytesMut::new();
         put_relocated(&mut moved, &EntryBlock::parse(&equal).unwrap());

@@ -38,7 +38,10 @@ impl Creation {
 pub(crate) struct GroupLog {
     pub(crate) life: Life,
     pub(crate) joined: Index,
+    /// The members as of `base`.
     pub(crate) configuration: Arc<Configuration>,
+    /// What entries behind it say of the members, in their order. Absent when none does.
+    pub(crate) later: Option<Box<Later>>,
     pub(crate) hard_state: HardState,
     /// Everything up to here was purged; entries begin right behind it.
     pub(crate) base: LogPosition,
@@ -48,12 +51,16 @@ pub(crate) struct GroupLog {
     pub(crate) fault: Option<Box<str>>,
 }
 
+/// Configurations by the entries that say them.
+pub(crate) type Later = Vec<(Index, Arc<Configuration>)>;
+
 impl GroupLog {
     pub(crate) fn new(configuration: Arc<Configuration>) -> Self {
         Self {
             life: Life::FIRST,
             joined: Index::ZERO,
             configuration,
+            later: None,
             hard_state: HardState::default(),
             base: LogPosition::default(),
             blocks: BlockIndex::default(),
@@ -67,10 +74,13 @@ impl GroupLog {
         before: Option<Tombstone>,
         interned: &mut Interned,
     ) -> Self {
+        let before = before.filter(|tombstone| tombstone.life == creation.life);
         let state = before.map(|tombstone| tombstone.hard_state_for(creation.life));
         Self {
             life: creation.life,
-            joined: creation.joined,
+            joined: before.map_or(creation.joined, |tombstone| {
+                tombstone.at.max(creation.joined)
+            }),
             hard_state: state.unwrap_or_default(),
             ..Self::new(interned.share(creation.configuration))
         }
@@ -94,11 +104,48 @@ impl GroupLog {
         });
     }
 
-    /// Drops everything up to `through`, which may lie beyond the last entry (a snapshot took its place).
-    pub(crate) fn purge(&mut self, through: LogPosition) {
-        if through.index > self.base.index {
-            self.blocks.purge(through.index.next());
-            self.base = through;
+    /// The entry at `index` says who the members are.
+    pub(crate) fn configure(&mut self, index: Index, configuration: Arc<Configuration>) {
+        self.later
+            .get_or_insert_default()
+            .push((index, configuration));
+    }
+
+    /// What entries behind the base say of the members.
+    pub(crate) fn later(&self) -> &[(Index, Arc<Configuration>)] {
+        self.later.as_ref().map_or(&[], |later| later)
+    }
+
+    /// Drops every entry from `from` on.
+    pub(crate) fn truncate(&mut self, from: Index) {
+        self.blocks.truncate(from);
+        if let Some(later) = &mut self.later {
+            later.retain(|(index, _)| *index < from);
+            self.later.take_if(|later| later.is_empty());
+        }
+    }
+
+    /// Drops everything up to `through`, which may lie beyond the last entry (a snapshot took its place, and brought the
+    /// members as of there).
+    pub(crate) fn purge(
+        &mut self,
+        through: LogPosition,
+        configuration: Option<Arc<Configuration>>,
+    ) {
+        if through.index <= self.base.index {
+            return;
+        }
+        self.blocks.purge(through.index.next());
+        self.base = through;
+        if let Some(later) = &mut self.later {
+            let gone = later.partition_point(|(index, _)| *index <= through.index);
+            if let Some((_, newest)) = later.drain(..gone).next_back() {
+                self.configuration = newest;
+            }
+            self.later.take_if(|later| later.is_empty());
+        }
+        if let Some(configuration) = configuration {
+            self.configuration = configuration;
         }
     }
 
@@ -129,6 +176,11 @@ impl GroupLog {
             life: self.life,
             joined: self.joined,
             configuration: (*self.configuration).clone(),
+            configurations: self
+                .later()
+                .iter()
+                .map(|(index, configuration)| (*index, (**configuration).clone()))
+                .collect(),
             hard_state: self.hard_state,
             base: self.base,
             runs: self.runs(),
@@ -147,8 +199,10 @@ pub struct RecoveredGroup {
     pub life: Life,
     /// See [`Creation::joined`].
     pub joined: Index,
-    /// The configuration it was created with.
+    /// The members as of `base`.
     pub configuration: Configuration,
+    /// What entries behind it say of the members, in their order.
+    pub configurations: Vec<(Index, Configuration)>,
     /// Newest durable term, vote and commit hint.
     pub hard_state: HardState,
     /// Position up to which the log was purged; entries begin right behind it.
@@ -159,6 +213,15 @@ pub struct RecoveredGroup {
     pub last: Index,
     /// Why this replica's log must not be used, if so: it must not vote, and has to be repaired from its peers.
     pub fault: Option<String>,
+}
+
+impl RecoveredGroup {
+    /// The members as the newest entry of the log says, committed or not.
+    #[must_use]
+    pub fn members(&self) -> &Configuration {
+        let newest = self.configurations.last();
+        newest.map_or(&self.configuration, |(_, configuration)| configuration)
+    }
 }
 
 /// Shares equal configurations: most groups of a node have one of a few.
@@ -182,7 +245,7 @@ impl Interned {
 
 #[cfg(test)]
 mod tests {
-    use polyraft_raft::Term;
+    use polyraft_raft::{NodeId, Term};
 
     use super::*;
 
@@ -192,6 +255,10 @@ mod tests {
             first: Index(first),
             end: Index(end),
         }
+    }
+
+    fn members(n: u64) -> Arc<Configuration> {
+        Arc::new(Configuration::simple([NodeId(n)]))
     }
 
     fn log() -> GroupLog {
@@ -204,13 +271,16 @@ mod tests {
 
     #[test]
     fn a_quiet_group_takes_little_memory() {
-        assert!(size_of::<GroupLog>() <= 168, "{}", size_of::<GroupLog>());
+        assert!(size_of::<GroupLog>() <= 176, "{}", size_of::<GroupLog>());
     }
 
     #[test]
     fn a_truncation_cuts_the_block_it_hits() {
         let mut log = log();
-        log.blocks.truncate(Index(5));
+        log.configure(Index(4), members(1));
+        log.configure(Index(5), members(2));
+        log.truncate(Index(5));
+        assert_eq!(log.later(), [(Index(4), members(1))]);
         assert_eq!(log.last(), Index(4));
         assert_eq!(log.blocks.len(), 2);
         log.append(range(3, 5, 6), Place::turn(10), 0, 64);
@@ -232,16 +302,23 @@ mod tests {
     #[test]
     fn a_purge_keeps_the_block_it_ends_in() {
         let mut log = log();
-        log.purge(LogPosition {
-            term: Term(1),
-            index: Index(4),
-        });
+        let (before, after) = (members(1), members(2));
+        log.configure(Index(4), Arc::clone(&before));
+        log.configure(Index(7), Arc::clone(&after));
+        let through = |term, index| LogPosition {
+            term: Term(term),
+            index: Index(index),
+        };
+        log.purge(through(1, 4), None);
+        assert_eq!(log.configuration, before);
+        assert_eq!(log.later(), [(Index(7), Arc::clone(&after))]);
         assert_eq!(log.blocks.len(), 2);
         assert_eq!(log.runs()[0].first, Index(5));
-        log.purge(LogPosition {
-            term: Term(4),
-            index: Index(20),
-        });
+        log.purge(through(4, 20), Some(members(3)));
+        assert_eq!(
+            (log.configuration.clone(), log.later()),
+            (members(3), &[][..])
+        );
         assert_eq!((log.blocks.len(), log.last()), (0, Index(20)));
     }
 

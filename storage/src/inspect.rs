@@ -359,12 +359,20 @@ fn dump_segment(segment: &Segment, out: &mut dyn Write) -> io::Result<()> {
 
 fn dump_record(record: &Record, bytes: u32, out: &mut dyn Write) -> io::Result<()> {
     match record {
-        Record::Block { range } => {
+        Record::Block {
+            range,
+            configurations,
+        } => {
             writeln!(
                 out,
                 "entries {}..{} {} bytes {bytes}",
                 range.first, range.end, range.term
-            )
+            )?;
+            configurations
+                .iter()
+                .try_for_each(|(index, configuration)| {
+                    writeln!(out, "  members from {index}: {}", describe(configuration))
+                })
         }
         Record::Relocated { range } => {
             writeln!(
@@ -389,8 +397,15 @@ fn dump_record(record: &Record, bytes: u32, out: &mut dyn Write) -> io::Result<(
             None => writeln!(out, "state {} no vote commit {}", state.term, state.commit),
         },
         Record::Truncate { from } => writeln!(out, "truncate from {from}"),
-        Record::Purge { through } => {
-            writeln!(out, "purge through {} {}", through.index, through.term)
+        Record::Purge {
+            through,
+            configuration,
+        } => {
+            write!(out, "purge through {} {}", through.index, through.term)?;
+            match configuration {
+                Some(configuration) => writeln!(out, " {}", describe(configuration)),
+                None => writeln!(out),
+            }
         }
         Record::Tombstone(tombstone) => {
             let ending = match tombstone.ending {

@@ -57,6 +57,7 @@ pub use data_dir::{DataDir, MAX_SHOWN, PeerSeen, StoreId};
 pub use disk::{Disk, FileDisk, SegmentFile, SegmentSpec};
 pub use error::{BlockError, ReadError, StorageError};
 pub use exported::ImportError;
+pub use format::block_configurations;
 pub use group::{Creation, RecoveredGroup};
 pub use histogram::{Histogram, Recorder};
 pub use lane::{Durable, WalObserver};

@@ -105,10 +105,16 @@ impl Groups {
         match record {
             Record::HardState(state) => log.hard_state = state,
             _ if log.fault.is_some() => {}
-            Record::Block { range } if range.first == log.last().next() => {
-                log.append(range, place, at, bytes)
+            Record::Block {
+                range,
+                configurations,
+            } if range.first == log.last().next() => {
+                log.append(range, place, at, bytes);
+                for (index, configuration) in configurations {
+                    log.configure(index, self.interned.share(configuration));
+                }
             }
-            Record::Block { range } => {
+            Record::Block { range, .. } => {
                 let fault = format!(
                     "entries {}..{} follow entry {}",
                     range.first,
@@ -117,8 +123,15 @@ impl Groups {
                 );
                 self.damage(group, lsn, offset, fault);
             }
-            Record::Truncate { from } => log.blocks.truncate(from),
-            Record::Purge { through } => log.purge(through),
+            Record::Truncate { from } => log.truncate(from),
+            Record::Purge {
+                through,
+                configuration,
+            } => {
+                let configuration =
+                    configuration.map(|configuration| self.interned.share(configuration));
+                log.purge(through, configuration);
+            }
             Record::Relocated { range } => {
                 if let Some(cursor) = log.blocks.find_packed(range) {
                     let offset = at + CONTROL_HEADER_BYTES as u32;

@@ -210,6 +210,11 @@ impl ShardLog {
         self.groups.get(group).map(|log| log.hard_state)
     }
 
+    /// The members as of a group's base: what its entries change.
+    pub fn base_configuration(&self, group: GroupId) -> Option<&Configuration> {
+        self.groups.get(group).map(|log| &*log.configuration)
+    }
+
     /// Index of a group's last entry, written or not yet durable.
     pub fn last(&self, group: GroupId) -> Option<Index> {
         self.groups.get(group).map(GroupLog::last)
@@ -269,12 +274,40 @@ impl ShardLog {
         })
     }
 
-    /// Appends a block as it was received. Errors and panics as [`Self::append`].
+    /// Appends an entry that says who the members are. Errors and panics as [`Self::append`].
+    pub fn append_configuration(
+        &mut self,
+        group: GroupId,
+        range: EntryRange,
+        configuration: &Configuration,
+    ) -> Result<(), StorageError> {
+        let mut payload = Vec::new();
+        format::put_configuration(&mut payload, configuration);
+        self.append(group, range, EntryKind::Configuration, [payload])?;
+        self.configure(group, range.first, configuration.clone());
+        Ok(())
+    }
+
+    /// Appends a block as it was received. Errors and panics as [`Self::append`]; panics too when the block's entries should
+    /// say who the members are and do not: see [`crate::block_configurations`].
     pub fn append_block(&mut self, block: &EntryBlock<'_>) -> Result<(), StorageError> {
+        let configurations = format::block_configurations(block);
+        let configurations = configurations.expect("what is received is checked before");
         self.append_with(block.group(), block.range(), block.kind(), |buffer| {
             buffer.extend_from_slice(block.as_bytes());
             Ok(())
-        })
+        })?;
+        for (index, configuration) in configurations {
+            self.configure(block.group(), index, configuration);
+        }
+        Ok(())
+    }
+
+    fn configure(&mut self, group: GroupId, index: Index, configuration: Configuration) {
+        let configuration = self.interned.share(configuration);
+        if let Some(log) = self.groups.get_mut(group) {
+            log.configure(index, configuration);
+        }
     }
 
     fn append_with(
@@ -347,7 +380,7 @@ impl ShardLog {
             "{group}: truncation at {from}, purged up to {}",
             log.base.index
         );
-        log.blocks.truncate(from);
+        log.truncate(from);
         if mutants::is_active(Mutant::TruncationNotLogged) {
             return Ok(());
         }
@@ -356,6 +389,16 @@ impl ShardLog {
 
     /// Forgets the entries up to `through`. Beyond the last entry the log begins anew behind `through`.
     pub fn purge(&mut self, group: GroupId, through: LogPosition) -> Result<(), StorageError> {
+        self.purge_with(group, through, None)
+    }
+
+    fn purge_with(
+        &mut self,
+        group: GroupId,
+        through: LogPosition,
+        configuration: Option<&Configuration>,
+    ) -> Result<(), StorageError> {
+        let shared = configuration.map(|configuration| self.interned.share(configuration.clone()));
         let log = self
             .groups
             .get_mut(group)
@@ -363,13 +406,18 @@ impl ShardLog {
         if through.index <= log.base.index {
             return Ok(());
         }
-        log.purge(through);
-        self.control(|buffer| format::put_purge(buffer, group, through))
+        log.purge(through, shared);
+        self.control(|buffer| format::put_purge(buffer, group, through, configuration))
     }
 
-    /// A snapshot takes the place of the log through `through`. Entries behind it stay if the log has exactly that entry;
-    /// a log that ends earlier, or has another entry there, begins anew.
-    pub fn reset(&mut self, group: GroupId, through: LogPosition) -> Result<(), StorageError> {
+    /// A snapshot takes the place of the log through `through`, where `configuration` says who the members are. Entries
+    /// behind it stay if the log has exactly that entry; a log that ends earlier, or has another entry there, begins anew.
+    pub fn reset(
+        &mut self,
+        group: GroupId,
+        through: LogPosition,
+        configuration: &Configuration,
+    ) -> Result<(), StorageError> {
         let log = self
             .groups
             .get(group)
@@ -383,7 +431,7 @@ impl ShardLog {
         if !is_held && first <= log.last() && through.index > log.base.index {
             self.truncate(group, first)?;
         }
-        self.purge(group, through)
+        self.purge_with(group, through, Some(configuration))
     }
 
     /// Ends the replica that is here, if one is, and keeps what must not be forgotten of it. A tombstone that says no more than

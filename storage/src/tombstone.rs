@@ -24,6 +24,9 @@ pub struct Tombstone {
     pub term: Term,
     /// Whom it had voted for in that term: should it come back, it must not vote for another.
     pub vote: Option<NodeId>,
+    /// Of a removal: a committed index as of which the node is no member. A replica that comes back may not vote before it has
+    /// the log through there, as somebody may take it for the one before.
+    pub at: Index,
 }
 
 impl Tombstone {
@@ -35,13 +38,15 @@ impl Tombstone {
             ending: Ending::Destroyed,
             term: Term::ZERO,
             vote: None,
+            at: Index::ZERO,
         }
     }
 
     /// Whether it says more than another one of the same group.
     #[must_use]
     pub fn says_more_than(&self, other: &Tombstone) -> bool {
-        (self.life, self.ending, self.term) > (other.life, other.ending, other.term)
+        let sum = |one: &Tombstone| (one.life, one.ending, one.at, one.term);
+        sum(self) > sum(other)
     }
 
     /// Whether a replica of `life` may begin where this tombstone stands.

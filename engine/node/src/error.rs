@@ -85,6 +85,12 @@ pub enum Error {
         /// What was in the way.
         why: &'static str,
     },
+    /// The members of the group were not changed, or not in the time that was given.
+    #[error("the members were not changed: {why}")]
+    Members {
+        /// What was in the way, and what became of it.
+        why: String,
+    },
     /// No quorum confirmed in time that somebody leads the group, so a read could have missed something. Nothing was read;
     /// reading again is safe.
     #[error("no quorum confirmed the leader in time; nothing was read, retry")]

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use polyraft_raft::{GroupId, Index, LogPosition, NodeId, Term, Tick};
+use polyraft_raft::{GroupId, Index, LogPosition, MemberChange, NodeId, Term, Tick};
 use polyraft_storage::{Durable, SnapshotError, SnapshotFile};
 use smallvec::SmallVec;
 
@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::group::Read;
 use crate::liveness::Untaken;
 use crate::shard::{ChunkTrouble, Wanted};
-use crate::status::GroupStatus;
+use crate::status::{GroupStatus, Membership};
 use crate::wire::{Chunk, SnapshotId};
 
 /// One thing that happened.
@@ -138,6 +138,13 @@ pub(crate) enum ShardEvent {
     },
     /// Somebody wants this node to lead nothing, within so many microseconds.
     Drain { within: u64, reply: DrainReply },
+    /// Somebody wants other members in a group, within so many microseconds.
+    ChangeMembers {
+        group: GroupId,
+        changes: Vec<MemberChange>,
+        within: u64,
+        reply: MembersReply,
+    },
     /// Somebody asks for a group's status.
     GroupStatus { group: GroupId, reply: StatusReply },
     /// The WAL wants a checkpoint or relocation work from every shard.
@@ -173,6 +180,7 @@ pub(crate) type CreateReply = tokio::sync::oneshot::Sender<Result<(), Error>>;
 pub(crate) type SnapshotReply = tokio::sync::oneshot::Sender<Result<LogPosition, Error>>;
 pub(crate) type TransferReply = tokio::sync::oneshot::Sender<Result<(), Error>>;
 pub(crate) type DrainReply = tokio::sync::oneshot::Sender<Result<u64, Error>>;
+pub(crate) type MembersReply = tokio::sync::oneshot::Sender<Result<Membership, Error>>;
 pub(crate) type StatusReply = tokio::sync::oneshot::Sender<Result<GroupStatus, Error>>;
 
 /// Packs ids into sorted, disjoint ranges.

@@ -53,6 +53,14 @@ fn encode(out: &mut BytesMut, record: &Record<'_>) {
         Record::SnapshotRefused { group, id, why } => {
             wire::put_snapshot_refused(out, *group, *id, *why);
         }
+        Record::Join {
+            group,
+            term,
+            leads,
+            configuration,
+        } => wire::put_join(out, *group, *term, *leads, configuration),
+        Record::Removed { group, at, term } => wire::put_removed(out, *group, *at, *term),
+        Record::MemberAsk { group } => wire::put_member_ask(out, *group),
         Record::Beat(beat) => wire::put_beat(out, beat),
         Record::ClaimsDelta {
             from_version,
@@ -224,6 +232,11 @@ mod tests {
         wire::put_read_ask(&mut reads, group, 5, true);
         wire::put_read_reply(&mut reads, group, 5, &Ok(index));
         wire::put_read_reply(&mut reads, group, 5, &Err(Error::Unconfirmed));
+        let mut members = BytesMut::new();
+        let joint = Configuration::joint([1, 2].map(NodeId), [2, 3].map(NodeId), [], []);
+        wire::put_join(&mut members, group, term, true, &joint);
+        wire::put_removed(&mut members, group, index, term);
+        wire::put_member_ask(&mut members, group);
         let mut node = BytesMut::new();
         let beat = Beat {
             incarnation: 1,
@@ -263,6 +276,7 @@ mod tests {
             ("wire", "snapshots", snapshots.to_vec()),
             ("wire", "forwards", forwards.to_vec()),
             ("wire", "reads", reads.to_vec()),
+            ("wire", "members", members.to_vec()),
             ("wire", "node", node.to_vec()),
             (
                 "config",

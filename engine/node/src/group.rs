@@ -7,16 +7,17 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use polyraft_raft::{GroupId, Index, LogPosition, NodeId, Term};
+use polyraft_raft::{GroupId, Index, LogPosition, MemberChange, NodeId, Term};
 
 use crate::apply::{Query, Task};
+use crate::clock::micros;
 use crate::completion::{Committed, CompletionQueue, Many, ReplyTo};
 use crate::directory::GroupCell;
 use crate::error::Error;
 use crate::event::ShardEvent;
 use crate::node::Inner;
 use crate::shard::PROPOSAL_OVERHEAD;
-use crate::status::GroupStatus;
+use crate::status::{GroupStatus, Membership};
 
 /// Which state a read may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -291,6 +292,37 @@ impl<M> GroupHandle<M> {
         let event = ShardEvent::TransferLeadership {
             group: self.group,
             to: NodeId(to),
+            reply,
+        };
+        self.inner.shared.tell(self.shard, event);
+        answer.await.unwrap_or(Err(Error::Closed))
+    }
+
+    /// Changes the members, all of these together or none, and waits until that is committed. Ask the node that leads.
+    ///
+    /// Nodes that are no members yet become learners first and get the log, or a snapshot; once they have nearly all of it
+    /// they begin to vote with the rest of the change. Where voters change, the old and the new ones decide together for that
+    /// long (joint consensus; Raft paper, 6). A node that is removed gives up its replica; a leader may remove itself, and
+    /// another one is elected. Asking for what is so already does nothing.
+    ///
+    /// A dead node is replaced by naming the new one and the removal of the dead one together:
+    /// `[MemberChange::Voter(NodeId(4)), MemberChange::Remove(NodeId(2))]`.
+    ///
+    /// # Errors
+    /// [`Error::NotLeader`] with a hint when another node leads. [`Error::Members`] when another change is under way, a new
+    /// node is not alive or not known as a peer, nobody would vote, or the time is over: it says how far the change got.
+    /// [`Error::Unknown`] when the leader stepped down in between: its successor ends or drops the change, so look at
+    /// [`GroupHandle::status`] and ask again.
+    pub async fn change_members(
+        &self,
+        changes: impl IntoIterator<Item = MemberChange>,
+        within: Duration,
+    ) -> Result<Membership, Error> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let event = ShardEvent::ChangeMembers {
+            group: self.group,
+            changes: changes.into_iter().collect(),
+            within: micros(within),
             reply,
         };
         self.inner.shared.tell(self.shard, event);

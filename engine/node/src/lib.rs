@@ -36,7 +36,7 @@ mod trust;
 mod wheel;
 mod wire;
 
-pub use polyraft_raft::{GroupId, Index, LogPosition, NodeId, Role, Term};
+pub use polyraft_raft::{GroupId, Index, LogPosition, MemberChange, NodeId, Role, Term};
 pub use polyraft_storage::{Disk, Histogram, SnapshotError, WalStats};
 pub use polyraft_transport::{NetworkStats, Tls};
 
@@ -49,7 +49,7 @@ pub use crate::node::{Node, NodeBuilder};
 pub use crate::snapshots::{
     NodePlace, SnapshotInfo, export_snapshot, snapshots_in, verify_snapshot,
 };
-pub use crate::status::{Counters, GroupStatus, Histograms, NodeStatus, PeerStatus};
+pub use crate::status::{Counters, GroupStatus, Histograms, Membership, NodeStatus, PeerStatus};
 pub use crate::trace::ProposalTrace;
 
 /// The README's example is compiled with the tests.

@@ -80,7 +80,7 @@ pub(crate) enum Action {
 pub(crate) enum Untaken {
     /// It is not open here, or not created.
     Unopened,
-    /// It knows of a later term, or not that the claimant is a member.
+    /// It knows of a later term.
     Disputed,
 }
 
@@ -423,18 +423,19 @@ impl Liveness {
         }
     }
 
-    /// This node began to lead `group` at `term`, or (none) ceased to.
+    /// This node leads `group` at `term` from now on, or (none) no more. The members are told; who was told before and is none
+    /// any more hears that the claim is over.
     pub(crate) fn claim(&mut self, group: GroupId, term: Option<Term>, members: &[NodeId]) {
-        for peer in self
-            .peers
-            .iter_mut()
-            .filter(|peer| members.contains(&peer.node))
-        {
-            match term {
-                Some(term) => peer.outgoing.claims.insert(group, term),
-                None => peer.outgoing.claims.remove(&group),
+        for peer in &mut self.peers {
+            let outgoing = &mut peer.outgoing;
+            let term = term.filter(|_| members.contains(&peer.node));
+            let before = match term {
+                Some(term) => outgoing.claims.insert(group, term),
+                None => outgoing.claims.remove(&group),
             };
-            peer.outgoing.changes.push((group, term));
+            if term.is_some() || before.is_some() {
+                outgoing.changes.push((group, term));
+            }
         }
     }
 

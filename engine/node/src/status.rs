@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam::utils::CachePadded;
-use polyraft_raft::{GroupId, Index, LogPosition, NodeId, Role, Term};
+use polyraft_raft::{Configuration, GroupId, Index, LogPosition, NodeId, Role, Term};
 use polyraft_storage::{Histogram, Recorder, WalStats};
 use polyraft_transport::NetworkStats;
 
@@ -34,10 +34,40 @@ pub struct GroupStatus {
     pub purged: Index,
     /// The last entry in this replica's newest durable snapshot.
     pub snapshot: Option<LogPosition>,
-    /// The nodes that hold a replica.
-    pub members: Vec<NodeId>,
+    /// The nodes that hold a replica, as the newest entry of its log says, committed or not.
+    pub members: Membership,
     /// Why this replica is quarantined, if it is.
     pub fault: Option<String>,
+}
+
+/// Who belongs to a group.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Membership {
+    /// Those that decide; while voters change, the new ones.
+    pub voters: Vec<NodeId>,
+    /// While voters change: those before, of which a majority has to agree too.
+    pub outgoing: Vec<NodeId>,
+    /// Those that receive the log and decide nothing.
+    pub learners: Vec<NodeId>,
+}
+
+impl Membership {
+    pub(crate) fn of(configuration: &Configuration) -> Self {
+        Membership {
+            voters: configuration.voters().to_vec(),
+            outgoing: configuration.outgoing().to_vec(),
+            learners: configuration.learners().to_vec(),
+        }
+    }
+
+    /// Every member once, in ascending order.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        let lists = [&self.voters, &self.outgoing, &self.learners];
+        let mut nodes: Vec<NodeId> = lists.into_iter().flatten().copied().collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes
+    }
 }
 
 /// A whole node at one moment.

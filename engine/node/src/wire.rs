@@ -5,11 +5,15 @@
 //! integers little-endian. Records about a whole node carry group 0 in the head and a node-level kind.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use polyraft_raft::{EntryRange, GroupId, Index, LogPosition, Message, NodeId, Term};
+use polyraft_raft::{
+    Configuration, EntryRange, GroupId, Index, LogPosition, Message, NodeId, Term,
+};
 use polyraft_storage::SnapshotFile;
 
+mod members;
 mod snapshot;
 
+pub(crate) use self::members::{REMOVED_BYTES, join_bytes, put_join, put_member_ask, put_removed};
 pub(crate) use self::snapshot::{
     CHUNK_BYTES, Chunk, FETCH_BYTES, REFUSED_BYTES, Refusal, SnapshotId, offer_bytes,
     put_snapshot_chunk, put_snapshot_fetch, put_snapshot_offer, put_snapshot_refused,
@@ -50,6 +54,9 @@ enum Kind {
     ReadAsk = 22,
     ReadReply = 23,
     SnapshotRefused = 24,
+    Join = 25,
+    Removed = 26,
+    MemberAsk = 27,
     // Node-level records: the home shard reads them, whatever their group field says.
     Beat = 32,
     ClaimsDelta = 33,
@@ -81,6 +88,9 @@ impl Kind {
             ReadAsk,
             ReadReply,
             SnapshotRefused,
+            Join,
+            Removed,
+            MemberAsk,
             Beat,
             ClaimsDelta,
             ClaimsTable,
@@ -154,6 +164,23 @@ pub(crate) enum Record<'a> {
         id: SnapshotId,
         why: Refusal,
     },
+    /// The receiver is a member of a group, whose members as of the beginning of the sender's log these are.
+    Join {
+        group: GroupId,
+        /// The sender's term, and whether it leads it.
+        term: Term,
+        leads: bool,
+        configuration: Configuration,
+    },
+    /// The receiver is no member, as of a committed index.
+    Removed {
+        group: GroupId,
+        at: Index,
+        /// The sender's term.
+        term: Term,
+    },
+    /// The sender has not heard of a leader, and is no voter: is it a member still?
+    MemberAsk { group: GroupId },
     /// The sender lives.
     Beat(Beat),
     /// Changes of the groups that the sender leads.
@@ -172,7 +199,7 @@ pub(crate) enum Record<'a> {
     },
     /// The sender asks for the whole table.
     ClaimsRequest,
-    /// Create these groups with these members; request 0 wants no answer.
+    /// Create these groups with these members.
     Create {
         request: u64,
         groups: GroupRanges,
@@ -759,6 +786,8 @@ fn decode<'a>(
         Kind::SnapshotOffer | Kind::SnapshotFetch | Kind::SnapshotChunk | Kind::SnapshotRefused => {
             return snapshot::decode(kind, group, body, frame);
         }
+        Kind::Join | Kind::Removed => return members::decode(kind, group, body),
+        Kind::MemberAsk => return Ok(Record::MemberAsk { group }),
         Kind::Beat => {
             return Ok(Record::Beat(Beat {
                 incarnation: body.u64()?,

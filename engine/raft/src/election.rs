@@ -216,6 +216,7 @@ impl Group {
         let granted = last >= self.log.last()
             && !self.defends_leader(env, from)
             && !self.is_bound(env)
+            && self.knows_its_removal()
             && (term > self.term || self.may_vote_for(from));
         let term = if granted { term } else { self.term };
         self.send(from, Message::PreVoteReply { term, granted }, out);
@@ -276,7 +277,8 @@ impl Group {
             self.catch_up(env, term, out);
         }
         let is_free = transfer || self.vote == Some(from) || !self.is_bound(env);
-        if last < self.log.last() || !self.may_vote_for(from) || !is_free {
+        let may_vote = self.may_vote_for(from) && self.knows_its_removal();
+        if last < self.log.last() || !may_vote || !is_free {
             self.send(
                 from,
                 Message::VoteReply {

@@ -79,6 +79,11 @@ pub enum Event<'a> {
         /// The node.
         node: NodeId,
     },
+    /// A member's replica has begun anew, without a log. A leader counts nothing that it acknowledged before for it any more.
+    BeganAnew {
+        /// The node.
+        node: NodeId,
+    },
     /// Start an election now, with PreVote first.
     Campaign,
     /// Hand the leadership to a voter. Answered by exactly one [`Transfer`](crate::Transfer), within the longest

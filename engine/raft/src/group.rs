@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use crate::durability::Durability;
 use crate::leader::Leading;
 use crate::log::LogView;
-use crate::membership::Replaced;
+use crate::membership::Former;
 use crate::mutants::{self, Mutant};
 use crate::rng::Rng;
 use crate::{
@@ -50,6 +50,9 @@ pub struct Restored {
     /// then it votes for nobody: that leader may be answering reads, counting on it. The longest silence after which
     /// nodes look for another leader, for a replica that may have followed one; 0 for a new one.
     pub bound_for: u64,
+    /// An earlier replica of this node was removed, and that is committed at this index: without it in the log this one
+    /// neither votes nor stands. 0 when there was none.
+    pub removed_at: Index,
 }
 
 impl Restored {
@@ -65,6 +68,7 @@ impl Restored {
             last: Index::ZERO,
             applied: Index::ZERO,
             bound_for: 0,
+            removed_at: Index::ZERO,
         }
     }
 }
@@ -99,8 +103,8 @@ pub struct Group {
     /// Who leads `term`, as far as known. Never a node of which we know that it does not.
     pub(crate) leader: Option<NodeId>,
     pub(crate) configuration: Configuration,
-    /// What entries that are not handed out yet replaced by it.
-    pub(crate) replaced: Replaced,
+    /// What entries that are not handed out yet replaced by it, and whether this node was a member before.
+    pub(crate) former: Former,
     pub(crate) log: LogView,
     pub(crate) durability: Durability,
     pub(crate) committed: Index,
@@ -170,6 +174,7 @@ impl Group {
             last,
             applied,
             bound_for,
+            removed_at,
         } = restored;
         let log = LogView::new(base, &runs, last);
         assert!(
@@ -189,7 +194,7 @@ impl Group {
             vote: hard_state.vote,
             leader: None,
             configuration,
-            replaced: Replaced::default(),
+            former: Former::removed_at(removed_at),
             log,
             durability: Durability::new(last),
             committed: hard_state.commit.min(last).max(applied),
@@ -213,7 +218,7 @@ impl Group {
             );
             group.adopt(index, configuration);
         }
-        group.settle_configurations();
+        group.settle_configurations(out);
         group.arm_election_timer(env, out);
         group.hand_out(out);
         group
@@ -244,6 +249,7 @@ impl Group {
             Event::Unclaimed { by } => self.lose_claim(env, by, out),
             Event::PeerDown { node } => self.peer_down(env, node, out),
             Event::PeerUp { node } => self.peer_up(env, node),
+            Event::BeganAnew { node } => self.begin_anew(env, node),
             Event::Campaign => self.campaign(env, out),
             Event::Transfer { to } => self.transfer(env, to, out),
             Event::Purged { through } => self.purge(through),
@@ -370,7 +376,7 @@ impl Group {
                 end: through.next(),
             });
             self.handed_out = through;
-            self.settle_configurations();
+            self.settle_configurations(out);
         }
     }
 

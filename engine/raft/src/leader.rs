@@ -18,6 +18,8 @@ pub struct Leading {
     pub(crate) peers: SmallVec<[Progress; 2]>,
     /// Index of the entry that started the term: nothing before it commits by counting.
     pub(crate) term_start: Index,
+    /// The last entry of the term that says who the members are, if any: else the one that started it. None is newer.
+    pub(crate) configured_at: Index,
     /// Somebody was told in this term to campaign. The voters will not defend this leader against that campaign, however
     /// late it comes.
     pub(crate) is_given_away: bool,
@@ -35,6 +37,7 @@ impl Leading {
         Leading {
             peers,
             term_start: next,
+            configured_at: next,
             is_given_away: false,
             handover: None,
             notice_at: None,

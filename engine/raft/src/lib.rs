@@ -61,8 +61,8 @@ pub use membership::{ChangeRefused, MemberChange, MembersChanged};
 pub use message::Message;
 pub use node_set::NodeSet;
 pub use outbox::{
-    Apply, ClaimChange, NotLeader, Origin, Outbox, Proposed, Send, SnapshotNeeded, TimerSet,
-    Transfer, TransferOutcome, Write, WriteKind,
+    Apply, ClaimChange, NotLeader, Origin, Outbox, Proposed, Removed, Send, SnapshotNeeded,
+    TimerSet, Transfer, TransferOutcome, Write, WriteKind,
 };
 pub use position::{EntryRange, HardState, LogPosition, TermRun};
 pub use progress::{Progress, ProgressState};

@@ -8,7 +8,7 @@ use crate::group::{Group, Part};
 use crate::mutants::{self, Mutant};
 use crate::{
     ClaimChange, Configuration, Env, GroupId, Index, LogPosition, Message, NodeId, Origin, Outbox,
-    Progress, ProgressState,
+    Progress, ProgressState, Removed,
 };
 
 /// What a node shall be in a group.
@@ -72,52 +72,84 @@ pub enum ChangeRefused {
     Unchanged,
 }
 
-/// Configurations that entries of the log replaced, with the index of each such entry. Only those that are not handed out yet
-/// are kept: an earlier one can neither be taken back nor be asked for. Absent when there are none.
+/// What a replica keeps of former members. Absent when there is nothing: it takes eight bytes in every idle replica.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-#[expect(
-    clippy::box_collection,
-    reason = "eight bytes in every idle replica, where a vector takes three times as much"
-)]
-pub(crate) struct Replaced(Option<Box<Vec<(Index, Configuration)>>>);
+pub(crate) struct Former(Option<Box<Kept>>);
 
-impl Replaced {
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Kept {
+    /// Configurations that entries of the log replaced, with the index of each such entry. Only those that are not handed out
+    /// yet are kept: an earlier one can neither be taken back nor be asked for.
+    replaced: Vec<(Index, Configuration)>,
+    /// An earlier replica of this node was removed by the entry at this index, or by one before it.
+    removed_at: Index,
+}
+
+impl Former {
+    /// An earlier replica of this node was removed; 0: there was none.
+    pub(crate) fn removed_at(index: Index) -> Former {
+        let kept = Kept {
+            removed_at: index,
+            ..Kept::default()
+        };
+        Former((kept != Kept::default()).then(|| Box::new(kept)))
+    }
+
+    fn replaced(&self) -> &[(Index, Configuration)] {
+        self.0.as_ref().map_or(&[], |kept| &kept.replaced)
+    }
+
     fn push(&mut self, index: Index, before: Configuration) {
-        self.0.get_or_insert_default().push((index, before));
+        self.0
+            .get_or_insert_default()
+            .replaced
+            .push((index, before));
     }
 
     /// The newest entry of the kind.
     pub(crate) fn last(&self) -> Option<Index> {
-        self.0.as_ref()?.last().map(|(index, _)| *index)
+        self.replaced().last().map(|(index, _)| *index)
     }
 
     /// What was in force before the oldest entry.
     fn first(&self) -> Option<&Configuration> {
-        self.0.as_ref()?.first().map(|(_, before)| before)
+        self.replaced().first().map(|(_, before)| before)
     }
 
     /// Whether `counts` holds for a configuration that an entry behind `committed` replaced.
     fn any_behind(&self, committed: Index, counts: impl Fn(&Configuration) -> bool) -> bool {
-        let replaced = self.0.as_ref().map_or(&[][..], |replaced| &replaced[..]);
-        replaced
-            .iter()
-            .any(|(index, before)| *index > committed && counts(before))
+        let mut replaced = self.replaced().iter();
+        replaced.any(|(index, before)| *index > committed && counts(before))
     }
 
     /// Takes entries from `from` on back; returns what was in force before them.
     fn roll_back(&mut self, from: Index) -> Option<Configuration> {
-        let replaced = self.0.as_mut()?;
+        let replaced = &mut self.0.as_mut()?.replaced;
         let at = replaced.partition_point(|(index, _)| *index < from);
         let before = replaced.drain(at..).next().map(|(_, before)| before);
-        self.0.take_if(|replaced| replaced.is_empty());
+        self.shrink();
         before
     }
 
-    fn forget(&mut self, through: Index) {
-        if let Some(replaced) = &mut self.0 {
-            replaced.retain(|(index, _)| *index > through);
-            self.0.take_if(|replaced| replaced.is_empty());
+    /// Takes out what entries through `through` replaced, with their indexes. These entries can't be taken back, nor what they
+    /// say of this node.
+    fn forget(&mut self, through: Index) -> Vec<(Index, Configuration)> {
+        let Some(kept) = &mut self.0 else {
+            return Vec::new();
+        };
+        let settled = kept
+            .replaced
+            .partition_point(|(index, _)| *index <= through);
+        let gone = kept.replaced.drain(..settled).collect();
+        if kept.removed_at <= through {
+            kept.removed_at = Index::ZERO;
         }
+        self.shrink();
+        gone
+    }
+
+    fn shrink(&mut self) {
+        self.0.take_if(|kept| **kept == Kept::default());
     }
 }
 
@@ -194,7 +226,7 @@ impl Group {
             return Err(ChangeRefused::NotLeader { hint: self.leader });
         };
         let is_pending = self
-            .replaced
+            .former
             .last()
             .is_some_and(|index| index > self.committed);
         let overlaps = mutants::is_active(Mutant::ChangesOverlap);
@@ -220,13 +252,18 @@ impl Group {
     }
 
     /// Whether a learner would not hold up commits for long if it voted: it takes appends, and one of them brings it to the end.
+    /// It has the entry that made it a learner too: it may vote by then, whatever was before.
     fn is_caught_up(&self, env: &Env<'_>, node: NodeId) -> bool {
         let last = self.log.last_index().0;
         let most = u64::from(env.settings.max_append_entries.max(1));
+        let configured_at = self
+            .leading()
+            .map_or(Index::ZERO, |leading| leading.configured_at);
         self.progress(node).is_some_and(|progress| {
             progress.alive
                 && progress.state == ProgressState::Replicate
                 && last - progress.matched.0 <= most
+                && progress.matched >= configured_at
         })
     }
 
@@ -238,6 +275,9 @@ impl Group {
     ) -> LogPosition {
         let entries = self.append_own(1, Origin::Configuration, out);
         self.adopt(entries.first, configuration);
+        if let Part::Leader(leading) = &mut self.part {
+            leading.configured_at = entries.first;
+        }
         self.follow_members(env, out);
         LogPosition {
             term: entries.term,
@@ -248,7 +288,7 @@ impl Group {
     /// The entry at `index` says who the members are. It counts from when it is in the log (Raft thesis, 4.1).
     pub(crate) fn adopt(&mut self, index: Index, configuration: Configuration) {
         let before = std::mem::replace(&mut self.configuration, configuration);
-        self.replaced.push(index, before);
+        self.former.push(index, before);
     }
 
     /// Entries from `from` on are gone, and with them what they said of the members.
@@ -256,14 +296,19 @@ impl Group {
         if mutants::is_active(Mutant::ConfigurationKept) {
             return;
         }
-        if let Some(before) = self.replaced.roll_back(from) {
+        if let Some(before) = self.former.roll_back(from) {
             self.configuration = before;
         }
     }
 
     /// The log begins anew with these members.
     pub(crate) fn reset_configuration(&mut self, configuration: &Configuration) {
-        self.replaced = Replaced::default();
+        let removed_at = self
+            .former
+            .0
+            .as_ref()
+            .map_or(Index::ZERO, |kept| kept.removed_at);
+        self.former = Former::removed_at(removed_at);
         self.configuration.clone_from(configuration);
     }
 
@@ -271,21 +316,67 @@ impl Group {
     /// nobody could win whose log is shorter, although the others may still need its vote (Raft thesis, 4.2.2).
     pub(crate) fn may_stand(&self) -> bool {
         let votes = |members: &Configuration| members.is_voter(self.node);
-        votes(&self.configuration) || self.replaced.any_behind(self.committed, votes)
+        (votes(&self.configuration) || self.former.any_behind(self.committed, votes))
+            && self.knows_its_removal()
     }
 
-    /// What is handed out can't be taken back.
+    /// Whether it has everything that was committed when an earlier replica of its node was removed. Somebody who does not
+    /// have that may take this one for the earlier one, and must not be elected by it.
+    pub(crate) fn knows_its_removal(&self) -> bool {
+        let removed_at = self
+            .former
+            .0
+            .as_ref()
+            .map_or(Index::ZERO, |kept| kept.removed_at);
+        self.log.last_index() >= removed_at || mutants::is_active(Mutant::ReturnedVotes)
+    }
+
+    /// What is handed out can't be taken back. Whoever it made no member is told of.
     #[inline]
-    pub(crate) fn settle_configurations(&mut self) {
-        if self.replaced.0.is_some() {
-            self.replaced.forget(self.handed_out);
+    pub(crate) fn settle_configurations(&mut self, out: &mut Outbox) {
+        if self.former.0.is_some() {
+            self.note_removed(out);
         }
+    }
+
+    fn note_removed(&mut self, out: &mut Outbox) {
+        let leads = matches!(self.part, Part::Leader(_));
+        let settled = self.former.forget(self.handed_out);
+        let newer = settled.iter().skip(1).map(|(_, before)| before);
+        let afters = newer.chain([self.applied_configuration()]);
+        for ((at, before), after) in settled.iter().zip(afters) {
+            let is_out =
+                |node: &NodeId| !after.contains(*node) && !self.configuration.contains(*node);
+            let told = before.nodes().filter(is_out);
+            let told = told.filter(|node| leads || *node == self.node);
+            out.removed.extend(told.map(|node| Removed {
+                group: self.id,
+                node,
+                at: *at,
+            }));
+        }
+    }
+
+    /// Whether the members are committed, and not joint: nothing is left to be done for them.
+    #[must_use]
+    pub fn members_are_settled(&self) -> bool {
+        let newest = self.former.last();
+        !self.configuration.is_joint() && newest.is_none_or(|index| index <= self.committed)
+    }
+
+    /// Whether word that this node is no member as of a committed index is news: this replica has not come so far, and no
+    /// later entry of its log makes the node a member again.
+    #[must_use]
+    pub fn heeds_removal(&self, at: Index) -> bool {
+        let newest = self.former.last();
+        let is_back = newest.is_some_and(|index| index > at);
+        self.handed_out < at && !(is_back && self.configuration.contains(self.node))
     }
 
     /// The members as of the last entry that was handed out for applying.
     #[must_use]
     pub fn applied_configuration(&self) -> &Configuration {
-        self.replaced.first().unwrap_or(&self.configuration)
+        self.former.first().unwrap_or(&self.configuration)
     }
 
     /// The members have changed: whoever has a timer or is sent entries may be another.
@@ -317,11 +408,21 @@ impl Group {
         }
     }
 
+    /// A member's replica has nothing of what it acknowledged.
+    pub(crate) fn begin_anew(&mut self, env: &Env<'_>, node: NodeId) {
+        let next = self.log.last_index().next();
+        if let Part::Leader(leading) = &mut self.part
+            && let Some(known) = leading.peers.iter_mut().find(|peer| peer.node == node)
+        {
+            *known = Progress::new(node, next, known.alive, env.now);
+        }
+    }
+
     /// A leader has committed more: a joint phase may be over, or its own time in the group.
     pub(crate) fn finish_change(&mut self, env: &Env<'_>, out: &mut Outbox) {
         let is_steady = !self.configuration.is_joint() && self.configuration.is_voter(self.node);
         let is_pending = self
-            .replaced
+            .former
             .last()
             .is_some_and(|index| index > self.committed);
         let Part::Leader(leading) = &self.part else {
@@ -455,7 +556,7 @@ mod tests {
     #[test]
     fn what_is_taken_back_is_what_was_in_force() {
         let members = |n: u64| Configuration::simple([NodeId(n)]);
-        let mut replaced = Replaced::default();
+        let mut replaced = Former::default();
         for (index, before) in [(4, 1), (6, 2), (9, 3)] {
             replaced.push(Index(index), members(before));
         }
@@ -463,10 +564,10 @@ mod tests {
         assert_eq!(replaced.first(), Some(&members(1)));
         assert_eq!(replaced.roll_back(Index(10)), None);
         assert_eq!(replaced.roll_back(Index(6)), Some(members(2)));
-        replaced.forget(Index(3));
+        assert_eq!(replaced.forget(Index(3)), []);
         assert_eq!(replaced.last(), Some(Index(4)));
-        replaced.forget(Index(4));
-        assert_eq!(replaced, Replaced::default());
+        assert_eq!(replaced.forget(Index(4)), [(Index(4), members(1))]);
+        assert_eq!(replaced, Former::default());
         assert_eq!(replaced.roll_back(Index(1)), None);
     }
 }

@@ -135,6 +135,8 @@ pub enum Mutant {
     LifeIgnored,
     /// What is kept of groups that ended is lost in a restart.
     TombstoneForgotten,
+    /// A replica that is back after a removal votes without knowing of the removal.
+    ReturnedVotes,
     /// A follower whose leader works leaves it for a term that nobody leads.
     LeaderLeft,
     /// A snapshot that came is taken before it is durable.
@@ -218,6 +220,7 @@ pub const SCRIPTED: &[(Mutant, u8)] = &[
     (Mutant::StrangerVotes, 19),
     (Mutant::LaggardPromoted, 18),
     (Mutant::RemovedLeaderStays, 18),
+    (Mutant::ReturnedVotes, 19),
     (Mutant::HandoverStuck, 20),
     (Mutant::TargetBehind, 20),
     (Mutant::LearnerLeads, 20),

@@ -28,6 +28,8 @@ pub struct Outbox {
     pub transfers: Vec<Transfer>,
     /// Answers to changes of members.
     pub changes: Vec<MembersChanged>,
+    /// Nodes that ceased to be members.
+    pub removed: Vec<Removed>,
 }
 
 impl Outbox {
@@ -42,6 +44,7 @@ impl Outbox {
         self.snapshots.clear();
         self.transfers.clear();
         self.changes.clear();
+        self.removed.clear();
     }
 
     /// Whether nothing wants to be done.
@@ -56,6 +59,7 @@ impl Outbox {
             && self.snapshots.is_empty()
             && self.transfers.is_empty()
             && self.changes.is_empty()
+            && self.removed.is_empty()
     }
 }
 
@@ -177,6 +181,19 @@ pub struct SnapshotNeeded {
     /// The snapshot must reach at least this place. Asked again at every retry until the follower has
     /// it: an edge that is already sending one ignores the repetition.
     pub base: LogPosition,
+}
+
+/// An entry was handed out for applying that makes a node no member, and no later entry of the log makes it one again.
+///
+/// Told by the leader of every such node, and by every replica of its own node: that one is over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Removed {
+    /// The group.
+    pub group: GroupId,
+    /// Who was removed.
+    pub node: NodeId,
+    /// The place of the entry.
+    pub at: Index,
 }
 
 /// The answer to one [`Event::Transfer`](crate::Event::Transfer).

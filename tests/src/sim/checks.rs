@@ -2,7 +2,7 @@
 //! before it is durable, nothing committed without a quorum. It must look only at what a step has touched.
 
 use polyraft::{GroupId, Index, NodeId, Role, Term};
-use polyraft_raft::{Group, LogPosition, Message, TermRun};
+use polyraft_raft::{Configuration, Group, LogPosition, Message, TermRun};
 use polyraft_storage::RecoveredGroup;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
@@ -71,6 +71,8 @@ pub(super) struct GroupChecks {
     /// By operation: where it was applied.
     requests: FxHashMap<u64, Index>,
     seen: Vec<Seen>,
+    /// By node: the members as its replica saw them the last time.
+    members: Vec<Option<Configuration>>,
     pub(super) promises: Vec<Promise>,
 }
 
@@ -81,6 +83,7 @@ impl GroupChecks {
     pub(super) fn new(nodes: u64) -> Self {
         GroupChecks {
             seen: vec![Seen::default(); nodes as usize + 1],
+            members: vec![None; nodes as usize + 1],
             promises: vec![Promise::default(); nodes as usize + 1],
             ..GroupChecks::default()
         }
@@ -96,7 +99,7 @@ impl GroupChecks {
     }
 
     /// A replica has moved. `holds` answers for the other replicas.
-    pub(super) fn observe(&mut self, core: &Group, members: &[u64], holds: Holds<'_>) -> Verdict {
+    pub(super) fn observe(&mut self, core: &Group, holds: Holds<'_>) -> Verdict {
         let (group, node) = (core.id(), core.node());
         self.check_monotonic(core)?;
         self.check_log(core)?;
@@ -105,7 +108,7 @@ impl GroupChecks {
         }
         let committed = core.committed();
         if committed > self.committed_through {
-            self.check_commit(core, members, holds)?;
+            self.check_commit(core, holds)?;
         } else if let Some(term) = self.committed_term(committed)
             && core.term_at(committed) != Some(term)
         {
@@ -117,6 +120,10 @@ impl GroupChecks {
                     core.term_at(committed)
                 ),
             ));
+        }
+        let before = &mut self.members[node.0 as usize];
+        if before.as_ref() != Some(core.configuration()) {
+            *before = Some(core.configuration().clone());
         }
         // A newer leader may have cut what was acknowledged to an older one.
         let promise = &mut self.promises[node.0 as usize];
@@ -242,7 +249,7 @@ impl GroupChecks {
     }
 
     /// More is committed than anybody knew.
-    fn check_commit(&mut self, core: &Group, members: &[u64], holds: Holds<'_>) -> Verdict {
+    fn check_commit(&mut self, core: &Group, holds: Holds<'_>) -> Verdict {
         let (group, node) = (core.id(), core.node());
         let reached = position(core, core.committed());
         let old = self.committed_through;
@@ -257,14 +264,21 @@ impl GroupChecks {
                 ),
             ));
         }
-        let has = |member: &&u64| {
-            let promised = self.promises[**member as usize].matched;
+        // Who the members are may have changed in the same turn, behind what was committed.
+        let members = self.members[node.0 as usize].as_ref();
+        let members = members.unwrap_or(core.configuration());
+        let has = |member: &u64| {
+            let promised = self.promises[*member as usize].matched;
             // Entries of a term are all or none before a place of that term.
             let promised = promised.term == reached.term && promised.index >= reached.index;
-            holds(**member, reached).unwrap_or(promised)
+            holds(*member, reached).unwrap_or(promised)
         };
-        let holders: Vec<u64> = members.iter().filter(has).copied().collect();
-        if holders.len() * 2 <= members.len() {
+        let holders: Vec<u64> = members.nodes().map(|node| node.0).filter(has).collect();
+        let is_majority = |half: &[NodeId]| {
+            let count = half.iter().filter(|node| holders.contains(&node.0)).count();
+            half.is_empty() || 2 * count > half.len()
+        };
+        if !is_majority(members.voters()) || !is_majority(members.outgoing()) {
             return Err(broken(
                 "commit quorum",
                 group,
@@ -401,6 +415,7 @@ impl GroupChecks {
     /// A node begins a new life: what it knew in memory is gone.
     pub(super) fn reborn(&mut self, node: u64) {
         self.seen[node as usize] = Seen::default();
+        self.members[node as usize] = None;
     }
 
     /// A state machine took an entry.

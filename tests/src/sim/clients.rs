@@ -281,7 +281,11 @@ impl World {
     fn choose_node(&mut self, client: usize, group: GroupId) -> Option<u64> {
         let sticks = self.rng.chance(800_000);
         let favourite = self.clients.clients[client].node;
-        let members = self.plan.members_of(group);
+        let all: Vec<u64> = (1..=self.plan.nodes).collect();
+        let members = match self.plan.churns(group) {
+            true => &all[..],
+            false => self.plan.members_of(group),
+        };
         let is_good = |node: u64| {
             let host = &self.hosts[node as usize];
             members.contains(&node) && host.node.is_some() && !(self.is_healed && host.is_outcast)
@@ -398,8 +402,16 @@ impl World {
                     });
                 }
                 Err(error) => {
-                    if let Error::NotLeader { hint: Some(leader) } = error {
-                        self.clients.clients[waiting.client as usize].node = leader.0;
+                    match error {
+                        Error::NotLeader { hint: Some(leader) } => {
+                            self.clients.clients[waiting.client as usize].node = leader.0;
+                        }
+                        // Whoever was removed does not know where the group is.
+                        _ if self.plan.churns(waiting.group) => {
+                            let node = self.rng.within(1, self.plan.nodes);
+                            self.clients.clients[waiting.client as usize].node = node;
+                        }
+                        _ => {}
                     }
                     self.retry_later(waiting.client, 20 * MILLI);
                 }

@@ -3,7 +3,9 @@
 
 use std::future::Future;
 use std::task::{Context, Waker};
+use std::time::Duration;
 
+use polyraft::{MemberChange, NodeId, Role};
 use polyraft_storage::sim::{Astray, Failure as DiskFailure, Keep, KeepNames, SimDisk};
 
 use super::machine::{self, Saved};
@@ -51,6 +53,7 @@ impl World {
             | Fault::Reset
             | Fault::Slow => self.disturb_network(fault, node),
             Fault::Handover => self.ask_for_handover(node),
+            Fault::Reconfigure => self.ask_for_members(node),
             Fault::ClientCrash => {
                 let client = self.rng.below(self.plan.clients) as u32;
                 self.client_crashes(client)
@@ -72,6 +75,65 @@ impl World {
         if happened && !is_armed {
             self.fired(fault);
         }
+    }
+
+    /// Asks a node to change the members of some groups that it leads.
+    fn ask_for_members(&mut self, node: u64) -> bool {
+        let groups = self.plan.members.len() as u64;
+        let mut has_asked = false;
+        for _ in 0..self.rng.within(1, 8) {
+            let group = polyraft::GroupId(self.rng.within(1, groups));
+            let Some((changes, within)) = self.draw_change(node, group) else {
+                continue;
+            };
+            let host = &self.hosts[node as usize];
+            let Some(sim) = &host.node else { return false };
+            self.trace.group(self.now, node, group, || {
+                format!("is asked for other members: {changes:?}")
+            });
+            let handle = sim.node().group(group.0);
+            let mut asked = Box::pin(handle.change_members(changes, within));
+            let mut context = Context::from_waker(Waker::noop());
+            let _ = asked.as_mut().poll(&mut context);
+            has_asked = true;
+        }
+        self.schedule(node);
+        has_asked
+    }
+
+    /// What a leader may be asked for: never more than a minority of voters whose data may be destroyed.
+    fn draw_change(
+        &mut self,
+        node: u64,
+        group: polyraft::GroupId,
+    ) -> Option<(Vec<MemberChange>, Duration)> {
+        let sim = self.hosts[node as usize].node.as_ref()?;
+        let (core, _) = sim.replica(group)?;
+        if !self.plan.churns(group) || core.role() != Role::Leader {
+            return None;
+        }
+        let members = core.configuration().clone();
+        let mut changes = Vec::new();
+        for _ in 0..self.rng.within(1, 2) {
+            let who = NodeId(self.rng.within(1, self.plan.nodes));
+            let is_likely = self.rng.chance(600_000);
+            let change = match (members.is_voter(who), members.is_learner(who), is_likely) {
+                (true, _, true) | (_, true, false) => MemberChange::Remove(who),
+                (true, _, false) => MemberChange::Learner(who),
+                (_, true, true) | (false, false, true) => MemberChange::Voter(who),
+                (false, false, false) => MemberChange::Learner(who),
+            };
+            changes.push(change);
+        }
+        let mut voters: Vec<u64> = members.voters().iter().map(|node| node.0).collect();
+        for change in &changes {
+            voters.retain(|voter| *voter != change.node().0);
+            if let MemberChange::Voter(node) = change {
+                voters.push(node.0);
+            }
+        }
+        let within = Duration::from_millis(self.rng.within(50, 2_000));
+        self.plan.is_safe(&voters).then_some((changes, within))
     }
 
     /// Asks a node to hand over some groups, to whomever: whether it leads them or not, and whether the others can.

@@ -147,9 +147,8 @@ impl World {
                 || core.term_at(position.index) == Some(position.term);
             Some(has && core.durable() >= position.index)
         };
-        let members = self.plan.members_of(group);
         let checks = &mut self.checks[group.0 as usize - 1];
-        checks.observe(core, members, &holds)?;
+        checks.observe(core, &holds)?;
         if self.trace.wants(group) {
             let told = format!(
                 "is {:?} of term {} vote {:?} leader {:?} last {} durable {} committed {} applied {}",

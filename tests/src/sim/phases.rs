@@ -146,8 +146,8 @@ impl World {
 
     fn is_equal(&self, group: GroupId) -> bool {
         let mut reference = None;
-        for member in self.plan.members_of(group) {
-            let host = &self.hosts[*member as usize];
+        for member in self.members_of(group) {
+            let host = &self.hosts[member as usize];
             if host.is_outcast || host.is_dead {
                 continue;
             }
@@ -157,6 +157,9 @@ impl World {
             };
             if fault.is_some() && host.is_rotten {
                 continue;
+            }
+            if !core.members_are_settled() {
+                return false;
             }
             let first = reference.get_or_insert(core);
             // What one of them has purged can't be compared.
@@ -178,6 +181,7 @@ impl World {
                 .collect()
             };
             let is_equal = core.last() == first.last()
+                && core.configuration() == first.configuration()
                 && runs(core) == runs(first)
                 && core.committed() == core.last().index
                 && core.applied() == core.committed()
@@ -191,13 +195,17 @@ impl World {
 
     /// What the replicas of a group are doing, for a report.
     fn describe(&self, group: GroupId) -> String {
-        let members = self.plan.members_of(group).iter().map(|member| {
-            let host = &self.hosts[*member as usize];
+        let nodes = match self.plan.churns(group) {
+            true => (1..=self.plan.nodes).collect(),
+            false => self.members_of(group),
+        };
+        let members = nodes.into_iter().map(|member| {
+            let host = &self.hosts[member as usize];
             match host.node.as_ref().map(|node| node.replica(group)) {
                 None => format!("node {member} is down"),
                 Some(None) => format!("node {member} has no replica"),
                 Some(Some((core, fault))) => format!(
-                    "node {member} is {:?} of term {} leader {:?} last {} durable {} committed {} applied {}{}{}",
+                    "node {member} is {:?} of term {} leader {:?} last {} durable {} committed {} applied {} members {:?}{}{}",
                     core.role(),
                     core.term(),
                     core.leader().map(|leader| leader.0),
@@ -205,6 +213,7 @@ impl World {
                     core.durable(),
                     core.committed(),
                     core.applied(),
+                    core.configuration(),
                     if host.is_outcast { " outcast" } else { "" },
                     fault.map(|fault| format!(" fault {fault}")).unwrap_or_default()
                 ),
@@ -224,7 +233,8 @@ impl World {
     /// The state machines of a group hold the same.
     fn check_states(&mut self, group: GroupId) -> Verdict {
         let newest = self.checks[group.0 as usize - 1].newest_applied();
-        let leaders = self.plan.members_of(group).iter().filter(|member| {
+        let members = self.members_of(group);
+        let leaders = members.iter().filter(|member| {
             let node = self.hosts[**member as usize].node.as_ref();
             let core = node.and_then(|node| node.replica(group));
             core.is_some_and(|(core, fault)| fault.is_none() && core.role() == Role::Leader)
@@ -232,7 +242,7 @@ impl World {
         if leaders.count() != 1 {
             return Err(broken("one leader at the end", group, self.describe(group)));
         }
-        for member in self.plan.members_of(group).to_vec() {
+        for member in members {
             let host = &mut self.hosts[member as usize];
             if host.is_outcast || host.is_rotten || host.is_dead {
                 continue;

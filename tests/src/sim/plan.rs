@@ -61,11 +61,13 @@ pub enum Fault {
     Handover,
     /// A client forgets what it was doing.
     ClientCrash,
+    /// A leader is asked to change the members of its group.
+    Reconfigure,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 22] = [
+    pub const ALL: [Fault; 23] = [
         Fault::PowerCut,
         Fault::PowerCutInWrite,
         Fault::PowerCutAfterPromise,
@@ -88,6 +90,7 @@ impl Fault {
         Fault::Misdirect,
         Fault::Handover,
         Fault::ClientCrash,
+        Fault::Reconfigure,
     ];
 
     /// Whether it can take back what a node has promised. Only a minority of each group may be hit by those.
@@ -108,6 +111,8 @@ pub struct Plan {
     pub nodes: u64,
     /// Members by group; group `n` has id `n + 1`.
     pub members: Vec<Vec<u64>>,
+    /// Whose members change, by group.
+    pub churns: Vec<bool>,
     /// What every node is configured with.
     pub config: Config,
     /// How fast each node's clock runs, in parts per million more or less than real time.
@@ -178,6 +183,7 @@ impl Plan {
         let mut plan = Plan {
             seed,
             nodes,
+            churns: vec![false; members.len()],
             members,
             clock_ppm: (0..nodes)
                 .map(|_| rng.within(0, 2 * skew) as i64 - skew as i64)
@@ -197,7 +203,7 @@ impl Plan {
             } else {
                 (rng.within(5, 120) * MILLI).max(disturbance_us / 8)
             },
-            weights: std::array::from_fn(|_| *rng.pick(&[0, 1, 2, 4, 10])),
+            weights: weights(rng),
             disturbance_us,
             downtime_us: rng.within(20, 800) * MILLI,
             loss: rough(rng, 100_000),
@@ -209,12 +215,24 @@ impl Plan {
             config,
         };
         transfers(rng, &mut plan);
+        churn(&mut plan);
         plan
     }
 
-    /// The members of a group.
+    /// The members that a group is created with.
     pub fn members_of(&self, group: polyraft::GroupId) -> &[u64] {
         &self.members[group.0 as usize - 1]
+    }
+
+    /// Whether the members of a group change.
+    pub fn churns(&self, group: polyraft::GroupId) -> bool {
+        self.churns[group.0 as usize - 1]
+    }
+
+    /// Whether a quorum of these voters keeps its data, whatever is destroyed.
+    pub fn is_safe(&self, voters: &[u64]) -> bool {
+        let lost = voters.iter().filter(|node| self.victims.contains(node));
+        lost.count() * 2 < voters.len()
     }
 }
 
@@ -259,6 +277,32 @@ fn transfers(rng: &mut Rng, plan: &mut Plan) {
     snapshot.concurrent = rng.within(1, 4) as u32;
     snapshot.rate = ByteSize::b(*rng.pick(&[0, 0, 40_000]));
     plan.corruption = *rng.pick(&[0, 0, 20_000, 100_000]) as u32;
+}
+
+/// How often each fault is drawn; changes of members are drawn apart.
+fn weights(rng: &mut Rng) -> [u32; Fault::ALL.len()] {
+    let mut weights = [0; Fault::ALL.len()];
+    for (weight, _) in weights
+        .iter_mut()
+        .zip(Fault::ALL)
+        .filter(|(_, fault)| *fault != Fault::Reconfigure)
+    {
+        *weight = *rng.pick(&[0, 1, 2, 4, 10]);
+    }
+    weights
+}
+
+/// In some worlds the members of some groups change. Drawn from a source of its own, so that the others stay as they were.
+fn churn(plan: &mut Plan) {
+    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0xC4A6_0E55));
+    if !rng.chance(300_000) {
+        return;
+    }
+    let most = rng.within(1, 10) as u32 * 100_000;
+    for churns in &mut plan.churns {
+        *churns = rng.chance(most);
+    }
+    plan.weights[Fault::Reconfigure as usize] = *rng.pick(&[3, 10, 30]);
 }
 
 /// Small limits, so that every one of them is reached.
@@ -327,8 +371,8 @@ impl fmt::Display for Plan {
             self.events
         )?;
         write!(f, "  members")?;
-        for members in &self.members {
-            write!(f, " {members:?}")?;
+        for (members, churns) in self.members.iter().zip(&self.churns) {
+            write!(f, " {members:?}{}", if *churns { "*" } else { "" })?;
         }
         writeln!(f)?;
         writeln!(f, "  clocks {:?} ppm", self.clock_ppm)?;
@@ -376,11 +420,7 @@ mod tests {
         for seed in 0..200 {
             let plan = Plan::draw(seed, &mut Rng::new(seed));
             for members in &plan.members {
-                let lost = members
-                    .iter()
-                    .filter(|node| plan.victims.contains(node))
-                    .count();
-                assert!(lost * 2 < members.len(), "{plan}");
+                assert!(plan.is_safe(members), "{plan}");
             }
         }
     }

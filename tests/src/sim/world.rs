@@ -377,6 +377,23 @@ impl World {
         host.clock.store(host.local(self.now), Ordering::Relaxed);
     }
 
+    /// The members of a group, as the newest leader that runs sees them, or else whoever has the newest log.
+    pub(super) fn members_of(&self, group: GroupId) -> Vec<u64> {
+        if !self.plan.churns(group) {
+            return self.plan.members_of(group).to_vec();
+        }
+        let hosts = self.hosts.iter().filter(|host| !host.is_outcast);
+        let cores = hosts.filter_map(|host| Some(host.node.as_ref()?.replica(group)?.0));
+        let newest = cores.max_by_key(|core| {
+            let leads = core.role() == polyraft::Role::Leader;
+            (leads.then(|| core.term()), core.last())
+        });
+        match newest {
+            Some(core) => core.configuration().nodes().map(|node| node.0).collect(),
+            None => self.plan.members_of(group).to_vec(),
+        }
+    }
+
     /// The node of a machine on which one runs.
     pub(super) fn node_of(&mut self, id: u64) -> &mut SimNode<Registers> {
         let node = self.hosts[id as usize].node.as_mut();

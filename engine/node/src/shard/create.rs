@@ -17,7 +17,7 @@ use super::{Deferred, Marks, Shard};
 use crate::apply::Task;
 use crate::error::Error;
 use crate::event::{CreateOrigin, GroupRanges, ShardEvent};
-use crate::status::GroupStatus;
+use crate::status::{GroupStatus, Membership};
 
 /// Creations of this shard that wait for the disk.
 #[derive(Debug, Default)]
@@ -45,7 +45,7 @@ impl Shard {
             }
             let existing = match (self.slot(group), self.opening.get(&group)) {
                 (Some(slot), _) => Some(self.replicas[slot as usize].group.configuration()),
-                (None, Some((found, _))) => Some(&found.configuration),
+                (None, Some((found, _))) => Some(found.members()),
                 (None, None) => None,
             };
             match existing {
@@ -68,7 +68,7 @@ impl Shard {
         self.creations.fresh.push((origin, result));
     }
 
-    fn create_group(
+    pub(super) fn create_group(
         &mut self,
         group: GroupId,
         configuration: &Configuration,
@@ -82,6 +82,7 @@ impl Shard {
             life: Life::FIRST,
             joined: Index::ZERO,
             configuration: configuration.clone(),
+            configurations: Vec::new(),
             hard_state: HardState::default(),
             base: LogPosition::default(),
             runs: Default::default(),
@@ -154,7 +155,7 @@ impl Shard {
         let restored = Restored {
             hard_state,
             configuration: found.configuration,
-            configurations: Vec::new(),
+            configurations: found.configurations,
             base: found.base,
             runs: found.runs,
             last: found.last,
@@ -167,6 +168,7 @@ impl Shard {
                 let open_for = self.now.since(self.opened_at);
                 self.settings.election_timeout_min.saturating_sub(open_for)
             },
+            removed_at: Index::ZERO,
         };
         let slot =
             u32::try_from(self.replicas.len()).expect("fewer than 4 billion replicas on a node");
@@ -235,7 +237,7 @@ impl Shard {
             applied: core.applied(),
             purged: core.base().index,
             snapshot: self.snapshots.file(group).map(|file| file.meta.last),
-            members: core.configuration().nodes().collect(),
+            members: Membership::of(core.configuration()),
             fault: replica.fault.clone(),
         })
     }
@@ -258,7 +260,7 @@ fn status_while_opening(found: &RecoveredGroup) -> GroupStatus {
         applied: found.base.index,
         purged: found.base.index,
         snapshot: None,
-        members: found.configuration.nodes().collect(),
+        members: Membership::of(found.members()),
         fault: found.fault.clone(),
     }
 }

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use polyraft_raft::mutants::{self, Mutant};
-use polyraft_raft::{Event, GroupId, NodeId, Term, Tick};
-use polyraft_storage::PREFETCH_AHEAD;
+use polyraft_raft::{Configuration, Event, GroupId, Index, NodeId, Term, Tick};
+use polyraft_storage::{PREFETCH_AHEAD, block_configurations};
 use rustc_hash::FxHashMap;
 
 use super::fetch::Fetched;
@@ -198,7 +198,15 @@ impl Shard {
             Record::SnapshotRefused { group, id, why } => {
                 self.snapshot_refused(from, group, id, why);
             }
-            Record::UnknownGroup { group } => self.create_at(from, group),
+            Record::UnknownGroup { group } => self.welcome(from, group),
+            Record::Join {
+                group,
+                term: _,
+                leads: _,
+                configuration,
+            } => self.join(group, &configuration),
+            Record::Removed { group, at, term } => self.removal_heard(group, at, term),
+            Record::MemberAsk { group } => self.member_asked(from, group),
             Record::Beat(beat) => {
                 self.with_liveness(|liveness, actions| liveness.beat(at, from, beat, actions))
             }
@@ -257,11 +265,7 @@ impl Shard {
             }
             return;
         };
-        if !self.replicas[slot as usize]
-            .group
-            .configuration()
-            .contains(from)
-        {
+        if self.is_from_removed(slot, from, &message) {
             return self.counters().rejected_messages.add(1);
         }
         if !bytes.is_empty() && self.refuses_entries(bytes.len()) {
@@ -273,9 +277,20 @@ impl Shard {
             let event = Event::Message { from, message };
             return self.step_to_campaign(slot, event, ElectionCause::Handover);
         }
-        match parse_blocks(bytes) {
-            Ok(blocks) if are_the_entries_of(&blocks, group, &message) => {
+        let blocks = parse_blocks(bytes).ok();
+        let blocks = blocks.filter(|blocks| are_the_entries_of(blocks, group, &message));
+        let configurations = blocks.as_deref().and_then(configurations_in);
+        match (blocks, configurations) {
+            (Some(blocks), Some(configurations)) if configurations.is_empty() => {
                 let event = Event::Message { from, message };
+                self.step(slot, event, Payloads::Received(&blocks));
+            }
+            (Some(blocks), Some(configurations)) => {
+                let event = Event::MessageWith {
+                    from,
+                    message,
+                    configurations: &configurations,
+                };
                 self.step(slot, event, Payloads::Received(&blocks));
             }
             _ => {
@@ -459,10 +474,6 @@ impl Shard {
         let Some(slot) = self.slot(group) else {
             return Some(Untaken::Unopened);
         };
-        let core = &self.replicas[slot as usize].group;
-        if !core.configuration().contains(by) {
-            return Some(Untaken::Disputed);
-        }
         let event = match term {
             Some(term) => Event::Claimed { by, term },
             None => Event::Unclaimed { by },
@@ -602,12 +613,10 @@ impl Shard {
             missing: shards,
             result: Ok(()),
         };
-        if self.home().parts.contains_key(&origin) && origin.request != 0 {
+        if self.home().parts.contains_key(&origin) {
             return; // Asked again while the first request is under way.
         }
-        if origin.request != 0 {
-            self.home().parts.insert(origin, parts);
-        }
+        self.home().parts.insert(origin, parts);
         for shard in 1..shards {
             let (groups, members) = (groups.clone(), members.clone());
             self.shared.tell(
@@ -712,21 +721,17 @@ impl Shard {
             at += 1;
         }
     }
+}
 
-    /// A member has never heard of a group that it belongs to: it was down when the group was created.
-    fn create_at(&mut self, member: NodeId, group: GroupId) {
-        let Some(slot) = self.slot(group) else { return };
-        let configuration = self.replicas[slot as usize].group.configuration();
-        if !configuration.contains(member) {
-            return;
-        }
-        let members: Members = configuration.nodes().collect();
-        let counters = self.shared.counters.shard(self.index);
-        let bytes = wire::HEAD_BYTES + 9 + members.len() * 8 + 16;
-        if let Some(frame) = self.outgoing.append(member, NODE_LEVEL, bytes, counters) {
-            wire::put_create(frame, 0, &crate::event::ranges([group.0]), &members);
-        }
+/// What blocks say of the members; nothing when one of them can't be read.
+fn configurations_in(
+    blocks: &[polyraft_storage::EntryBlock<'_>],
+) -> Option<Vec<(Index, Configuration)>> {
+    let mut found = Vec::new();
+    for block in blocks {
+        found.extend(block_configurations(block)?);
     }
+    Some(found)
 }
 
 /// Whether the blocks that came with a message are exactly the entries that it announces.

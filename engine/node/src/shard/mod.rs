@@ -7,6 +7,7 @@ mod create;
 mod fetch;
 mod home;
 mod leadership;
+mod members;
 mod outgoing;
 mod proposals;
 mod reads;
@@ -43,6 +44,7 @@ use self::create::Creations;
 use self::home::Home;
 pub(crate) use self::home::HomeOptions;
 use self::leadership::Leadership;
+use self::members::Members;
 use self::outgoing::Outgoing;
 use self::proposals::Forwards;
 use self::reads::Reads;
@@ -205,6 +207,7 @@ pub(crate) struct Shard {
     forwards: Forwards,
     reads: Reads,
     leadership: Leadership,
+    members: Members,
     balance: Balance,
     /// Which peers stand by this node's claims.
     trust: Arc<Trust>,
@@ -350,6 +353,7 @@ impl Shard {
             overload: None,
             forwards: Forwards::new(shared.incarnation),
             leadership: Leadership::default(),
+            members: Members::default(),
             balance: Balance::default(),
             reads: Reads::new(shared.incarnation, shared.workers.len()),
             trust: Arc::clone(&options.trust),
@@ -576,6 +580,12 @@ impl Shard {
                 self.transfer_asked(group, to, reply);
             }
             ShardEvent::Drain { within, reply } => self.drain_asked(within, reply),
+            ShardEvent::ChangeMembers {
+                group,
+                changes,
+                within,
+                reply,
+            } => self.change_asked(group, changes, within, reply),
             ShardEvent::GroupStatus { group, reply } => {
                 let _ = reply.send(self.group_status(group));
             }
@@ -618,6 +628,9 @@ impl Shard {
             ShardEvent::Drain { reply, .. } => {
                 let _ = reply.send(Err(error.clone()));
             }
+            ShardEvent::ChangeMembers { reply, .. } => {
+                let _ = reply.send(Err(error.clone()));
+            }
             ShardEvent::GroupStatus { group, reply } => {
                 let _ = reply.send(self.group_status(group));
             }
@@ -644,6 +657,7 @@ impl Shard {
         self.forwards.fail_all(&error);
         self.reads.fail_all(&error);
         self.leadership.fail_all(&error);
+        self.members.fail_all(&error);
         self.snapshots.fail_all(&error);
         if let Some(home) = &mut self.home {
             home.fail_all(&error);
@@ -679,7 +693,7 @@ impl Shard {
     fn write(&mut self, slot: u32, payloads: Payloads<'_>) {
         let mut writes = std::mem::take(&mut self.outbox.writes);
         for write in writes.drain(..) {
-            if let Err(error) = self.write_one(write.group, write.kind, payloads) {
+            if let Err(error) = self.write_one(slot, write.kind, payloads) {
                 self.quarantine(slot, format!("the log does not take a record: {error}"));
                 break;
             }
@@ -691,20 +705,26 @@ impl Shard {
 
     fn write_one(
         &mut self,
-        group: GroupId,
+        slot: u32,
         kind: WriteKind,
         payloads: Payloads<'_>,
     ) -> Result<(), StorageError> {
+        let core = &self.replicas[slot as usize].group;
+        let group = core.id();
         let (entries, origin) = match kind {
             WriteKind::HardState(state) => return self.log.hard_state(group, state),
             WriteKind::Truncate { from } => return self.log.truncate(group, from),
-            WriteKind::Reset { to } => return self.log.reset(group, to),
+            WriteKind::Reset { to } => return self.log.reset(group, to, core.configuration()),
             WriteKind::Append { entries, origin } => (entries, origin),
         };
         match (origin, payloads) {
             (Origin::Noop, _) => {
                 let nothing: [&[u8]; 1] = [&[]];
                 self.log.append(group, entries, EntryKind::Noop, nothing)
+            }
+            (Origin::Configuration, _) => {
+                self.log
+                    .append_configuration(group, entries, core.configuration())
             }
             (Origin::Proposed, Payloads::Proposed(proposed)) => {
                 let payloads = proposed.iter().map(|proposal| &proposal.payload[..]);
@@ -746,6 +766,7 @@ impl Shard {
         let replica = &mut self.replicas[slot as usize];
         replica.fail_all(&mut self.queues, &error);
         self.leadership.fail(group, &error);
+        self.members.fail(group, &error);
         replica.fault = Some(reason);
         // What its last step left behind must not leave.
         self.outbox.writes.clear();
@@ -754,6 +775,8 @@ impl Shard {
         self.outbox.claims.retain(|claim| claim.group != group);
         self.outbox.timers.retain(|timer| timer.group != group);
         self.outbox.proposed.clear();
+        self.outbox.changes.clear();
+        self.outbox.removed.retain(|removed| removed.group != group);
         if replica.shown.leads || replica.group.role() == Role::Leader {
             let members = replica.group.configuration().nodes().collect();
             self.claims.push(Claim {

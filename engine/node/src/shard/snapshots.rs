@@ -114,7 +114,7 @@ impl Snapshots {
                 };
                 log.hard_state(found.group, state)?;
             }
-            log.reset(found.group, last)?;
+            log.reset(found.group, last, &file.meta.configuration)?;
         }
         Ok(unknown)
     }
@@ -222,7 +222,7 @@ impl Shard {
                 group,
                 incarnation: 0,
                 last: LogPosition { term, index },
-                configuration: replica.group.configuration().clone(),
+                configuration: replica.group.applied_configuration().clone(),
             };
             self.snapshots.running += 1;
             self.shared.worker_of(group).send(Task::Freeze { meta });

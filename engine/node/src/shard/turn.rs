@@ -50,6 +50,7 @@ impl Shard {
             self.forwards.deadline(),
             self.reads.deadline(),
             self.leadership.deadline(),
+            self.members.deadline(),
             self.balance.deadline(),
         ]
         .into_iter()
@@ -77,6 +78,8 @@ impl Shard {
         self.hand_over();
         self.drain();
         self.rebalance();
+        self.change_members();
+        self.ask_members();
         // Settling may touch replicas that were not touched before; each is settled once.
         let mut next = 0;
         while next < self.touched.len() {
@@ -106,6 +109,7 @@ impl Shard {
         self.dispatch_timers();
         self.offer_snapshots();
         self.settle_transfers();
+        self.tell_removed();
         self.dispatch_sends();
         if mutants::is_active(Mutant::FrozenBeforeApplied) {
             self.begin_snapshots();
@@ -487,6 +491,7 @@ impl Shard {
             return;
         }
         replica.cell.publish(shown.leader, shown.term);
+        let has_held = !replica.held.is_empty();
         match (before.leads, shown.leads) {
             (false, true) => counters.led.add(1),
             (true, false) => counters.led.sub(1),
@@ -497,9 +502,10 @@ impl Shard {
             (true, false) => counters.leaderless.add(1),
             _ => {}
         }
-        if !replica.held.is_empty() {
+        if has_held {
             self.retouch.push(slot);
         }
+        self.note_forlorn(slot);
     }
 
     /// Forgets which replicas were touched.
@@ -542,7 +548,9 @@ impl Shard {
             self.ask_others_than(node);
         }
         for slot in 0..self.replicas.len() {
-            if self.replicas[slot].group.configuration().contains(node) {
+            let core = &self.replicas[slot].group;
+            // A replica that is behind may not know the node that leads it for a member.
+            if core.configuration().contains(node) || core.leader() == Some(node) {
                 let event = if alive {
                     Event::PeerUp { node }
                 } else {

@@ -2,11 +2,11 @@
 //! It must never let a length, a count or a place through that no honest sender writes, nor name a path.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use polyraft_raft::{Configuration, GroupId, Index, LogPosition, NodeId, Term};
+use polyraft_raft::{GroupId, Index, LogPosition, Term};
 use polyraft_storage::{SnapshotFile, SnapshotMeta};
 
-use super::{Body, HEAD_BYTES, Kind, MAX_MEMBERS, Record, WireError, put_position, record};
-use crate::event::Members;
+use super::members::{configuration, configuration_bytes, put_configuration};
+use super::{Body, HEAD_BYTES, Kind, Record, WireError, put_position, record};
 
 /// The most bytes of a snapshot in one record: the largest `snapshot.chunk_bytes`.
 const MAX_CHUNK_BYTES: usize = 16 << 20;
@@ -141,31 +141,6 @@ fn put_id(out: &mut BytesMut, id: SnapshotId) {
     out.put_u32_le(id.checksum);
 }
 
-fn lists_of(configuration: &Configuration) -> [&[NodeId]; 4] {
-    [
-        configuration.voters(),
-        configuration.outgoing(),
-        configuration.learners(),
-        configuration.learners_next(),
-    ]
-}
-
-fn configuration_bytes(configuration: &Configuration) -> usize {
-    let nodes: usize = lists_of(configuration).iter().map(|list| list.len()).sum();
-    4 + 8 * nodes
-}
-
-/// Four counts and then the nodes: incoming voters, outgoing voters, learners, next learners.
-fn put_configuration(out: &mut BytesMut, configuration: &Configuration) {
-    let lists = lists_of(configuration);
-    for list in &lists {
-        out.put_u8(u8::try_from(list.len()).expect("configurations are far smaller"));
-    }
-    for node in lists.iter().flat_map(|list| list.iter()) {
-        out.put_u64_le(node.0);
-    }
-}
-
 /// Reads the body of one of the four records.
 pub(super) fn decode<'a>(
     kind: Kind,
@@ -245,30 +220,4 @@ fn id(body: &mut Body<'_>) -> Result<SnapshotId, WireError> {
     }
     let checksum = body.u32()?;
     Ok(SnapshotId { last, checksum })
-}
-
-/// Everything that is left is a configuration in the form in which it is written.
-fn configuration(body: &mut Body<'_>) -> Result<Configuration, WireError> {
-    let counts = [body.u8()?, body.u8()?, body.u8()?, body.u8()?].map(usize::from);
-    if counts.iter().any(|count| *count > MAX_MEMBERS)
-        || body.0.len() != 8 * counts.iter().sum::<usize>()
-    {
-        return Err(WireError::Value("configuration"));
-    }
-    let mut lists: [Members; 4] = Default::default();
-    for (list, count) in lists.iter_mut().zip(counts) {
-        for _ in 0..count {
-            list.push(NodeId(body.u64()?));
-        }
-    }
-    let nodes = |at: usize| lists[at].iter().copied();
-    let configuration = Configuration::joint(nodes(0), nodes(1), nodes(2), nodes(3));
-    let as_written = lists_of(&configuration)
-        .iter()
-        .zip(&lists)
-        .all(|(list, read)| **list == read[..]);
-    match as_written && !lists[0].is_empty() {
-        true => Ok(configuration),
-        false => Err(WireError::Value("configuration")),
-    }
 }

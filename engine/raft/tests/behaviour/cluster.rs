@@ -51,6 +51,8 @@ pub struct Node {
     disk_log: Vec<Entry>,
     disk_state: HardState,
     disk_base: Index,
+    /// An earlier replica here was removed, committed at this index.
+    removed_at: Index,
     /// Whom this node takes for members before its log says anything.
     configuration: Configuration,
     pending: VecDeque<(WriteId, Record)>,
@@ -180,6 +182,7 @@ impl Cluster {
                 disk_log: Vec::new(),
                 disk_state: HardState::default(),
                 disk_base: Index::ZERO,
+                removed_at: Index::ZERO,
                 configuration: configuration.clone(),
                 pending: VecDeque::new(),
                 completed: WriteId::ZERO,
@@ -280,6 +283,7 @@ impl Cluster {
             last: Index(node.log.len() as u64),
             applied,
             bound_for: self.bound_for,
+            removed_at: node.removed_at,
         };
         let env = Env {
             now,
@@ -323,6 +327,16 @@ impl Cluster {
         self.restart(id, Index::ZERO);
         self.deliver_notes();
         self.trace.clear();
+    }
+
+    /// A node that is down forgets its log: its replica was removed, and that is committed at an index. It keeps its term
+    /// and vote, and believes what it did at first about the members.
+    pub fn forget(&mut self, id: NodeId, removed_at: Index) {
+        let node = self.nodes.get_mut(&id).expect("a known node");
+        assert!(node.group.is_none(), "{id} runs");
+        node.disk_log.clear();
+        (node.disk_base, node.handed_out) = (Index::ZERO, Index::ZERO);
+        node.removed_at = removed_at;
     }
 
     /// A node that is down gets the committed state through an index from somewhere: its log starts after it.
@@ -761,6 +775,12 @@ impl Cluster {
                 Err(why) => format!("changes no members: {}", refusal(why)),
             });
         }
+        for removed in &out.removed {
+            tell(format!(
+                "says that {} is out at {}",
+                removed.node, removed.at
+            ));
+        }
         for transfer in &out.transfers {
             assert!(node.handovers > 0, "{id} ends what was not asked for");
             node.handovers -= 1;
@@ -849,6 +869,7 @@ impl Cluster {
                 .any(|p| p.matched < group.last().index),
             _ => {
                 group.configuration().is_voter(id)
+                    && group.last().index >= self.nodes[&id].removed_at
                     && group.leader().is_none_or(|l| !alive.contains(l))
             }
         };

@@ -25,6 +25,8 @@
 //! | `claimed N M tT`, `unclaimed N M` | N learns that M leads term T, or does not any more, whatever is true |
 //! | `crash N [count]`, `restart N [applied]` | loses what is not on disk, after `count` more writes got there; starts again |
 //! | `snapshot A>B tT INDEX` | B has a durable snapshot of the committed state through an index, which A sent as the leader of term T |
+//! | `forget N INDEX` | a node that is down was removed, committed at that index, and has no log any more |
+//! | `anew N M` | N learns that M's replica began anew |
 //! | `install N INDEX` | a node that is down gets the committed state through an index from elsewhere |
 //! | `advance MS` | lets time pass and rings deadlines |
 //! | `timeout N` | lets time pass until the deadline of N |
@@ -236,6 +238,13 @@ fn run(cluster: &mut Cluster, line: &str) -> String {
             let (from, to) = link(words[0]);
             let through = Index(number(words.get(2)).expect("an index"));
             cluster.receive_snapshot(to, from, text::term(words[1]), through);
+        }
+        "forget" => cluster.forget(node(), Index(second().expect("an index"))),
+        "anew" => {
+            let event = Event::BeganAnew {
+                node: NodeId(second().expect("two nodes")),
+            };
+            cluster.step(node(), event);
         }
         "install" => cluster.install(node(), Index(second().expect("an index"))),
         "restart" => cluster.restart(node(), Index(second().unwrap_or(0))),

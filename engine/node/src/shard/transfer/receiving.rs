@@ -67,10 +67,8 @@ impl Shard {
         let Some(slot) = self.slot(group) else { return };
         let replica = &self.replicas[slot as usize];
         let core = &replica.group;
-        // A replica that was away for long may not know the node that leads by now.
-        let members = [core.configuration(), &file.meta.configuration];
-        let is_member = members.iter().any(|members| members.contains(from));
-        if replica.fault.is_some() || !is_member || term < core.term() {
+        // Whether the node that leads is a member this replica may not know yet.
+        if replica.fault.is_some() || term < core.term() {
             return;
         }
         let last = file.meta.last;

@@ -1,0 +1,395 @@
+//! Members of groups: changes that callers want, replicas that become members, and those that cease to be.
+//! A caller must never be told that a change is over before a configuration that is not joint is committed.
+//!
+//! The core takes one step at a time: learners first, then voters through a joint configuration that it leaves by itself. What
+//! is here brings a group from where it is to where the caller wants it, one step after the other.
+
+use std::collections::BTreeMap;
+
+use polyraft_raft::{
+    ChangeRefused, Configuration, Event, GroupId, Index, MemberChange, Message, NodeId, Role, Term,
+    Tick,
+};
+
+use super::{Payloads, Shard, leads};
+use crate::error::Error;
+use crate::event::MembersReply;
+use crate::status::Membership;
+use crate::wire::{self, MAX_MEMBERS};
+
+/// How often a change that waits for something is looked at, in microseconds.
+const LOOK_AGAIN: u64 = 10_000;
+
+/// How long a replica that nobody leads and that may not stand waits before it asks whether it is a member still, in
+/// election timeouts.
+const PATIENCE: u64 = 10;
+
+/// What a shard knows of changes of members.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    /// Changes that callers wait for, by group: a group has one at a time.
+    wanted: BTreeMap<GroupId, Wanted>,
+    look_at: Option<Tick>,
+    /// Replicas that nobody leads and that may not stand, and when they ask the next time.
+    forlorn: BTreeMap<u32, Tick>,
+}
+
+/// A change that a caller waits for.
+#[derive(Debug)]
+struct Wanted {
+    changes: Vec<MemberChange>,
+    until: Tick,
+    /// What it waits for, for the caller to know when the time is over.
+    waits_for: Waits,
+    reply: MembersReply,
+}
+
+/// What a change waits for.
+#[derive(Debug, Clone, Copy)]
+enum Waits {
+    Turn,
+    Quorum,
+    Learner(NodeId),
+}
+
+impl Members {
+    /// When a change, or a replica without a leader, has to be looked at.
+    pub(super) fn deadline(&self) -> Option<Tick> {
+        let asks = self.forlorn.values().min().copied();
+        [self.look_at, asks].into_iter().flatten().min()
+    }
+
+    /// Answers whoever waits for one group.
+    pub(super) fn fail(&mut self, group: GroupId, error: &Error) {
+        if let Some(wanted) = self.wanted.remove(&group) {
+            let _ = wanted.reply.send(Err(error.clone()));
+        }
+    }
+
+    /// Answers everybody.
+    pub(super) fn fail_all(&mut self, error: &Error) {
+        for wanted in std::mem::take(&mut self.wanted).into_values() {
+            let _ = wanted.reply.send(Err(error.clone()));
+        }
+    }
+}
+
+impl Shard {
+    // ---- changes ----
+
+    /// A caller wants other members.
+    pub(super) fn change_asked(
+        &mut self,
+        group: GroupId,
+        changes: Vec<MemberChange>,
+        within: u64,
+        reply: MembersReply,
+    ) {
+        let refusal = match self.slot(group) {
+            None => Some(Error::NoSuchGroup { group }),
+            Some(slot) => self.refusal_of(slot, &changes),
+        };
+        if let Some(error) = refusal {
+            let _ = reply.send(Err(error));
+            return;
+        }
+        let wanted = Wanted {
+            changes,
+            until: self.now.after(within),
+            waits_for: Waits::Turn,
+            reply,
+        };
+        self.members.wanted.insert(group, wanted);
+        self.members.look_at = Some(self.now);
+    }
+
+    /// What speaks against a change from the beginning.
+    fn refusal_of(&self, slot: u32, changes: &[MemberChange]) -> Option<Error> {
+        let replica = &self.replicas[slot as usize];
+        let core = &replica.group;
+        if let Some(reason) = &replica.fault {
+            let reason = reason.clone();
+            return Some(Error::Fault { reason });
+        }
+        if self.members.wanted.contains_key(&core.id()) {
+            return Some(refused("another change is under way; wait for its end"));
+        }
+        if core.role() != Role::Leader {
+            let hint = core.leader();
+            return Some(Error::NotLeader { hint });
+        }
+        let brought = changes.iter().filter(|change| {
+            !matches!(change, MemberChange::Remove(_))
+                && !core.configuration().contains(change.node())
+        });
+        for node in brought.map(|change| change.node()) {
+            if !self.alive.contains(node) {
+                return Some(refused(format!(
+                    "node {node} is silent, or no peer of this node; start it, and name it among the peers of every node"
+                )));
+            }
+        }
+        let settled = match core.configuration().is_joint() {
+            true => core.configuration().left(),
+            false => core.configuration().clone(),
+        };
+        match settled.changed(changes) {
+            Err(ChangeRefused::Unchanged) => None,
+            Err(why) => Some(refused(words(why))),
+            Ok(changed) if changed.nodes().count() > MAX_MEMBERS => Some(refused(format!(
+                "a group has at most {MAX_MEMBERS} members"
+            ))),
+            Ok(_) => None,
+        }
+    }
+
+    /// Brings changes that callers wait for one step further.
+    pub(super) fn change_members(&mut self) {
+        if self.members.look_at.is_none_or(|at| at > self.now) {
+            return;
+        }
+        let groups: Vec<GroupId> = self.members.wanted.keys().copied().collect();
+        for group in groups {
+            let Some(wanted) = self.members.wanted.remove(&group) else {
+                continue;
+            };
+            let Some(slot) = self.slot(group) else {
+                let _ = wanted.reply.send(Err(Error::NoSuchGroup { group }));
+                continue;
+            };
+            self.go_on_with(slot, wanted);
+        }
+        let has_more = !self.members.wanted.is_empty();
+        self.members.look_at = has_more.then(|| self.now.after(LOOK_AGAIN));
+    }
+
+    fn go_on_with(&mut self, slot: u32, mut wanted: Wanted) {
+        let replica = &self.replicas[slot as usize];
+        let core = &replica.group;
+        let group = core.id();
+        if let Some(reason) = replica.fault.clone() {
+            let _ = wanted.reply.send(Err(Error::Fault { reason }));
+            return;
+        }
+        let outcome = if !core.members_are_settled() {
+            wanted.waits_for = Waits::Quorum;
+            let why = "the leader stepped down during the change of members";
+            (!leads(replica)).then_some(Err(Error::Unknown { why }))
+        } else {
+            match core.configuration().changed(&wanted.changes) {
+                // A leader that was removed does not lead any more.
+                Err(ChangeRefused::Unchanged) => Some(Ok(Membership::of(core.configuration()))),
+                Err(why) => Some(Err(refused(words(why)))),
+                Ok(_) => self.next_change(slot, &mut wanted),
+            }
+        };
+        match outcome {
+            Some(outcome) => _ = wanted.reply.send(outcome),
+            None if wanted.until <= self.now => {
+                let _ = wanted.reply.send(Err(timed_out(wanted.waits_for)));
+            }
+            None => _ = self.members.wanted.insert(group, wanted),
+        }
+    }
+
+    /// Proposes what comes next: nodes that are no members begin as learners. The end, if the core refuses it for good.
+    fn next_change(&mut self, slot: u32, wanted: &mut Wanted) -> Option<Result<Membership, Error>> {
+        let members = self.replicas[slot as usize].group.configuration();
+        let learners: Vec<MemberChange> = wanted
+            .changes
+            .iter()
+            .filter_map(|change| match change {
+                MemberChange::Voter(node) if !members.contains(*node) => {
+                    Some(MemberChange::Learner(*node))
+                }
+                _ => None,
+            })
+            .collect();
+        let changes = match learners.is_empty() {
+            true => &wanted.changes[..],
+            false => &learners[..],
+        };
+        self.step(slot, Event::ChangeMembers { changes }, Payloads::None);
+        let answer = self.outbox.changes.pop()?;
+        match answer.outcome {
+            Ok(_) => wanted.waits_for = Waits::Quorum,
+            Err(ChangeRefused::Busy | ChangeRefused::NotReady) => wanted.waits_for = Waits::Turn,
+            Err(ChangeRefused::NotCaughtUp { node }) => wanted.waits_for = Waits::Learner(node),
+            Err(ChangeRefused::NotLeader { hint }) => return Some(Err(Error::NotLeader { hint })),
+            Err(why) => return Some(Err(refused(words(why)))),
+        }
+        None
+    }
+
+    // ---- nodes that become members ----
+
+    /// A node has no replica of a group. If it is a member, as far as known here, it is told to make one.
+    pub(super) fn welcome(&mut self, node: NodeId, group: GroupId) {
+        let Some(slot) = self.slot(group) else { return };
+        let replica = &self.replicas[slot as usize];
+        let core = &replica.group;
+        if replica.fault.is_some() || !core.configuration().contains(node) {
+            return;
+        }
+        let Some(configuration) = self.log.base_configuration(group) else {
+            return;
+        };
+        let counters = self.shared.counters.shard(self.index);
+        let bytes = wire::join_bytes(configuration);
+        if let Some(frame) = self.outgoing.append(node, group, bytes, counters) {
+            let leads = core.role() == Role::Leader;
+            wire::put_join(frame, group, core.term(), leads, configuration);
+        }
+        self.step(slot, Event::BeganAnew { node }, Payloads::None);
+    }
+
+    /// This node is a member of a group that it has no replica of.
+    pub(super) fn join(&mut self, group: GroupId, configuration: &Configuration) {
+        if self.slot(group).is_some() || self.opening.contains_key(&group) {
+            return;
+        }
+        if let Err(error) = self.create_group(group, configuration, &[]) {
+            tracing::error!(%group, %error, "a replica could not be made");
+        }
+    }
+
+    // ---- nodes that cease to be members ----
+
+    /// Nodes that this turn's entries removed are told so.
+    pub(super) fn tell_removed(&mut self) {
+        let mut removed = std::mem::take(&mut self.outbox.removed);
+        for removed in removed.drain(..) {
+            if removed.node != self.shared.node {
+                self.say_removed(removed.node, removed.group, removed.at);
+            }
+        }
+        self.outbox.removed = removed;
+    }
+
+    fn say_removed(&mut self, node: NodeId, group: GroupId, at: Index) {
+        let Some(slot) = self.slot(group) else { return };
+        let term = self.replicas[slot as usize].group.term();
+        let counters = self.shared.counters.shard(self.index);
+        let frame = self
+            .outgoing
+            .append(node, group, wire::REMOVED_BYTES, counters);
+        if let Some(frame) = frame {
+            wire::put_removed(frame, group, at, term);
+        }
+    }
+
+    /// Whether `node` is no member as of what is committed here, nor by anything later.
+    fn is_out(&self, slot: u32, node: NodeId) -> bool {
+        let core = &self.replicas[slot as usize].group;
+        !core.configuration().contains(node) && !core.applied_configuration().contains(node)
+    }
+
+    /// A node that was a member once wants to know whether it is one still.
+    pub(super) fn member_asked(&mut self, from: NodeId, group: GroupId) {
+        if let Some(slot) = self.slot(group)
+            && self.replicas[slot as usize].fault.is_none()
+            && self.is_out(slot, from)
+        {
+            let at = self.replicas[slot as usize].group.handed_out();
+            self.say_removed(from, group, at);
+        }
+    }
+
+    /// Whether a message comes from a node that was removed and does not know it. It is told, and not heard: whoever has less
+    /// of the log than this replica can't be elected by it.
+    pub(super) fn is_from_removed(&mut self, slot: u32, from: NodeId, message: &Message) -> bool {
+        let (Message::PreVote { last, .. } | Message::Vote { last, .. }) = *message else {
+            return false;
+        };
+        let core = &self.replicas[slot as usize].group;
+        if !self.is_out(slot, from) || last > core.last() {
+            return false;
+        }
+        let (group, at) = (core.id(), core.handed_out());
+        self.say_removed(from, group, at);
+        true
+    }
+
+    // ---- replicas that nobody leads ----
+
+    /// A replica's leader is known, or not: one that may not stand has no other way to learn that its group goes on without it.
+    pub(super) fn note_forlorn(&mut self, slot: u32) {
+        let replica = &self.replicas[slot as usize];
+        let core = &replica.group;
+        let is_forlorn = replica.fault.is_none()
+            && core.leader().is_none()
+            && !core.configuration().is_voter(self.shared.node);
+        if is_forlorn {
+            let at = self.ask_again_at();
+            self.members.forlorn.entry(slot).or_insert(at);
+        } else if !self.members.forlorn.is_empty() {
+            self.members.forlorn.remove(&slot);
+        }
+    }
+
+    fn ask_again_at(&self) -> Tick {
+        let patience = PATIENCE * self.settings.election_timeout_max;
+        self.now.after(patience)
+    }
+
+    /// Replicas that nobody leads for long ask whether they are members still.
+    pub(super) fn ask_members(&mut self) {
+        if self.members.forlorn.values().all(|at| *at > self.now) {
+            return;
+        }
+        let again = self.ask_again_at();
+        let mut forlorn = std::mem::take(&mut self.members.forlorn);
+        for (slot, at) in forlorn.iter_mut().filter(|(_, at)| **at <= self.now) {
+            *at = again;
+            let core = &self.replicas[*slot as usize].group;
+            let group = core.id();
+            let others = core.configuration().nodes();
+            for node in others.filter(|node| *node != self.shared.node) {
+                let counters = self.shared.counters.shard(self.index);
+                let frame = self
+                    .outgoing
+                    .append(node, group, wire::HEAD_BYTES, counters);
+                if let Some(frame) = frame {
+                    wire::put_member_ask(frame, group);
+                }
+            }
+        }
+        self.members.forlorn = forlorn;
+    }
+
+    /// Another replica says that this node was removed.
+    pub(super) fn removal_heard(&mut self, group: GroupId, at: Index, term: Term) {
+        let Some(slot) = self.slot(group) else { return };
+        if self.replicas[slot as usize].group.heeds_removal(at) {
+            self.end_membership(slot, at, term);
+        }
+    }
+
+    /// This node is no member of a group any more, as of a committed index.
+    pub(super) fn end_membership(&mut self, slot: u32, at: Index, term: Term) {
+        let group = self.replicas[slot as usize].group.id();
+        tracing::info!(node = %self.shared.node, %group, %at, %term, "a replica was removed from its group");
+    }
+}
+
+fn refused(why: impl Into<String>) -> Error {
+    Error::Members { why: why.into() }
+}
+
+fn timed_out(waits_for: Waits) -> Error {
+    refused(match waits_for {
+        Waits::Turn => "the group was busy with another change or a handover all the time".to_owned(),
+        Waits::Quorum => "no quorum of the old and the new voters took it in time; it goes on, ask for the members later".to_owned(),
+        Waits::Learner(node) => {
+            format!("node {node} has not caught up in time; it stays a learner, try again or remove it")
+        }
+    })
+}
+
+fn words(why: ChangeRefused) -> String {
+    match why {
+        ChangeRefused::Repeated { node } => format!("node {node} is named twice"),
+        ChangeRefused::NoVoters => "nobody would vote".to_owned(),
+        other => format!("{other:?}"),
+    }
+}

@@ -1,0 +1,116 @@
+//! Records about who belongs to a group: the word that a node is a member, that it is one no more, and the question.
+//! A configuration has one form on the wire; the snapshot records use it too.
+
+use bytes::{BufMut, BytesMut};
+use polyraft_raft::{Configuration, GroupId, Index, NodeId, Term};
+
+use super::{Body, HEAD_BYTES, Kind, MAX_MEMBERS, Record, WireError, record};
+use crate::event::Members;
+
+/// Bytes of a removal.
+pub(crate) const REMOVED_BYTES: usize = HEAD_BYTES + 16;
+
+/// A bound on the bytes of a record that makes a node a member.
+pub(crate) fn join_bytes(configuration: &Configuration) -> usize {
+    HEAD_BYTES + 9 + configuration_bytes(configuration)
+}
+
+/// Writes the word that the receiver is a member, and who the members are as of the beginning of the sender's log.
+pub(crate) fn put_join(
+    out: &mut BytesMut,
+    group: GroupId,
+    term: Term,
+    leads: bool,
+    configuration: &Configuration,
+) {
+    record(out, Kind::Join, group, |out| {
+        out.put_u64_le(term.0);
+        out.put_u8(leads.into());
+        put_configuration(out, configuration);
+    });
+}
+
+/// Writes the word that the receiver is no member, as of a committed index.
+pub(crate) fn put_removed(out: &mut BytesMut, group: GroupId, at: Index, term: Term) {
+    record(out, Kind::Removed, group, |out| {
+        out.put_u64_le(at.0);
+        out.put_u64_le(term.0);
+    });
+}
+
+/// Writes the question whether the sender is a member still.
+pub(crate) fn put_member_ask(out: &mut BytesMut, group: GroupId) {
+    record(out, Kind::MemberAsk, group, |_| {});
+}
+
+/// Reads the body of a join or a removal.
+pub(super) fn decode<'a>(
+    kind: Kind,
+    group: GroupId,
+    mut body: Body<'_>,
+) -> Result<Record<'a>, WireError> {
+    if kind == Kind::Join {
+        return Ok(Record::Join {
+            group,
+            term: body.term()?,
+            leads: body.bool("join")?,
+            configuration: configuration(&mut body)?,
+        });
+    }
+    let (at, term) = (body.index()?, body.term()?);
+    match body.0 {
+        [] => Ok(Record::Removed { group, at, term }),
+        _ => Err(WireError::Value("removal")),
+    }
+}
+
+fn lists_of(configuration: &Configuration) -> [&[NodeId]; 4] {
+    [
+        configuration.voters(),
+        configuration.outgoing(),
+        configuration.learners(),
+        configuration.learners_next(),
+    ]
+}
+
+pub(super) fn configuration_bytes(configuration: &Configuration) -> usize {
+    let nodes: usize = lists_of(configuration).iter().map(|list| list.len()).sum();
+    4 + 8 * nodes
+}
+
+/// Four counts and then the nodes: incoming voters, outgoing voters, learners, next learners.
+pub(super) fn put_configuration(out: &mut BytesMut, configuration: &Configuration) {
+    let lists = lists_of(configuration);
+    for list in &lists {
+        out.put_u8(u8::try_from(list.len()).expect("configurations are far smaller"));
+    }
+    for node in lists.iter().flat_map(|list| list.iter()) {
+        out.put_u64_le(node.0);
+    }
+}
+
+/// Everything that is left is a configuration in the form in which it is written.
+pub(super) fn configuration(body: &mut Body<'_>) -> Result<Configuration, WireError> {
+    let counts = [body.u8()?, body.u8()?, body.u8()?, body.u8()?].map(usize::from);
+    if counts.iter().any(|count| *count > MAX_MEMBERS)
+        || body.0.len() != 8 * counts.iter().sum::<usize>()
+    {
+        return Err(WireError::Value("configuration"));
+    }
+    let mut lists: [Members; 4] = Default::default();
+    for (list, count) in lists.iter_mut().zip(counts) {
+        for _ in 0..count {
+            list.push(NodeId(body.u64()?));
+        }
+    }
+    let nodes = |at: usize| lists[at].iter().copied();
+    let configuration = Configuration::joint(nodes(0), nodes(1), nodes(2), nodes(3));
+    let as_written = lists_of(&configuration)
+        .iter()
+        .zip(&lists)
+        .all(|(list, read)| **list == read[..]);
+    match as_written && !lists[0].is_empty() {
+        true => Ok(configuration),
+        false => Err(WireError::Value("configuration")),
+    }
+}
