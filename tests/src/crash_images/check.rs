@@ -34,7 +34,7 @@ fn explain(shard: usize, found: &Model, allowed: &[Model]) -> String {
     let brief = |model: &Model| {
         let replica = model.get(id.unwrap_or(&0)).cloned();
         replica.map(|replica| {
-            let replica = replica?;
+            let replica = replica.1?;
             Some((replica.state, replica.base, replica.last()))
         })
     };
@@ -146,7 +146,7 @@ fn failed(what: &'static str) -> impl Fn(StorageError) -> String {
 /// A hard state and an entry for each group, removed ones included, and a new group. The first entry has `bytes` bytes.
 fn next_turn(shape: Shape, shard: usize, model: &Model, mut bytes: usize) -> Vec<Op> {
     let mut ops = Vec::new();
-    for (group, replica) in model {
+    for (group, (_, replica)) in model {
         let term = replica.as_ref().map_or(1, |replica| {
             let newest = replica.entries.values().next_back();
             let term = newest.map_or(replica.base.term.0, |(term, _)| *term);
