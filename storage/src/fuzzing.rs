@@ -389,6 +389,7 @@ mod tests {
             ending: Ending::Removed,
             term: Term(4),
             vote: Some(NodeId(3)),
+            at: Index(40),
             ..Tombstone::destroyed(Life::LAST)
         };
         put_create(&mut body, group, &creation);

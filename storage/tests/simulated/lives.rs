@@ -49,6 +49,7 @@ fn a_life_goes_on_where_the_tombstone_before_it_allows() {
         ending: Ending::Removed,
         term: Term(9),
         vote: Some(NodeId(3)),
+        at: Index(40),
     };
     log.tombstone(GROUP, removed).unwrap();
     // One that says less changes nothing.
@@ -62,7 +63,7 @@ fn a_life_goes_on_where_the_tombstone_before_it_allows() {
 
     let back = Creation {
         life: life(2),
-        joined: Index(40),
+        joined: Index::ZERO,
         configuration: voters(),
     };
     let earlier = Creation::founding(life(1), voters());
