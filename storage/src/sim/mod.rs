@@ -135,6 +135,11 @@ impl SimDisk {
         })
     }
 
+    /// From now on its chance follows from this seed: a copy that shall not draw the numbers of the original.
+    pub fn reseed(&self, seed: u64) {
+        self.state.lock().seed = seed;
+    }
+
     /// Whether a power cut could lose a part of a file now.
     pub fn has_unsynced_bytes(&self) -> bool {
         let state = self.state.lock();

@@ -286,9 +286,11 @@ impl World {
         self.drop_node(victim);
         let kept = self.hosts[victim as usize].kept.clone();
         let Kept { disk, machines } = self.rng.pick(&kept).clone();
+        let seed = self.rng.bits();
         let host = &mut self.hosts[victim as usize];
         // A copy of its own, whose chance goes another way than the first time.
         host.disk = disk.after_power_cut_with(Keep::Everything, KeepNames::Everything);
+        host.disk.reseed(seed);
         (host.cut_at, host.is_outcast) = (None, true);
         machine::restore(victim, Some(machines));
         self.boot_soon(victim);

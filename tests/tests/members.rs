@@ -1,0 +1,207 @@
+//! Members changed while groups serve, over real connections.
+
+use std::time::Duration;
+
+use polyraft::{Error, Index, MemberChange, Membership, NodeId, Read};
+use polyraft_tests::{Cluster, small_config, until};
+
+const WITHIN: Duration = Duration::from_secs(20);
+
+fn voter(node: u64) -> MemberChange {
+    MemberChange::Voter(NodeId(node))
+}
+
+fn learner(node: u64) -> MemberChange {
+    MemberChange::Learner(NodeId(node))
+}
+
+fn remove(node: u64) -> MemberChange {
+    MemberChange::Remove(NodeId(node))
+}
+
+fn members(voters: &[u64], learners: &[u64]) -> Membership {
+    let nodes = |ids: &[u64]| ids.iter().copied().map(NodeId).collect();
+    Membership {
+        voters: nodes(voters),
+        outgoing: Vec::new(),
+        learners: nodes(learners),
+    }
+}
+
+/// Asks whoever leads, as often as leadership moves meanwhile.
+async fn change(
+    cluster: &Cluster,
+    group: u64,
+    changes: &[MemberChange],
+) -> Result<Membership, Error> {
+    let mut outcome = Err(Error::Closed);
+    until("somebody leads through the change", async || {
+        for id in cluster.running() {
+            let handle = cluster.node(id).group(group);
+            outcome = handle.change_members(changes.iter().copied(), WITHIN).await;
+            let moves = matches!(
+                outcome,
+                Err(Error::NotLeader { .. } | Error::Unknown { .. } | Error::NoSuchGroup { .. })
+            );
+            if !moves {
+                return true;
+            }
+        }
+        false
+    })
+    .await;
+    outcome
+}
+
+/// Proposes at whatever node takes it.
+async fn propose(cluster: &Cluster, group: u64, payload: String) -> Index {
+    let mut index = Index::ZERO;
+    until("a proposal is committed", async || {
+        for id in cluster.running() {
+            if let Ok(committed) = cluster.node(id).group(group).propose(payload.clone()).await {
+                index = committed.index;
+                return true;
+            }
+        }
+        false
+    })
+    .await;
+    index
+}
+
+async fn has_applied(cluster: &Cluster, id: u64, group: u64, through: Index) {
+    until("a replica has applied an entry", async || {
+        let status = cluster.node(id).group(group).status().await;
+        status.is_ok_and(|status| status.applied >= through)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_group_moves_to_other_nodes_while_it_serves() {
+    let mut cluster = Cluster::start(4, small_config()).await;
+    cluster
+        .node(1)
+        .create_groups(0..8, &[1, 2, 3])
+        .await
+        .unwrap();
+    cluster.sees(1, 4, true).await;
+    for group in 0..8 {
+        let mut newest = propose(&cluster, group, "before".to_owned()).await;
+        let changed = change(&cluster, group, &[voter(4), remove(3)]).await;
+        assert_eq!(changed, Ok(members(&[1, 2, 4], &[])), "group {group}");
+        for round in 0..3 {
+            newest = propose(&cluster, group, format!("after {round}")).await;
+        }
+        has_applied(&cluster, 4, group, newest).await;
+        // Nothing was lost on the way to the new member.
+        assert_eq!(cluster.applied(4, group).await.len(), 4);
+        let again = change(&cluster, group, &[voter(4), remove(3)]).await;
+        assert_eq!(again, Ok(members(&[1, 2, 4], &[])), "it is so already");
+    }
+    // The new members are found again after a restart of everybody.
+    cluster.stop_all().await;
+    for id in 1..=4 {
+        cluster.open(id).await.unwrap();
+    }
+    for group in 0..8 {
+        propose(&cluster, group, "restarted".to_owned()).await;
+        let status = cluster.node(4).group(group).status().await.unwrap();
+        assert_eq!(status.members, members(&[1, 2, 4], &[]), "group {group}");
+    }
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_dead_node_is_replaced_by_one_that_gets_a_snapshot() {
+    let mut cluster = Cluster::start(4, small_config()).await;
+    cluster
+        .node(1)
+        .create_groups(0..1, &[1, 2, 3])
+        .await
+        .unwrap();
+    for round in 0..200 {
+        propose(&cluster, 0, format!("{round}")).await;
+    }
+    cluster.stop(2).await;
+    let newest = propose(&cluster, 0, "without it".to_owned()).await;
+    for id in [1, 3] {
+        has_applied(&cluster, id, 0, newest).await;
+        cluster.node(id).group(0).snapshot().await.unwrap();
+    }
+    let changed = change(&cluster, 0, &[voter(4), remove(2)]).await;
+    assert_eq!(changed, Ok(members(&[1, 3, 4], &[])));
+    let newest = propose(&cluster, 0, "with another".to_owned()).await;
+    has_applied(&cluster, 4, 0, newest).await;
+    let handle = cluster.node(4).group(0);
+    let read = handle.read(Read::Linearizable, "").await;
+    assert!(read.is_ok(), "it is a member like any other: {read:?}");
+    // With another of the first members gone, the new one is needed for every commit.
+    cluster.stop(3).await;
+    cluster.led(0..1).await;
+    propose(&cluster, 0, "needs the new one".to_owned()).await;
+    assert_eq!(cluster.applied(1, 0).await.len(), 203);
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_leader_that_is_removed_leaves_the_group_to_the_others() {
+    let mut cluster = Cluster::start(3, small_config()).await;
+    cluster
+        .node(1)
+        .create_groups(0..1, &[1, 2, 3])
+        .await
+        .unwrap();
+    cluster.led(0..1).await;
+    let leader = cluster.leader(1, 0);
+    let left: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    let changed = cluster
+        .node(leader)
+        .group(0)
+        .change_members([remove(leader)], WITHIN)
+        .await;
+    assert_eq!(changed, Ok(members(&left, &[])));
+    until("another one leads", async || {
+        let seen = cluster.node(left[0]).group(0).leader();
+        seen.is_some_and(|(node, _)| left.contains(&node.0))
+    })
+    .await;
+    let handle = cluster.node(left[0]).group(0);
+    handle.propose("without it").await.expect("a commit");
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_is_refused_and_changes_nothing() {
+    let mut cluster = Cluster::start(3, small_config()).await;
+    cluster.node(1).create_groups(0..1, &[1, 2]).await.unwrap();
+    let cases: [(&[MemberChange], &str); 4] = [
+        (&[voter(9)], "silent, or no peer"),
+        (&[remove(1), remove(2)], "nobody would vote"),
+        (&[learner(1), learner(2)], "nobody would vote"),
+        (&[voter(3), remove(3)], "named twice"),
+    ];
+    for (changes, word) in cases {
+        let refused = change(&cluster, 0, changes).await;
+        assert!(
+            matches!(&refused, Err(Error::Members { why }) if why.contains(word)),
+            "{changes:?}: {refused:?}"
+        );
+    }
+    let status = cluster.node(1).group(0).status().await.unwrap();
+    assert_eq!(status.members, members(&[1, 2], &[]));
+    let handle = cluster.node(1).group(5);
+    let nobody = handle.change_members([voter(3)], WITHIN).await;
+    assert!(
+        matches!(nobody, Err(Error::NoSuchGroup { .. })),
+        "{nobody:?}"
+    );
+    // A learner gets everything and is needed for nothing.
+    let changed = change(&cluster, 0, &[learner(3)]).await;
+    assert_eq!(changed, Ok(members(&[1, 2], &[3])));
+    let newest = propose(&cluster, 0, "for the learner too".to_owned()).await;
+    has_applied(&cluster, 3, 0, newest).await;
+    cluster.stop(3).await;
+    propose(&cluster, 0, "without the learner".to_owned()).await;
+    cluster.stop_all().await;
+}
