@@ -169,6 +169,11 @@ impl ShardLog {
         self.groups.iter().map(|(group, log)| log.recovered(group))
     }
 
+    /// A group that is here, as an opening would find it.
+    pub fn recovered(&self, group: GroupId) -> Option<RecoveredGroup> {
+        self.groups.get(group).map(|log| log.recovered(group))
+    }
+
     /// What is kept of groups that ended here and did not begin again, in no particular order.
     pub fn tombstones(&self) -> impl Iterator<Item = (GroupId, Tombstone)> + '_ {
         self.tombstones
@@ -184,6 +189,12 @@ impl ShardLog {
     /// Which life of its id a group that is here belongs to.
     pub fn life(&self, group: GroupId) -> Option<Life> {
         self.groups.get(group).map(|log| log.life)
+    }
+
+    /// Whether a group that is here lost a part of its log.
+    pub fn is_faulty(&self, group: GroupId) -> bool {
+        let log = self.groups.get(group);
+        log.is_some_and(|log| log.fault.is_some())
     }
 
     /// Whether the group is here.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::BufMut;
 use polyraft_raft::mutants::{self, Mutant};
-use polyraft_raft::{Configuration, GroupId, Index, LogPosition, Term};
+use polyraft_raft::{Configuration, GroupId, Index, Life, LogPosition, Term};
 
 use crate::block::{u32_at, u64_at};
 use crate::data_dir::DataDir;
@@ -87,6 +87,12 @@ pub enum SnapshotError {
 }
 
 impl SnapshotMeta {
+    /// The life that it is of, if there can be such a one.
+    #[must_use]
+    pub fn life(&self) -> Option<Life> {
+        u32::try_from(self.incarnation).ok().and_then(Life::new)
+    }
+
     /// The header of a file.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut configuration = Vec::new();

@@ -8,8 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use polyraft_raft::{GroupId, Index, Term, Tick};
-use polyraft_storage::{Blocks, EntryKind, GroupTable, PREFETCH_AHEAD, SnapshotFile, SnapshotMeta};
+use polyraft_raft::{GroupId, Index, Life, Term, Tick};
+use polyraft_storage::{
+    Blocks, EntryKind, GroupTable, PREFETCH_AHEAD, SnapshotFile, SnapshotMeta, name_of,
+    parse_name_of,
+};
 
 use crate::completion::{self, ReplyTo};
 use crate::error::Error;
@@ -19,13 +22,16 @@ use crate::machine::{Entry, Replies, StateMachine};
 use crate::mailbox::{Mailbox, Sender};
 use crate::shard::PROPOSAL_OVERHEAD;
 
+/// The directory of the state machines' directories.
+const MACHINES: &str = "machines";
+
 /// Groups and callers for which a batch keeps room: more come in a turn only after a start or a failure.
 const KEPT_GROUPS: usize = 16_384;
 
 /// Work for an apply worker.
 pub(crate) enum Task {
     /// Open the state machine of a group and tell the shard how far it is.
-    Open { group: GroupId },
+    Open { group: GroupId, life: Life },
     /// Apply what one turn of a shard committed.
     Apply(ApplyBatch),
     /// Answer a query from the state as it is now.
@@ -39,7 +45,15 @@ pub(crate) enum Task {
     /// A keeper returns a state machine, or says why there is none any more.
     TakeBack {
         group: GroupId,
+        life: Life,
         machine: Result<Box<dyn Any + Send>, String>,
+    },
+    /// A replica has ended: drop its state machine and remove what that kept, and have a keeper remove its snapshots. The shard
+    /// learns that its slot is not named any more.
+    Destroy {
+        group: GroupId,
+        life: Life,
+        slot: Option<u32>,
     },
     /// Leave the loop.
     Stop,
@@ -179,7 +193,7 @@ pub(crate) struct Applier<M> {
 enum Machine<M> {
     Running(M),
     /// A keeper has it.
-    Lent,
+    Lent(Life),
     Stopped(String),
 }
 
@@ -192,7 +206,7 @@ impl<M: StateMachine> Applier<M> {
     ) -> Self {
         Applier {
             machines: GroupTable::default(),
-            machines_dir: data_dir.join("machines"),
+            machines_dir: data_dir.join(MACHINES),
             inboxes,
             keepers,
             backlog,
@@ -214,7 +228,7 @@ impl<M: StateMachine> Applier<M> {
     /// Does one task; everything it has to say goes to a shard's inbox or to the caller.
     pub(crate) fn perform(&mut self, task: Task) {
         match task {
-            Task::Open { group } => self.open(group),
+            Task::Open { group, life } => self.open(group, life),
             Task::Apply(work) => self.apply(work),
             Task::Query(query) => self.answer_query(query),
             Task::Queries(queries) => {
@@ -226,7 +240,16 @@ impl<M: StateMachine> Applier<M> {
             }
             Task::Freeze { meta } => self.freeze(meta),
             Task::Restore { file } => self.lend(file),
-            Task::TakeBack { group, machine } => self.take_back(group, machine),
+            Task::TakeBack {
+                group,
+                life,
+                machine,
+            } => self.take_back(group, life, machine),
+            Task::Destroy { group, life, slot } => {
+                self.destroy(group, life);
+                self.keeper_of(group).send(Job::Remove { group });
+                self.tell(self.shard_of(group), ShardEvent::Ended { slot });
+            }
             Task::Stop => {}
         }
     }
@@ -242,7 +265,7 @@ impl<M: StateMachine> Applier<M> {
                 guarded(|| machine.snapshot().map_err(|error| error.to_string()))
             }
             Some(Machine::Stopped(reason)) => Err(reason.clone()),
-            Some(Machine::Lent) | None => Err("the state machine is being replaced".to_owned()),
+            Some(Machine::Lent(_)) | None => Err("the state machine is being replaced".to_owned()),
         };
         match frozen {
             Ok(state) => self.keeper_of(group).send(Job::Save { meta, state }),
@@ -250,6 +273,7 @@ impl<M: StateMachine> Applier<M> {
                 self.shard_of(group),
                 ShardEvent::Saved {
                     group,
+                    life: meta.life().unwrap_or_default(),
                     result: Err(reason),
                 },
             ),
@@ -258,7 +282,8 @@ impl<M: StateMachine> Applier<M> {
 
     fn lend(&mut self, file: SnapshotFile) {
         let group = file.meta.group;
-        match self.machines.insert(group, Machine::Lent) {
+        let life = file.meta.life().unwrap_or_default();
+        match self.machines.insert(group, Machine::Lent(life)) {
             Some(Machine::Running(machine)) => {
                 let machine = Box::new(machine);
                 self.keeper_of(group).send(Job::Restore { file, machine });
@@ -272,6 +297,7 @@ impl<M: StateMachine> Applier<M> {
                     .insert(group, Machine::Stopped(reason.clone()));
                 let event = ShardEvent::Restored {
                     group,
+                    life,
                     last: file.meta.last,
                     result: Err(reason),
                 };
@@ -280,7 +306,12 @@ impl<M: StateMachine> Applier<M> {
         }
     }
 
-    fn take_back(&mut self, group: GroupId, machine: Result<Box<dyn Any + Send>, String>) {
+    fn take_back(
+        &mut self,
+        group: GroupId,
+        life: Life,
+        machine: Result<Box<dyn Any + Send>, String>,
+    ) {
         let machine = match machine {
             Ok(machine) => {
                 let machine = machine.downcast::<M>();
@@ -288,7 +319,29 @@ impl<M: StateMachine> Applier<M> {
             }
             Err(reason) => Machine::Stopped(reason),
         };
-        self.machines.insert(group, machine);
+        if matches!(self.machines.get(group), Some(Machine::Lent(lent)) if *lent == life) {
+            self.machines.insert(group, machine);
+            return;
+        }
+        // Its replica ended meanwhile.
+        drop_guarded(machine);
+        self.remove_kept(group, life);
+    }
+
+    /// Drops the state machine of a replica that ended and removes what it kept.
+    fn destroy(&mut self, group: GroupId, life: Life) {
+        match self.machines.remove(group) {
+            // That keeper is using it. It is removed once it comes back.
+            Some(Machine::Lent(_)) => return,
+            Some(machine) => drop_guarded(machine),
+            None => {}
+        }
+        self.remove_kept(group, life);
+    }
+
+    fn remove_kept(&self, group: GroupId, life: Life) {
+        let dir = self.machines_dir.join(name_of(group, life));
+        remove_kept::<M>(group, &dir);
     }
 
     fn tell(&self, shard: usize, event: ShardEvent) {
@@ -299,8 +352,8 @@ impl<M: StateMachine> Applier<M> {
         polyraft_raft::shard_of(group, self.inboxes.len())
     }
 
-    fn open(&mut self, group: GroupId) {
-        let dir = self.machines_dir.join(group.to_string());
+    fn open(&mut self, group: GroupId, life: Life) {
+        let dir = self.machines_dir.join(name_of(group, life));
         let opened = guarded(|| M::open(group, &dir).map_err(|error| error.to_string()));
         let applied = match opened {
             Ok((machine, applied)) => {
@@ -313,7 +366,12 @@ impl<M: StateMachine> Applier<M> {
                 Err(reason)
             }
         };
-        self.tell(self.shard_of(group), ShardEvent::Opened { group, applied });
+        let event = ShardEvent::Opened {
+            group,
+            life,
+            applied,
+        };
+        self.tell(self.shard_of(group), event);
     }
 
     fn apply(&mut self, mut batch: ApplyBatch) {
@@ -350,7 +408,7 @@ impl<M: StateMachine> Applier<M> {
         let applied = match self.machines.get_mut(work.group) {
             Some(Machine::Running(machine)) => run(machine, entries, &mut self.replies),
             Some(Machine::Stopped(reason)) => Err(reason.clone()),
-            Some(Machine::Lent) | None => {
+            Some(Machine::Lent(_)) | None => {
                 unreachable!("a group is applied only while its state machine is open")
             }
         };
@@ -387,7 +445,7 @@ impl<M: StateMachine> Applier<M> {
             Some(Machine::Stopped(reason)) => Err(Error::Fault {
                 reason: reason.clone(),
             }),
-            Some(Machine::Lent) => Err(Error::Restoring { group }),
+            Some(Machine::Lent(_)) => Err(Error::Restoring { group }),
             None => Err(Error::NoSuchGroup { group }),
         }
     }
@@ -475,6 +533,42 @@ fn refuse(waiting: impl Iterator<Item = WaitingReply>, reason: &str) {
         reply.answer(Err(Error::Fault {
             reason: reason.to_owned(),
         }));
+    }
+}
+
+/// Drops a state machine. Its own clean-up may panic.
+fn drop_guarded<T>(machine: T) {
+    let dropped = guarded(|| {
+        drop(machine);
+        Ok(())
+    });
+    if let Err(why) = dropped {
+        tracing::error!(%why, "a state machine was not dropped cleanly");
+    }
+}
+
+/// Has a state machine's type remove what one of them kept in a directory. What stays is tried again at the next opening.
+fn remove_kept<M: StateMachine>(group: GroupId, dir: &Path) {
+    if let Err(why) = guarded(|| M::destroy(group, dir).map_err(|error| error.to_string())) {
+        tracing::error!(%group, %why, "the state of a group that ended is not removed");
+    }
+}
+
+/// Removes what state machines kept in lives of their groups that have ended, and a crash left.
+pub(crate) fn remove_leftovers<M: StateMachine>(
+    data_dir: &Path,
+    is_over: impl Fn(GroupId, Life) -> bool,
+) {
+    let Ok(entries) = std::fs::read_dir(data_dir.join(MACHINES)) else {
+        return; // No state machine has kept anything yet.
+    };
+    for entry in entries.flatten() {
+        let named = entry.file_name().to_str().and_then(parse_name_of);
+        if let Some((group, life)) = named
+            && is_over(group, life)
+        {
+            remove_kept::<M>(group, &entry.path());
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
-use polyraft_raft::{NodeId, NodeSet, Settings};
+use polyraft_raft::{GroupId, Life, NodeId, NodeSet, Settings};
 use polyraft_storage::{
     DataDir, Disk, Durable, Opened, SnapshotFile, SnapshotStore, StorageError, Wal, WalObserver,
     WalOptions,
@@ -123,6 +123,14 @@ impl Assembly {
             tasks,
             jobs,
         })
+    }
+
+    /// Whether a life of a group is over here, so that nothing of it may be left.
+    pub(crate) fn is_over(&self, group: GroupId, life: Life) -> bool {
+        let log = &self.opened.logs[self.shared.shard_of(group)];
+        let ended = log.tombstone_of(group);
+        log.life(group).is_some_and(|here| life < here)
+            || ended.is_some_and(|ended| life <= ended.life)
     }
 
     /// What the node says of itself to its peers.

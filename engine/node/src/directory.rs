@@ -44,4 +44,25 @@ impl Directory {
     pub(crate) fn add(&self, group: GroupId) -> Arc<GroupCell> {
         Arc::clone(self.cells.write().entry(group).or_default())
     }
+
+    pub(crate) fn remove(&self, group: GroupId) {
+        self.cells.write().remove(&group);
+    }
+
+    /// At most `limit` groups, in the order of their ids, from `first` on.
+    pub(crate) fn list(&self, first: GroupId, limit: usize) -> Vec<GroupId> {
+        let cells = self.cells.read();
+        let mut groups: Vec<GroupId> = cells
+            .keys()
+            .copied()
+            .filter(|group| *group >= first)
+            .collect();
+        drop(cells);
+        if limit < groups.len() {
+            groups.select_nth_unstable(limit);
+            groups.truncate(limit);
+        }
+        groups.sort_unstable();
+        groups
+    }
 }

@@ -69,6 +69,13 @@ pub enum Error {
         /// The members that have not answered.
         missing: Vec<NodeId>,
     },
+    /// Not enough nodes have ended their replicas in time. Those that did tell the others, so the groups may be over later, or
+    /// live on if nobody has. Calling again is safe.
+    #[error("nodes {missing:?} have not ended the groups in time; call destroy_groups again")]
+    DestroyTimeout {
+        /// The nodes that have not answered.
+        missing: Vec<NodeId>,
+    },
     /// The payload is larger than `batch.max_proposal_bytes`.
     #[error("a proposal of {bytes} bytes is over batch.max_proposal_bytes = {limit}")]
     TooLarge {
@@ -123,6 +130,7 @@ impl Error {
             Error::NotLeader { .. }
                 | Error::Busy { .. }
                 | Error::CreateTimeout { .. }
+                | Error::DestroyTimeout { .. }
                 | Error::Restoring { .. }
                 | Error::Unconfirmed
         )

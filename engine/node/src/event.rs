@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use polyraft_raft::{GroupId, Index, LogPosition, MemberChange, NodeId, Term, Tick};
+use polyraft_raft::{GroupId, Index, Life, LogPosition, MemberChange, NodeId, Term, Tick};
 use polyraft_storage::{Durable, SnapshotError, SnapshotFile};
 use smallvec::SmallVec;
 
@@ -15,7 +15,7 @@ use crate::group::Read;
 use crate::liveness::Untaken;
 use crate::shard::{ChunkTrouble, Wanted};
 use crate::status::{GroupStatus, Membership};
-use crate::wire::{Chunk, SnapshotId};
+use crate::wire::{Chunk, Found, SnapshotId};
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -46,8 +46,11 @@ pub(crate) enum ShardEvent {
     /// A worker opened a group's state machine, or could not.
     Opened {
         group: GroupId,
+        life: Life,
         applied: Result<Index, String>,
     },
+    /// A worker has nothing more of a replica that ended, which had a slot if it was open.
+    Ended { slot: Option<u32> },
     /// The outcome of a proposal that another node forwarded to this one.
     ForwardDone {
         group: GroupId,
@@ -62,12 +65,12 @@ pub(crate) enum ShardEvent {
     /// `by` claims (a term) or no longer claims (none) to lead these groups.
     Claims {
         by: NodeId,
-        changes: Vec<(GroupId, Option<Term>)>,
+        changes: Vec<(GroupId, Option<Reign>)>,
     },
     /// A shard has told its replicas what `by` claims: they are bound to it, except for these. For the home shard.
     ClaimsTaken {
         by: NodeId,
-        untaken: Vec<(GroupId, Term, Untaken)>,
+        untaken: Vec<(GroupId, Reign, Untaken)>,
     },
     /// Groups of this node began or ceased to lead, as another shard saw it. For the home shard.
     ClaimsChanged { shard: usize, claims: Vec<Claim> },
@@ -80,8 +83,18 @@ pub(crate) enum ShardEvent {
     /// Part of a `create_groups`, on the shard that owns these groups.
     Create {
         origin: CreateOrigin,
-        groups: GroupRanges,
+        groups: LifeRanges,
         members: Members,
+    },
+    /// These lives of groups are over; on the shard that owns these groups.
+    Destroy {
+        origin: CreateOrigin,
+        groups: LifeRanges,
+    },
+    /// Somebody wants to know which lives groups have; on the shard that owns these groups.
+    Survey {
+        origin: CreateOrigin,
+        groups: GroupRanges,
     },
     /// A caller of this node creates groups everywhere. For the home shard.
     CreateEverywhere {
@@ -89,10 +102,21 @@ pub(crate) enum ShardEvent {
         members: Members,
         reply: CreateReply,
     },
-    /// A shard of this node has durably created its part of a request, or refuses it. For the home shard.
+    /// A caller of this node destroys groups everywhere. For the home shard.
+    DestroyEverywhere {
+        groups: GroupRanges,
+        reply: CreateReply,
+    },
+    /// A shard of this node has durably created or ended its part of a request, or refuses it. Groups that can't begin in the
+    /// life that was asked for are named with the first one that they may have. For the home shard.
     Created {
         origin: CreateOrigin,
-        result: Result<(), Error>,
+        result: Result<LifeRanges, Error>,
+    },
+    /// What a shard of this node knows of groups. For the home shard.
+    Surveyed {
+        origin: CreateOrigin,
+        found: Vec<Found>,
     },
     /// Somebody asks for a snapshot of a group.
     Snapshot {
@@ -102,11 +126,13 @@ pub(crate) enum ShardEvent {
     /// A keeper has written a snapshot, or could not.
     Saved {
         group: GroupId,
+        life: Life,
         result: Result<SnapshotFile, String>,
     },
     /// A keeper has given a state machine the state of a snapshot, or could not.
     Restored {
         group: GroupId,
+        life: Life,
         last: LogPosition,
         result: Result<(), String>,
     },
@@ -159,8 +185,16 @@ pub(crate) enum ShardEvent {
 #[derive(Debug)]
 pub(crate) struct Claim {
     pub(crate) group: GroupId,
+    pub(crate) life: Life,
     pub(crate) term: Option<Term>,
     pub(crate) members: Members,
+}
+
+/// When a node leads a group: in a life of the group's id, at a term. A later life comes behind all terms of an earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Reign {
+    pub(crate) life: Life,
+    pub(crate) term: Term,
 }
 
 /// The voters that a group is created with, sorted.
@@ -168,6 +202,9 @@ pub(crate) type Members = SmallVec<[NodeId; 4]>;
 
 /// Group ids as half-open ranges, sorted and disjoint.
 pub(crate) type GroupRanges = Vec<Range<u64>>;
+
+/// The same, each range in a life of its ids.
+pub(crate) type LifeRanges = Vec<(Range<u64>, Life)>;
 
 /// Who waits for a creation: a request number of the node that coordinates it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -182,6 +219,18 @@ pub(crate) type TransferReply = tokio::sync::oneshot::Sender<Result<(), Error>>;
 pub(crate) type DrainReply = tokio::sync::oneshot::Sender<Result<u64, Error>>;
 pub(crate) type MembersReply = tokio::sync::oneshot::Sender<Result<Membership, Error>>;
 pub(crate) type StatusReply = tokio::sync::oneshot::Sender<Result<GroupStatus, Error>>;
+
+/// Packs ids, which are in order, with their lives into ranges.
+pub(crate) fn life_ranges(groups: impl IntoIterator<Item = (u64, Life)>) -> LifeRanges {
+    let mut ranges = LifeRanges::new();
+    for (id, life) in groups {
+        match ranges.last_mut() {
+            Some((range, known)) if range.end == id && *known == life => range.end = id + 1,
+            _ => ranges.push((id..id + 1, life)),
+        }
+    }
+    ranges
+}
 
 /// Packs ids into sorted, disjoint ranges.
 pub(crate) fn ranges(ids: impl IntoIterator<Item = u64>) -> GroupRanges {

@@ -80,6 +80,10 @@ fn encode(out: &mut BytesMut, record: &Record<'_>) {
             members,
         } => wire::put_create(out, *request, groups, members),
         Record::CreateReply { request, result } => wire::put_create_reply(out, *request, result),
+        Record::LifeOver { group } => wire::put_life_over(out, *group),
+        Record::Survey { request, groups } => wire::put_survey(out, *request, groups),
+        Record::SurveyReply { request, found } => wire::put_survey_reply(out, *request, found),
+        Record::Destroy { request, groups } => wire::put_destroy(out, *request, groups),
     }
 }
 
@@ -121,15 +125,16 @@ mod kept;
 #[cfg(test)]
 mod tests {
     use polyraft_raft::{
-        Configuration, EntryRange, GroupId, Index, LogPosition, Message, NodeId, Term,
+        Configuration, EntryRange, GroupId, Index, Life, LogPosition, Message, NodeId, Term,
     };
     use polyraft_storage::{SnapshotFile, SnapshotMeta};
 
     use super::*;
     use crate::completion::Committed;
     use crate::error::Error;
+    use crate::event::Reign;
     use crate::liveness::Beat;
-    use crate::wire::{Chunk, Refusal, SnapshotId};
+    use crate::wire::{Chunk, Found, Refusal, SnapshotId};
 
     #[test]
     fn kept_inputs_do_no_harm() {
@@ -249,11 +254,33 @@ mod tests {
             wants_answer: true,
         };
         wire::put_beat(&mut node, &beat);
-        wire::put_claims_delta(&mut node, 3, 4, &[(group, Some(term)), (GroupId(8), None)]);
-        wire::put_claims_table(&mut node, 4, true, 1, &[(group, term)]);
+        let later = Reign {
+            life: Life::new(3).unwrap(),
+            term,
+        };
+        let first = Reign {
+            life: Life::FIRST,
+            term,
+        };
+        wire::put_claims_delta(&mut node, 3, 4, &[(group, Some(later)), (GroupId(8), None)]);
+        let claims = [(group, first), (GroupId(9), later)];
+        wire::put_claims_table(&mut node, 4, true, 2, &claims);
         wire::put_claims_request(&mut node);
-        wire::put_create(&mut node, 5, &[1..4, 9..10], &[NodeId(1), NodeId(2)]);
-        wire::put_create_reply(&mut node, 5, &Ok(()));
+        let lives = vec![(1..4, Life::FIRST), (9..10, Life::LAST)];
+        wire::put_create(&mut node, 5, &lives, &[NodeId(1), NodeId(2)]);
+        wire::put_create_reply(&mut node, 5, &Ok(vec![]));
+        wire::put_create_reply(&mut node, 5, &Ok(lives.clone()));
+        let mut ends = BytesMut::new();
+        wire::put_life_over(&mut ends, (group, Life::LAST));
+        wire::put_survey(&mut ends, 6, &vec![1..4, 9..10]);
+        let found = |groups, members| Found {
+            groups,
+            life: Life::FIRST,
+            members,
+        };
+        let found = [found(1..4, Some(joint)), found(9..10, None)];
+        wire::put_survey_reply(&mut ends, 6, &found);
+        wire::put_destroy(&mut ends, 7, &lives);
         let mut snapshots = BytesMut::new();
         let file = SnapshotFile {
             meta: SnapshotMeta {
@@ -278,6 +305,7 @@ mod tests {
             ("wire", "reads", reads.to_vec()),
             ("wire", "members", members.to_vec()),
             ("wire", "node", node.to_vec()),
+            ("wire", "ends", ends.to_vec()),
             (
                 "config",
                 "defaults",

@@ -88,8 +88,14 @@ impl<M: StateMachine> Keeper<M> {
         match job {
             Job::Save { meta, state } => {
                 let group = meta.group;
+                let life = meta.life().unwrap_or_default();
                 let result = self.save(&meta, state);
-                self.tell(group, ShardEvent::Saved { group, result });
+                let event = ShardEvent::Saved {
+                    group,
+                    life,
+                    result,
+                };
+                self.tell(group, event);
             }
             Job::Restore { file, machine } => self.restore(file, machine),
             Job::Read { file, wanted } => {
@@ -179,6 +185,7 @@ impl<M: StateMachine> Keeper<M> {
 
     fn restore(&self, file: SnapshotFile, machine: Box<dyn Any + Send>) {
         let (group, last) = (file.meta.group, file.meta.last);
+        let life = file.meta.life().unwrap_or_default();
         let mut machine = machine
             .downcast::<M>()
             .expect("a node's state machines are of one type");
@@ -205,11 +212,14 @@ impl<M: StateMachine> Keeper<M> {
             }
         };
         // The worker gets it first: what the shard has it apply from now on comes after.
-        self.shared
-            .worker_of(group)
-            .send(Task::TakeBack { group, machine });
+        self.shared.worker_of(group).send(Task::TakeBack {
+            group,
+            life,
+            machine,
+        });
         let event = ShardEvent::Restored {
             group,
+            life,
             last,
             result: restored,
         };

@@ -36,7 +36,7 @@ mod trust;
 mod wheel;
 mod wire;
 
-pub use polyraft_raft::{GroupId, Index, LogPosition, MemberChange, NodeId, Role, Term};
+pub use polyraft_raft::{GroupId, Index, Life, LogPosition, MemberChange, NodeId, Role, Term};
 pub use polyraft_storage::{Disk, Histogram, SnapshotError, WalStats};
 pub use polyraft_transport::{NetworkStats, Tls};
 

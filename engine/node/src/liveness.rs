@@ -8,8 +8,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use polyraft_raft::mutants::{self, Mutant};
-use polyraft_raft::{GroupId, NodeId, Term, Tick};
+use polyraft_raft::{GroupId, NodeId, Tick};
 
+use crate::event::Reign;
 use crate::pace::Pace;
 use crate::pulse::Expected;
 use crate::trust::{Batches, Standing};
@@ -54,13 +55,13 @@ pub(crate) enum Action {
         to: NodeId,
         from_version: u64,
         version: u64,
-        changes: Vec<(GroupId, Option<Term>)>,
+        changes: Vec<(GroupId, Option<Reign>)>,
     },
     /// Send all claims.
     Table {
         to: NodeId,
         version: u64,
-        claims: Vec<(GroupId, Term)>,
+        claims: Vec<(GroupId, Reign)>,
     },
     /// Ask a peer for all of its claims.
     RequestTable { from: NodeId },
@@ -69,7 +70,7 @@ pub(crate) enum Action {
     /// Tell the shards what a peer claims now.
     Claims {
         by: NodeId,
-        changes: Vec<(GroupId, Option<Term>)>,
+        changes: Vec<(GroupId, Option<Reign>)>,
     },
     /// A peer stands by claims of this node.
     Stands(Standing),
@@ -145,16 +146,16 @@ struct SentBeat {
 struct Bonds {
     /// Answers of shards that are awaited.
     under_way: usize,
-    unopened: BTreeMap<GroupId, Term>,
-    disputed: BTreeMap<GroupId, Term>,
+    unopened: BTreeMap<GroupId, Reign>,
+    disputed: BTreeMap<GroupId, Reign>,
 }
 
 /// The groups that this node leads and the peer has a replica of.
 #[derive(Debug, Default)]
 struct Outgoing {
-    claims: BTreeMap<GroupId, Term>,
+    claims: BTreeMap<GroupId, Reign>,
     version: u64,
-    changes: Vec<(GroupId, Option<Term>)>,
+    changes: Vec<(GroupId, Option<Reign>)>,
     wants_table: bool,
     /// The batches of claims that `version` covers.
     batches: Batches,
@@ -163,10 +164,10 @@ struct Outgoing {
 /// The groups that the peer leads, as far as it has told.
 #[derive(Debug, Default)]
 struct Incoming {
-    claims: BTreeMap<GroupId, Term>,
+    claims: BTreeMap<GroupId, Reign>,
     version: u64,
     /// The parts of a table that is under way.
-    staged: Vec<(GroupId, Term)>,
+    staged: Vec<(GroupId, Reign)>,
     /// The version of that table.
     staged_version: u64,
     /// Since when its beats name another version than the one held here.
@@ -238,8 +239,19 @@ impl Liveness {
             .any(|peer| peer.node == node && peer.alive)
     }
 
+    /// All other nodes.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.peers.iter().map(|peer| peer.node)
+    }
+
+    /// How long a peer may count on what this node told it, on any clock.
+    pub(crate) fn longest_promise(&self) -> u64 {
+        let silence = self.intervals.silence;
+        silence + silence * self.intervals.drift_ppm / 1_000_000
+    }
+
     /// Which living peers claim to lead `group`, and at which terms; the newest comes last.
-    pub(crate) fn claims_on(&self, group: GroupId) -> Vec<(NodeId, Term)> {
+    pub(crate) fn claims_on(&self, group: GroupId) -> Vec<(NodeId, Reign)> {
         let living = self.peers.iter().filter(|peer| peer.alive);
         let claim = |peer: &Peer| Some((peer.node, *peer.incoming.claims.get(&group)?));
         let mut claims: Vec<_> = living.filter_map(claim).collect();
@@ -400,7 +412,7 @@ impl Liveness {
     }
 
     /// A shard has taken claims, except for these.
-    pub(crate) fn claims_taken(&mut self, by: NodeId, untaken: Vec<(GroupId, Term, Untaken)>) {
+    pub(crate) fn claims_taken(&mut self, by: NodeId, untaken: Vec<(GroupId, Reign, Untaken)>) {
         let Some(peer) = self.peer(by) else { return };
         peer.bonds.under_way -= 1;
         for (group, term, why) in untaken {
@@ -425,7 +437,7 @@ impl Liveness {
 
     /// This node leads `group` at `term` from now on, or (none) no more. The members are told; who was told before and is none
     /// any more hears that the claim is over.
-    pub(crate) fn claim(&mut self, group: GroupId, term: Option<Term>, members: &[NodeId]) {
+    pub(crate) fn claim(&mut self, group: GroupId, term: Option<Reign>, members: &[NodeId]) {
         for peer in &mut self.peers {
             let outgoing = &mut peer.outgoing;
             let term = term.filter(|_| members.contains(&peer.node));
@@ -444,7 +456,7 @@ impl Liveness {
         from: NodeId,
         from_version: u64,
         version: u64,
-        changes: Vec<(GroupId, Option<Term>)>,
+        changes: Vec<(GroupId, Option<Reign>)>,
         out: &mut Vec<Action>,
     ) {
         let Some(peer) = self.peer(from) else { return };
@@ -468,7 +480,7 @@ impl Liveness {
         version: u64,
         is_first: bool,
         total: usize,
-        claims: Vec<(GroupId, Term)>,
+        claims: Vec<(GroupId, Reign)>,
         out: &mut Vec<Action>,
     ) {
         let Some(peer) = self.peer(from) else { return };
@@ -487,7 +499,7 @@ impl Liveness {
         if incoming.staged.len() != total {
             return; // More is to come; or a part was lost, and the next beats show it.
         }
-        let fresh: BTreeMap<GroupId, Term> = incoming.staged.drain(..).collect();
+        let fresh: BTreeMap<GroupId, Reign> = incoming.staged.drain(..).collect();
         let gone = incoming
             .claims
             .keys()
@@ -654,7 +666,7 @@ impl Peer {
     }
 
     /// Passes changed claims on. Those of a peer that is not alive yet wait for its first beat.
-    fn report(&mut self, mut changes: Vec<(GroupId, Option<Term>)>, out: &mut Vec<Action>) {
+    fn report(&mut self, mut changes: Vec<(GroupId, Option<Reign>)>, out: &mut Vec<Action>) {
         if !self.alive {
             changes.retain(|(_, term)| term.is_none());
         }
@@ -664,7 +676,7 @@ impl Peer {
     }
 
     /// Until the shards have answered, nothing is known of these claims.
-    fn tell_claims(&mut self, changes: Vec<(GroupId, Option<Term>)>, out: &mut Vec<Action>) {
+    fn tell_claims(&mut self, changes: Vec<(GroupId, Option<Reign>)>, out: &mut Vec<Action>) {
         for (group, _) in &changes {
             self.bonds.forget(*group);
         }

@@ -159,6 +159,22 @@ pub trait StateMachine: Sized + Send + 'static {
     /// [`Index::ZERO`] when nothing is kept on disk: the whole log is then applied again.
     fn open(group: GroupId, dir: &Path) -> Result<(Self, Index), MachineError>;
 
+    /// The replica whose state this was has ended: the group was destroyed, or this node left it. Removes everything that the
+    /// state machine kept outside of memory; by default that is `dir`, if it is there.
+    ///
+    /// The state machine was dropped before, and no other one is opened with the same `dir` until this returns: a group that is
+    /// created again under the id has a `dir` of its own. After a crash it is called again if `dir` still exists, so a state
+    /// machine that keeps its state elsewhere makes `dir` nevertheless, and removes it last.
+    ///
+    /// # Errors
+    /// They are logged, and it is called again at the next opening of the node.
+    fn destroy(_group: GroupId, dir: &Path) -> Result<(), MachineError> {
+        match std::fs::remove_dir_all(dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            removed => Ok(removed?),
+        }
+    }
+
     /// Applies committed entries in order and pushes exactly one reply for each.
     ///
     /// Must depend on nothing but the state and the entries, or replicas drift apart.

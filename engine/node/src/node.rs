@@ -16,13 +16,13 @@ use polyraft_raft::{GroupId, NodeId};
 use polyraft_storage::{DataDir, Disk, FileDisk, SnapshotStore, Wal, WalObserver, WalThreads};
 use polyraft_transport::{Identity, Network, Options, QuicListener, Tls};
 
-use crate::apply::Task;
+use crate::apply::{Task, remove_leftovers};
 use crate::assembly::{self, Assembly, Place, bytes};
 use crate::clock::{Clock, micros};
 use crate::completion::SlotPool;
 use crate::config::Config;
 use crate::error::{Error, OpenError};
-use crate::event::{Members, ShardEvent, ranges};
+use crate::event::{GroupRanges, Members, ShardEvent, ranges};
 use crate::group::GroupHandle;
 use crate::keeper::Job;
 use crate::machine::StateMachine;
@@ -36,6 +36,12 @@ use crate::wire::{MAX_GROUPS_AT_ONCE, MAX_MEMBERS};
 
 /// Answered reply slots kept for reuse; more callers than this at once cost an allocation each.
 const POOLED_SLOTS: usize = 16_384;
+
+/// Ranges of ids in one request: its record is far below a frame's bound.
+const RANGES_AT_ONCE: usize = 8_192;
+
+/// Groups in one request to destroy some: what is found of each may be different.
+const DESTROYED_AT_ONCE: u64 = 8_192;
 
 /// One member of a cluster: the groups that it hosts share its threads, its log and its connections.
 ///
@@ -215,6 +221,7 @@ impl<M: StateMachine> NodeBuilder<M> {
             router: Arc::clone(&router),
             data_dir: Arc::clone(&assembly.data_dir),
         };
+        remove_leftovers::<M>(&path, |group, life| assembly.is_over(group, life));
         let parts = assembly.into_parts(config, &network, &peer_ids);
         let started = running
             .start_workers::<M>(&shared, &path, parts.tasks)
@@ -379,7 +386,7 @@ impl<M: StateMachine> Node<M> {
     /// durably. A member that is down gets a group when it hears of it first.
     ///
     /// Calling it again with the same members does nothing; that holds after a restart too. Any node may be asked,
-    /// whether it is a member or not.
+    /// whether it is a member or not. Groups that were destroyed are created anew, as other groups with the same ids.
     ///
     /// # Errors
     /// [`Error::BadMembers`], [`Error::GroupExists`] with other members, or [`Error::CreateTimeout`] when too few
@@ -403,19 +410,53 @@ impl<M: StateMachine> Node<M> {
             );
             return Err(Error::BadMembers { why });
         }
-        if groups.is_empty() {
-            return Ok(());
-        }
-        let (reply, answer) = tokio::sync::oneshot::channel();
-        self.inner.shared.tell(
-            0,
-            ShardEvent::CreateEverywhere {
-                groups,
-                members,
+        for part in groups.chunks(RANGES_AT_ONCE) {
+            let (reply, answer) = tokio::sync::oneshot::channel();
+            let event = ShardEvent::CreateEverywhere {
+                groups: part.to_vec(),
+                members: members.clone(),
                 reply,
-            },
-        );
-        answer.await.unwrap_or(Err(Error::Closed))
+            };
+            self.inner.shared.tell(0, event);
+            answer.await.unwrap_or(Err(Error::Closed))?;
+        }
+        Ok(())
+    }
+
+    /// Destroys groups on all nodes and waits until every living node, and a majority of the members, keep durably that they
+    /// are over. A node that is down ends its replica when it hears of that.
+    ///
+    /// Callers that wait for a destroyed group are answered with an error, and its state is removed. It can't be undone: once one
+    /// node has ended its replica, the others follow sooner or later, whatever this call returns. The id may be used again with
+    /// [`Node::create_groups`], for a group that has nothing of the old one. Any node may be asked, whether it is a member or
+    /// not. Destroying again what is destroyed does nothing.
+    ///
+    /// When a member can't be reached, this takes about an election timeout longer: that node may lead the group and answer reads
+    /// by its lease until then.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchGroup`] for a group that no reachable node has ever had; the others are destroyed. And
+    /// [`Error::DestroyTimeout`] when too few nodes answer within ten seconds.
+    pub async fn destroy_groups(&self, groups: impl IntoIterator<Item = u64>) -> Result<(), Error> {
+        let groups = ranges(groups);
+        let mut outcome = Ok(());
+        for part in parts_of(&groups, DESTROYED_AT_ONCE) {
+            let (reply, answer) = tokio::sync::oneshot::channel();
+            let groups = part;
+            let event = ShardEvent::DestroyEverywhere { groups, reply };
+            self.inner.shared.tell(0, event);
+            match answer.await.unwrap_or(Err(Error::Closed)) {
+                Err(error @ Error::NoSuchGroup { .. }) => outcome = outcome.and(Err(error)),
+                result => result?,
+            }
+        }
+        outcome
+    }
+
+    /// The groups of which this node has a replica, in the order of their ids: those from `first` on, `limit` at most. To list
+    /// all, go on behind the last one of each list.
+    pub fn groups(&self, first: u64, limit: usize) -> Vec<GroupId> {
+        self.inner.shared.directory.list(GroupId(first), limit)
     }
 
     fn check_members(&self, members: &[u64]) -> Result<Members, Error> {
@@ -561,6 +602,26 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Splits ranges of ids into lists of at most so many groups each.
+fn parts_of(groups: &GroupRanges, most: u64) -> Vec<GroupRanges> {
+    let mut parts: Vec<GroupRanges> = Vec::new();
+    let mut room = 0;
+    for range in groups {
+        let mut start = range.start;
+        while start < range.end {
+            if room == 0 {
+                parts.push(GroupRanges::new());
+                room = most;
+            }
+            let end = range.end.min(start.saturating_add(room));
+            parts.last_mut().expect("one was pushed").push(start..end);
+            room -= end - start;
+            start = end;
+        }
+    }
+    parts
 }
 
 /// Runs a thread of the node. If it panics outside of what one group can be blamed for, the whole node stops: peers must

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam::utils::CachePadded;
-use polyraft_raft::{Configuration, GroupId, Index, LogPosition, NodeId, Role, Term};
+use polyraft_raft::{Configuration, GroupId, Index, Life, LogPosition, NodeId, Role, Term};
 use polyraft_storage::{Histogram, Recorder, WalStats};
 use polyraft_transport::NetworkStats;
 
@@ -16,6 +16,8 @@ use crate::error::Error;
 pub struct GroupStatus {
     /// The group.
     pub group: GroupId,
+    /// Which life of its id this is: 0 until it is destroyed and created again.
+    pub life: Life,
     /// The part that this replica plays.
     pub role: Role,
     /// Its current term.

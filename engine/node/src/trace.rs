@@ -144,6 +144,11 @@ impl OpenTraces {
         self.open.push(OpenTrace { slot, index, trace });
     }
 
+    /// A replica has ended.
+    pub(crate) fn forget(&mut self, slot: u32) {
+        self.open.retain(|open| open.slot != slot);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.open.is_empty()
     }

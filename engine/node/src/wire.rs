@@ -1,18 +1,24 @@
 //! The records inside a frame: what nodes say to each other, byte by byte. `docs/wire-format.md` has the map.
 //! Decoding must never panic, and never allocate by a length that it has not checked against the bytes at hand.
 //!
-//! A frame is a sequence of records. A record is a 16-byte head (kind, body length, group) and its body, all
-//! integers little-endian. Records about a whole node carry group 0 in the head and a node-level kind.
+//! A frame is a sequence of records. A record is a 16-byte head (kind, life, body length, group) and its body, all
+//! integers little-endian. Records about a whole node carry group 0 and life 0 in the head and a node-level kind.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft_raft::{
-    Configuration, EntryRange, GroupId, Index, LogPosition, Message, NodeId, Term,
+    Configuration, EntryRange, GroupId, Index, Life, LogPosition, Message, NodeId, Term,
 };
 use polyraft_storage::SnapshotFile;
 
+mod groups;
 mod members;
 mod snapshot;
 
+pub(crate) use self::groups::{
+    Found, create_bytes, destroy_bytes, found_bytes, put_claims_delta, put_claims_table,
+    put_create, put_create_reply, put_destroy, put_life_over, put_survey, put_survey_reply,
+    reply_bytes,
+};
 pub(crate) use self::members::{REMOVED_BYTES, join_bytes, put_join, put_member_ask, put_removed};
 pub(crate) use self::snapshot::{
     CHUNK_BYTES, Chunk, FETCH_BYTES, REFUSED_BYTES, Refusal, SnapshotId, offer_bytes,
@@ -20,7 +26,7 @@ pub(crate) use self::snapshot::{
 };
 use crate::completion::{Committed, Outcome};
 use crate::error::Error;
-use crate::event::{GroupRanges, Members};
+use crate::event::{GroupRanges, LifeRanges, Members, Reign};
 use crate::liveness::Beat;
 
 /// The most members that a group may have.
@@ -29,7 +35,7 @@ pub(crate) const MAX_MEMBERS: usize = 15;
 /// The most groups that one request may create.
 pub(crate) const MAX_GROUPS_AT_ONCE: u64 = 1 << 20;
 
-/// Bytes of a record's head: kind (1), zero (3), body length (4), group (8).
+/// Bytes of a record's head: kind (1), life of the group's id (3), body length (4), group (8).
 pub(crate) const HEAD_BYTES: usize = 16;
 
 /// What a record is about. The numbers are the format.
@@ -57,6 +63,7 @@ enum Kind {
     Join = 25,
     Removed = 26,
     MemberAsk = 27,
+    LifeOver = 28,
     // Node-level records: the home shard reads them, whatever their group field says.
     Beat = 32,
     ClaimsDelta = 33,
@@ -64,6 +71,9 @@ enum Kind {
     ClaimsRequest = 35,
     Create = 36,
     CreateReply = 37,
+    Survey = 38,
+    SurveyReply = 39,
+    Destroy = 40,
 }
 
 impl Kind {
@@ -91,12 +101,16 @@ impl Kind {
             Join,
             Removed,
             MemberAsk,
+            LifeOver,
             Beat,
             ClaimsDelta,
             ClaimsTable,
             ClaimsRequest,
             Create,
             CreateReply,
+            Survey,
+            SurveyReply,
+            Destroy,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -181,13 +195,15 @@ pub(crate) enum Record<'a> {
     },
     /// The sender has not heard of a leader, and is no voter: is it a member still?
     MemberAsk { group: GroupId },
+    /// The life that the record's head names is over, and every one before it: destroyed everywhere.
+    LifeOver { group: GroupId },
     /// The sender lives.
     Beat(Beat),
     /// Changes of the groups that the sender leads.
     ClaimsDelta {
         from_version: u64,
         version: u64,
-        changes: Vec<(GroupId, Option<Term>)>,
+        changes: Vec<(GroupId, Option<Reign>)>,
     },
     /// A part of the whole table of groups that the sender leads.
     ClaimsTable {
@@ -195,21 +211,28 @@ pub(crate) enum Record<'a> {
         is_first: bool,
         /// Claims in all parts together.
         total: usize,
-        claims: Vec<(GroupId, Term)>,
+        claims: Vec<(GroupId, Reign)>,
     },
     /// The sender asks for the whole table.
     ClaimsRequest,
     /// Create these groups with these members.
     Create {
         request: u64,
-        groups: GroupRanges,
+        groups: LifeRanges,
         members: Members,
     },
-    /// The answer to a create: an empty refusal means success.
+    /// The answer to a create or a destroy. Groups whose lives are over, or that live in a later life, are named with the first
+    /// life that they may have; nothing was done for these.
     CreateReply {
         request: u64,
-        result: Result<(), Error>,
+        result: Result<LifeRanges, Error>,
     },
+    /// The sender wants to know which lives these groups have.
+    Survey { request: u64, groups: GroupRanges },
+    /// The answer, without the groups that are not known.
+    SurveyReply { request: u64, found: Vec<Found> },
+    /// These lives of groups are over, and all before them.
+    Destroy { request: u64, groups: LifeRanges },
 }
 
 /// Why a frame could not be read further. Records before the damage stand.
@@ -225,11 +248,37 @@ pub(crate) enum WireError {
 
 // ---- writing ----
 
+/// Which group a record is about, and in which life of its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Subject {
+    pub(crate) group: GroupId,
+    pub(crate) life: Life,
+}
+
+impl From<(GroupId, Life)> for Subject {
+    fn from((group, life): (GroupId, Life)) -> Self {
+        Subject { group, life }
+    }
+}
+
+/// In the first life.
+impl From<GroupId> for Subject {
+    fn from(group: GroupId) -> Self {
+        Subject::from((group, Life::FIRST))
+    }
+}
+
 /// Writes a record's head now and its length when the body is there.
-fn record(out: &mut BytesMut, kind: Kind, group: GroupId, body: impl FnOnce(&mut BytesMut)) {
+fn record(
+    out: &mut BytesMut,
+    kind: Kind,
+    subject: impl Into<Subject>,
+    body: impl FnOnce(&mut BytesMut),
+) {
+    let Subject { group, life } = subject.into();
     let start = out.len();
     out.put_u8(kind as u8);
-    out.put_bytes(0, 3);
+    out.put_uint_le(life.get().into(), 3);
     out.put_u32_le(0);
     out.put_u64_le(group.0);
     body(out);
@@ -248,10 +297,11 @@ pub(crate) const APPEND_BYTES: usize = HEAD_BYTES + 7 * 8;
 /// Writes a group's message; for an Append with entries `blocks` are their entry blocks, in order.
 pub(crate) fn put_message<'b>(
     out: &mut BytesMut,
-    group: GroupId,
+    group: impl Into<Subject>,
     message: &Message,
     blocks: impl Iterator<Item = &'b [u8]>,
 ) {
+    let group = group.into();
     match *message {
         Message::PreVote { term, last } => record(out, Kind::PreVote, group, |out| {
             out.put_u64_le(term.0);
@@ -314,12 +364,17 @@ pub(crate) fn put_message<'b>(
 }
 
 /// Writes the news that a message came for a group that is not here.
-pub(crate) fn put_unknown_group(out: &mut BytesMut, group: GroupId) {
+pub(crate) fn put_unknown_group(out: &mut BytesMut, group: impl Into<Subject>) {
     record(out, Kind::UnknownGroup, group, |_| {});
 }
 
 /// Writes a proposal for the leader's node.
-pub(crate) fn put_forward(out: &mut BytesMut, group: GroupId, request: u64, payload: &[u8]) {
+pub(crate) fn put_forward(
+    out: &mut BytesMut,
+    group: impl Into<Subject>,
+    request: u64,
+    payload: &[u8],
+) {
     record(out, Kind::Forward, group, |out| {
         out.put_u64_le(request);
         out.put_slice(payload);
@@ -329,7 +384,7 @@ pub(crate) fn put_forward(out: &mut BytesMut, group: GroupId, request: u64, payl
 /// Writes the answer to a forwarded proposal.
 pub(crate) fn put_forward_reply(
     out: &mut BytesMut,
-    group: GroupId,
+    group: impl Into<Subject>,
     request: u64,
     outcome: &Outcome,
 ) {
@@ -373,7 +428,12 @@ pub(crate) fn put_beat(out: &mut BytesMut, beat: &Beat) {
 pub(crate) const READ_ASK_BYTES: usize = HEAD_BYTES + 9;
 
 /// Writes the question what reads of a group must wait for.
-pub(crate) fn put_read_ask(out: &mut BytesMut, group: GroupId, request: u64, by_lease: bool) {
+pub(crate) fn put_read_ask(
+    out: &mut BytesMut,
+    group: impl Into<Subject>,
+    request: u64,
+    by_lease: bool,
+) {
     record(out, Kind::ReadAsk, group, |out| {
         out.put_u64_le(request);
         out.put_u8(by_lease.into());
@@ -386,7 +446,7 @@ pub(crate) const READ_REPLY_BYTES: usize = HEAD_BYTES + 17;
 /// Writes the answer to it.
 pub(crate) fn put_read_reply(
     out: &mut BytesMut,
-    group: GroupId,
+    group: impl Into<Subject>,
     request: u64,
     outcome: &Result<Index, Error>,
 ) {
@@ -402,75 +462,9 @@ pub(crate) fn put_read_reply(
     });
 }
 
-/// Writes changed claims; no term stands for a claim given up.
-pub(crate) fn put_claims_delta(
-    out: &mut BytesMut,
-    from_version: u64,
-    version: u64,
-    changes: &[(GroupId, Option<Term>)],
-) {
-    record(out, Kind::ClaimsDelta, GroupId(0), |out| {
-        out.put_u64_le(from_version);
-        out.put_u64_le(version);
-        for (group, term) in changes {
-            out.put_u64_le(group.0);
-            // Nobody leads in term 0, so it can say "no longer".
-            out.put_u64_le(term.map_or(0, |term| term.0));
-        }
-    });
-}
-
-/// Writes one part of the table of claims.
-pub(crate) fn put_claims_table(
-    out: &mut BytesMut,
-    version: u64,
-    is_first: bool,
-    total: usize,
-    claims: &[(GroupId, Term)],
-) {
-    record(out, Kind::ClaimsTable, GroupId(0), |out| {
-        out.put_u64_le(version);
-        out.put_u8(is_first.into());
-        out.put_u64_le(total as u64);
-        for (group, term) in claims {
-            out.put_u64_le(group.0);
-            out.put_u64_le(term.0);
-        }
-    });
-}
-
 /// Writes the wish for the whole table.
 pub(crate) fn put_claims_request(out: &mut BytesMut) {
     record(out, Kind::ClaimsRequest, GroupId(0), |_| {});
-}
-
-/// Writes a request to create groups.
-pub(crate) fn put_create(
-    out: &mut BytesMut,
-    request: u64,
-    groups: &[std::ops::Range<u64>],
-    members: &[NodeId],
-) {
-    record(out, Kind::Create, GroupId(0), |out| {
-        out.put_u64_le(request);
-        out.put_u8(u8::try_from(members.len()).expect("checked when the request was made"));
-        members.iter().for_each(|member| out.put_u64_le(member.0));
-        for range in groups {
-            out.put_u64_le(range.start);
-            out.put_u64_le(range.end);
-        }
-    });
-}
-
-/// Writes the answer to a create.
-pub(crate) fn put_create_reply(out: &mut BytesMut, request: u64, result: &Result<(), Error>) {
-    record(out, Kind::CreateReply, GroupId(0), |out| {
-        out.put_u64_le(request);
-        match result {
-            Ok(()) => out.put_u8(0),
-            Err(error) => put_error(out, error),
-        }
-    });
 }
 
 /// Errors cross the wire as a code that keeps what the caller must know: retry, or outcome open, or neither.
@@ -513,11 +507,21 @@ fn put_error(out: &mut BytesMut, error: &Error) {
 pub(crate) struct Records<'a> {
     frame: &'a Bytes,
     rest: &'a [u8],
+    subject: Option<Subject>,
 }
 
 impl<'a> Records<'a> {
     pub(crate) fn new(frame: &'a Bytes) -> Self {
-        Records { frame, rest: frame }
+        Records {
+            frame,
+            rest: frame,
+            subject: None,
+        }
+    }
+
+    /// What the record that was read last is about; nothing for one about a whole node.
+    pub(crate) fn subject(&self) -> Option<Subject> {
+        self.subject
     }
 
     /// The next record that `is_mine` wants, by its group (none: node-level). Others are skipped unread.
@@ -526,14 +530,16 @@ impl<'a> Records<'a> {
         is_mine: impl Fn(Option<GroupId>) -> bool,
     ) -> Option<Result<Record<'a>, WireError>> {
         while !self.rest.is_empty() {
-            let (kind, group, body) = match self.split() {
+            let (kind, subject, body) = match self.split() {
                 Ok(parts) => parts,
                 Err(error) => {
                     self.rest = &[];
                     return Some(Err(error));
                 }
             };
-            if is_mine((!kind.is_node_level()).then_some(group)) {
+            let group = subject.group;
+            self.subject = (!kind.is_node_level()).then_some(subject);
+            if is_mine(self.subject.map(|subject| subject.group)) {
                 return Some(decode(kind, group, body, self.frame));
             }
         }
@@ -547,15 +553,15 @@ impl<'a> Records<'a> {
         is_mine: impl Fn(Option<GroupId>) -> bool,
     ) -> Option<GroupId> {
         loop {
-            let (kind, group, _) = self.split().ok()?;
-            let group = (!kind.is_node_level()).then_some(group);
+            let (kind, subject, _) = self.split().ok()?;
+            let group = (!kind.is_node_level()).then_some(subject.group);
             if is_mine(group) {
                 return group;
             }
         }
     }
 
-    fn split(&mut self) -> Result<(Kind, GroupId, &'a [u8]), WireError> {
+    fn split(&mut self) -> Result<(Kind, Subject, &'a [u8]), WireError> {
         let (head, rest) = self
             .rest
             .split_at_checked(HEAD_BYTES)
@@ -567,7 +573,9 @@ impl<'a> Records<'a> {
         ));
         let (body, rest) = rest.split_at_checked(length).ok_or(WireError::Short)?;
         self.rest = rest;
-        Ok((kind, group, body))
+        let number = u32::from_le_bytes([head[1], head[2], head[3], 0]);
+        let life = Life::new(number).expect("a life has three bytes");
+        Ok((kind, Subject { group, life }, body))
     }
 }
 
@@ -581,10 +589,10 @@ pub(crate) fn shards_in(
     let mut records = Records::new(frame);
     while !records.rest.is_empty() {
         match records.split() {
-            Ok((kind, group, _)) => visit(if kind.is_node_level() {
+            Ok((kind, subject, _)) => visit(if kind.is_node_level() {
                 0
             } else {
-                shard_of(group)
+                shard_of(subject.group)
             }),
             Err(_) => return visit(0),
         }
@@ -738,6 +746,7 @@ fn decode<'a>(
         Kind::Stale => Message::Stale { term: body.term()? },
         Kind::TimeoutNow => Message::TimeoutNow { term: body.term()? },
         Kind::UnknownGroup => return Ok(Record::UnknownGroup { group }),
+        Kind::LifeOver => return Ok(Record::LifeOver { group }),
         Kind::Forward => {
             return Ok(Record::Forward {
                 group,
@@ -800,68 +809,14 @@ fn decode<'a>(
                 wants_answer: body.bool("beat")?,
             }));
         }
-        Kind::ClaimsDelta => {
-            let (from_version, version) = (body.u64()?, body.u64()?);
-            let changes = body.pairs("claims delta", |group, term| {
-                (GroupId(group), Some(Term(term)).filter(|term| term.0 != 0))
-            })?;
-            return Ok(Record::ClaimsDelta {
-                from_version,
-                version,
-                changes,
-            });
-        }
-        Kind::ClaimsTable => {
-            let version = body.u64()?;
-            let is_first = body.bool("claims table")?;
-            let total =
-                usize::try_from(body.u64()?).map_err(|_| WireError::Value("claims table"))?;
-            let claims = body.pairs("claims table", |group, term| (GroupId(group), Term(term)))?;
-            return Ok(Record::ClaimsTable {
-                version,
-                is_first,
-                total,
-                claims,
-            });
-        }
         Kind::ClaimsRequest => return Ok(Record::ClaimsRequest),
-        Kind::Create => {
-            let (request, count) = (body.u64()?, body.u8()?);
-            let mut members = Members::new();
-            for _ in 0..count {
-                members.push(NodeId(body.u64()?));
-            }
-            let groups = body.pairs("create", |start, end| start..end)?;
-            let is_members = members.len() <= MAX_MEMBERS && members.is_sorted_by(|a, b| a < b);
-            let count = groups.iter().fold(0u64, |sum, range| {
-                sum.saturating_add(range.end.saturating_sub(range.start))
-            });
-            let is_bounded =
-                count <= MAX_GROUPS_AT_ONCE && groups.last().is_none_or(|last| last.end < u64::MAX);
-            let is_sorted = groups.windows(2).all(|pair| pair[0].end < pair[1].start);
-            if members.is_empty()
-                || !is_members
-                || !is_bounded
-                || !is_sorted
-                || groups.iter().any(|range| range.start >= range.end)
-            {
-                return Err(WireError::Value("create"));
-            }
-            return Ok(Record::Create {
-                request,
-                groups,
-                members,
-            });
-        }
-        Kind::CreateReply => {
-            let request = body.u64()?;
-            let result = if body.0.first() == Some(&0) {
-                Ok(())
-            } else {
-                Err(body.error()?)
-            };
-            return Ok(Record::CreateReply { request, result });
-        }
+        Kind::ClaimsDelta
+        | Kind::ClaimsTable
+        | Kind::Create
+        | Kind::CreateReply
+        | Kind::Survey
+        | Kind::SurveyReply
+        | Kind::Destroy => return groups::decode(kind, body),
     };
     let blocks = if kind == Kind::Append { body.0 } else { &[] };
     Ok(Record::Group {

@@ -7,6 +7,14 @@ const INTERVALS: Intervals = Intervals {
     silence: 150_000,
     drift_ppm: 100_000,
 };
+/// A claim of the first life.
+fn at_term(term: u64) -> Reign {
+    Reign {
+        life: polyraft_raft::Life::FIRST,
+        term: polyraft_raft::Term(term),
+    }
+}
+
 const ONE: NodeId = NodeId(1);
 const TWO: NodeId = NodeId(2);
 
@@ -176,7 +184,8 @@ fn a_claim_travels_once_and_idle_beats_do_not_depend_on_groups() {
     let mut pair = Pair::new();
     pair.take_seen();
     for group in 0..1000 {
-        pair.one.claim(GroupId(group), Some(Term(3)), &[ONE, TWO]);
+        pair.one
+            .claim(GroupId(group), Some(at_term(3)), &[ONE, TWO]);
     }
     pair.run(1);
     let seen = pair.take_seen();
@@ -199,7 +208,7 @@ fn a_lost_delta_is_noticed_and_the_table_repairs_it() {
     let mut pair = Pair::new();
     pair.take_seen();
     pair.lose_deltas = true;
-    pair.one.claim(GroupId(5), Some(Term(2)), &[ONE, TWO]);
+    pair.one.claim(GroupId(5), Some(at_term(2)), &[ONE, TWO]);
     pair.run(1);
     pair.lose_deltas = false;
     assert_eq!(pair.take_seen(), []);
@@ -208,7 +217,7 @@ fn a_lost_delta_is_noticed_and_the_table_repairs_it() {
         pair.take_seen(),
         [Action::Claims {
             by: ONE,
-            changes: vec![(GroupId(5), Some(Term(2)))]
+            changes: vec![(GroupId(5), Some(at_term(2)))]
         }]
     );
     let before = pair.sent;
@@ -223,7 +232,7 @@ fn a_lost_delta_is_noticed_and_the_table_repairs_it() {
 #[test]
 fn a_new_incarnation_voids_what_the_old_one_claimed() {
     let mut pair = Pair::new();
-    pair.one.claim(GroupId(5), Some(Term(2)), &[ONE, TWO]);
+    pair.one.claim(GroupId(5), Some(at_term(2)), &[ONE, TWO]);
     pair.run(1);
     pair.take_seen();
     pair.one = Liveness::new(ONE, 2, INTERVALS, [TWO]);
@@ -249,7 +258,7 @@ fn a_new_incarnation_voids_what_the_old_one_claimed() {
 #[test]
 fn a_claim_given_up_is_told() {
     let mut pair = Pair::new();
-    pair.one.claim(GroupId(5), Some(Term(2)), &[ONE, TWO]);
+    pair.one.claim(GroupId(5), Some(at_term(2)), &[ONE, TWO]);
     pair.run(1);
     pair.take_seen();
     pair.one.claim(GroupId(5), None, &[ONE, TWO]);
@@ -303,7 +312,7 @@ const LEASE: u64 = 150_000 * 10 / 11;
 fn a_peer_stands_by_the_claims_that_its_replicas_have_taken() {
     let mut pair = Pair::new();
     pair.one.note_batch(0);
-    pair.one.claim(GroupId(5), Some(Term(2)), &[ONE, TWO]);
+    pair.one.claim(GroupId(5), Some(at_term(2)), &[ONE, TWO]);
     assert_eq!(pair.standing, None);
     pair.run(3);
     let standing = pair.standing.take().expect("every beat says so");
@@ -315,7 +324,7 @@ fn a_peer_stands_by_the_claims_that_its_replicas_have_taken() {
     // A claim that a replica can't follow: nothing more is said of any claim, until it is given up.
     pair.untaken = vec![GroupId(6)];
     pair.one.note_batch(0);
-    pair.one.claim(GroupId(6), Some(Term(1)), &[ONE, TWO]);
+    pair.one.claim(GroupId(6), Some(at_term(1)), &[ONE, TWO]);
     pair.run(1);
     pair.standing = None;
     pair.take_seen();
@@ -323,7 +332,7 @@ fn a_peer_stands_by_the_claims_that_its_replicas_have_taken() {
     assert_eq!(pair.standing, None);
     let told = Action::Claims {
         by: ONE,
-        changes: vec![(GroupId(6), Some(Term(1)))],
+        changes: vec![(GroupId(6), Some(at_term(1)))],
     };
     assert!(pair.take_seen().contains(&told), "its answer may be lost");
     pair.one.note_batch(0);
@@ -337,7 +346,10 @@ fn a_peer_stands_by_the_claims_that_its_replicas_have_taken() {
 fn a_peer_that_is_asked_answers_at_once_and_is_asked_once() {
     let mut pair = Pair::new();
     pair.one.note_batch(0);
-    (0..1000).for_each(|group| pair.one.claim(GroupId(group), Some(Term(2)), &[ONE, TWO]));
+    (0..1000).for_each(|group| {
+        pair.one
+            .claim(GroupId(group), Some(at_term(2)), &[ONE, TWO])
+    });
     pair.run(3);
     pair.standing = None;
     let (came, before) = (pair.now.after(10), pair.sent);
@@ -363,7 +375,7 @@ fn a_peer_that_is_asked_answers_at_once_and_is_asked_once() {
 fn a_peer_that_was_silent_stands_by_nothing_before_it_has_taken_the_claims_again() {
     let mut pair = Pair::new();
     pair.one.note_batch(0);
-    pair.one.claim(GroupId(5), Some(Term(2)), &[ONE, TWO]);
+    pair.one.claim(GroupId(5), Some(at_term(2)), &[ONE, TWO]);
     pair.run(3);
     pair.lose_beats = true;
     pair.run(7);
@@ -380,7 +392,7 @@ fn a_peer_that_was_silent_stands_by_nothing_before_it_has_taken_the_claims_again
 fn an_answer_to_an_earlier_life_says_nothing() {
     let mut pair = Pair::new();
     pair.one.note_batch(0);
-    pair.one.claim(GroupId(5), Some(Term(2)), &[ONE, TWO]);
+    pair.one.claim(GroupId(5), Some(at_term(2)), &[ONE, TWO]);
     pair.run(3);
     pair.standing = None;
     let answer = |of, taken| Beat {
@@ -411,7 +423,7 @@ fn an_answer_to_an_earlier_life_says_nothing() {
 #[test]
 fn parts_of_two_tables_are_not_mixed() {
     let mut pair = Pair::new();
-    let claim = |group| (GroupId(group), Term(1));
+    let claim = |group| (GroupId(group), at_term(1));
     let mut out = Vec::new();
     let two = &mut pair.two;
     two.table(ONE, 5, true, 2, vec![claim(1)], &mut out);
@@ -430,7 +442,7 @@ fn parts_of_two_tables_are_not_mixed() {
     );
     two.table(ONE, 8, true, 2, vec![claim(1)], &mut out);
     two.table(ONE, 8, false, 2, vec![claim(9)], &mut out);
-    assert_eq!(two.claims_on(GroupId(9)), [(ONE, Term(1))]);
+    assert_eq!(two.claims_on(GroupId(9)), [(ONE, at_term(1))]);
     assert!(two.claims_on(GroupId(3)).is_empty());
 }
 

@@ -1,4 +1,4 @@
-//! Creating groups and opening their replicas.
+//! Creating groups, ending them, and opening their replicas.
 //! A creation must never be acknowledged before the WAL made it durable.
 
 use std::collections::VecDeque;
@@ -6,9 +6,9 @@ use std::collections::VecDeque;
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{
     Configuration, Env, Group, GroupId, HardState, Index, Life, LogPosition, NodeId, Restored,
-    Role, Term, Tick,
+    Role, Term, Tick, shard_of,
 };
-use polyraft_storage::{Lsn, RecoveredGroup, StorageError};
+use polyraft_storage::{Creation, Ending, Lsn, RecoveredGroup, StorageError, Tombstone};
 use rustc_hash::FxHashMap;
 
 use super::balance::preferred;
@@ -16,82 +16,159 @@ use super::replica::Replica;
 use super::{Deferred, Marks, Shard};
 use crate::apply::Task;
 use crate::error::Error;
-use crate::event::{CreateOrigin, GroupRanges, ShardEvent};
+use crate::event::{CreateOrigin, GroupRanges, LifeRanges, ShardEvent, life_ranges};
 use crate::status::{GroupStatus, Membership};
+use crate::wire::Found;
 
-/// Creations of this shard that wait for the disk.
+/// Creations and ends of this shard that wait for the disk.
 #[derive(Debug, Default)]
 pub(super) struct Creations {
     /// Done in this turn, so their batch is not known yet.
-    fresh: Vec<(CreateOrigin, Result<(), Error>)>,
+    fresh: Vec<(CreateOrigin, Result<LifeRanges, Error>)>,
     /// By the batch that has to be durable first.
-    waiting: VecDeque<(Lsn, CreateOrigin, Result<(), Error>)>,
+    waiting: VecDeque<(Lsn, CreateOrigin, Result<LifeRanges, Error>)>,
 }
 
 impl Shard {
-    /// Creates the groups of `groups` that live on this shard, unless they exist.
-    pub(super) fn create(
-        &mut self,
-        origin: CreateOrigin,
-        groups: &GroupRanges,
-        members: &[NodeId],
-    ) {
+    /// The groups of a request that live on this shard, each with its life.
+    fn mine<'a>(&self, groups: &'a LifeRanges) -> impl Iterator<Item = (GroupId, Life)> + use<'a> {
+        let (index, shards) = (self.index, self.shared.inboxes.len());
+        let each = groups
+            .iter()
+            .flat_map(|(range, life)| range.clone().map(|id| (GroupId(id), *life)));
+        each.filter(move |(group, _)| shard_of(*group, shards) == index)
+    }
+
+    /// Creates the groups of `groups` that live on this shard, unless they exist. Those whose life is over here are left alone
+    /// and reported with the one that they may have.
+    pub(super) fn create(&mut self, origin: CreateOrigin, groups: &LifeRanges, members: &[NodeId]) {
         let configuration = Configuration::simple(members.iter().copied());
         let mut result = Ok(());
+        let mut later = Vec::new();
+        for (group, life) in self.mine(groups) {
+            match self.create_one((group, life), &configuration, members) {
+                Ok(possible) if possible == life => {}
+                Ok(possible) => later.push((group.0, possible)),
+                Err(error) => result = Err(error),
+            }
+        }
+        let result = result.map(|()| life_ranges(later));
+        self.creations.fresh.push((origin, result));
+    }
+
+    /// Creates a group, unless it exists. Returns the life that it has or may have.
+    fn create_one(
+        &mut self,
+        (group, life): (GroupId, Life),
+        configuration: &Configuration,
+        members: &[NodeId],
+    ) -> Result<Life, Error> {
+        if let Some(here) = self.life_of(group).filter(|here| *here < life) {
+            // The one who asks knows that this one is over.
+            if self.log.is_faulty(group) {
+                return Err(Error::Fault {
+                    reason: format!(
+                        "the log of group {group} is damaged here, and {here} of it may not be the last one that it had"
+                    ),
+                });
+            }
+            let over = life.before().unwrap_or_default();
+            self.end_replica(group, Tombstone::destroyed(over));
+        }
+        let existing = match (self.slot(group), self.opening.get(&group)) {
+            (Some(slot), _) => Some(self.replicas[slot as usize].group.configuration()),
+            (None, Some((found, _))) => Some(found.members()),
+            (None, None) => None,
+        };
+        if let Some(existing) = existing {
+            return match *existing == *configuration {
+                true => Ok(self.life_of(group).unwrap_or(life)),
+                false => Err(Error::GroupExists {
+                    group,
+                    members: existing.nodes().collect(),
+                }),
+            };
+        }
+        match self.log.tombstone_of(group) {
+            Some(ended) if ended.life == life && ended.ending == Ending::Removed => {
+                // It lives on elsewhere.
+                let members = Vec::new();
+                return Err(Error::GroupExists { group, members });
+            }
+            Some(ended) if !ended.allows(life) => return Ok(ended.life.next()),
+            _ => {}
+        }
+        let created = self.create_group((group, life), configuration, members);
+        created.map(|()| life).map_err(|error| Error::Fault {
+            reason: error.to_string(),
+        })
+    }
+
+    pub(super) fn create_group(
+        &mut self,
+        (group, life): (GroupId, Life),
+        configuration: &Configuration,
+        members: &[NodeId],
+    ) -> Result<(), StorageError> {
+        let ended = self.log.tombstone_of(group);
+        let creation = Creation::founding(life, configuration.clone());
+        self.log.begin(group, creation)?;
+        // First leaders are spread over the members by the group's number; the others wait for an election timeout.
+        let campaigns = preferred(group, members) == Some(self.shared.node);
+        let begun = self.log.recovered(group).expect("it was begun just now");
+        self.opening.insert(group, (begun, campaigns));
+        let task = Task::Open { group, life };
+        match ended {
+            None => self.shared.worker_of(group).send(task),
+            // Behind the end of what was here before.
+            Some(_) => self.ends.once_durable(group, task),
+        }
+        Ok(())
+    }
+
+    /// Lives of groups are over: their replicas here end, and nothing of them may come back.
+    pub(super) fn destroy(&mut self, origin: CreateOrigin, groups: &LifeRanges) {
+        for (group, life) in self.mine(groups) {
+            self.end_replica(group, Tombstone::destroyed(life));
+        }
+        self.creations.fresh.push((origin, Ok(LifeRanges::new())));
+    }
+
+    /// Says which lives groups have.
+    pub(super) fn survey(&mut self, origin: CreateOrigin, groups: &GroupRanges) {
+        let mut found: Vec<Found> = Vec::new();
         for id in groups.iter().cloned().flatten() {
             let group = GroupId(id);
             if self.shared.shard_of(group) != self.index {
                 continue;
             }
-            let existing = match (self.slot(group), self.opening.get(&group)) {
+            let ended = self.log.tombstone_of(group).map(|ended| ended.life);
+            let Some(life) = self.life_of(group).or(ended) else {
+                continue;
+            };
+            let members = match (self.slot(group), self.opening.get(&group)) {
                 (Some(slot), _) => Some(self.replicas[slot as usize].group.configuration()),
                 (None, Some((found, _))) => Some(found.members()),
                 (None, None) => None,
             };
-            match existing {
-                Some(existing) if *existing == configuration => {}
-                Some(existing) => {
-                    result = Err(Error::GroupExists {
-                        group,
-                        members: existing.nodes().collect(),
-                    });
+            // A damaged log may not say who they are.
+            let members = members.filter(|members| !members.voters().is_empty());
+            match found.last_mut() {
+                Some(last)
+                    if last.groups.end == id
+                        && last.life == life
+                        && last.members.as_ref() == members =>
+                {
+                    last.groups.end = id + 1;
                 }
-                None => {
-                    if let Err(error) = self.create_group(group, &configuration, members) {
-                        result = Err(Error::Fault {
-                            reason: error.to_string(),
-                        });
-                    }
-                }
+                _ => found.push(Found {
+                    groups: id..id + 1,
+                    life,
+                    members: members.cloned(),
+                }),
             }
         }
-        self.creations.fresh.push((origin, result));
-    }
-
-    pub(super) fn create_group(
-        &mut self,
-        group: GroupId,
-        configuration: &Configuration,
-        members: &[NodeId],
-    ) -> Result<(), StorageError> {
-        self.log.create(group, configuration)?;
-        // First leaders are spread over the members by the group's number; the others wait for an election timeout.
-        let campaigns = preferred(group, members) == Some(self.shared.node);
-        let empty = RecoveredGroup {
-            group,
-            life: Life::FIRST,
-            joined: Index::ZERO,
-            configuration: configuration.clone(),
-            configurations: Vec::new(),
-            hard_state: HardState::default(),
-            base: LogPosition::default(),
-            runs: Default::default(),
-            last: Index::ZERO,
-            fault: None,
-        };
-        self.opening.insert(group, (empty, campaigns));
-        self.shared.worker_of(group).send(Task::Open { group });
-        Ok(())
+        self.shared.tell(0, ShardEvent::Surveyed { origin, found });
     }
 
     /// The turn's records have their batch now; creations wait for it.
@@ -134,11 +211,7 @@ impl Shard {
         let Some((found, campaigns)) = self.opening.remove(&group) else {
             return;
         };
-        if self.opening.is_empty() {
-            self.ready = None;
-            // It may have had room for every group of the node.
-            self.opening = FxHashMap::default();
-        }
+        self.opening_ended();
         let fault = found.fault.clone().or_else(|| why_not(&found, &applied));
         let applied = applied
             .unwrap_or(found.base.index)
@@ -152,6 +225,17 @@ impl Shard {
             commit: found.hard_state.commit.clamp(applied, found.last),
             ..found.hard_state
         };
+        let silence = self.settings.election_timeout_min;
+        // A replica that has seen a term may have followed a leader who still counts on it; one that has not may
+        // have done so before this node was opened, and have lost it. And so may the replica whose place it takes.
+        let bound_for = if hard_state.term > Term::ZERO {
+            silence
+        } else {
+            let open_for = self.now.since(self.opened_at);
+            let ended = self.ends.bound_for(self.now, silence);
+            let ended = if found.life > Life::FIRST { ended } else { 0 };
+            silence.saturating_sub(open_for).max(ended)
+        };
         let restored = Restored {
             hard_state,
             configuration: found.configuration,
@@ -160,18 +244,11 @@ impl Shard {
             runs: found.runs,
             last: found.last,
             applied,
-            // A replica that has seen a term may have followed a leader who still counts on it; one that has not may
-            // have done so before this node was opened, and have lost it.
-            bound_for: if hard_state.term > Term::ZERO {
-                self.settings.election_timeout_min
-            } else {
-                let open_for = self.now.since(self.opened_at);
-                self.settings.election_timeout_min.saturating_sub(open_for)
-            },
-            removed_at: Index::ZERO,
+            bound_for,
+            removed_at: found.joined,
         };
-        let slot =
-            u32::try_from(self.replicas.len()).expect("fewer than 4 billion replicas on a node");
+        let slot = self.ends.husk(self.durable);
+        let slot = slot.unwrap_or(self.replicas.len() as u32);
         let env = Env {
             now: self.now,
             settings: &self.settings,
@@ -191,8 +268,13 @@ impl Shard {
             .snapshots
             .file(group)
             .map_or(Index::ZERO, |file| file.meta.last.index);
-        self.replicas.push(replica);
-        self.marks.push(Marks::new(group));
+        let marks = Marks::new(group, found.life);
+        if let Some(husk) = self.replicas.get_mut(slot as usize) {
+            (*husk, self.marks[slot as usize]) = (replica, marks);
+        } else {
+            self.replicas.push(replica);
+            self.marks.push(marks);
+        }
         self.counters().groups.add(1);
         self.counters().leaderless.add(1);
         self.touch(slot);
@@ -206,6 +288,15 @@ impl Shard {
                 Tick(self.now.0 + self.limits.campaign_delay),
                 Deferred::Campaign(slot),
             ));
+        }
+    }
+
+    /// One group fewer is being opened.
+    pub(super) fn opening_ended(&mut self) {
+        if self.opening.is_empty() {
+            self.ready = None;
+            // It may have had room for every group of the node.
+            self.opening = FxHashMap::default();
         }
     }
 
@@ -228,6 +319,7 @@ impl Shard {
         let core = &replica.group;
         Ok(GroupStatus {
             group,
+            life: self.marks[slot as usize].life,
             role: core.role(),
             term: core.term(),
             leader: core.leader(),
@@ -248,6 +340,7 @@ fn status_while_opening(found: &RecoveredGroup) -> GroupStatus {
     let term = found.runs.last().map_or(found.base.term, |run| run.term);
     GroupStatus {
         group: found.group,
+        life: found.life,
         role: Role::Follower,
         term: found.hard_state.term,
         leader: None,

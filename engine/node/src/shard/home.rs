@@ -1,35 +1,30 @@
-//! The work of shard 0 for the whole node: liveness of the other nodes, claims, and the coordination of creations.
+//! The work of shard 0 for the whole node: liveness of the other nodes, and claims.
 //! It must never step a group of another shard; it tells that shard.
 
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use polyraft_raft::mutants::{self, Mutant};
-use polyraft_raft::{Configuration, Event, GroupId, Index, NodeId, Term, Tick};
+use polyraft_raft::{Configuration, Event, GroupId, Index, Life, NodeId, Tick};
 use polyraft_storage::{PREFETCH_AHEAD, block_configurations};
-use rustc_hash::FxHashMap;
 
+use super::coordinate::Coordination;
 use super::fetch::Fetched;
 use super::outgoing::NODE_LEVEL;
-use super::proposals::first_request;
 use super::{Payloads, Shard, Wanted, parse_blocks};
 use crate::error::Error;
-use crate::event::{Claim, CreateOrigin, CreateReply, GroupRanges, Members, ShardEvent};
+use crate::event::{Claim, CreateOrigin, Reign, ShardEvent};
 use crate::liveness::{Action, Beat, Intervals, Liveness, Untaken};
 use crate::pulse::Expected;
 use crate::status::ElectionCause;
 use crate::trust::Standing;
 use crate::wire::{self, Record, Records};
 
-/// How long a creation waits for members before it asks them again, and before it gives up. Microseconds.
-const CREATE_RETRY: u64 = 200_000;
-const CREATE_TIMEOUT: u64 = 10_000_000;
+/// Claims in one record of a table, far below a frame's bound.
+const CLAIMS_PER_RECORD: usize = 8_192;
 
-/// How long a creation waits for members that are not heard of: right after a start the connections take a moment.
-const CREATE_GRACE: u64 = 1_000_000;
-
-/// Claims in one record of a table: 16 bytes each, far below a frame's bound.
-const CLAIMS_PER_RECORD: usize = 16_384;
+/// The most bytes of a claim on the wire.
+const CLAIM_BYTES: usize = 32;
 
 /// What the home shard needs beyond the others.
 #[derive(Debug, Clone)]
@@ -41,38 +36,15 @@ pub(crate) struct HomeOptions {
 /// The state of shard 0 that belongs to the node.
 #[derive(Debug)]
 pub(super) struct Home {
-    liveness: Liveness,
+    pub(super) liveness: Liveness,
     actions: Vec<Action>,
     /// Beats that came in without an event.
     pulses: Vec<(NodeId, Tick, Beat)>,
     /// What the transport's thread knows to be expected of beats.
     expected: Vec<Expected>,
-    /// Creations that a caller of this node waits for.
-    creations: Vec<Creation>,
-    last_request: u64,
+    pub(super) coordination: Coordination,
     /// Shards with reads that wait for peers to stand by claims.
     waiting: Vec<bool>,
-    /// Creations, by whoever asked, of which some shards of this node have not reported yet.
-    parts: FxHashMap<CreateOrigin, Parts>,
-}
-
-#[derive(Debug)]
-struct Creation {
-    request: u64,
-    groups: GroupRanges,
-    members: Members,
-    missing: Members,
-    reply: CreateReply,
-    retry_at: Tick,
-    /// From then on members that are not alive are left behind.
-    grace_ends_at: Tick,
-    gives_up_at: Tick,
-}
-
-#[derive(Debug)]
-struct Parts {
-    missing: usize,
-    result: Result<(), Error>,
 }
 
 impl Home {
@@ -87,32 +59,25 @@ impl Home {
             actions: Vec::new(),
             pulses: Vec::new(),
             expected: Vec::new(),
-            creations: Vec::new(),
-            last_request: first_request(options.incarnation),
+            coordination: Coordination::new(options.incarnation),
             waiting: Vec::new(),
-            parts: FxHashMap::default(),
         }
     }
 
     /// When the home shard has to look at the node's affairs at the latest.
     pub(super) fn deadline(&self) -> Option<Tick> {
-        let creations = self
-            .creations
-            .iter()
-            .map(|creation| creation.retry_at.min(creation.gives_up_at));
-        creations.chain(self.liveness.deadline()).min()
+        let requests = self.coordination.deadline();
+        requests.into_iter().chain(self.liveness.deadline()).min()
     }
 
-    /// Answers everybody who waits for a creation.
+    /// Answers everybody who waits for groups to begin or end.
     pub(super) fn fail_all(&mut self, error: &Error) {
-        for creation in self.creations.drain(..) {
-            let _ = creation.reply.send(Err(error.clone()));
-        }
+        self.coordination.fail_all(error);
     }
 }
 
 impl Shard {
-    fn home(&mut self) -> &mut Home {
+    pub(super) fn home(&mut self) -> &mut Home {
         self.home
             .as_mut()
             .expect("node-level events go to shard 0 only")
@@ -141,8 +106,15 @@ impl Shard {
         }
         while let Some(record) = records.next_for(is_mine) {
             fetched.next(self, ahead.skip_for(is_mine));
+            let life = records
+                .subject()
+                .map_or(Life::FIRST, |subject| subject.life);
             match record {
-                Ok(record) => self.record(from, record, at),
+                Ok(record) => {
+                    if self.admits_record(from, life, &record) {
+                        self.record(from, life, record, at);
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(%from, %error, "a record was dropped");
                     self.counters().rejected_messages.add(1);
@@ -151,13 +123,13 @@ impl Shard {
         }
     }
 
-    fn record(&mut self, from: NodeId, record: Record<'_>, at: Tick) {
+    fn record(&mut self, from: NodeId, life: Life, record: Record<'_>, at: Tick) {
         match record {
             Record::Group {
                 group,
                 message,
                 blocks,
-            } => self.message(from, group, message, blocks),
+            } => self.message(from, (group, life), message, blocks),
             Record::Forward {
                 group,
                 request,
@@ -201,12 +173,13 @@ impl Shard {
             Record::UnknownGroup { group } => self.welcome(from, group),
             Record::Join {
                 group,
-                term: _,
-                leads: _,
+                term,
+                leads,
                 configuration,
-            } => self.join(group, &configuration),
+            } => self.join((group, life), term, leads, &configuration),
             Record::Removed { group, at, term } => self.removal_heard(group, at, term),
             Record::MemberAsk { group } => self.member_asked(from, group),
+            Record::LifeOver { group } => self.life_over(from, group, life),
             Record::Beat(beat) => {
                 self.with_liveness(|liveness, actions| liveness.beat(at, from, beat, actions))
             }
@@ -243,6 +216,15 @@ impl Shard {
                 }
             }
             Record::CreateReply { request, result } => self.member_created(from, request, result),
+            Record::Survey { request, groups } => {
+                let node = from;
+                self.survey_parts(CreateOrigin { node, request }, groups);
+            }
+            Record::SurveyReply { request, found } => self.surveyed(from, request, found),
+            Record::Destroy { request, groups } => {
+                let node = from;
+                self.destroy_parts(CreateOrigin { node, request }, groups);
+            }
         }
     }
 
@@ -250,7 +232,7 @@ impl Shard {
     fn message(
         &mut self,
         from: NodeId,
-        group: GroupId,
+        (group, life): (GroupId, Life),
         message: polyraft_raft::Message,
         bytes: &[u8],
     ) {
@@ -261,7 +243,7 @@ impl Shard {
                     .outgoing
                     .append(from, group, wire::HEAD_BYTES, counters)
             {
-                wire::put_unknown_group(frame, group);
+                wire::put_unknown_group(frame, (group, life));
             }
             return;
         };
@@ -328,7 +310,7 @@ impl Shard {
         let (now, sent_at) = (self.now, self.shared.clock.now());
         self.with_liveness(|liveness, actions| liveness.poll(now, sent_at, is_drained, actions));
         self.expect_pulses();
-        self.retry_creations();
+        self.retry_requests();
     }
 
     /// Takes in the beats that came without an event: they count before silence is judged.
@@ -370,7 +352,7 @@ impl Shard {
                 version,
                 changes,
             } => {
-                let bytes = wire::HEAD_BYTES + 16 + changes.len() * 16;
+                let bytes = wire::HEAD_BYTES + 16 + changes.len() * CLAIM_BYTES;
                 if bytes > self.outgoing.max_record_bytes() {
                     // The peer will miss it and ask for the table, which goes in parts.
                     return;
@@ -393,7 +375,7 @@ impl Shard {
                         .chunks(CLAIMS_PER_RECORD)
                         .nth(part)
                         .unwrap_or_default();
-                    let bytes = wire::HEAD_BYTES + 17 + claims.len() * 16;
+                    let bytes = wire::HEAD_BYTES + 17 + claims.len() * CLAIM_BYTES;
                     if let Some(frame) = self.outgoing.append(to, NODE_LEVEL, bytes, counters) {
                         wire::put_claims_table(frame, version, part == 0, total, claims);
                     }
@@ -421,12 +403,8 @@ impl Shard {
                 }
                 self.peer_changed(node, alive);
                 if alive {
-                    // It may be the one that a creation waits for.
                     let now = self.now;
-                    self.home()
-                        .creations
-                        .iter_mut()
-                        .for_each(|creation| creation.retry_at = now);
+                    self.home().coordination.look_again(now);
                 }
             }
             Action::Stands(standing) => self.standing_known(&standing),
@@ -455,12 +433,12 @@ impl Shard {
 
     /// Another node leads, or no longer leads, groups of this shard. The home shard learns which of its claims the replicas
     /// are not bound to.
-    pub(super) fn claims_changed(&mut self, by: NodeId, changes: Vec<(GroupId, Option<Term>)>) {
+    pub(super) fn claims_changed(&mut self, by: NodeId, changes: Vec<(GroupId, Option<Reign>)>) {
         let mut untaken = Vec::new();
-        for (group, term) in changes {
-            let why = self.claim_changed(by, group, term);
-            if let (Some(term), Some(why)) = (term, why) {
-                untaken.push((group, term, why));
+        for (group, reign) in changes {
+            let why = self.claim_changed(by, group, reign);
+            if let (Some(reign), Some(why)) = (reign, why) {
+                untaken.push((group, reign, why));
             }
         }
         if self.home.is_some() {
@@ -470,7 +448,19 @@ impl Shard {
         }
     }
 
-    fn claim_changed(&mut self, by: NodeId, group: GroupId, term: Option<Term>) -> Option<Untaken> {
+    fn claim_changed(
+        &mut self,
+        by: NodeId,
+        group: GroupId,
+        reign: Option<Reign>,
+    ) -> Option<Untaken> {
+        if let Some(Reign { life, .. }) = reign
+            && !self.admits(by, group, life)
+        {
+            // It is told again until it gives the claim up.
+            return Some(Untaken::Disputed);
+        }
+        let term = reign.map(|reign| reign.term);
         let Some(slot) = self.slot(group) else {
             return Some(Untaken::Unopened);
         };
@@ -490,7 +480,7 @@ impl Shard {
     }
 
     /// A shard has told its replicas what `by` claims.
-    pub(super) fn claims_taken(&mut self, by: NodeId, untaken: Vec<(GroupId, Term, Untaken)>) {
+    pub(super) fn claims_taken(&mut self, by: NodeId, untaken: Vec<(GroupId, Reign, Untaken)>) {
         self.home().liveness.claims_taken(by, untaken);
     }
 
@@ -513,7 +503,9 @@ impl Shard {
             if claim.term.is_none() && mutants::is_active(Mutant::ClaimNotWithdrawn) {
                 continue;
             }
-            liveness.claim(claim.group, claim.term, &claim.members);
+            let life = claim.life;
+            let reign = claim.term.map(|term| Reign { life, term });
+            liveness.claim(claim.group, reign, &claim.members);
         }
     }
 
@@ -525,8 +517,8 @@ impl Shard {
         for (by, _) in &claims {
             liveness.claim_told_again(*by, group);
         }
-        for (by, term) in claims {
-            let changes = vec![(group, Some(term))];
+        for (by, reign) in claims {
+            let changes = vec![(group, Some(reign))];
             self.shared.tell(shard, ShardEvent::Claims { by, changes });
         }
     }
@@ -553,172 +545,6 @@ impl Shard {
             } else {
                 self.shared.tell(shard, ShardEvent::StandingKnown);
             }
-        }
-    }
-
-    // ---- creations ----
-
-    /// A caller of this node creates groups on all of their members.
-    pub(super) fn create_everywhere(
-        &mut self,
-        groups: GroupRanges,
-        members: Members,
-        reply: CreateReply,
-    ) {
-        let now = self.now;
-        let home = self.home();
-        home.last_request = home.last_request.wrapping_add(1);
-        let request = home.last_request;
-        home.creations.push(Creation {
-            request,
-            groups: groups.clone(),
-            members: members.clone(),
-            missing: members.clone(),
-            reply,
-            retry_at: Tick(now.0 + CREATE_RETRY),
-            grace_ends_at: Tick(now.0 + CREATE_GRACE),
-            gives_up_at: Tick(now.0 + CREATE_TIMEOUT),
-        });
-        for member in &members {
-            self.ask_to_create(*member, request, &groups, &members);
-        }
-    }
-
-    fn ask_to_create(
-        &mut self,
-        member: NodeId,
-        request: u64,
-        groups: &GroupRanges,
-        members: &Members,
-    ) {
-        if member == self.shared.node {
-            let origin = CreateOrigin {
-                node: member,
-                request,
-            };
-            return self.create_parts(origin, groups.clone(), members.clone());
-        }
-        let counters = self.shared.counters.shard(self.index);
-        // A scattered set of groups can be larger than a frame; pieces of it are answered one by one.
-        let bytes = wire::HEAD_BYTES + 9 + members.len() * 8 + groups.len() * 16;
-        if let Some(frame) = self.outgoing.append(member, NODE_LEVEL, bytes, counters) {
-            wire::put_create(frame, request, groups, members);
-        }
-    }
-
-    /// Has every shard of this node create its part.
-    fn create_parts(&mut self, origin: CreateOrigin, groups: GroupRanges, members: Members) {
-        let shards = self.shared.inboxes.len();
-        let parts = Parts {
-            missing: shards,
-            result: Ok(()),
-        };
-        if self.home().parts.contains_key(&origin) {
-            return; // Asked again while the first request is under way.
-        }
-        self.home().parts.insert(origin, parts);
-        for shard in 1..shards {
-            let (groups, members) = (groups.clone(), members.clone());
-            self.shared.tell(
-                shard,
-                ShardEvent::Create {
-                    origin,
-                    groups,
-                    members,
-                },
-            );
-        }
-        self.create(origin, &groups, &members);
-    }
-
-    /// A shard of this node is done with its part.
-    pub(super) fn created(&mut self, origin: CreateOrigin, result: Result<(), Error>) {
-        let Some(parts) = self.home().parts.get_mut(&origin) else {
-            return;
-        };
-        parts.missing -= 1;
-        if parts.result.is_ok() {
-            parts.result = result;
-        }
-        if parts.missing > 0 {
-            return;
-        }
-        let Some(Parts { result, .. }) = self.home().parts.remove(&origin) else {
-            return;
-        };
-        if origin.node == self.shared.node {
-            return self.member_created(origin.node, origin.request, result);
-        }
-        let counters = self.shared.counters.shard(self.index);
-        if let Some(frame) = self
-            .outgoing
-            .append(origin.node, NODE_LEVEL, 1024, counters)
-        {
-            wire::put_create_reply(frame, origin.request, &result);
-        }
-    }
-
-    /// A member answered a creation of this node.
-    fn member_created(&mut self, member: NodeId, request: u64, result: Result<(), Error>) {
-        let home = self.home();
-        let Some(at) = home
-            .creations
-            .iter()
-            .position(|creation| creation.request == request)
-        else {
-            return;
-        };
-        if let Err(error) = result {
-            let _ = home.creations.swap_remove(at).reply.send(Err(error));
-            return;
-        }
-        home.creations[at]
-            .missing
-            .retain(|missing| *missing != member);
-        self.finish_created(at);
-    }
-
-    /// A creation is over when every member has it or, after a grace period, a majority and everybody who lives. The
-    /// others get a group with the first message about it.
-    fn finish_created(&mut self, at: usize) -> bool {
-        let (node, now) = (self.shared.node, self.now);
-        let home = self.home();
-        let creation = &home.creations[at];
-        let has_majority = creation.missing.len() < creation.members.len().div_ceil(2);
-        let in_grace = now < creation.grace_ends_at;
-        let waits_for =
-            |member: &NodeId| in_grace || *member == node || home.liveness.is_alive(*member);
-        let is_over =
-            creation.missing.is_empty() || has_majority && !creation.missing.iter().any(waits_for);
-        if is_over {
-            let _ = home.creations.swap_remove(at).reply.send(Ok(()));
-        }
-        is_over
-    }
-
-    fn retry_creations(&mut self) {
-        let now = self.now;
-        let mut at = 0;
-        while at < self.home().creations.len() {
-            let creation = &mut self.home().creations[at];
-            if creation.gives_up_at <= now {
-                let creation = self.home().creations.swap_remove(at);
-                let missing = creation.missing.to_vec();
-                let _ = creation.reply.send(Err(Error::CreateTimeout { missing }));
-                continue;
-            }
-            if creation.retry_at <= now {
-                creation.retry_at = Tick(now.0 + CREATE_RETRY);
-                let (request, groups) = (creation.request, creation.groups.clone());
-                let (members, missing) = (creation.members.clone(), creation.missing.clone());
-                if self.finish_created(at) {
-                    continue;
-                }
-                for member in missing {
-                    self.ask_to_create(member, request, &groups, &members);
-                }
-            }
-            at += 1;
         }
     }
 }

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use polyraft_raft::{
-    ChangeRefused, Configuration, Event, GroupId, Index, MemberChange, Message, NodeId, Role, Term,
-    Tick,
+    ChangeRefused, Configuration, Event, GroupId, Index, Life, MemberChange, Message, NodeId, Role,
+    Term, Tick,
 };
 
 use super::{Payloads, Shard, leads};
@@ -57,6 +57,11 @@ impl Members {
     pub(super) fn deadline(&self) -> Option<Tick> {
         let asks = self.forlorn.values().min().copied();
         [self.look_at, asks].into_iter().flatten().min()
+    }
+
+    /// A replica has ended.
+    pub(super) fn forget(&mut self, slot: u32) {
+        self.forlorn.remove(&slot);
     }
 
     /// Answers whoever waits for one group.
@@ -234,21 +239,34 @@ impl Shard {
         let Some(configuration) = self.log.base_configuration(group) else {
             return;
         };
+        let subject = (group, self.marks[slot as usize].life);
         let counters = self.shared.counters.shard(self.index);
         let bytes = wire::join_bytes(configuration);
         if let Some(frame) = self.outgoing.append(node, group, bytes, counters) {
             let leads = core.role() == Role::Leader;
-            wire::put_join(frame, group, core.term(), leads, configuration);
+            wire::put_join(frame, subject, core.term(), leads, configuration);
         }
         self.step(slot, Event::BeganAnew { node }, Payloads::None);
     }
 
     /// This node is a member of a group that it has no replica of.
-    pub(super) fn join(&mut self, group: GroupId, configuration: &Configuration) {
-        if self.slot(group).is_some() || self.opening.contains_key(&group) {
+    pub(super) fn join(
+        &mut self,
+        (group, life): (GroupId, Life),
+        term: Term,
+        leads: bool,
+        configuration: &Configuration,
+    ) {
+        if self.life_of(group).is_some() {
             return;
         }
-        if let Err(error) = self.create_group(group, configuration, &[]) {
+        let removed = self.log.tombstone_of(group);
+        if let Some(removed) = removed.filter(|removed| removed.life == life)
+            && (!leads || term < removed.term)
+        {
+            return; // Only a leader who may have taken it in again says so.
+        }
+        if let Err(error) = self.create_group((group, life), configuration, &[]) {
             tracing::error!(%group, %error, "a replica could not be made");
         }
     }
@@ -269,12 +287,13 @@ impl Shard {
     fn say_removed(&mut self, node: NodeId, group: GroupId, at: Index) {
         let Some(slot) = self.slot(group) else { return };
         let term = self.replicas[slot as usize].group.term();
+        let subject = (group, self.marks[slot as usize].life);
         let counters = self.shared.counters.shard(self.index);
         let frame = self
             .outgoing
             .append(node, group, wire::REMOVED_BYTES, counters);
         if let Some(frame) = frame {
-            wire::put_removed(frame, group, at, term);
+            wire::put_removed(frame, subject, at, term);
         }
     }
 
@@ -350,7 +369,8 @@ impl Shard {
                     .outgoing
                     .append(node, group, wire::HEAD_BYTES, counters);
                 if let Some(frame) = frame {
-                    wire::put_member_ask(frame, group);
+                    let life = self.marks[*slot as usize].life;
+                    wire::put_member_ask(frame, (group, life));
                 }
             }
         }

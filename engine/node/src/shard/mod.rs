@@ -3,10 +3,13 @@
 
 mod balance;
 mod chains;
+mod coordinate;
 mod create;
+mod ends;
 mod fetch;
 mod home;
 mod leadership;
+mod lives;
 mod members;
 mod outgoing;
 mod proposals;
@@ -28,8 +31,8 @@ use std::sync::mpsc;
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use polyraft_raft::{
-    Env, Event, GroupId, Index, NodeId, NodeSet, Origin, Outbox, Role, Settings, Tick, WriteId,
-    WriteKind, shard_of,
+    Env, Event, GroupId, Index, Life, NodeId, NodeSet, Origin, Outbox, Role, Settings, Tick,
+    WriteId, WriteKind, shard_of,
 };
 use polyraft_storage::{
     BlockError, Blocks, EntryBlock, EntryKind, GroupNumbers, Lsn, PREFETCH_AHEAD, RecoveredGroup,
@@ -41,6 +44,7 @@ use smallvec::SmallVec;
 
 use self::balance::Balance;
 use self::create::Creations;
+use self::ends::Ends;
 use self::home::Home;
 pub(crate) use self::home::HomeOptions;
 use self::leadership::Leadership;
@@ -214,6 +218,7 @@ pub(crate) struct Shard {
     /// Batches of claims handed to the home shard.
     claim_batches: u64,
     creations: Creations,
+    ends: Ends,
     /// The WAL has asked for a checkpoint or relocation work.
     maintenance_is_due: bool,
     traces: OpenTraces,
@@ -252,15 +257,18 @@ struct DiskFull {
 #[derive(Debug)]
 struct Marks {
     group: GroupId,
+    /// Which life of the group's id the replica belongs to.
+    life: Life,
     is_touched: bool,
     /// The newest write that a barrier of this turn covered, until the core is told.
     durable: Option<WriteId>,
 }
 
 impl Marks {
-    fn new(group: GroupId) -> Self {
+    fn new(group: GroupId, life: Life) -> Self {
         Marks {
             group,
+            life,
             is_touched: false,
             durable: None,
         }
@@ -359,6 +367,7 @@ impl Shard {
             trust: Arc::clone(&options.trust),
             claim_batches: 0,
             creations: Creations::default(),
+            ends: Ends::default(),
             maintenance_is_due: false,
             traces: OpenTraces::default(),
             soon: VecDeque::new(),
@@ -503,7 +512,10 @@ impl Shard {
         let mut groups: Vec<GroupId> = self.opening.keys().copied().collect();
         groups.sort_unstable();
         for group in groups {
-            self.shared.worker_of(group).send(Task::Open { group });
+            let life = self.opening[&group].0.life;
+            self.shared
+                .worker_of(group)
+                .send(Task::Open { group, life });
         }
     }
 
@@ -527,7 +539,16 @@ impl Shard {
             ShardEvent::Frame { from, frame, at } => self.frame(from, frame, at),
             ShardEvent::Durable(durable) => self.batch_durable(&durable),
             ShardEvent::Applied(applied) => self.applied(applied),
-            ShardEvent::Opened { group, applied } => self.opened(group, applied),
+            ShardEvent::Opened {
+                group,
+                life,
+                applied,
+            } => {
+                if self.is_current(group, life) {
+                    self.opened(group, applied);
+                }
+            }
+            ShardEvent::Ended { slot } => self.ends.left(slot),
             ShardEvent::ForwardDone {
                 group,
                 origin,
@@ -557,13 +578,28 @@ impl Shard {
                 self.create_everywhere(groups, members, reply);
             }
             ShardEvent::Created { origin, result } => self.created(origin, result),
+            ShardEvent::Destroy { origin, groups } => self.destroy(origin, &groups),
+            ShardEvent::Survey { origin, groups } => self.survey(origin, &groups),
+            ShardEvent::DestroyEverywhere { groups, reply } => {
+                self.destroy_everywhere(groups, reply);
+            }
+            ShardEvent::Surveyed { origin, found } => self.part_surveyed(origin, found),
             ShardEvent::Snapshot { group, reply } => self.snapshot_requested(group, reply),
-            ShardEvent::Saved { group, result } => self.saved(group, result),
+            ShardEvent::Saved {
+                group,
+                life,
+                result,
+            } => self.saved(group, life, result),
             ShardEvent::Restored {
                 group,
+                life,
                 last,
                 result,
-            } => self.restored(group, last, result),
+            } => {
+                if self.is_current(group, life) {
+                    self.restored(group, last, result);
+                }
+            }
             ShardEvent::ChunkRead { wanted, chunk } => self.chunk_read(wanted, &chunk),
             ShardEvent::Looked { group, id, result } => self.looked(group, id, result),
             ShardEvent::ChunkWritten {
@@ -616,7 +652,8 @@ impl Shard {
                     .frames
                     .fetch_sub(frame.len(), Ordering::Relaxed);
             }
-            ShardEvent::CreateEverywhere { reply, .. } => {
+            ShardEvent::CreateEverywhere { reply, .. }
+            | ShardEvent::DestroyEverywhere { reply, .. } => {
                 let _ = reply.send(Err(error.clone()));
             }
             ShardEvent::Snapshot { reply, .. } => {
@@ -781,6 +818,7 @@ impl Shard {
             let members = replica.group.configuration().nodes().collect();
             self.claims.push(Claim {
                 group,
+                life: self.marks[slot as usize].life,
                 term: None,
                 members,
             });

@@ -289,6 +289,7 @@ impl Shard {
     fn forward_proposals(&mut self, slot: u32, leader: NodeId, proposals: &mut Vec<Proposal>) {
         let replica = &mut self.replicas[slot as usize];
         let group = replica.group.id();
+        let subject = (group, self.marks[slot as usize].life);
         for proposal in proposals.drain(..) {
             let bytes = proposal.payload.len();
             replica.pending_bytes -= bytes;
@@ -309,7 +310,7 @@ impl Shard {
                 Some(frame) if !proposal.reply.is_forwarded() => {
                     self.forwards.last_request = self.forwards.last_request.wrapping_add(1);
                     let request = self.forwards.last_request;
-                    wire::put_forward(frame, group, request, &proposal.payload);
+                    wire::put_forward(frame, subject, request, &proposal.payload);
                     self.forwards
                         .expiries
                         .push_back((Tick(self.now.0 + self.limits.proposal_timeout), request));
@@ -485,9 +486,10 @@ impl Shard {
             outcome
         };
         bytes = bytes.min(self.outgoing.max_record_bytes());
+        let subject = self.subject(group);
         let counters = self.shared.counters.shard(self.index);
         if let Some(frame) = self.outgoing.forward(origin, group, bytes, counters) {
-            wire::put_forward_reply(frame, group, request, outcome);
+            wire::put_forward_reply(frame, subject, request, outcome);
         }
     }
 }

@@ -418,17 +418,18 @@ impl Shard {
         }
     }
 
-    fn answer_ask(
+    pub(super) fn answer_ask(
         &mut self,
         to: NodeId,
         group: GroupId,
         request: u64,
         outcome: &Result<Index, Error>,
     ) {
+        let subject = self.subject(group);
         let counters = self.shared.counters.shard(self.index);
         let bytes = wire::READ_REPLY_BYTES;
         if let Some(frame) = self.outgoing.append(to, group, bytes, counters) {
-            wire::put_read_reply(frame, group, request, outcome);
+            wire::put_read_reply(frame, subject, request, outcome);
         }
     }
 
@@ -452,6 +453,7 @@ impl Shard {
         if reads.is_empty() {
             return;
         }
+        let subject = (group, self.marks[slot as usize].life);
         let counters = self.shared.counters.shard(self.index);
         let bytes = wire::READ_ASK_BYTES;
         let Some(frame) = self.outgoing.append(leader, group, bytes, counters) else {
@@ -464,7 +466,7 @@ impl Shard {
         let by_lease = !reads.iter().any(|read| matches!(read.how, How::Standing));
         self.reads.last_request = self.reads.last_request.wrapping_add(1);
         let request = self.reads.last_request;
-        wire::put_read_ask(frame, group, request, by_lease);
+        wire::put_read_ask(frame, subject, request, by_lease);
         counters.reads_asked.add(1);
         let ask = Ask {
             slot,

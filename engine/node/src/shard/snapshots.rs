@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use polyraft_raft::mutants::{self, Mutant};
-use polyraft_raft::{Apply, Event, GroupId, HardState, Index, LogPosition};
+use polyraft_raft::{Apply, Event, GroupId, HardState, Index, Life, LogPosition};
 use polyraft_storage::{RecoveredGroup, ShardLog, SnapshotFile, SnapshotMeta, StorageError};
 use rustc_hash::FxHashMap;
 
@@ -95,7 +95,11 @@ impl Snapshots {
     /// Completes what a crash interrupted: a snapshot that was installed, and the log that should begin behind it. Those of
     /// groups that the log does not have are of no use; they are returned.
     pub(super) fn complete(&mut self, log: &mut ShardLog) -> Result<Vec<GroupId>, StorageError> {
-        let unknown = self.files.extract_if(|group, _| !log.contains(*group));
+        let is_unknown = |group: &GroupId, file: &mut SnapshotFile| {
+            let life = log.life(*group);
+            life.is_none() || life != file.meta.life()
+        };
+        let unknown = self.files.extract_if(is_unknown);
         let unknown = unknown.map(|(group, _)| group).collect();
         for found in log.groups().collect::<Vec<_>>() {
             let Some(file) = self.files.get(&found.group) else {
@@ -220,7 +224,7 @@ impl Shard {
             };
             let meta = SnapshotMeta {
                 group,
-                incarnation: 0,
+                incarnation: self.marks[slot as usize].life.get().into(),
                 last: LogPosition { term, index },
                 configuration: replica.group.applied_configuration().clone(),
             };
@@ -239,9 +243,15 @@ impl Shard {
     }
 
     /// A snapshot is durable, or could not be taken.
-    pub(super) fn saved(&mut self, group: GroupId, result: Result<SnapshotFile, String>) {
+    pub(super) fn saved(
+        &mut self,
+        group: GroupId,
+        life: Life,
+        result: Result<SnapshotFile, String>,
+    ) {
         self.snapshots.running -= 1;
-        let Some(slot) = self.slot(group) else { return };
+        let slot = self.slot(group).filter(|_| self.is_current(group, life));
+        let Some(slot) = slot else { return };
         match result {
             Ok(file) => {
                 let last = file.meta.last;
@@ -260,6 +270,15 @@ impl Shard {
                 self.answer_snapshot(slot, Err(Error::Snapshot { why }));
             }
         }
+    }
+
+    /// A replica has ended: whoever waits for a snapshot of it is told.
+    pub(super) fn end_snapshots_of(&mut self, slot: u32, error: &Error) {
+        if self.snapshots.wanted.contains_key(&slot) {
+            self.snapshots.due.retain(|due| *due != slot);
+            self.answer_snapshot(slot, Err(error.clone()));
+        }
+        self.snapshots.held.remove(&slot);
     }
 
     /// Forgets the log behind a durable snapshot, except for a tail that spares slow followers a transfer.

@@ -213,6 +213,7 @@ impl Shard {
         let written = self.unsubmitted.drain(..);
         self.written
             .extend(written.map(|(slot, id)| Written { lsn, slot, id }));
+        self.ends.submitted(self.submitted);
         self.await_creations();
         true
     }
@@ -246,6 +247,7 @@ impl Shard {
             self.touch(written.slot);
         }
         self.finish_creations();
+        self.finish_ends();
     }
 
     /// State machines have come further, or one of them has stopped.
@@ -312,6 +314,7 @@ impl Shard {
             let members = replica.group.configuration().nodes().collect();
             self.claims.push(Claim {
                 group: change.group,
+                life: self.marks[slot as usize].life,
                 term: change.leads.then_some(change.term),
                 members,
             });
@@ -387,6 +390,10 @@ impl Shard {
     }
 
     fn dispatch_send(&mut self, send: &Send, blocks: &Blocks, which: Range<usize>) {
+        let Some(slot) = self.slot(send.group) else {
+            return; // Its replica ended in this turn.
+        };
+        let life = self.marks[slot as usize].life;
         let bytes = wire::APPEND_BYTES + blocks.bytes_of(which.clone());
         let counters = self.shared.counters.shard(self.index);
         if bytes > self.outgoing.max_record_bytes() {
@@ -394,7 +401,7 @@ impl Shard {
         } else if let Some(frame) = self.outgoing.append(send.to, send.group, bytes, counters) {
             counters.group_messages.add(1);
             let blocks = which.map(|at| blocks.bytes(at));
-            wire::put_message(frame, send.group, &send.message, blocks);
+            wire::put_message(frame, (send.group, life), &send.message, blocks);
         }
     }
 

@@ -4,7 +4,7 @@
 use bytes::{BufMut, BytesMut};
 use polyraft_raft::{Configuration, GroupId, Index, NodeId, Term};
 
-use super::{Body, HEAD_BYTES, Kind, MAX_MEMBERS, Record, WireError, record};
+use super::{Body, HEAD_BYTES, Kind, MAX_MEMBERS, Record, Subject, WireError, record};
 use crate::event::Members;
 
 /// Bytes of a removal.
@@ -18,7 +18,7 @@ pub(crate) fn join_bytes(configuration: &Configuration) -> usize {
 /// Writes the word that the receiver is a member, and who the members are as of the beginning of the sender's log.
 pub(crate) fn put_join(
     out: &mut BytesMut,
-    group: GroupId,
+    group: impl Into<Subject>,
     term: Term,
     leads: bool,
     configuration: &Configuration,
@@ -31,7 +31,7 @@ pub(crate) fn put_join(
 }
 
 /// Writes the word that the receiver is no member, as of a committed index.
-pub(crate) fn put_removed(out: &mut BytesMut, group: GroupId, at: Index, term: Term) {
+pub(crate) fn put_removed(out: &mut BytesMut, group: impl Into<Subject>, at: Index, term: Term) {
     record(out, Kind::Removed, group, |out| {
         out.put_u64_le(at.0);
         out.put_u64_le(term.0);
@@ -39,7 +39,7 @@ pub(crate) fn put_removed(out: &mut BytesMut, group: GroupId, at: Index, term: T
 }
 
 /// Writes the question whether the sender is a member still.
-pub(crate) fn put_member_ask(out: &mut BytesMut, group: GroupId) {
+pub(crate) fn put_member_ask(out: &mut BytesMut, group: impl Into<Subject>) {
     record(out, Kind::MemberAsk, group, |_| {});
 }
 
@@ -91,9 +91,18 @@ pub(super) fn put_configuration(out: &mut BytesMut, configuration: &Configuratio
 
 /// Everything that is left is a configuration in the form in which it is written.
 pub(super) fn configuration(body: &mut Body<'_>) -> Result<Configuration, WireError> {
+    let configuration = next_configuration(body)?;
+    match body.0 {
+        [] => Ok(configuration),
+        _ => Err(WireError::Value("configuration")),
+    }
+}
+
+/// What comes next is a configuration in the form in which it is written.
+pub(super) fn next_configuration(body: &mut Body<'_>) -> Result<Configuration, WireError> {
     let counts = [body.u8()?, body.u8()?, body.u8()?, body.u8()?].map(usize::from);
     if counts.iter().any(|count| *count > MAX_MEMBERS)
-        || body.0.len() != 8 * counts.iter().sum::<usize>()
+        || body.0.len() < 8 * counts.iter().sum::<usize>()
     {
         return Err(WireError::Value("configuration"));
     }

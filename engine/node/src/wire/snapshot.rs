@@ -6,7 +6,7 @@ use polyraft_raft::{GroupId, Index, LogPosition, Term};
 use polyraft_storage::{SnapshotFile, SnapshotMeta};
 
 use super::members::{configuration, configuration_bytes, put_configuration};
-use super::{Body, HEAD_BYTES, Kind, Record, WireError, put_position, record};
+use super::{Body, HEAD_BYTES, Kind, Record, Subject, WireError, put_position, record};
 
 /// The most bytes of a snapshot in one record: the largest `snapshot.chunk_bytes`.
 const MAX_CHUNK_BYTES: usize = 16 << 20;
@@ -84,7 +84,8 @@ pub(crate) fn offer_bytes(file: &SnapshotFile) -> usize {
 
 /// Writes the offer of a snapshot.
 pub(crate) fn put_snapshot_offer(out: &mut BytesMut, term: Term, file: &SnapshotFile) {
-    record(out, Kind::SnapshotOffer, file.meta.group, |out| {
+    let subject = (file.meta.group, file.meta.life().unwrap_or_default());
+    record(out, Kind::SnapshotOffer, subject, |out| {
         out.put_u64_le(term.0);
         out.put_u64_le(file.meta.incarnation);
         put_id(out, SnapshotId::of(file));
@@ -96,7 +97,7 @@ pub(crate) fn put_snapshot_offer(out: &mut BytesMut, term: Term, file: &Snapshot
 /// Writes the wish for a part of a snapshot.
 pub(crate) fn put_snapshot_fetch(
     out: &mut BytesMut,
-    group: GroupId,
+    group: impl Into<Subject>,
     id: SnapshotId,
     offset: u64,
     bytes: u32,
@@ -111,7 +112,7 @@ pub(crate) fn put_snapshot_fetch(
 /// Writes a part of a snapshot.
 pub(crate) fn put_snapshot_chunk(
     out: &mut BytesMut,
-    group: GroupId,
+    group: impl Into<Subject>,
     id: SnapshotId,
     chunk: &Chunk,
 ) {
@@ -126,7 +127,7 @@ pub(crate) fn put_snapshot_chunk(
 /// Writes that a snapshot is not taken now.
 pub(crate) fn put_snapshot_refused(
     out: &mut BytesMut,
-    group: GroupId,
+    group: impl Into<Subject>,
     id: SnapshotId,
     why: Refusal,
 ) {

@@ -163,37 +163,132 @@ fn node_level_records_come_back_as_they_were_sent() {
         &mut frame,
         3,
         4,
-        &[(GroupId(1), Some(Term(2))), (GroupId(2), None)],
+        &[(GroupId(1), Some(reign(0, 2))), (GroupId(2), None)],
     );
-    put_claims_table(&mut frame, 4, true, 7, &[(GroupId(1), Term(2))]);
+    let claims = vec![
+        (GroupId(1), reign(0, 2)),
+        (GroupId(2), reign(3, 4)),
+        (GroupId(3), reign(0, 5)),
+    ];
+    put_claims_table(&mut frame, 4, true, 7, &claims);
     put_claims_request(&mut frame);
-    put_create(&mut frame, 5, &[1..3, 5..6], &[NodeId(1), NodeId(2)]);
-    put_create_reply(&mut frame, 5, &Ok(()));
+    let lives = vec![(1..3, Life::FIRST), (3..6, Life::LAST)];
+    put_create(&mut frame, 5, &lives, &[NodeId(1), NodeId(2)]);
+    put_create_reply(&mut frame, 5, &Ok(lives.clone()));
+    put_survey(&mut frame, 6, &vec![1..3, 5..6]);
+    let found = vec![Found {
+        groups: 1..3,
+        life: Life::LAST,
+        members: Some(Configuration::simple([NodeId(1), NodeId(2)])),
+    }];
+    put_survey_reply(&mut frame, 6, &found);
+    put_destroy(&mut frame, 7, &lives);
     let expected = vec![
         Ok(Record::Beat(beat)),
         Ok(Record::ClaimsDelta {
             from_version: 3,
             version: 4,
-            changes: vec![(GroupId(1), Some(Term(2))), (GroupId(2), None)],
+            changes: vec![(GroupId(1), Some(reign(0, 2))), (GroupId(2), None)],
         }),
         Ok(Record::ClaimsTable {
             version: 4,
             is_first: true,
             total: 7,
-            claims: vec![(GroupId(1), Term(2))],
+            claims,
         }),
         Ok(Record::ClaimsRequest),
         Ok(Record::Create {
             request: 5,
-            groups: vec![1..3, 5..6],
+            groups: lives.clone(),
             members: Members::from_slice(&[NodeId(1), NodeId(2)]),
         }),
         Ok(Record::CreateReply {
             request: 5,
-            result: Ok(()),
+            result: Ok(lives.clone()),
+        }),
+        Ok(Record::Survey {
+            request: 6,
+            groups: vec![1..3, 5..6],
+        }),
+        Ok(Record::SurveyReply { request: 6, found }),
+        Ok(Record::Destroy {
+            request: 7,
+            groups: lives,
         }),
     ];
     assert_eq!(decode_all(&frame.freeze()), expected);
+}
+
+fn reign(life: u32, term: u64) -> Reign {
+    Reign {
+        life: Life::new(life).unwrap(),
+        term: Term(term),
+    }
+}
+
+#[test]
+fn the_head_of_a_groups_record_names_the_life() {
+    let mut frame = BytesMut::new();
+    let group = GroupId(7);
+    for life in [Life::FIRST, Life::new(0x01_02_03).unwrap(), Life::LAST] {
+        put_life_over(&mut frame, (group, life));
+    }
+    put_claims_request(&mut frame);
+    let frame = frame.freeze();
+    let mut records = Records::new(&frame);
+    for life in [0, 0x01_02_03, 0xFF_FF_FF] {
+        assert_eq!(
+            records.next_for(|_| true),
+            Some(Ok(Record::LifeOver { group }))
+        );
+        let subject = records.subject().unwrap();
+        assert_eq!((subject.group, subject.life.get()), (group, life));
+    }
+    assert_eq!(records.next_for(|_| true), Some(Ok(Record::ClaimsRequest)));
+    assert_eq!(records.subject(), None);
+}
+
+#[test]
+fn groups_out_of_order_and_lives_that_nobody_has_are_refused() {
+    let refused = |put: &dyn Fn(&mut BytesMut)| {
+        let mut frame = BytesMut::new();
+        put(&mut frame);
+        decode_all(&frame.freeze())[0].is_err()
+    };
+    let life = Life::FIRST;
+    for groups in [
+        vec![(5..6, life), (1..3, life)],
+        vec![(1..4, life), (3..5, life)],
+        vec![(3..3, life)],
+        vec![(1..u64::MAX, life)],
+        vec![
+            (0..MAX_GROUPS_AT_ONCE, life),
+            (1 << 40..(1 << 40) + 1, life),
+        ],
+    ] {
+        assert!(refused(&|out| put_destroy(out, 1, &groups)), "{groups:?}");
+    }
+    assert!(!refused(&|out| put_destroy(
+        out,
+        1,
+        &vec![(0..MAX_GROUPS_AT_ONCE, life)]
+    )));
+    // A life without a claim behind it, and one too large.
+    assert!(refused(&|out| put_claims_table(
+        out,
+        1,
+        true,
+        1,
+        &[(GroupId(u64::MAX), reign(0, 1))]
+    )));
+    let huge = (GroupId(u64::MAX), reign(0, 1 << 24));
+    assert!(refused(&|out| put_claims_table(
+        out,
+        1,
+        true,
+        2,
+        &[huge, (GroupId(1), reign(0, 1))]
+    )));
 }
 
 #[test]

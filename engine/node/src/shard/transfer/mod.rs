@@ -125,6 +125,22 @@ impl Shard {
         PLACE_PATIENCE * self.settings.retry_interval
     }
 
+    /// A replica has ended: nothing of its snapshots comes or goes any more.
+    pub(in super::super) fn forget_transfers(&mut self, group: GroupId) {
+        if self.transfers.receiving.contains_key(&group) {
+            self.abandon_receiving(group);
+        }
+        self.transfers.setbacks.remove(&group);
+        let gauge = &self.shared.transfers.sending;
+        let ended = self
+            .transfers
+            .sending
+            .extract_if(|(sent, _), _| *sent == group);
+        for (_, mut sending) in ended {
+            sending.place.give_back(gauge);
+        }
+    }
+
     fn watch_transfers(&mut self) {
         let at = self.now.after(self.place_patience());
         self.transfers.look_at.get_or_insert(at);

@@ -64,7 +64,10 @@ impl Shard {
         file: SnapshotFile,
     ) {
         let group = file.meta.group;
-        let Some(slot) = self.slot(group) else { return };
+        let slot = self.slot(group);
+        // A snapshot of another life of the group's id says nothing about this one.
+        let slot = slot.filter(|_| file.meta.life() == self.life_of(group));
+        let Some(slot) = slot else { return };
         let replica = &self.replicas[slot as usize];
         let core = &replica.group;
         // Whether the node that leads is a member this replica may not know yet.
@@ -158,17 +161,19 @@ impl Shard {
     }
 
     fn refuse_snapshot(&mut self, to: NodeId, group: GroupId, id: SnapshotId, why: Refusal) {
+        let subject = self.subject(group);
         let counters = self.shared.counters.shard(self.index);
         let frame = self
             .outgoing
             .append(to, group, wire::REFUSED_BYTES, counters);
         if let Some(frame) = frame {
-            wire::put_snapshot_refused(frame, group, id, why);
+            wire::put_snapshot_refused(frame, subject, id, why);
         }
     }
 
     /// Asks for what comes next, as far as the window goes.
     fn ask_for_chunks(&mut self, group: GroupId) {
+        let subject = self.subject(group);
         let Some(receiving) = self.transfers.receiving.get_mut(&group) else {
             return;
         };
@@ -183,7 +188,7 @@ impl Shard {
                 .outgoing
                 .append(receiving.from, group, wire::FETCH_BYTES, counters);
             if let Some(frame) = frame {
-                wire::put_snapshot_fetch(frame, group, id, receiving.asked, chunk as u32);
+                wire::put_snapshot_fetch(frame, subject, id, receiving.asked, chunk as u32);
             }
             receiving.asked += chunk;
         }
@@ -274,7 +279,9 @@ impl Shard {
         number: u64,
         result: Result<SnapshotFile, SnapshotError>,
     ) {
-        if let Ok(file) = &result {
+        if let Ok(file) = &result
+            && file.meta.life() == self.life_of(group)
+        {
             self.snapshots.keep_newest(file);
         }
         let known = self.transfers.receiving.get(&group);
@@ -344,7 +351,7 @@ impl Shard {
         self.refuse_snapshot(from, group, id, why);
     }
 
-    fn abandon_receiving(&mut self, group: GroupId) {
+    pub(super) fn abandon_receiving(&mut self, group: GroupId) {
         self.end_receiving(group);
         self.shared.keeper_of(group).send(Job::Abandon { group });
     }

@@ -16,7 +16,7 @@ use crate::wire::{self, Chunk, Refusal, SnapshotId};
 #[derive(Debug)]
 pub(super) struct Sending {
     id: SnapshotId,
-    place: Place,
+    pub(super) place: Place,
     heard_at: Tick,
 }
 
@@ -173,7 +173,8 @@ impl Shard {
     /// A keeper has read a part of a snapshot.
     pub(in super::super) fn chunk_read(&mut self, wanted: Wanted, chunk: &Chunk) {
         let mut frame = BytesMut::with_capacity(wire::CHUNK_BYTES + chunk.bytes.len());
-        wire::put_snapshot_chunk(&mut frame, wanted.group, wanted.id, chunk);
+        let subject = self.subject(wanted.group);
+        wire::put_snapshot_chunk(&mut frame, subject, wanted.id, chunk);
         self.counters()
             .snapshot_bytes_sent
             .add(chunk.bytes.len() as u64);

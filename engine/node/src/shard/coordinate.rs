@@ -1,0 +1,655 @@
+//! Groups that begin or end on many nodes at once, as the home shard of the node that was asked coordinates it.
+//! A caller must never be told that it is done before a majority of the members keep it durably.
+//!
+//! A group is created in the first life of its id that no member says is over: who knows better answers with the life that it
+//! may have, and all are asked again. It is destroyed by asking all nodes which life it has, and then telling them that this one
+//! is over. From the first tombstone on that is irrevocable: whoever speaks of that life to a node with the tombstone is told.
+
+use std::collections::BTreeMap;
+
+use polyraft_raft::{Configuration, GroupId, Life, NodeId, Tick};
+use rustc_hash::FxHashMap;
+
+use super::Shard;
+use super::outgoing::NODE_LEVEL;
+use super::proposals::first_request;
+use crate::error::Error;
+use crate::event::{
+    CreateOrigin, CreateReply, GroupRanges, LifeRanges, Members, ShardEvent, life_ranges,
+};
+use crate::liveness::Liveness;
+use crate::wire::{self, Found};
+
+/// How long a request waits for nodes before it asks them again, and before it gives up. Microseconds.
+const RETRY: u64 = 200_000;
+const TIMEOUT: u64 = 10_000_000;
+
+/// How long a request waits for nodes that are not heard of: right after a start the connections take a moment.
+const GRACE: u64 = 1_000_000;
+
+/// What the home shard knows of groups that begin or end on many nodes.
+#[derive(Debug)]
+pub(super) struct Coordination {
+    /// What callers of this node wait for.
+    requests: Vec<Request>,
+    last_number: u64,
+    /// Requests, by whoever asked, of which some shards of this node have not reported yet.
+    parts: FxHashMap<CreateOrigin, Parts>,
+}
+
+#[derive(Debug)]
+struct Request {
+    number: u64,
+    what: What,
+    groups: LifeRanges,
+    /// Who has not answered.
+    missing: Members,
+    reply: CreateReply,
+    retry_at: Tick,
+    /// From then on nodes that are not alive are left behind.
+    grace_ends_at: Tick,
+    gives_up_at: Tick,
+    /// When the last answer came.
+    heard_at: Tick,
+}
+
+#[derive(Debug)]
+enum What {
+    Create {
+        members: Members,
+    },
+    /// Find out which lives the groups have.
+    Survey {
+        found: Vec<Found>,
+    },
+    Destroy {
+        asked: Members,
+        /// The members of the groups, each set once.
+        members: Vec<Configuration>,
+        /// A group that nobody knows.
+        unknown: Option<GroupId>,
+    },
+}
+
+#[derive(Debug)]
+struct Parts {
+    missing: usize,
+    result: Result<LifeRanges, Error>,
+    /// Of a survey.
+    found: Option<Vec<Found>>,
+}
+
+impl Coordination {
+    pub(super) fn new(incarnation: u64) -> Self {
+        Coordination {
+            requests: Vec::new(),
+            last_number: first_request(incarnation),
+            parts: FxHashMap::default(),
+        }
+    }
+
+    /// When a request has to be looked at.
+    pub(super) fn deadline(&self) -> Option<Tick> {
+        let requests = self.requests.iter();
+        requests
+            .map(|request| request.retry_at.min(request.gives_up_at))
+            .min()
+    }
+
+    /// A node is back: requests may wait for it.
+    pub(super) fn look_again(&mut self, now: Tick) {
+        for request in &mut self.requests {
+            request.retry_at = now;
+        }
+    }
+
+    /// Answers everybody who waits.
+    pub(super) fn fail_all(&mut self, error: &Error) {
+        for request in self.requests.drain(..) {
+            let _ = request.reply.send(Err(error.clone()));
+        }
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.last_number = self.last_number.wrapping_add(1);
+        self.last_number
+    }
+
+    fn find(&self, number: u64) -> Option<usize> {
+        let mut requests = self.requests.iter();
+        requests.position(|request| request.number == number)
+    }
+}
+
+impl Request {
+    /// Whether enough nodes have answered. One that is not heard of may answer reads for a while yet, counting on nodes that
+    /// have ended: until then nobody is told that an earlier life is over.
+    fn is_done(&self, node: NodeId, now: Tick, liveness: &Liveness) -> bool {
+        if self.missing.is_empty() {
+            return true;
+        }
+        let in_grace = now < self.grace_ends_at;
+        let waits_for = |member: &NodeId| in_grace || *member == node || liveness.is_alive(*member);
+        if self.missing.iter().any(waits_for) {
+            return false;
+        }
+        let has_answered = |node: NodeId| !self.missing.contains(&node);
+        let is_majority = |asked: &Members| self.missing.len() < asked.len().div_ceil(2);
+        let is_enough = match &self.what {
+            What::Create { members } => is_majority(members),
+            What::Survey { .. } => return true,
+            What::Destroy { asked, members, .. } => {
+                let mut members = members.iter();
+                match members.len() {
+                    0 => is_majority(asked),
+                    _ => members.all(|members| members.has_quorum(has_answered)),
+                }
+            }
+        };
+        let ends_a_life = match &self.what {
+            What::Create { .. } => self.groups.iter().any(|(_, life)| *life > Life::FIRST),
+            _ => true,
+        };
+        is_enough && (!ends_a_life || now.since(self.heard_at) >= liveness.longest_promise())
+    }
+}
+
+impl Shard {
+    /// A caller of this node creates groups on all of their members.
+    pub(super) fn create_everywhere(
+        &mut self,
+        groups: GroupRanges,
+        members: Members,
+        reply: CreateReply,
+    ) {
+        let what = What::Create {
+            members: members.clone(),
+        };
+        self.begin_request(what, groups, members, reply);
+    }
+
+    /// A caller of this node destroys groups.
+    pub(super) fn destroy_everywhere(&mut self, groups: GroupRanges, reply: CreateReply) {
+        let what = What::Survey { found: Vec::new() };
+        let nodes = self.all_nodes();
+        self.begin_request(what, groups, nodes, reply);
+    }
+
+    fn all_nodes(&mut self) -> Members {
+        let node = self.shared.node;
+        let peers = self.home().liveness.nodes();
+        peers.chain([node]).collect()
+    }
+
+    fn begin_request(
+        &mut self,
+        what: What,
+        groups: GroupRanges,
+        missing: Members,
+        reply: CreateReply,
+    ) {
+        let now = self.now;
+        let coordination = &mut self.home().coordination;
+        let number = coordination.next_number();
+        coordination.requests.push(Request {
+            number,
+            what,
+            groups: groups
+                .into_iter()
+                .map(|range| (range, Life::FIRST))
+                .collect(),
+            missing,
+            reply,
+            retry_at: now.after(RETRY),
+            grace_ends_at: now.after(GRACE),
+            gives_up_at: now.after(TIMEOUT),
+            heard_at: now,
+        });
+        self.ask_missing(number);
+    }
+
+    /// Asks everybody who has not answered a request.
+    fn ask_missing(&mut self, number: u64) {
+        let coordination = &self.home().coordination;
+        let Some(at) = coordination.find(number) else {
+            return;
+        };
+        let request = &coordination.requests[at];
+        let (groups, missing) = (request.groups.clone(), request.missing.clone());
+        let members = match &request.what {
+            What::Create { members } => Some(members.clone()),
+            _ => None,
+        };
+        let is_survey = matches!(request.what, What::Survey { .. });
+        let plain = || groups.iter().map(|(range, _)| range.clone()).collect();
+        let origin = CreateOrigin {
+            node: self.shared.node,
+            request: number,
+        };
+        for node in missing {
+            if node == self.shared.node {
+                match &members {
+                    Some(members) => self.create_parts(origin, groups.clone(), members.clone()),
+                    None if is_survey => self.survey_parts(origin, plain()),
+                    None => self.destroy_parts(origin, groups.clone()),
+                }
+                continue;
+            }
+            let bytes = match &members {
+                Some(members) => wire::create_bytes(&groups, members),
+                None => wire::destroy_bytes(&groups),
+            };
+            let counters = self.shared.counters.shard(self.index);
+            let Some(frame) = self.outgoing.append(node, NODE_LEVEL, bytes, counters) else {
+                continue;
+            };
+            match &members {
+                Some(members) => wire::put_create(frame, number, &groups, members),
+                None if is_survey => wire::put_survey(frame, number, &plain()),
+                None => wire::put_destroy(frame, number, &groups),
+            }
+        }
+    }
+
+    // ---- this node's part ----
+
+    /// Notes that every shard of this node has a part of a request. False: it is under way already.
+    fn begin_parts(&mut self, origin: CreateOrigin, is_survey: bool) -> bool {
+        let shards = self.shared.inboxes.len();
+        let parts = &mut self.home().coordination.parts;
+        if parts.contains_key(&origin) {
+            return false;
+        }
+        let part = Parts {
+            missing: shards,
+            result: Ok(LifeRanges::new()),
+            found: is_survey.then(Vec::new),
+        };
+        parts.insert(origin, part);
+        true
+    }
+
+    /// Has every shard of this node create its part.
+    pub(super) fn create_parts(
+        &mut self,
+        origin: CreateOrigin,
+        groups: LifeRanges,
+        members: Members,
+    ) {
+        if !self.begin_parts(origin, false) {
+            return;
+        }
+        for shard in 1..self.shared.inboxes.len() {
+            let (groups, members) = (groups.clone(), members.clone());
+            let event = ShardEvent::Create {
+                origin,
+                groups,
+                members,
+            };
+            self.shared.tell(shard, event);
+        }
+        self.create(origin, &groups, &members);
+    }
+
+    /// Has every shard of this node end its part.
+    pub(super) fn destroy_parts(&mut self, origin: CreateOrigin, groups: LifeRanges) {
+        if !self.begin_parts(origin, false) {
+            return;
+        }
+        for shard in 1..self.shared.inboxes.len() {
+            let groups = groups.clone();
+            self.shared
+                .tell(shard, ShardEvent::Destroy { origin, groups });
+        }
+        self.destroy(origin, &groups);
+    }
+
+    /// Has every shard of this node say what it knows of groups.
+    pub(super) fn survey_parts(&mut self, origin: CreateOrigin, groups: GroupRanges) {
+        if !self.begin_parts(origin, true) {
+            return;
+        }
+        for shard in 1..self.shared.inboxes.len() {
+            let groups = groups.clone();
+            self.shared
+                .tell(shard, ShardEvent::Survey { origin, groups });
+        }
+        self.survey(origin, &groups);
+    }
+
+    /// A shard of this node has durably created or ended its part, or refuses it.
+    pub(super) fn created(&mut self, origin: CreateOrigin, result: Result<LifeRanges, Error>) {
+        let Some(parts) = self.home().coordination.parts.get_mut(&origin) else {
+            return;
+        };
+        match (&mut parts.result, result) {
+            (Ok(lives), Ok(more)) => lives.extend(more),
+            (known @ Ok(_), error) => *known = error,
+            (Err(_), _) => {}
+        }
+        self.part_done(origin);
+    }
+
+    /// A shard of this node says what it knows of groups.
+    pub(super) fn part_surveyed(&mut self, origin: CreateOrigin, more: Vec<Found>) {
+        let Some(parts) = self.home().coordination.parts.get_mut(&origin) else {
+            return;
+        };
+        if let Some(found) = &mut parts.found {
+            found.extend(more);
+        }
+        self.part_done(origin);
+    }
+
+    /// When all shards are done, whoever asked is answered.
+    fn part_done(&mut self, origin: CreateOrigin) {
+        let all = &mut self.home().coordination.parts;
+        if let Some(parts) = all.get_mut(&origin) {
+            parts.missing -= 1;
+            if parts.missing > 0 {
+                return;
+            }
+        }
+        let Some(Parts { result, found, .. }) = all.remove(&origin) else {
+            return;
+        };
+        let result = result.map(|mut lives| {
+            lives.sort_unstable_by_key(|(range, _)| range.start);
+            let each = lives
+                .into_iter()
+                .flat_map(|(range, life)| range.map(move |group| (group, life)));
+            life_ranges(each)
+        });
+        let found = found.map(joined);
+        let (node, number) = (origin.node, origin.request);
+        if node == self.shared.node {
+            return match found {
+                Some(found) => self.surveyed(node, number, found),
+                None => self.member_created(node, number, result),
+            };
+        }
+        let bytes = match &found {
+            Some(found) => wire::found_bytes(found),
+            None => wire::reply_bytes(&result),
+        };
+        let counters = self.shared.counters.shard(self.index);
+        if let Some(frame) = self.outgoing.append(node, NODE_LEVEL, bytes, counters) {
+            match found {
+                Some(found) => wire::put_survey_reply(frame, number, &found),
+                None => wire::put_create_reply(frame, number, &result),
+            }
+        }
+    }
+
+    // ---- answers ----
+
+    /// A node has created or ended its part of a request of this node, or refuses it, or knows of later lives.
+    pub(super) fn member_created(
+        &mut self,
+        node: NodeId,
+        number: u64,
+        result: Result<LifeRanges, Error>,
+    ) {
+        let now = self.now;
+        let coordination = &mut self.home().coordination;
+        let Some(at) = coordination.find(number) else {
+            return;
+        };
+        let later = match result {
+            Ok(later) => later,
+            Err(error) => {
+                let request = coordination.requests.swap_remove(at);
+                let _ = request.reply.send(Err(error));
+                return;
+            }
+        };
+        let fresh = coordination.next_number();
+        let request = &mut coordination.requests[at];
+        request.heard_at = now;
+        if later.is_empty() {
+            request.missing.retain(|missing| *missing != node);
+            self.finish_request(at);
+        } else if let What::Create { members } = &request.what {
+            request.missing.clone_from(members);
+            request.groups = raised(&request.groups, &later);
+            // Answers to what was asked before say nothing about this.
+            request.number = fresh;
+            self.ask_missing(fresh);
+        }
+    }
+
+    /// A node says what it knows of groups.
+    pub(super) fn surveyed(&mut self, node: NodeId, number: u64, more: Vec<Found>) {
+        let now = self.now;
+        let coordination = &mut self.home().coordination;
+        let Some(at) = coordination.find(number) else {
+            return;
+        };
+        let request = &mut coordination.requests[at];
+        if let What::Survey { found } = &mut request.what
+            && request.missing.contains(&node)
+        {
+            request.heard_at = now;
+            request.missing.retain(|missing| *missing != node);
+            found.extend(more);
+            self.finish_request(at);
+        }
+    }
+
+    /// Answers the caller if a request is done, or goes on to what comes next.
+    fn finish_request(&mut self, at: usize) -> bool {
+        let (node, now) = (self.shared.node, self.now);
+        let home = self.home();
+        let requests = &mut home.coordination.requests;
+        if !requests[at].is_done(node, now, &home.liveness) {
+            return false;
+        }
+        let request = requests.swap_remove(at);
+        let outcome = match request.what {
+            What::Create { .. } => Ok(()),
+            What::Destroy { unknown, .. } => match unknown {
+                Some(group) => Err(Error::NoSuchGroup { group }),
+                None => Ok(()),
+            },
+            What::Survey { found } => {
+                let lives = lives_found(found);
+                let mut wanted = request.groups.iter().flat_map(|(range, _)| range.clone());
+                let unknown = wanted.find(|group| !lives.contains_key(group));
+                let unknown = unknown.map(GroupId);
+                if !lives.is_empty() {
+                    return self.go_on_to_destroy(
+                        Request {
+                            what: What::Survey { found: Vec::new() },
+                            ..request
+                        },
+                        lives,
+                        unknown,
+                    );
+                }
+                unknown.map_or(Ok(()), |group| Err(Error::NoSuchGroup { group }))
+            }
+        };
+        let _ = request.reply.send(outcome);
+        true
+    }
+
+    /// It is known which lives are to end.
+    fn go_on_to_destroy(
+        &mut self,
+        request: Request,
+        lives: BTreeMap<u64, (Life, Vec<Configuration>)>,
+        unknown: Option<GroupId>,
+    ) -> bool {
+        let now = self.now;
+        let asked = self.all_nodes();
+        let mut all: Vec<Configuration> = Vec::new();
+        for members in lives.values().flat_map(|(_, members)| members) {
+            if !all.contains(members) {
+                all.push(members.clone());
+            }
+        }
+        let groups = lives.iter().map(|(group, (life, _))| (*group, *life));
+        let groups = life_ranges(groups);
+        let coordination = &mut self.home().coordination;
+        let number = coordination.next_number();
+        coordination.requests.push(Request {
+            number,
+            what: What::Destroy {
+                asked: asked.clone(),
+                members: all,
+                unknown,
+            },
+            groups,
+            missing: asked,
+            retry_at: now.after(RETRY),
+            heard_at: now,
+            ..request
+        });
+        self.ask_missing(number);
+        true
+    }
+
+    /// Asks again, and gives up on what takes too long.
+    pub(super) fn retry_requests(&mut self) {
+        let now = self.now;
+        let mut at = 0;
+        while at < self.home().coordination.requests.len() {
+            let requests = &mut self.home().coordination.requests;
+            let request = &mut requests[at];
+            if request.gives_up_at <= now {
+                let request = requests.swap_remove(at);
+                let missing = request.missing.to_vec();
+                let error = match request.what {
+                    What::Create { .. } => Error::CreateTimeout { missing },
+                    _ => Error::DestroyTimeout { missing },
+                };
+                let _ = request.reply.send(Err(error));
+                continue;
+            }
+            if request.retry_at <= now {
+                request.retry_at = now.after(RETRY);
+                let number = request.number;
+                if self.finish_request(at) {
+                    continue;
+                }
+                self.ask_missing(number);
+            }
+            at += 1;
+        }
+    }
+}
+
+/// The lives of groups, none earlier than what somebody knows that they may have.
+fn raised(groups: &LifeRanges, later: &LifeRanges) -> LifeRanges {
+    let later: FxHashMap<u64, Life> = later
+        .iter()
+        .flat_map(|(range, life)| range.clone().map(|group| (group, *life)))
+        .collect();
+    let all = groups
+        .iter()
+        .flat_map(|(range, life)| range.clone().map(|group| (group, *life)));
+    life_ranges(all.map(|(group, life)| {
+        let known = later.get(&group).copied().unwrap_or_default();
+        (group, life.max(known))
+    }))
+}
+
+/// Puts what was found in order, with neighbours that are alike together.
+fn joined(mut found: Vec<Found>) -> Vec<Found> {
+    found.sort_unstable_by_key(|found| found.groups.start);
+    found.dedup_by(|next, last| {
+        let is_next = last.groups.end == next.groups.start;
+        let is_alike = last.life == next.life && last.members == next.members;
+        if is_next && is_alike {
+            last.groups.end = next.groups.end;
+        }
+        is_next && is_alike
+    });
+    found
+}
+
+/// The newest life of each group that was found, and who its members are as far as anybody knows.
+fn lives_found(found: Vec<Found>) -> BTreeMap<u64, (Life, Vec<Configuration>)> {
+    let mut lives: BTreeMap<u64, (Life, Vec<Configuration>)> = BTreeMap::new();
+    for found in found {
+        for group in found.groups {
+            let (life, members) = lives.entry(group).or_default();
+            if found.life > *life {
+                (*life, *members) = (found.life, Vec::new());
+            }
+            if found.life == *life
+                && let Some(more) = &found.members
+                && !members.contains(more)
+            {
+                members.push(more.clone());
+            }
+        }
+    }
+    lives
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn life(number: u32) -> Life {
+        Life::new(number).unwrap()
+    }
+
+    #[test]
+    fn the_newest_life_that_anybody_knows_counts() {
+        let members = Configuration::simple([NodeId(1)]);
+        let others = Configuration::simple([NodeId(1), NodeId(2)]);
+        let found = |groups, number, members: Option<&Configuration>| Found {
+            groups,
+            life: life(number),
+            members: members.cloned(),
+        };
+        let all = vec![
+            found(1..4, 0, Some(&members)),
+            found(2..3, 1, None),
+            found(3..5, 0, Some(&others)),
+            found(9..10, 2, None),
+        ];
+        let lives = lives_found(all);
+        assert_eq!(lives[&1], (life(0), vec![members.clone()]));
+        assert_eq!(lives[&2], (life(1), vec![]));
+        assert_eq!(lives[&3], (life(0), vec![members, others.clone()]));
+        assert_eq!(lives[&4], (life(0), vec![others]));
+        assert_eq!(lives[&9], (life(2), vec![]));
+        assert_eq!(lives.len(), 5);
+    }
+
+    #[test]
+    fn lives_are_raised_and_never_lowered() {
+        let groups = vec![(1..10, life(0)), (10..12, life(5))];
+        let later = vec![(3..5, life(2)), (11..12, life(4))];
+        let expected = vec![
+            (1..3, life(0)),
+            (3..5, life(2)),
+            (5..10, life(0)),
+            (10..12, life(5)),
+        ];
+        assert_eq!(raised(&groups, &later), expected);
+    }
+
+    #[test]
+    fn neighbours_that_are_alike_are_put_together() {
+        let found = |groups, number| Found {
+            groups,
+            life: life(number),
+            members: None,
+        };
+        let all = vec![
+            found(3..4, 0),
+            found(1..2, 0),
+            found(2..3, 0),
+            found(4..5, 1),
+            found(6..7, 1),
+        ];
+        assert_eq!(
+            joined(all),
+            [found(1..4, 0), found(4..5, 1), found(6..7, 1)]
+        );
+    }
+}

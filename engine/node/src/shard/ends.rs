@@ -1,0 +1,185 @@
+//! Replicas that end: what is kept of them, who is told, and when their place may be used again.
+//! A state machine must never be removed before the tombstone that stands for it is durable, and a slot never be used again
+//! while anything that is under way may name it.
+
+use std::collections::VecDeque;
+
+use polyraft_raft::{Configuration, Env, Group, GroupId, Life, Restored, Role, Tick};
+use polyraft_storage::{Lsn, Tombstone};
+
+use super::outgoing::NODE_LEVEL;
+use super::replica::Replica;
+use super::{Claim, Shard};
+use crate::apply::Task;
+use crate::error::Error;
+use crate::event::ShardEvent;
+
+/// What ended on a shard, until nothing is left of it.
+#[derive(Default)]
+pub(super) struct Ends {
+    /// What workers do once the records of this turn are durable.
+    fresh: Vec<(GroupId, Task)>,
+    /// By the batch that has to be durable first.
+    waiting: VecDeque<(Lsn, GroupId, Task)>,
+    /// Slots that no worker will name any more.
+    left: Vec<u32>,
+    /// Slots to use again once a batch is durable: writes of whoever had them are under way until then.
+    husks: VecDeque<(Lsn, u32)>,
+    /// When a replica ended the last time.
+    last_at: Option<Tick>,
+}
+
+impl Ends {
+    /// Has a group's worker do something once what this turn writes is durable, behind what it was given so before.
+    pub(super) fn once_durable(&mut self, group: GroupId, task: Task) {
+        self.fresh.push((group, task));
+    }
+
+    /// A worker has done everything that could name a slot.
+    pub(super) fn left(&mut self, slot: Option<u32>) {
+        self.left.extend(slot);
+    }
+
+    /// A slot to use again.
+    pub(super) fn husk(&mut self, durable: Lsn) -> Option<u32> {
+        let husk = self.husks.pop_front_if(|(lsn, _)| *lsn <= durable);
+        husk.map(|(_, slot)| slot)
+    }
+
+    /// For how long a replica that ended here may still be counted on by the leader that it was bound to.
+    pub(super) fn bound_for(&self, now: Tick, silence: u64) -> u64 {
+        let ended = self.last_at.map(|at| now.since(at));
+        ended.map_or(0, |ended| silence.saturating_sub(ended))
+    }
+
+    /// All records up to now are in this batch, or in one before it.
+    pub(super) fn submitted(&mut self, lsn: Lsn) {
+        let fresh = self.fresh.drain(..);
+        self.waiting
+            .extend(fresh.map(|(group, task)| (lsn, group, task)));
+        self.husks
+            .extend(self.left.drain(..).map(|slot| (lsn, slot)));
+    }
+}
+
+impl Shard {
+    /// Which life a replica here belongs to, open or not.
+    #[inline]
+    pub(super) fn life_of(&self, group: GroupId) -> Option<Life> {
+        match self.slot(group) {
+            Some(slot) => Some(self.marks[slot as usize].life),
+            None => self.opening.get(&group).map(|(found, _)| found.life),
+        }
+    }
+
+    /// Whether something that was begun for a life of a group still has a replica to go to.
+    pub(super) fn is_current(&self, group: GroupId, life: Life) -> bool {
+        self.life_of(group) == Some(life)
+    }
+
+    /// Ends the replica of a group, if one of this life or of an earlier one is here, and keeps a tombstone in any case. Nothing
+    /// of it is left when this returns but what workers do once the tombstone is durable. A later life goes on.
+    pub(super) fn end_replica(&mut self, group: GroupId, tombstone: Tombstone) {
+        let Tombstone { life, ending, .. } = tombstone;
+        let here = self.log.life(group);
+        if here.is_some_and(|here| here > life) {
+            return;
+        }
+        if let Err(error) = self.log.tombstone(group, tombstone) {
+            return self.fail(error.to_string());
+        }
+        let Some(ended) = here else { return };
+        tracing::info!(node = %self.shared.node, %group, life = %ended, ?ending, "a replica ends");
+        let slot = self.slots.remove(group);
+        match slot {
+            Some(slot) => self.bury(slot),
+            None => {
+                self.opening.remove(&group);
+                self.opening_ended();
+            }
+        }
+        self.snapshots.forget(group);
+        self.forget_transfers(group);
+        let gone = Error::NoSuchGroup { group };
+        self.leadership.fail(group, &gone);
+        self.members.fail(group, &gone);
+        self.damaged.remove(&group);
+        self.shared.directory.remove(group);
+        self.ends.last_at = Some(self.now);
+        let task = Task::Destroy {
+            group,
+            life: ended,
+            slot,
+        };
+        self.ends.once_durable(group, task);
+        // Nothing here stands by a claim on it any more, and the peers that count on that have to learn it.
+        if self.home.is_some() {
+            self.tell_claim(group);
+        } else {
+            self.shared.tell(0, ShardEvent::ClaimWanted { group });
+        }
+    }
+
+    /// Answers everybody who waits for a replica, and puts a husk in its place.
+    fn bury(&mut self, slot: u32) {
+        let at = slot as usize;
+        let group = self.replicas[at].group.id();
+        let gone = Error::NoSuchGroup { group };
+        self.fail_reads(slot, &gone);
+        self.end_snapshots_of(slot, &gone);
+        self.traces.forget(slot);
+        self.members.forget(slot);
+        if self.sample.is_some_and(|sample| sample.slot == slot) {
+            self.sample = None;
+        }
+        let env = Env {
+            now: self.now,
+            settings: &self.settings,
+            alive: &self.alive,
+        };
+        // It arms no timer: it is no member of anything.
+        let nobody = Restored::empty(Configuration::default());
+        let node = self.shared.node;
+        let core = Group::new(NODE_LEVEL, node, 0, &env, nobody, &mut self.outbox);
+        let mut husk = Replica::new(core, Default::default());
+        husk.fault = Some("it has ended".to_owned());
+        let mut ended = std::mem::replace(&mut self.replicas[at], husk);
+        self.marks[at].durable = None;
+        let open = Error::Unknown {
+            why: "the group's replica at its leader ended",
+        };
+        ended.forget_waiting(&mut self.queues, &open);
+        ended.fail_all(&mut self.queues, &gone);
+        ended.cell.publish(None, ended.group.term());
+        let leads = ended.fault.is_none() && ended.group.role() == Role::Leader;
+        if ended.shown.leads || leads {
+            self.claims.push(Claim {
+                group,
+                life: self.marks[at].life,
+                term: None,
+                members: ended.group.configuration().nodes().collect(),
+            });
+        }
+        let counters = self.shared.counters.shard(self.index);
+        counters.groups.sub(1);
+        if ended.shown.leads {
+            counters.led.sub(1);
+        }
+        if ended.shown.leader.is_none() {
+            counters.leaderless.sub(1);
+        }
+        if ended.fault.is_some() {
+            counters.quarantined.sub(1);
+        }
+    }
+
+    /// What had to be durable before workers go on is so up to a batch.
+    pub(super) fn finish_ends(&mut self) {
+        let durable = self.durable;
+        while let Some((_, group, task)) =
+            self.ends.waiting.pop_front_if(|(lsn, ..)| *lsn <= durable)
+        {
+            self.shared.worker_of(group).send(task);
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Groups that are destroyed and created again over real QUIC: nothing of a life of a group's id shows in the next one, whoever
+//! was down meanwhile.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use polyraft::{Error, GroupId, Life, Read};
+use polyraft_tests::{Cluster, small_config, until};
+
+const ALL: [u64; 3] = [1, 2, 3];
+
+fn payload(number: u64) -> Bytes {
+    Bytes::from(format!("proposal {number}"))
+}
+
+/// Proposes until it is surely committed.
+async fn insist(cluster: &Cluster, asked: u64, group: u64, payload: &Bytes) {
+    until("a proposal commits", async || {
+        let group = cluster.node(asked).group(group);
+        group.propose(payload.clone()).await.is_ok()
+    })
+    .await;
+}
+
+/// Which life of a group's id a node has.
+async fn life(cluster: &Cluster, asked: u64, group: u64) -> Option<Life> {
+    let status = cluster.node(asked).group(group).status().await;
+    status.ok().map(|status| status.life)
+}
+
+fn listed(cluster: &Cluster, asked: u64) -> Vec<u64> {
+    let groups = cluster.node(asked).groups(0, 1000);
+    groups.into_iter().map(|group| group.0).collect()
+}
+
+#[tokio::test]
+async fn a_destroyed_group_is_gone_and_its_id_begins_anew_with_other_members() {
+    let mut cluster = Cluster::start(4, small_config()).await;
+    cluster.node(1).create_groups(0..4, &ALL).await.unwrap();
+    until("members lead", async || {
+        (0..4).all(|group| cluster.node(2).group(group).leader().is_some())
+    })
+    .await;
+    for group in 0..4 {
+        for number in 0..5 {
+            insist(&cluster, 1, group, &payload(number)).await;
+        }
+    }
+    // While clients go on, a node without a replica is asked to destroy two of them.
+    let is_over = AtomicBool::new(false);
+    let (destroyed, outcomes) = tokio::join!(
+        async {
+            let destroyed = cluster.node(4).destroy_groups([1, 2]).await;
+            is_over.store(true, Ordering::Release);
+            destroyed
+        },
+        async {
+            let mut outcomes = Vec::new();
+            let mut number = 100;
+            while !is_over.load(Ordering::Acquire) {
+                let group = cluster.node(1 + number % 3).group(1);
+                outcomes.push(group.propose(payload(number)).await);
+                number += 1;
+            }
+            outcomes
+        }
+    );
+    destroyed.unwrap();
+    for outcome in outcomes {
+        let is_known = match &outcome {
+            Ok(_) | Err(Error::NoSuchGroup { .. } | Error::Unknown { .. }) => true,
+            Err(error) => error.is_retryable(),
+        };
+        assert!(is_known, "{outcome:?}");
+    }
+    for id in ALL {
+        assert_eq!(listed(&cluster, id), [0, 3]);
+        assert_eq!(cluster.node(id).status().groups, 2);
+        let group = cluster.node(id).group(1);
+        assert_eq!(group.leader(), None);
+        let gone = Err(Error::NoSuchGroup { group: GroupId(1) });
+        assert_eq!(group.propose(payload(0)).await.map(|_| ()), gone);
+        assert_eq!(
+            group.read(Read::LOCAL, Bytes::new()).await.map(|_| ()),
+            gone
+        );
+    }
+    // Again: nothing happens. An id that was never used is no group.
+    cluster.node(2).destroy_groups([1, 2]).await.unwrap();
+    let unknown = cluster.node(2).destroy_groups([1, 77]).await;
+    assert_eq!(unknown, Err(Error::NoSuchGroup { group: GroupId(77) }));
+
+    let others = [2, 3, 4];
+    cluster.node(1).create_groups(1..3, &others).await.unwrap();
+    cluster.node(3).create_groups(1..3, &others).await.unwrap();
+    for group in 1..3 {
+        insist(&cluster, 4, group, &payload(7)).await;
+        for id in others {
+            until("the new group is everywhere", async || {
+                cluster.applied(id, group).await.len() == 1
+            })
+            .await;
+            let applied = cluster.applied(id, group).await;
+            assert_eq!(applied.into_values().collect::<Vec<_>>(), [payload(7)]);
+            assert_eq!(life(&cluster, id, group).await, Life::new(1));
+        }
+    }
+    assert_eq!(listed(&cluster, 1), [0, 3]);
+    assert_eq!(listed(&cluster, 2), [0, 1, 2, 3]);
+    assert_eq!(cluster.node(2).groups(1, 2), [GroupId(1), GroupId(2)]);
+    // The groups beside them went on.
+    for group in [0, 3] {
+        let applied = cluster.applied(1, group).await;
+        assert_eq!(applied.len(), 5);
+    }
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_node_that_was_down_learns_that_a_life_is_over() {
+    let mut cluster = Cluster::start(3, small_config()).await;
+    cluster.node(1).create_groups(0..6, &ALL).await.unwrap();
+    cluster.led(0..6).await;
+    for group in 0..6 {
+        insist(&cluster, 1, group, &payload(group)).await;
+    }
+    for group in 0..6 {
+        cluster.agree(group, 1).await;
+    }
+    cluster.stop(3).await;
+    // Three of them stay destroyed, three begin anew.
+    cluster.node(1).destroy_groups(0..6).await.unwrap();
+    cluster.node(1).create_groups(0..3, &ALL).await.unwrap();
+    for group in 0..3 {
+        insist(&cluster, 2, group, &payload(50 + group)).await;
+    }
+    cluster.open(3).await.unwrap();
+    until("the old replicas have ended", async || {
+        listed(&cluster, 3) == [0, 1, 2] && life(&cluster, 3, 0).await == Life::new(1)
+    })
+    .await;
+    for group in 0..3 {
+        let applied = cluster.agree(group, 1).await;
+        assert_eq!(
+            applied.into_values().collect::<Vec<_>>(),
+            [payload(50 + group)]
+        );
+    }
+    // All of that is durable.
+    cluster.stop_all().await;
+    for id in ALL {
+        cluster.open(id).await.unwrap();
+    }
+    for id in ALL {
+        assert_eq!(listed(&cluster, id), [0, 1, 2]);
+    }
+    cluster.led(0..3).await;
+    for group in 0..3 {
+        insist(&cluster, 3, group, &payload(60)).await;
+        assert_eq!(cluster.agree(group, 2).await.len(), 2);
+        assert_eq!(life(&cluster, 2, group).await, Life::new(1));
+    }
+    cluster.node(3).create_groups(4..5, &ALL).await.unwrap();
+    until("it is led", async || {
+        cluster.node(1).group(4).leader().is_some()
+    })
+    .await;
+    assert_eq!(life(&cluster, 1, 4).await, Life::new(1));
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_minority_destroys_nothing_that_it_would_call_done() {
+    let mut cluster = Cluster::start(3, small_config()).await;
+    cluster.node(1).create_groups(0..1, &ALL).await.unwrap();
+    cluster.led(0..1).await;
+    insist(&cluster, 1, 0, &payload(0)).await;
+    cluster.stop(2).await;
+    cluster.stop(3).await;
+    let destroyed = cluster.node(1).destroy_groups(0..1).await;
+    assert!(
+        matches!(destroyed, Err(Error::DestroyTimeout { .. })),
+        "{destroyed:?}"
+    );
+    // It was the first tombstone: the others follow when they hear of it.
+    cluster.open(2).await.unwrap();
+    cluster.open(3).await.unwrap();
+    cluster.node(3).destroy_groups(0..1).await.unwrap();
+    for id in ALL {
+        assert_eq!(listed(&cluster, id), []);
+    }
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn tens_of_thousands_of_groups_are_destroyed_in_one_call() {
+    const GROUPS: u64 = 20_000;
+    let mut cluster = Cluster::start(3, small_config()).await;
+    cluster
+        .node(1)
+        .create_groups(0..GROUPS, &ALL)
+        .await
+        .unwrap();
+    cluster.node(2).destroy_groups(0..GROUPS).await.unwrap();
+    for id in ALL {
+        let status = cluster.node(id).status();
+        assert_eq!((status.groups, status.led, status.leaderless), (0, 0, 0));
+        assert_eq!(listed(&cluster, id), []);
+    }
+    // The node goes on as if nothing had been there.
+    cluster.node(3).create_groups(5..8, &ALL).await.unwrap();
+    cluster.led(5..8).await;
+    insist(&cluster, 1, 6, &payload(1)).await;
+    assert_eq!(life(&cluster, 2, 6).await, Life::new(1));
+    cluster.stop_all().await;
+}
