@@ -29,6 +29,8 @@ pub enum EntryKind {
     Noop = 1,
     /// An encoded change of the group's configuration.
     Configuration = 2,
+    /// Commands of client sessions: each has a header in front of what the state machine is given.
+    Session = 3,
 }
 
 impl EntryKind {
@@ -37,6 +39,7 @@ impl EntryKind {
             0 => Some(Self::Normal),
             1 => Some(Self::Noop),
             2 => Some(Self::Configuration),
+            3 => Some(Self::Session),
             _ => None,
         }
     }

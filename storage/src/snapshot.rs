@@ -20,7 +20,7 @@ use crate::format::{parse_configuration, put_configuration};
 pub(crate) const DIRECTORY: &str = "snapshots";
 const MAGIC: &[u8; 8] = b"PRSNAP01";
 const END_MAGIC: &[u8; 4] = b"PRSE";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Header without configuration and checksum.
 const FIXED_BYTES: usize = 48;
 /// Body length (8), checksum of all before (4), end magic (4), checksum of these (4).
@@ -429,6 +429,17 @@ impl SnapshotStore {
             return Err(damaged("its bytes fail their checksum"));
         }
         Ok(file)
+    }
+
+    /// The first bytes of a snapshot's state, at most so many, without a look at its checksum: for what has one of its own.
+    ///
+    /// # Errors
+    /// When the file is not there any more, or is too short.
+    pub fn peek(&self, file: &SnapshotFile, bytes: usize) -> Result<Vec<u8>, SnapshotError> {
+        let header = file.meta.encode().len() as u64;
+        let state = file.bytes - header - TRAILER_BYTES as u64;
+        let bytes = bytes.min(usize::try_from(state).unwrap_or(usize::MAX));
+        self.chunk(file, header, bytes)
     }
 
     /// A part of a snapshot's file, as it is, for sending it.

@@ -13,13 +13,15 @@ use polyraft_storage::{
     Blocks, EntryKind, GroupTable, PREFETCH_AHEAD, SnapshotFile, SnapshotMeta, name_of,
     parse_name_of,
 };
+use rustc_hash::FxHashMap;
 
-use crate::completion::{self, ReplyTo};
+use crate::completion::{self, Outcome, ReplyTo};
 use crate::error::Error;
 use crate::event::ShardEvent;
 use crate::keeper::Job;
 use crate::machine::{Entry, Replies, StateMachine};
 use crate::mailbox::{Mailbox, Sender};
+use crate::sessions::{self, Deduplication, Payload, Position, Table};
 use crate::shard::PROPOSAL_OVERHEAD;
 
 /// The directory of the state machines' directories.
@@ -40,13 +42,16 @@ pub(crate) enum Task {
     Queries(Vec<Query>),
     /// Freeze the state of a group, at the place that the description says, and have a keeper write it.
     Freeze { meta: SnapshotMeta },
-    /// Lend the state machine of a group to a keeper, which gives it the state of a snapshot.
-    Restore { file: SnapshotFile },
-    /// A keeper returns a state machine, or says why there is none any more.
+    /// Lend the state machine of a group to a keeper, which gives it the state of a snapshot. If it `held` something already,
+    /// it keeps that where it can, and gets the group's sessions only.
+    Restore { file: SnapshotFile, held: Index },
+    /// A keeper returns a state machine with the group's sessions, or says why there is none any more.
     TakeBack {
         group: GroupId,
         life: Life,
-        machine: Result<Box<dyn Any + Send>, String>,
+        machine: Result<Returned, String>,
+        /// It has the effect of everything through here, and of that some is handed out again; 0: of nothing.
+        held: Index,
     },
     /// A replica has ended: drop its state machine and remove what that kept, and have a keeper remove its snapshots. The shard
     /// learns that its slot is not named any more.
@@ -57,6 +62,35 @@ pub(crate) enum Task {
     },
     /// Leave the loop.
     Stop,
+}
+
+/// A state machine that comes back from a keeper.
+pub(crate) struct Returned {
+    pub(crate) machine: Box<dyn Any + Send>,
+    /// The sessions of its group, if there ever were any.
+    pub(crate) sessions: Option<Box<Table>>,
+}
+
+/// What a state machine holds when its replica begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// It has the effect of everything through here.
+    pub(crate) machine: Index,
+    /// What is known of the group's sessions is as of here, which may be before: the entries behind it are handed out.
+    pub(crate) sessions: Index,
+    /// It was given the state of a snapshot for it.
+    pub(crate) is_restored: bool,
+}
+
+impl Held {
+    /// A state machine and sessions at the same place.
+    pub(crate) fn all(through: Index) -> Self {
+        Held {
+            machine: through,
+            sessions: through,
+            is_restored: false,
+        }
+    }
 }
 
 /// A read that nothing is in the way of.
@@ -188,6 +222,12 @@ pub(crate) struct Applier<M> {
     /// Empty between batches: only its memory is kept.
     entries: Vec<Entry<'static>>,
     replies: Replies,
+    /// Of the groups that ever had one.
+    sessions: FxHashMap<GroupId, Option<Box<Table>>>,
+    /// State machines that may have the effect of entries which are handed out again, for the sessions.
+    held: FxHashMap<GroupId, Index>,
+    /// Empty between groups.
+    dedup: Deduplication,
 }
 
 enum Machine<M> {
@@ -212,6 +252,9 @@ impl<M: StateMachine> Applier<M> {
             backlog,
             entries: Vec::new(),
             replies: Replies::default(),
+            sessions: FxHashMap::default(),
+            held: FxHashMap::default(),
+            dedup: Deduplication::default(),
         }
     }
 
@@ -239,12 +282,13 @@ impl<M: StateMachine> Applier<M> {
                 self.backlog.0.fetch_sub(bytes, Ordering::Relaxed);
             }
             Task::Freeze { meta } => self.freeze(meta),
-            Task::Restore { file } => self.lend(file),
+            Task::Restore { file, held } => self.lend(file, held),
             Task::TakeBack {
                 group,
                 life,
                 machine,
-            } => self.take_back(group, life, machine),
+                held,
+            } => self.take_back((group, life), machine, held),
             Task::Destroy { group, life, slot } => {
                 self.destroy(group, life);
                 self.keeper_of(group).send(Job::Remove { group });
@@ -268,7 +312,11 @@ impl<M: StateMachine> Applier<M> {
             Some(Machine::Lent(_)) | None => Err("the state machine is being replaced".to_owned()),
         };
         match frozen {
-            Ok(state) => self.keeper_of(group).send(Job::Save { meta, state }),
+            Ok(state) => {
+                let sessions = self.sessions.get(&group).and_then(Option::as_deref);
+                let state = sessions::with_section(sessions::section(sessions), state);
+                self.keeper_of(group).send(Job::Save { meta, state });
+            }
             Err(reason) => self.tell(
                 self.shard_of(group),
                 ShardEvent::Saved {
@@ -280,13 +328,18 @@ impl<M: StateMachine> Applier<M> {
         }
     }
 
-    fn lend(&mut self, file: SnapshotFile) {
+    fn lend(&mut self, file: SnapshotFile, held: Index) {
         let group = file.meta.group;
         let life = file.meta.life().unwrap_or_default();
         match self.machines.insert(group, Machine::Lent(life)) {
             Some(Machine::Running(machine)) => {
                 let machine = Box::new(machine);
-                self.keeper_of(group).send(Job::Restore { file, machine });
+                let job = Job::Restore {
+                    file,
+                    machine,
+                    held,
+                };
+                self.keeper_of(group).send(job);
             }
             other => {
                 let reason = match other {
@@ -298,7 +351,6 @@ impl<M: StateMachine> Applier<M> {
                 let event = ShardEvent::Restored {
                     group,
                     life,
-                    last: file.meta.last,
                     result: Err(reason),
                 };
                 self.tell(self.shard_of(group), event);
@@ -308,19 +360,27 @@ impl<M: StateMachine> Applier<M> {
 
     fn take_back(
         &mut self,
-        group: GroupId,
-        life: Life,
-        machine: Result<Box<dyn Any + Send>, String>,
+        (group, life): (GroupId, Life),
+        machine: Result<Returned, String>,
+        held: Index,
     ) {
-        let machine = match machine {
-            Ok(machine) => {
+        let (machine, sessions) = match machine {
+            Ok(Returned { machine, sessions }) => {
                 let machine = machine.downcast::<M>();
-                Machine::Running(*machine.expect("a node's state machines are of one type"))
+                let machine = *machine.expect("a node's state machines are of one type");
+                (Machine::Running(machine), sessions)
             }
-            Err(reason) => Machine::Stopped(reason),
+            Err(reason) => (Machine::Stopped(reason), None),
         };
         if matches!(self.machines.get(group), Some(Machine::Lent(lent)) if *lent == life) {
             self.machines.insert(group, machine);
+            self.forget_sessions(group);
+            if sessions.is_some() {
+                self.sessions.insert(group, sessions);
+            }
+            if held > Index::ZERO {
+                self.held.insert(group, held);
+            }
             return;
         }
         // Its replica ended meanwhile.
@@ -330,6 +390,7 @@ impl<M: StateMachine> Applier<M> {
 
     /// Drops the state machine of a replica that ended and removes what it kept.
     fn destroy(&mut self, group: GroupId, life: Life) {
+        self.forget_sessions(group);
         match self.machines.remove(group) {
             // That keeper is using it. It is removed once it comes back.
             Some(Machine::Lent(_)) => return,
@@ -337,6 +398,12 @@ impl<M: StateMachine> Applier<M> {
             None => {}
         }
         self.remove_kept(group, life);
+    }
+
+    /// What is known of an earlier life or an earlier state must not count.
+    fn forget_sessions(&mut self, group: GroupId) {
+        self.sessions.remove(&group);
+        self.held.remove(&group);
     }
 
     fn remove_kept(&self, group: GroupId, life: Life) {
@@ -358,6 +425,10 @@ impl<M: StateMachine> Applier<M> {
         let applied = match opened {
             Ok((machine, applied)) => {
                 self.machines.insert(group, Machine::Running(machine));
+                self.forget_sessions(group);
+                if applied > Index::ZERO {
+                    self.held.insert(group, applied);
+                }
                 Ok(applied)
             }
             Err(reason) => {
@@ -384,8 +455,17 @@ impl<M: StateMachine> Applier<M> {
             }
             let committed = &mut batch.groups[at];
             entries.clear();
+            let held = self.held_within(committed);
             for block in next..next + committed.blocks {
-                put_entries(&batch.blocks, block, committed, &mut entries);
+                match batch.blocks.get(block).kind() {
+                    EntryKind::Normal => {
+                        put_entries(&batch.blocks, block, committed, held, &mut entries);
+                    }
+                    EntryKind::Session => {
+                        self.put_sessions(&batch.blocks, block, committed, held, &mut entries);
+                    }
+                    EntryKind::Noop | EntryKind::Configuration => {}
+                }
             }
             next += committed.blocks;
             let waiting = waiting.by_ref().take(committed.waiting);
@@ -395,6 +475,47 @@ impl<M: StateMachine> Applier<M> {
         drop(waiting);
         self.backlog.0.fetch_sub(batch.bytes, Ordering::Relaxed);
         self.tell(batch.shard, ShardEvent::Applied(batch));
+    }
+
+    /// The last entry of the work whose effect the state machine has already; that of an earlier one if there is none.
+    fn held_within(&mut self, work: &Committed) -> Index {
+        if self.held.is_empty() {
+            return Index::ZERO;
+        }
+        match self.held.get(&work.group) {
+            Some(held) if work.first <= *held => *held,
+            Some(_) => {
+                self.held.remove(&work.group);
+                Index::ZERO
+            }
+            None => Index::ZERO,
+        }
+    }
+
+    /// Adds the commands of a block of sessions that are not applied yet.
+    fn put_sessions<'a>(
+        &mut self,
+        blocks: &'a Blocks,
+        at: usize,
+        work: &Committed,
+        held: Index,
+        into: &mut Vec<Entry<'a>>,
+    ) {
+        let (block, memory) = (blocks.get(at), blocks.memory(at));
+        let term = block.term();
+        let table = self.sessions.entry(work.group).or_default();
+        for (index, entry) in block.entries() {
+            if index < work.first || work.end <= index {
+                continue;
+            }
+            let place = Position { index, term };
+            let payload = self
+                .dedup
+                .decide(table, place, entry, into.len(), index <= held);
+            if let Payload::Apply(payload) = payload {
+                into.push(Entry::within(index, term, payload, memory));
+            }
+        }
     }
 
     /// Applies one group's entries and answers its callers; on failure says why its state machine has stopped.
@@ -413,9 +534,17 @@ impl<M: StateMachine> Applier<M> {
             }
         };
         match &applied {
-            Ok(()) => answer(waiting, entries, &mut self.replies),
+            Ok(()) if self.dedup.is_empty() => answer(waiting, entries, &mut self.replies),
+            Ok(()) => {
+                let replies: Vec<Bytes> = self.replies.drain().collect();
+                let table = self.sessions.get_mut(&work.group);
+                let table = table.and_then(Option::as_deref_mut);
+                let outcomes = self.dedup.settle(table, &replies);
+                answer_sessions(waiting, entries, &replies, &outcomes);
+            }
             Err(reason) => {
                 refuse(waiting, reason);
+                self.dedup.clear();
                 let stopped = self
                     .machines
                     .insert(work.group, Machine::Stopped(reason.clone()));
@@ -451,17 +580,21 @@ impl<M: StateMachine> Applier<M> {
     }
 }
 
-/// Adds the commands of a block, as far as they belong to the work.
-fn put_entries<'a>(blocks: &'a Blocks, at: usize, work: &Committed, into: &mut Vec<Entry<'a>>) {
+/// Adds the commands of a block, as far as they belong to the work and are behind `held`.
+fn put_entries<'a>(
+    blocks: &'a Blocks,
+    at: usize,
+    work: &Committed,
+    held: Index,
+    into: &mut Vec<Entry<'a>>,
+) {
     let block = blocks.get(at);
-    if block.kind() != EntryKind::Normal {
-        return;
-    }
     let (term, memory) = (block.term(), blocks.memory(at));
-    let is_whole = work.first <= block.first() && block.end() <= work.end;
+    let first = work.first.max(held.next());
+    let is_whole = first <= block.first() && block.end() <= work.end;
     let entries = block
         .entries()
-        .filter(|(index, _)| is_whole || work.first <= *index && *index < work.end);
+        .filter(|(index, _)| is_whole || first <= *index && *index < work.end);
     into.extend(entries.map(|(index, payload)| Entry::within(index, term, payload, memory)));
 }
 
@@ -524,6 +657,32 @@ fn answer(
             })),
             None => reply.answer(Err(Error::NotLeader { hint: None })),
         }
+    }
+}
+
+/// The same where entries of sessions are among them, whose outcomes are known by their places.
+fn answer_sessions(
+    waiting: impl Iterator<Item = WaitingReply>,
+    entries: &[Entry<'_>],
+    replies: &[Bytes],
+    outcomes: &[(Position, Outcome)],
+) {
+    for WaitingReply {
+        index, term, reply, ..
+    } in waiting
+    {
+        let place = Position { index, term };
+        let of_session = outcomes.binary_search_by_key(&index, |(place, _)| place.index);
+        let plain = entries.binary_search_by_key(&index, |entry| entry.index);
+        let outcome = match (of_session, plain) {
+            (Ok(at), _) if outcomes[at].0 == place => outcomes[at].1.clone(),
+            (Err(_), Ok(at)) if entries[at].term == term => Ok(completion::Committed {
+                index,
+                reply: replies[at].clone(),
+            }),
+            _ => Err(Error::NotLeader { hint: None }),
+        };
+        reply.answer(outcome);
     }
 }
 

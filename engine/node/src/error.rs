@@ -8,6 +8,7 @@ use polyraft_storage::StorageError;
 use polyraft_transport::TransportError;
 
 use crate::config::ConfigError;
+use crate::sessions::SessionId;
 
 /// Why an operation on a running node did not succeed.
 ///
@@ -117,6 +118,29 @@ pub enum Error {
         /// What was in the way.
         why: String,
     },
+    /// The group does not know the session: it was closed, or newer ones took its place. This attempt was not taken, but what
+    /// was under way in the session may or may not have been applied. Open another session.
+    #[error(
+        "the group does not know session {session} any more; whether what was under way in it was applied is not known"
+    )]
+    SessionExpired {
+        /// The session.
+        session: SessionId,
+    },
+    /// The proposal was applied before, and its reply is not kept any more, or was too long to be kept.
+    #[error("the proposal was applied before, but its reply is not kept")]
+    ReplyNotKept,
+    /// The number is not one that the session takes now: the client has said that it waits for nothing before `lowest`, or the
+    /// window of numbers from there on ends before it. This attempt was not taken.
+    #[error(
+        "the session does not take proposal {sequence}: it waits for {lowest} and those behind it"
+    )]
+    ProposalNumber {
+        /// The proposal's number.
+        sequence: u64,
+        /// The lowest number that the session takes.
+        lowest: u64,
+    },
     /// The node has been shut down.
     #[error("the node is shut down")]
     Closed,
@@ -140,7 +164,12 @@ impl Error {
     pub fn may_have_committed(&self) -> bool {
         matches!(
             self,
-            Error::Unknown { .. } | Error::Closed | Error::Fault { .. }
+            Error::Unknown { .. }
+                | Error::Closed
+                | Error::Fault { .. }
+                | Error::SessionExpired { .. }
+                | Error::ReplyNotKept
+                | Error::ProposalNumber { .. }
         )
     }
 }

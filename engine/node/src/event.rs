@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use polyraft_raft::{GroupId, Index, Life, LogPosition, MemberChange, NodeId, Term, Tick};
-use polyraft_storage::{Durable, SnapshotError, SnapshotFile};
+use polyraft_storage::{Durable, EntryKind, SnapshotError, SnapshotFile};
 use smallvec::SmallVec;
 
-use crate::apply::ApplyBatch;
+use crate::apply::{ApplyBatch, Held};
 use crate::completion::{Outcome, ReplyTo};
 use crate::error::Error;
 use crate::group::Read;
@@ -23,6 +23,7 @@ pub(crate) enum ShardEvent {
     /// A caller of this node, or another node's forward, proposes `payload`.
     Propose {
         group: GroupId,
+        kind: EntryKind,
         payload: Bytes,
         reply: ReplyTo,
     },
@@ -129,12 +130,11 @@ pub(crate) enum ShardEvent {
         life: Life,
         result: Result<SnapshotFile, String>,
     },
-    /// A keeper has given a state machine the state of a snapshot, or could not.
+    /// A keeper has given a state machine the state of a snapshot, or what it needs beside its own; or could not.
     Restored {
         group: GroupId,
         life: Life,
-        last: LogPosition,
-        result: Result<(), String>,
+        result: Result<Held, String>,
     },
     /// A keeper has read a part of a snapshot for a follower.
     ChunkRead { wanted: Wanted, chunk: Chunk },

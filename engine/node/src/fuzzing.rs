@@ -23,8 +23,9 @@ fn encode(out: &mut BytesMut, record: &Record<'_>) {
         Record::Forward {
             group,
             request,
+            kind,
             payload,
-        } => wire::put_forward(out, *group, *request, payload),
+        } => wire::put_forward(out, *group, *request, *kind, payload),
         Record::ForwardReply {
             group,
             request,
@@ -127,13 +128,14 @@ mod tests {
     use polyraft_raft::{
         Configuration, EntryRange, GroupId, Index, Life, LogPosition, Message, NodeId, Term,
     };
-    use polyraft_storage::{SnapshotFile, SnapshotMeta};
+    use polyraft_storage::{EntryKind, SnapshotFile, SnapshotMeta};
 
     use super::*;
     use crate::completion::Committed;
     use crate::error::Error;
     use crate::event::Reign;
     use crate::liveness::Beat;
+    use crate::sessions::{Command, SessionId};
     use crate::wire::{Chunk, Found, Refusal, SnapshotId};
 
     #[test]
@@ -225,10 +227,21 @@ mod tests {
             Error::Fault {
                 reason: "rot".into(),
             },
+            Error::SessionExpired {
+                session: SessionId(9),
+            },
+            Error::ReplyNotKept,
+            Error::ProposalNumber {
+                sequence: 2,
+                lowest: 3,
+            },
         ];
         let mut forwards = BytesMut::new();
         wire::put_unknown_group(&mut forwards, group);
-        wire::put_forward(&mut forwards, group, 5, b"payload");
+        wire::put_forward(&mut forwards, group, 5, EntryKind::Normal, b"payload");
+        let session = SessionId(4);
+        let entry = Command::Close { session }.encode(b"");
+        wire::put_forward(&mut forwards, group, 5, EntryKind::Session, &entry);
         wire::put_forward_reply(&mut forwards, group, 5, &Ok(committed));
         for error in errors {
             wire::put_forward_reply(&mut forwards, group, 5, &Err(error));

@@ -1,6 +1,7 @@
 //! The handle by which callers propose to a group and read from it, on whichever node they are.
 //! It must never wait in `propose` for room: what does not fit is refused.
 
+use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use polyraft_raft::{GroupId, Index, LogPosition, MemberChange, NodeId, Term};
+use polyraft_storage::EntryKind;
 
 use crate::apply::{Query, Task};
 use crate::clock::micros;
@@ -16,6 +18,7 @@ use crate::directory::GroupCell;
 use crate::error::Error;
 use crate::event::ShardEvent;
 use crate::node::Inner;
+use crate::sessions::{self, Command, ProposalNumber, Session, SessionId};
 use crate::shard::PROPOSAL_OVERHEAD;
 use crate::status::{GroupStatus, Membership};
 
@@ -109,7 +112,7 @@ impl<M> GroupHandle<M> {
     /// not have been applied.
     pub async fn propose(&self, payload: impl Into<Bytes>) -> Result<Committed, Error> {
         let (outcome, reply) = self.inner.slots.pair();
-        self.enqueue(payload.into(), reply)?;
+        self.enqueue(EntryKind::Normal, payload.into(), reply)?;
         outcome.await
     }
 
@@ -126,7 +129,7 @@ impl<M> GroupHandle<M> {
         for (at, payload) in payloads.into_iter().enumerate() {
             let part = many.part(at);
             // A refusal is this part's outcome, like any other.
-            if let Err((error, part)) = self.try_enqueue(payload, part) {
+            if let Err((error, part)) = self.try_enqueue(EntryKind::Normal, payload, part) {
                 part.answer(Err(error));
             }
         }
@@ -144,17 +147,128 @@ impl<M> GroupHandle<M> {
         tag: u64,
         queue: &CompletionQueue,
     ) -> Result<(), Error> {
-        self.enqueue(payload.into(), queue.reply_to(tag))
+        self.enqueue(EntryKind::Normal, payload.into(), queue.reply_to(tag))
     }
 
-    fn enqueue(&self, payload: Bytes, reply: ReplyTo) -> Result<(), Error> {
-        self.try_enqueue(payload, reply).map_err(|(error, reply)| {
+    /// Opens a session: what is proposed in it is applied at most once, however often it is tried. Tries for at most `within`.
+    ///
+    /// # Errors
+    /// Those of [`GroupHandle::propose`]. An attempt whose outcome is unknown does no harm.
+    pub async fn open_session(&self, within: Duration) -> Result<Session<M>, Error> {
+        sessions::open(self, within).await
+    }
+
+    /// Goes on with a session after its client was restarted. `open` are the numbers whose outcome the client does not know, and
+    /// `next` is larger than every number that it ever took.
+    ///
+    /// The client has to have written down its numbers, with the payload of each, before it proposed. It
+    /// proposes the open ones again with [`Session::propose_as`].
+    pub fn resume_session(
+        &self,
+        id: SessionId,
+        open: impl IntoIterator<Item = u64>,
+        next: u64,
+    ) -> Session<M> {
+        let open: BTreeSet<u64> = open.into_iter().collect();
+        let next = next.max(open.last().map_or(1, |last| last + 1));
+        Session::new(self.clone(), id, next, open)
+    }
+
+    /// One attempt at a proposal of a session, for clients that keep the numbers and try again by themselves; others use
+    /// [`GroupHandle::open_session`]. The same number must always come with the same payload.
+    ///
+    /// # Errors
+    /// Those of [`GroupHandle::propose`]; after [`Error::Unknown`] it is safe to try again with the same number. And
+    /// [`Error::SessionExpired`], [`Error::ReplyNotKept`] and [`Error::ProposalNumber`].
+    pub async fn propose_numbered(
+        &self,
+        number: ProposalNumber,
+        payload: impl Into<Bytes>,
+    ) -> Result<Committed, Error> {
+        let (outcome, reply) = self.inner.slots.pair();
+        self.enqueue_numbered(number, &payload.into(), reply)?;
+        outcome.await
+    }
+
+    /// The same without waiting: the outcome arrives at `queue`, under `tag`.
+    ///
+    /// # Errors
+    /// When the proposal is refused at once; nothing arrives at the queue then.
+    pub fn propose_numbered_with(
+        &self,
+        number: ProposalNumber,
+        payload: impl Into<Bytes>,
+        tag: u64,
+        queue: &CompletionQueue,
+    ) -> Result<(), Error> {
+        self.enqueue_numbered(number, &payload.into(), queue.reply_to(tag))
+    }
+
+    /// One attempt to open a session, without waiting: the index that arrives at `queue` under `tag` is the session's id.
+    ///
+    /// # Errors
+    /// When it is refused at once; nothing arrives at the queue then.
+    pub fn open_session_with(&self, tag: u64, queue: &CompletionQueue) -> Result<(), Error> {
+        self.enqueue_session(self.opening(), &[], queue.reply_to(tag))
+    }
+
+    pub(crate) async fn open_session_once(&self) -> Result<Committed, Error> {
+        let (outcome, reply) = self.inner.slots.pair();
+        self.enqueue_session(self.opening(), &[], reply)?;
+        outcome.await
+    }
+
+    pub(crate) async fn close_session_once(&self, session: SessionId) -> Result<Committed, Error> {
+        let (outcome, reply) = self.inner.slots.pair();
+        self.enqueue_session(Command::Close { session }, &[], reply)?;
+        outcome.await
+    }
+
+    /// All replicas keep as many sessions as the entry says, whatever they are configured with.
+    fn opening(&self) -> Command {
+        let most = self.inner.max_sessions;
+        Command::Open { most }
+    }
+
+    fn enqueue_numbered(
+        &self,
+        number: ProposalNumber,
+        payload: &[u8],
+        reply: ReplyTo,
+    ) -> Result<(), Error> {
+        if !number.is_valid() || number.session == SessionId(0) {
             reply.forget();
-            error
-        })
+            return Err(Error::ProposalNumber {
+                sequence: number.sequence,
+                lowest: number.lowest,
+            });
+        }
+        self.enqueue_session(Command::Propose(number), payload, reply)
     }
 
-    fn try_enqueue(&self, payload: Bytes, reply: ReplyTo) -> Result<(), (Error, ReplyTo)> {
+    fn enqueue_session(
+        &self,
+        command: Command,
+        payload: &[u8],
+        reply: ReplyTo,
+    ) -> Result<(), Error> {
+        self.enqueue(EntryKind::Session, command.encode(payload), reply)
+    }
+
+    fn enqueue(&self, kind: EntryKind, payload: Bytes, reply: ReplyTo) -> Result<(), Error> {
+        self.try_enqueue(kind, payload, reply)
+            .map_err(|(error, reply)| {
+                reply.forget();
+                error
+            })
+    }
+
+    fn try_enqueue(
+        &self,
+        kind: EntryKind,
+        payload: Bytes,
+        reply: ReplyTo,
+    ) -> Result<(), (Error, ReplyTo)> {
         let inner = &self.inner;
         let bytes = payload.len();
         let refusal = if inner.shared.is_closed.load(Ordering::Acquire) {
@@ -178,6 +292,7 @@ impl<M> GroupHandle<M> {
             self.shard,
             ShardEvent::Propose {
                 group: self.group,
+                kind,
                 payload,
                 reply,
             },

@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use polyraft_raft::GroupId;
 use polyraft_raft::mutants::{self, Mutant};
+use polyraft_raft::{GroupId, Index};
 use polyraft_storage::{SnapshotFile, SnapshotMeta, SnapshotStore};
 
-use crate::apply::{Task, guarded};
+use crate::apply::{Held, Returned, Task, guarded};
 use crate::event::ShardEvent;
 use crate::machine::{FrozenState, StateMachine};
 use crate::mailbox::Mailbox;
+use crate::sessions::{self, Table};
 use crate::shard::{ChunkTrouble, Shared, Wanted};
 use crate::wire::{Chunk, SnapshotId};
 
@@ -26,10 +27,12 @@ pub(crate) enum Job {
         meta: SnapshotMeta,
         state: FrozenState,
     },
-    /// Give a state machine, whose worker has lent it, the state in a file.
+    /// Give a state machine, whose worker has lent it, the state in a file; or only the sessions in it, if it `held` something
+    /// that need not be replaced.
     Restore {
         file: SnapshotFile,
         machine: Box<dyn Any + Send>,
+        held: Index,
     },
     /// Read a part of a snapshot that a follower wants.
     Read { file: SnapshotFile, wanted: Wanted },
@@ -97,7 +100,11 @@ impl<M: StateMachine> Keeper<M> {
                 };
                 self.tell(group, event);
             }
-            Job::Restore { file, machine } => self.restore(file, machine),
+            Job::Restore {
+                file,
+                machine,
+                held,
+            } => self.restore(file, machine, held),
             Job::Read { file, wanted } => {
                 let (offset, bytes) = (wanted.offset, wanted.bytes as usize);
                 match self.store.chunk(&file, offset, bytes) {
@@ -183,25 +190,62 @@ impl<M: StateMachine> Keeper<M> {
         written.map_err(|error| error.to_string())
     }
 
-    fn restore(&self, file: SnapshotFile, machine: Box<dyn Any + Send>) {
-        let (group, last) = (file.meta.group, file.meta.last);
+    /// The sessions in a snapshot; nothing else of it is looked at.
+    fn sessions(&self, file: &SnapshotFile) -> Result<Option<Box<Table>>, String> {
+        let peek = |bytes| {
+            let found = self.store.peek(file, bytes);
+            found.map_err(|error| error.to_string())
+        };
+        let head = peek(sessions::SECTION_HEAD_BYTES)?;
+        let section = peek(sessions::section_bytes(&head))?;
+        sessions::read_section(&mut &section[..])
+    }
+
+    /// Gives a state machine the state of a snapshot, or leaves it what it holds. Returns the sessions that belong to it.
+    fn give(
+        &self,
+        file: &SnapshotFile,
+        machine: &mut M,
+        held: Index,
+    ) -> Result<(Held, Option<Box<Table>>), String> {
+        let last = file.meta.last.index;
+        if held > Index::ZERO {
+            let sessions = self.sessions(file)?;
+            // Where there were never any sessions, there were none before either.
+            if held >= last || sessions.is_none() {
+                let found = Held {
+                    sessions: held.min(last),
+                    ..Held::all(held)
+                };
+                return Ok((found, sessions));
+            }
+        }
+        let mut from = self.store.read(file).map_err(|error| error.to_string())?;
+        let sessions = sessions::read_section(&mut from)?;
+        guarded(|| {
+            machine
+                .restore(last, &mut from)
+                .map_err(|error| error.to_string())
+        })?;
+        let held = Held {
+            is_restored: true,
+            ..Held::all(last)
+        };
+        Ok((held, sessions))
+    }
+
+    fn restore(&self, file: SnapshotFile, machine: Box<dyn Any + Send>, held: Index) {
+        let group = file.meta.group;
         let life = file.meta.life().unwrap_or_default();
         let mut machine = machine
             .downcast::<M>()
             .expect("a node's state machines are of one type");
-        let restored = self
-            .store
-            .read(&file)
-            .map_err(|error| error.to_string())
-            .and_then(|mut from| {
-                guarded(|| {
-                    machine
-                        .restore(last.index, &mut from)
-                        .map_err(|error| error.to_string())
-                })
-            });
-        let machine: Result<Box<dyn Any + Send>, String> = match &restored {
-            Ok(()) => Ok(machine),
+        let (result, sessions) = match self.give(&file, &mut machine, held) {
+            Ok((held, sessions)) => (Ok(held), sessions),
+            Err(reason) => (Err(reason), None),
+        };
+        let machine = match &result {
+            Ok(_) => Ok(Returned { machine, sessions }),
             Err(reason) => {
                 // Its own clean-up may panic too.
                 let _ = guarded(|| {
@@ -216,12 +260,15 @@ impl<M: StateMachine> Keeper<M> {
             group,
             life,
             machine,
+            held: match &result {
+                Ok(held) if held.sessions < held.machine => held.machine,
+                _ => Index::ZERO,
+            },
         });
         let event = ShardEvent::Restored {
             group,
             life,
-            last,
-            result: restored,
+            result,
         };
         self.tell(group, event);
     }

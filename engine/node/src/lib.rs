@@ -26,6 +26,7 @@ mod node;
 mod pace;
 mod pulse;
 mod router;
+mod sessions;
 mod shard;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -46,6 +47,7 @@ pub use crate::error::{Error, MachineError, OpenError};
 pub use crate::group::{GroupHandle, Read};
 pub use crate::machine::{Entry, FrozenState, Replies, StateMachine};
 pub use crate::node::{Node, NodeBuilder};
+pub use crate::sessions::{ProposalNumber, SESSION_WINDOW, Session, SessionId};
 pub use crate::snapshots::{
     NodePlace, SnapshotInfo, export_snapshot, snapshots_in, verify_snapshot,
 };

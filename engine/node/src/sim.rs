@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use polyraft_raft::{Group, GroupId, Message, NodeId, Tick, shard_of};
-use polyraft_storage::{Disk, RecoveredGroup, Wal};
+use polyraft_storage::{Disk, EntryKind, RecoveredGroup, Wal};
 use polyraft_transport::{Identity, Network, Receiver};
 
 use crate::apply::{Applier, Task};
@@ -263,6 +263,8 @@ pub enum SimRecord {
     Forward {
         /// The group.
         group: GroupId,
+        /// It has a number in a session.
+        is_numbered: bool,
     },
     /// Anything else.
     Other,
@@ -278,7 +280,10 @@ pub fn read_frame(frame: &Bytes, mut see: impl FnMut(SimRecord)) {
         let record = record.expect("a node sends frames that can be read");
         see(match record {
             Record::Group { group, message, .. } => SimRecord::Group { group, message },
-            Record::Forward { group, .. } => SimRecord::Forward { group },
+            Record::Forward { group, kind, .. } => SimRecord::Forward {
+                group,
+                is_numbered: kind == EntryKind::Session,
+            },
             _ => SimRecord::Other,
         });
     }

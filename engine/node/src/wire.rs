@@ -8,7 +8,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft_raft::{
     Configuration, EntryRange, GroupId, Index, Life, LogPosition, Message, NodeId, Term,
 };
-use polyraft_storage::SnapshotFile;
+use polyraft_storage::{EntryKind, SnapshotFile};
 
 mod groups;
 mod members;
@@ -28,6 +28,7 @@ use crate::completion::{Committed, Outcome};
 use crate::error::Error;
 use crate::event::{GroupRanges, LifeRanges, Members, Reign};
 use crate::liveness::Beat;
+use crate::sessions::{Command, SessionId};
 
 /// The most members that a group may have.
 pub(crate) const MAX_MEMBERS: usize = 15;
@@ -64,6 +65,7 @@ enum Kind {
     Removed = 26,
     MemberAsk = 27,
     LifeOver = 28,
+    ForwardSession = 29,
     // Node-level records: the home shard reads them, whatever their group field says.
     Beat = 32,
     ClaimsDelta = 33,
@@ -102,6 +104,7 @@ impl Kind {
             Removed,
             MemberAsk,
             LifeOver,
+            ForwardSession,
             Beat,
             ClaimsDelta,
             ClaimsTable,
@@ -136,6 +139,8 @@ pub(crate) enum Record<'a> {
     Forward {
         group: GroupId,
         request: u64,
+        /// Plain, or of a session.
+        kind: EntryKind,
         payload: Bytes,
     },
     /// The answer to a forward.
@@ -373,9 +378,14 @@ pub(crate) fn put_forward(
     out: &mut BytesMut,
     group: impl Into<Subject>,
     request: u64,
+    kind: EntryKind,
     payload: &[u8],
 ) {
-    record(out, Kind::Forward, group, |out| {
+    let kind = match kind {
+        EntryKind::Session => Kind::ForwardSession,
+        _ => Kind::Forward,
+    };
+    record(out, kind, group, |out| {
         out.put_u64_le(request);
         out.put_slice(payload);
     });
@@ -489,6 +499,16 @@ fn put_error(out: &mut BytesMut, error: &Error) {
             members.iter().for_each(|member| out.put_u64_le(member.0));
         }
         Error::Unconfirmed => out.put_u8(7),
+        Error::SessionExpired { session } => {
+            out.put_u8(16);
+            out.put_u64_le(session.0);
+        }
+        Error::ReplyNotKept => out.put_u8(17),
+        Error::ProposalNumber { sequence, lowest } => {
+            out.put_u8(18);
+            out.put_u64_le(*sequence);
+            out.put_u64_le(*lowest);
+        }
         // Not its whole text, or every node on the way would add the same words to it.
         Error::Fault { reason } => {
             out.put_u8(6);
@@ -685,6 +705,14 @@ impl Body<'_> {
                 reason: self.text(),
             },
             7 => Error::Unconfirmed,
+            16 => Error::SessionExpired {
+                session: SessionId(self.u64()?),
+            },
+            17 => Error::ReplyNotKept,
+            18 => Error::ProposalNumber {
+                sequence: self.u64()?,
+                lowest: self.u64()?,
+            },
             _ => return Err(WireError::Value("error")),
         })
     }
@@ -751,6 +779,19 @@ fn decode<'a>(
             return Ok(Record::Forward {
                 group,
                 request: body.u64()?,
+                kind: EntryKind::Normal,
+                payload: frame.slice_ref(body.0),
+            });
+        }
+        Kind::ForwardSession => {
+            let request = body.u64()?;
+            if Command::parse(body.0).is_none() {
+                return Err(WireError::Value("forward of a session"));
+            }
+            return Ok(Record::Forward {
+                group,
+                request,
+                kind: EntryKind::Session,
                 payload: frame.slice_ref(body.0),
             });
         }

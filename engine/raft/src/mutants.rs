@@ -145,6 +145,10 @@ pub enum Mutant {
     AppliedWhileRestored,
     /// A state is frozen before what its place says is on its way to the state machine.
     FrozenBeforeApplied,
+    /// A proposal of a session is applied although its number was applied before.
+    DuplicateApplied,
+    /// A snapshot has the state and not the sessions.
+    SessionForgotten,
 }
 
 /// The mutants that show in what a power cut leaves of the log, with the number of the fault that they stand for.
@@ -197,6 +201,8 @@ pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::RecoveredVoteForgotten, 19),
     (Mutant::OpeningsCounted, 19),
     (Mutant::UnknownProposedAgain, 19),
+    (Mutant::DuplicateApplied, 19),
+    (Mutant::SessionForgotten, 19),
     (Mutant::ClaimNotWithdrawn, 21),
     (Mutant::SilentLeaderKept, 23),
     (Mutant::OversizedFrames, 27),

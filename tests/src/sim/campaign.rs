@@ -74,6 +74,9 @@ pub struct Sum {
     acknowledged: u64,
     queries: u64,
     unknown: u64,
+    tried_again: u64,
+    forgotten: u64,
+    expired: u64,
     undecided: u64,
     restarts: u64,
     restored: u64,
@@ -100,6 +103,9 @@ impl Sum {
         self.acknowledged += counts.acknowledged;
         self.queries += counts.queries;
         self.unknown += counts.unknown;
+        self.tried_again += counts.tried_again;
+        self.forgotten += counts.forgotten;
+        self.expired += counts.expired;
         self.undecided += counts.undecided;
         self.restarts += counts.restarts;
         self.restored += counts.restored;
@@ -134,6 +140,15 @@ impl Sum {
             ("a damaged part of a snapshot".to_owned(), self.corrupted),
             ("an unknown outcome".to_owned(), self.unknown),
             ("a read beside the log".to_owned(), self.queries),
+            (
+                "a proposal of a session tried again".to_owned(),
+                self.tried_again,
+            ),
+            (
+                "a reply of a session that was not kept".to_owned(),
+                self.forgotten,
+            ),
+            ("an expired session".to_owned(), self.expired),
         ];
         let never = faults.chain(others).filter(|(_, count)| *count == 0);
         never.map(|(what, _)| what).collect()
@@ -153,7 +168,7 @@ impl fmt::Display for Sum {
         )?;
         writeln!(
             f,
-            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} parts damaged",
+            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} parts damaged; in sessions {} proposals tried again, {} replies not kept, {} expired",
             self.acknowledged,
             self.queries,
             self.unknown,
@@ -163,7 +178,10 @@ impl fmt::Display for Sum {
             self.outlasted,
             self.transferred,
             self.resumed,
-            self.corrupted
+            self.corrupted,
+            self.tried_again,
+            self.forgotten,
+            self.expired
         )?;
         write!(f, "faults:")?;
         for (fault, count) in Fault::ALL.iter().zip(self.faults) {
@@ -188,6 +206,9 @@ mod tests {
             transferred: 1,
             resumed: 1,
             corrupted: 1,
+            tried_again: 1,
+            forgotten: 1,
+            expired: 1,
             outlasted: 1,
             faults: [1; Fault::ALL.len()],
             ..Sum::default()

@@ -7,11 +7,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use polyraft::{Completion, Error, GroupId, Read};
+use polyraft::{Committed, Completion, Error, GroupId, ProposalNumber, Read};
 
 use super::machine::{Command, Request};
 use super::phases::FEWEST_OPERATIONS;
 use super::plan::{MILLI, Plan};
+use super::sessions::Sessions;
 use super::world::{Event, Phase, World};
 use crate::history::{Answer, Call, History, OperationId};
 
@@ -19,7 +20,7 @@ type Created = Pin<Box<dyn Future<Output = Result<(), Error>>>>;
 
 /// All clients, and what is known of their operations.
 pub(super) struct Clients {
-    clients: Vec<Client>,
+    pub(super) clients: Vec<Client>,
     /// By tag: who waits for the outcome.
     waiting: BTreeMap<u64, Waiting>,
     last_tag: u64,
@@ -31,45 +32,65 @@ pub(super) struct Clients {
     pub(super) has_served: Vec<bool>,
     /// By register: a value that was there a short while ago.
     seen: BTreeMap<u64, u64>,
+    /// By operation: what was answered to a proposal of a session.
+    pub(super) answered: BTreeMap<u64, Committed>,
     completions: Vec<Completion>,
 }
 
 #[derive(Clone, Debug)]
-struct Waiting {
-    client: u32,
+pub(super) struct Waiting {
+    pub(super) client: u32,
     node: u64,
-    group: GroupId,
-    request: Request,
-    /// It is a read that does not go through the log.
-    is_query: bool,
+    pub(super) group: GroupId,
+    pub(super) request: Request,
+    asked: Asked,
     /// Of the client, when it asked: an answer to an earlier step is nobody's.
-    step: u32,
+    pub(super) step: u32,
+}
+
+/// What a client waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Asked {
+    /// A proposal.
+    Proposal,
+    /// A proposal of a session.
+    Numbered,
+    /// A read that does not go through the log.
+    Query,
+    /// A session.
+    Session,
 }
 
 /// One client. Those behind the last ordinary one make sure that each group serves again.
 #[derive(Debug)]
-struct Client {
+pub(super) struct Client {
     /// Grows with everything that it does, so that events for an earlier moment are known as such.
     step: u32,
-    operation: Option<Operation>,
+    pub(super) operation: Option<Operation>,
     /// Serves one group only, after the healing.
     finisher_of: Option<GroupId>,
     /// Its favourite node.
     node: u64,
+    /// Its sessions, if it proposes in some.
+    pub(super) sessions: Option<Sessions>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Operation {
-    group: GroupId,
-    request: Request,
+pub(super) struct Operation {
+    pub(super) group: GroupId,
+    pub(super) request: Request,
     /// Ask the state machine in this way; none: through the log.
     query: Option<Read>,
     padding: usize,
     /// In the history.
-    id: OperationId,
+    pub(super) id: OperationId,
     gives_up_at: u64,
     /// Whether it is with a node now, which may have taken it.
     is_sent: bool,
+    /// It is proposed in a session, again and again until the outcome is known.
+    pub(super) is_numbered: bool,
+    /// The number that it has there.
+    pub(super) number: Option<ProposalNumber>,
 }
 
 /// Groups with the same members, to be created.
@@ -82,16 +103,30 @@ pub(super) struct Creation {
     pub(super) is_done: bool,
 }
 
+impl Client {
+    /// Grows with everything that it does.
+    pub(super) fn step(&self) -> u32 {
+        self.step
+    }
+
+    /// Whom it asks next.
+    pub(super) fn prefer(&mut self, node: u64) {
+        self.node = node;
+    }
+}
+
 impl Clients {
     pub(super) fn new(plan: &Plan) -> Clients {
         let ordinary = (0..plan.clients).map(|at| (None, 1 + at % plan.nodes));
         let groups = plan.members.len() as u64;
         let finishers = (1..=groups).map(|group| (Some(GroupId(group)), 1 + group % plan.nodes));
-        let clients = ordinary.chain(finishers).map(|(finisher_of, node)| Client {
+        let clients = (0..).zip(ordinary.chain(finishers));
+        let clients = clients.map(|(at, (finisher_of, node))| Client {
             step: 0,
             operation: None,
             finisher_of,
             node,
+            sessions: (at < plan.session_clients).then(Sessions::default),
         });
         let mut kinds: BTreeMap<Vec<u64>, Vec<u64>> = BTreeMap::new();
         for (at, members) in plan.members.iter().enumerate() {
@@ -116,6 +151,7 @@ impl Clients {
             creations: creations.collect(),
             has_served: vec![false; plan.members.len()],
             seen: BTreeMap::new(),
+            answered: BTreeMap::new(),
             completions: Vec::new(),
         }
     }
@@ -162,7 +198,7 @@ impl World {
                 self.begin_operation(client);
             }
             None => return,
-            Some(operation) if self.now >= operation.gives_up_at => {
+            Some(operation) if self.now >= operation.gives_up_at && !operation.is_numbered => {
                 // It was refused by everybody who was asked.
                 return self.end_operation(client, |world, operation| {
                     world.clients.history.failed(operation.id, world.now);
@@ -220,6 +256,7 @@ impl World {
         let padding = self.rng.within(0, self.plan.padding) as usize;
         let gives_up_at = self.now + self.plan.client_timeout_us;
         let client_state = &mut self.clients.clients[at];
+        let is_numbered = client_state.sessions.is_some() && query.is_none();
         client_state.operation = Some(Operation {
             group,
             request: Request { id, key, command },
@@ -228,12 +265,15 @@ impl World {
             id: history,
             gives_up_at,
             is_sent: false,
+            is_numbered,
+            number: None,
         });
     }
 
     /// Brings an operation to a node that runs.
     fn send_operation(&mut self, client: u32) {
         let at = client as usize;
+        self.clients.clients[at].number_operation();
         let operation = self.clients.clients[at].operation.expect("it has one");
         let node = self.choose_node(at, operation.group);
         let state = &mut self.clients.clients[at];
@@ -247,9 +287,20 @@ impl World {
         let tag = self.clients.last_tag;
         let handle = sim.node().group(operation.group.0);
         let queue = &self.hosts[node as usize].queue;
-        let asked = match operation.query {
-            None => handle.propose_with(operation.request.encode(operation.padding), tag, queue),
-            Some(read) => handle.read_with(read, vec![operation.request.key], tag, queue),
+        let payload = operation.request.encode(operation.padding);
+        let (what, asked) = match (operation.query, operation.number) {
+            (Some(read), _) => (
+                Asked::Query,
+                handle.read_with(read, vec![operation.request.key], tag, queue),
+            ),
+            (None, Some(number)) => (
+                Asked::Numbered,
+                handle.propose_numbered_with(number, payload, tag, queue),
+            ),
+            (None, None) if operation.is_numbered => {
+                (Asked::Session, handle.open_session_with(tag, queue))
+            }
+            (None, None) => (Asked::Proposal, handle.propose_with(payload, tag, queue)),
         };
         match asked {
             Ok(()) => {
@@ -262,15 +313,19 @@ impl World {
                         node,
                         group: operation.group,
                         request: operation.request,
-                        is_query: operation.query.is_some(),
+                        asked: what,
                         step,
                     },
                 );
-                let gives_up_at = operation.gives_up_at.max(self.now + 1);
+                let gives_up_at = match operation.is_numbered {
+                    true => self.now + self.plan.client_timeout_us,
+                    false => operation.gives_up_at.max(self.now + 1),
+                };
                 self.push(gives_up_at, Event::GiveUp { client, step });
                 self.trace.group(self.now, node, operation.group, || {
                     let (request, query) = (operation.request, operation.query);
-                    format!("is asked by client {client}: {request:?} {query:?}")
+                    let number = operation.number;
+                    format!("is asked by client {client}: {request:?} {query:?} {number:?}")
                 });
                 self.schedule(node);
             }
@@ -299,7 +354,7 @@ impl World {
         (host.node.is_some() && !(self.is_healed && host.is_outcast)).then_some(member)
     }
 
-    fn retry_later(&mut self, client: u32, wait: u64) {
+    pub(super) fn retry_later(&mut self, client: u32, wait: u64) {
         let state = &mut self.clients.clients[client as usize];
         if let Some(operation) = &mut state.operation {
             operation.is_sent = false;
@@ -309,7 +364,7 @@ impl World {
         self.push(self.now + wait, Event::Client { client, step });
     }
 
-    fn end_operation(&mut self, client: u32, tell: impl FnOnce(&mut World, Operation)) {
+    pub(super) fn end_operation(&mut self, client: u32, tell: impl FnOnce(&mut World, Operation)) {
         let state = &mut self.clients.clients[client as usize];
         state.step += 1;
         let (step, operation) = (state.step, state.operation.take());
@@ -333,6 +388,13 @@ impl World {
         if state.step != step || state.operation.is_none() {
             return;
         }
+        if state
+            .operation
+            .is_some_and(|operation| operation.is_numbered)
+        {
+            // Silence is no answer. It asks somebody else, or the same node again.
+            return self.send_operation(client);
+        }
         self.end_operation(client, |world, operation| {
             world.counts.unknown += 1;
             world.clients.history.unknown(operation.id, world.now);
@@ -344,7 +406,10 @@ impl World {
         let Some(operation) = self.clients.clients[client as usize].operation else {
             return false;
         };
-        let is_sent = operation.is_sent;
+        if operation.is_numbered && self.numbered_client_crashes(client) {
+            return true;
+        }
+        let is_sent = operation.is_sent || operation.number.is_some();
         self.end_operation(client, |world, operation| {
             if is_sent {
                 world.counts.unknown += 1;
@@ -369,8 +434,11 @@ impl World {
             self.trace.group(self.now, node, waiting.group, || {
                 format!("answers client {}: {result:?}", waiting.client)
             });
-            if waiting.is_query && result.is_ok() {
+            if waiting.asked == Asked::Query && result.is_ok() {
                 self.counts.queries += 1;
+            } else if waiting.asked == Asked::Session {
+                self.session_answered(&waiting, result.map(|committed| committed.index));
+                continue;
             } else if let Ok(committed) = &result {
                 self.counts.acknowledged += 1;
                 let checks = &self.checks[waiting.group.0 as usize - 1];
@@ -379,6 +447,9 @@ impl World {
                 self.judge(verdict);
                 if self.is_healed {
                     self.clients.has_served[waiting.group.0 as usize - 1] = true;
+                }
+                if waiting.asked == Asked::Numbered {
+                    self.check_answer(&waiting, committed);
                 }
             }
             if self.clients.clients[waiting.client as usize].step != waiting.step {
@@ -394,6 +465,9 @@ impl World {
                     self.end_operation(waiting.client, |world, operation| {
                         world.clients.history.ok(operation.id, world.now, answer);
                     });
+                }
+                Err(error) if waiting.asked == Asked::Numbered => {
+                    self.numbered_failed(&waiting, &error);
                 }
                 Err(error) if error.may_have_committed() => {
                     self.end_operation(waiting.client, |world, operation| {
@@ -433,7 +507,16 @@ impl World {
             let Some(waiting) = self.clients.waiting.remove(&tag) else {
                 continue;
             };
-            if self.clients.clients[waiting.client as usize].step == waiting.step {
+            let state = &self.clients.clients[waiting.client as usize];
+            if state.step != waiting.step {
+                continue;
+            }
+            if state
+                .operation
+                .is_some_and(|operation| operation.is_numbered)
+            {
+                self.retry_later(waiting.client, 20 * MILLI);
+            } else {
                 self.end_operation(waiting.client, |world, operation| {
                     world.counts.unknown += 1;
                     world.clients.history.unknown(operation.id, world.now);

@@ -59,7 +59,7 @@ impl World {
                         verdict = checks[group.0 as usize - 1].sent(core, to, &message);
                     }
                 }
-                SimRecord::Forward { .. } => has_forward = true,
+                SimRecord::Forward { is_numbered, .. } => has_forward |= !is_numbered,
                 SimRecord::Other => {}
             });
             self.judge(verdict);
@@ -67,7 +67,7 @@ impl World {
             if self.trace.is_on() {
                 self.tell_frame("sends", id, sent.to, &sent.frame);
             }
-            // A forward that came twice would be two proposals; nothing in the engine claims otherwise.
+            // A plain forward that came twice would be two proposals; nothing in the engine claims otherwise.
             self.route(id, sent, !has_forward);
         }
         self.sent = sent;

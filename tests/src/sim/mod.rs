@@ -17,6 +17,7 @@ mod parts;
 mod phases;
 mod plan;
 mod rng;
+mod sessions;
 mod trace;
 mod world;
 

@@ -97,6 +97,12 @@ impl World {
                 } else if self.clients.are_idle() {
                     let (until, said) = (self.now + GRACE + SECOND, self.said());
                     self.phase = Phase::Quiet { until, said };
+                } else if self.now > deadline {
+                    self.fail(Failure {
+                        checker: "liveness",
+                        what: "a client still waits although all replicas are equal".to_owned(),
+                        group: None,
+                    });
                 }
             }
             Phase::Quiet { until, said } => {

@@ -121,6 +121,8 @@ pub struct Plan {
     pub victims: Vec<u64>,
     /// Clients.
     pub clients: u64,
+    /// The first of them that propose in sessions.
+    pub session_clients: u64,
     /// Registers in each group.
     pub keys: u8,
     /// How long a client waits between two operations, about.
@@ -190,6 +192,7 @@ impl Plan {
                 .collect(),
             victims,
             clients: rng.within(4, 24),
+            session_clients: 0,
             keys: rng.within(1, 4) as u8,
             think_us: *rng.pick(&[2_000, 10_000, 40_000]),
             padding: *rng.pick(&[0, 60, 900]),
@@ -216,6 +219,7 @@ impl Plan {
         };
         transfers(rng, &mut plan);
         churn(&mut plan);
+        sessions(&mut plan);
         plan
     }
 
@@ -305,6 +309,16 @@ fn churn(plan: &mut Plan) {
     plan.weights[Fault::Reconfigure as usize] = *rng.pick(&[3, 10, 30]);
 }
 
+/// Some clients use sessions, of which groups keep so few that some are forgotten. Drawn apart, so that the other worlds stay
+/// as they were.
+fn sessions(plan: &mut Plan) {
+    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0x5e55_1045));
+    if rng.chance(500_000) {
+        plan.session_clients = rng.within(1, plan.clients);
+        plan.config.apply.max_sessions = *rng.pick(&[2, 8, 1024, 1024]);
+    }
+}
+
 /// Small limits, so that every one of them is reached.
 fn config(rng: &mut Rng) -> Config {
     let millis = Duration::from_millis;
@@ -361,11 +375,12 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "seed {}: {} nodes, {} groups, {} clients, {} keys, victims {:?}, {} events",
+            "seed {}: {} nodes, {} groups, {} clients ({} with sessions), {} keys, victims {:?}, {} events",
             self.seed,
             self.nodes,
             self.members.len(),
             self.clients,
+            self.session_clients,
             self.keys,
             self.victims,
             self.events

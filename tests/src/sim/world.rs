@@ -120,6 +120,12 @@ pub struct Counts {
     pub queries: u64,
     /// Operations whose outcome is unknown.
     pub unknown: u64,
+    /// Attempts at proposals of sessions after which the outcome was unknown, so that they were made again.
+    pub tried_again: u64,
+    /// Proposals of sessions that were applied, and whose reply was not kept.
+    pub forgotten: u64,
+    /// Proposals of sessions that the group did not know any more.
+    pub expired: u64,
     /// Registers whose history was too tangled for the search to judge.
     pub undecided: u64,
     /// Connections that broke because an end was paused for longer than the idle timeout.

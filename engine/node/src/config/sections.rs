@@ -223,6 +223,11 @@ pub struct Apply {
     /// Default `64MiB`; allowed `1MiB` to `16GiB`; takes effect at restart.
     #[serde(with = "units::size")]
     pub queue_bytes: ByteSize,
+    /// How many client sessions a group keeps. When one more is opened, the one that was used least recently is forgotten. What
+    /// counts is the value of the node through which a session is opened; it travels with the session.
+    ///
+    /// Default `1024`; allowed `1` to `65536`; takes effect at restart.
+    pub max_sessions: u32,
 }
 
 impl Default for Apply {
@@ -230,6 +235,7 @@ impl Default for Apply {
         Apply {
             workers: 1,
             queue_bytes: ByteSize::mib(64),
+            max_sessions: 1024,
         }
     }
 }

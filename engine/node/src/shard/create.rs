@@ -14,7 +14,7 @@ use rustc_hash::FxHashMap;
 use super::balance::preferred;
 use super::replica::Replica;
 use super::{Deferred, Marks, Shard};
-use crate::apply::Task;
+use crate::apply::{Held, Task};
 use crate::error::Error;
 use crate::event::{CreateOrigin, GroupRanges, LifeRanges, ShardEvent, life_ranges};
 use crate::status::{GroupStatus, Membership};
@@ -195,34 +195,61 @@ impl Shard {
         }
     }
 
-    /// A state machine is open, or not. One that lacks what the log lacks too gets the state of the snapshot first.
+    /// A state machine is open, or not. One that lacks what the log lacks too gets the state of the snapshot first. One that
+    /// holds something gets the group's sessions, which are as old as the snapshot: the log behind it is handed out for them.
     pub(super) fn opened(&mut self, group: GroupId, applied: Result<Index, String>) {
-        if let (Some((found, _)), Ok(applied)) = (self.opening.get(&group), &applied)
-            && let Some(file) = self.snapshots.needed_by(found, *applied)
-        {
-            let file = file.clone();
-            return self.shared.worker_of(group).send(Task::Restore { file });
+        let (Some((found, _)), Ok(machine)) = (self.opening.get(&group), &applied) else {
+            return self.open_replica(group, applied.map(Held::all));
+        };
+        let (machine, base) = (*machine, found.base.index);
+        let is_sound = found.fault.is_none() && base <= machine && machine <= found.last;
+        let file = self.snapshots.needed_by(found, machine).cloned();
+        let (file, held) = match file {
+            Some(file) => (Some(file), Index::ZERO),
+            None if machine == Index::ZERO || !is_sound => {
+                return self.open_replica(group, Ok(Held::all(machine)));
+            }
+            None => (self.snapshots.file(group).cloned(), machine),
+        };
+        match file.filter(|file| file.meta.last.index >= base) {
+            Some(file) => {
+                let restore = Task::Restore { file, held };
+                self.shared.worker_of(group).send(restore);
+            }
+            None if base == Index::ZERO => self.open_replica(
+                group,
+                Ok(Held {
+                    sessions: Index::ZERO,
+                    ..Held::all(machine)
+                }),
+            ),
+            None => {
+                let reason = format!(
+                    "the log starts after {base}, and the snapshot with the client sessions of that place is missing or \
+                     damaged. Remove this replica and add it anew"
+                );
+                self.open_replica(group, Err(reason));
+            }
         }
-        self.open_replica(group, applied);
     }
 
     /// A state machine is ready, or not: its replica starts, or is quarantined.
-    pub(super) fn open_replica(&mut self, group: GroupId, applied: Result<Index, String>) {
+    pub(super) fn open_replica(&mut self, group: GroupId, held: Result<Held, String>) {
         let Some((found, campaigns)) = self.opening.remove(&group) else {
             return;
         };
         self.opening_ended();
-        let fault = found.fault.clone().or_else(|| why_not(&found, &applied));
-        let applied = applied
-            .unwrap_or(found.base.index)
-            .clamp(found.base.index, found.last);
+        let fault = found.fault.clone().or_else(|| why_not(&found, &held));
+        let held = held.unwrap_or(Held::all(found.base.index));
+        let [machine, applied] =
+            [held.machine, held.sessions].map(|index| index.clamp(found.base.index, found.last));
         // What the state machine holds durably was committed, whatever the last hard state said.
         let hard_state = HardState {
             vote: found
                 .hard_state
                 .vote
                 .filter(|_| !mutants::is_active(Mutant::RecoveredVoteForgotten)),
-            commit: found.hard_state.commit.clamp(applied, found.last),
+            commit: found.hard_state.commit.clamp(machine, found.last),
             ..found.hard_state
         };
         let silence = self.settings.election_timeout_min;
@@ -359,16 +386,16 @@ fn status_while_opening(found: &RecoveredGroup) -> GroupStatus {
 }
 
 /// Why a replica can't go on from where its log and its state machine are.
-fn why_not(found: &RecoveredGroup, applied: &Result<Index, String>) -> Option<String> {
-    match applied {
+fn why_not(found: &RecoveredGroup, held: &Result<Held, String>) -> Option<String> {
+    match held.as_ref().map(|held| held.machine) {
         Err(reason) => Some(reason.clone()),
-        Ok(applied) if *applied > found.last => Some(format!(
+        Ok(applied) if applied > found.last => Some(format!(
             "the state machine holds index {applied}, but the log ends at {}: the WAL is older than the state \
              machine, as after restoring a backup of it alone. Restore both from the same moment, or remove this \
              replica and add it anew",
             found.last
         )),
-        Ok(applied) if *applied < found.base.index => Some(format!(
+        Ok(applied) if applied < found.base.index => Some(format!(
             "the state machine holds index {applied}, but the log starts after {}: the state machine's files are \
              older than the log, or were removed. Restore both from the same moment, or remove this replica and add \
              it anew",

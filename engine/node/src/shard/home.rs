@@ -133,8 +133,9 @@ impl Shard {
             Record::Forward {
                 group,
                 request,
+                kind,
                 payload,
-            } => self.forwarded(from, group, request, payload),
+            } => self.forwarded(from, group, request, (kind, payload)),
             Record::ForwardReply {
                 group,
                 request,

@@ -527,9 +527,10 @@ impl Shard {
         match event {
             ShardEvent::Propose {
                 group,
+                kind,
                 payload,
                 reply,
-            } => self.propose(group, payload, reply),
+            } => self.propose(group, kind, payload, reply),
             ShardEvent::Read {
                 group,
                 read,
@@ -593,11 +594,10 @@ impl Shard {
             ShardEvent::Restored {
                 group,
                 life,
-                last,
                 result,
             } => {
                 if self.is_current(group, life) {
-                    self.restored(group, last, result);
+                    self.restored(group, result);
                 }
             }
             ShardEvent::ChunkRead { wanted, chunk } => self.chunk_read(wanted, &chunk),
@@ -764,8 +764,10 @@ impl Shard {
                     .append_configuration(group, entries, core.configuration())
             }
             (Origin::Proposed, Payloads::Proposed(proposed)) => {
+                // All of a block are of one kind.
+                let kind = proposed[0].kind;
                 let payloads = proposed.iter().map(|proposal| &proposal.payload[..]);
-                self.log.append(group, entries, EntryKind::Normal, payloads)
+                self.log.append(group, entries, kind, payloads)
             }
             (Origin::Received, Payloads::Received(blocks)) => {
                 // The core may want only the end of what came: the log has the rest already.

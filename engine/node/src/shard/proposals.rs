@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{Event, GroupId, Index, NodeId, Role, Tick};
+use polyraft_storage::EntryKind;
 use polyraft_transport::SendError;
 use rustc_hash::FxHashMap;
 
@@ -128,14 +129,20 @@ impl Shard {
     }
 
     /// Takes a proposal from a caller of this node or from another node.
-    pub(super) fn propose(&mut self, group: GroupId, payload: Bytes, reply: ReplyTo) {
+    pub(super) fn propose(
+        &mut self,
+        group: GroupId,
+        kind: EntryKind,
+        payload: Bytes,
+        reply: ReplyTo,
+    ) {
         self.shared.gauges[self.index]
             .proposals
             .fetch_sub(payload.len() + PROPOSAL_OVERHEAD, Ordering::Relaxed);
-        self.take(group, payload, reply);
+        self.take(group, kind, payload, reply);
     }
 
-    fn take(&mut self, group: GroupId, payload: Bytes, reply: ReplyTo) {
+    fn take(&mut self, group: GroupId, kind: EntryKind, payload: Bytes, reply: ReplyTo) {
         let Some(slot) = self.slot(group) else {
             let is_opening = self.opening.contains_key(&group);
             let error = if is_opening {
@@ -173,6 +180,7 @@ impl Shard {
         let deadline = Tick(self.now.0 + self.limits.proposal_timeout);
         let proposal = Proposal {
             payload,
+            kind,
             reply,
             deadline,
         };
@@ -186,7 +194,7 @@ impl Shard {
         origin: NodeId,
         group: GroupId,
         request: u64,
-        payload: Bytes,
+        (kind, payload): (EntryKind, Bytes),
     ) {
         let inbox = self.shared.inboxes[self.index].clone();
         let (bytes, limit) = (payload.len(), self.limits.proposal_bytes);
@@ -197,6 +205,7 @@ impl Shard {
         }
         self.take(
             group,
+            kind,
             payload,
             ReplyTo::forwarded(group, origin, request, inbox),
         );
@@ -310,7 +319,7 @@ impl Shard {
                 Some(frame) if !proposal.reply.is_forwarded() => {
                     self.forwards.last_request = self.forwards.last_request.wrapping_add(1);
                     let request = self.forwards.last_request;
-                    wire::put_forward(frame, subject, request, &proposal.payload);
+                    wire::put_forward(frame, subject, request, proposal.kind, &proposal.payload);
                     self.forwards
                         .expiries
                         .push_back((Tick(self.now.0 + self.limits.proposal_timeout), request));
@@ -397,6 +406,7 @@ impl Shard {
                 if mutants::is_active(Mutant::UnknownProposedAgain) {
                     self.take(
                         forward.group,
+                        forward.proposal.kind,
                         forward.proposal.payload,
                         forward.proposal.reply,
                     );
@@ -509,15 +519,15 @@ fn reply_bytes(outcome: &Outcome) -> usize {
     wire::HEAD_BYTES + 32 + body
 }
 
-/// How many of the first proposals go into one entry block: as many as one append may carry, and at least one.
+/// How many of the first proposals go into one entry block: as many of the same kind as one append may carry, and at least one.
 fn block_len(proposals: &[Proposal], settings: &polyraft_raft::Settings) -> usize {
-    let mut bytes = 0;
+    let (mut bytes, kind) = (0, proposals[0].kind);
     let fits = proposals
         .iter()
         .take(settings.max_append_entries as usize)
         .take_while(|proposal| {
             bytes += proposal.payload.len() as u64 + 4;
-            bytes <= settings.max_append_bytes
+            bytes <= settings.max_append_bytes && proposal.kind == kind
         });
     fits.count().max(1)
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use polyraft_raft::{Group, Index, NodeId, Term, Tick};
+use polyraft_storage::EntryKind;
 
 use super::chains::{Chain, Chains};
 use super::reads::{Barrier, Reading, Ready};
@@ -17,6 +18,8 @@ use crate::error::Error;
 #[derive(Debug)]
 pub(super) struct Proposal {
     pub(super) payload: Bytes,
+    /// Of the entry that it becomes.
+    pub(super) kind: EntryKind,
     pub(super) reply: ReplyTo,
     /// Until when it may wait for a leader or for the leader's node.
     pub(super) deadline: Tick,

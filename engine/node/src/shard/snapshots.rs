@@ -9,7 +9,7 @@ use polyraft_storage::{RecoveredGroup, ShardLog, SnapshotFile, SnapshotMeta, Sto
 use rustc_hash::FxHashMap;
 
 use super::{Payloads, Shard};
-use crate::apply::Task;
+use crate::apply::{Held, Task};
 use crate::error::Error;
 use crate::event::SnapshotReply;
 use crate::keeper::Job;
@@ -308,15 +308,12 @@ impl Shard {
     }
 
     /// A state machine has the state of a snapshot, or could not take it.
-    pub(super) fn restored(
-        &mut self,
-        group: GroupId,
-        last: LogPosition,
-        result: Result<(), String>,
-    ) {
-        self.counters().restores.add(1);
+    pub(super) fn restored(&mut self, group: GroupId, result: Result<Held, String>) {
+        if result.as_ref().map_or(true, |held| held.is_restored) {
+            self.counters().restores.add(1);
+        }
         let Some(slot) = self.slot(group) else {
-            return self.open_replica(group, result.map(|()| last.index));
+            return self.open_replica(group, result);
         };
         self.replicas[slot as usize].is_restoring = false;
         // Reads have waited for this too.
@@ -326,7 +323,7 @@ impl Shard {
         }
         let held = self.snapshots.held.remove(&slot);
         match result {
-            Ok(()) => {
+            Ok(_) => {
                 // Before what this turn has brought.
                 if let Some((first, end)) = held {
                     self.outbox.applies.insert(0, Apply { group, first, end });

@@ -4,7 +4,7 @@
 use std::sync::atomic::AtomicUsize;
 
 use polyraft_raft::mutants::{self, Mutant};
-use polyraft_raft::{Event, GroupId, NodeId, Term, Tick};
+use polyraft_raft::{Event, GroupId, Index, NodeId, Term, Tick};
 use polyraft_storage::{SnapshotError, SnapshotFile};
 
 use super::super::{Payloads, Shard};
@@ -329,7 +329,11 @@ impl Shard {
         (replica.saved, replica.unsaved_bytes) = (last.index, 0);
         replica.is_restoring = !mutants::is_active(Mutant::AppliedWhileRestored);
         let file = file.clone();
-        self.shared.worker_of(group).send(Task::Restore { file });
+        let restore = Task::Restore {
+            file,
+            held: Index::ZERO,
+        };
+        self.shared.worker_of(group).send(restore);
     }
 
     /// A snapshot can't be taken. Its leader is told, and it is not taken before a pause, which grows with each attempt.

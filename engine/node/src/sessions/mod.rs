@@ -1,0 +1,166 @@
+//! Exactly once: client sessions, whose proposals are numbered, so that one that comes again is answered and not applied
+//! again (Raft thesis 6.3). Nothing here may depend on anything but the log: every replica has to decide alike.
+//!
+//! A session is opened by an entry, and the entry's index is its name. Each proposal of a session carries a header in front of
+//! the user's payload; the blocks of such entries have a kind of their own, so that plain proposals cost nothing more.
+
+mod client;
+mod dedup;
+mod table;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use polyraft_raft::Index;
+
+pub use self::client::Session;
+pub(crate) use self::client::open;
+pub(crate) use self::dedup::{Deduplication, Payload, Position};
+pub(crate) use self::table::{
+    SECTION_HEAD_BYTES, Table, read_section, section, section_bytes, with_section,
+};
+
+/// How many numbers of a session may be in use at the same time: from the lowest whose reply is waited for. A part of the
+/// format: replicas that differ in it would drift apart.
+pub const SESSION_WINDOW: u64 = 256;
+
+/// The most sessions that a group can be told to keep. A part of the format.
+pub(crate) const MAX_SESSIONS: u32 = 1 << 16;
+
+/// Bytes in front of the payload of a session's entry.
+pub(crate) const HEADER_BYTES: usize = 24;
+
+/// Names a session among all that its group ever had: the index of the entry that opened it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SessionId(pub u64);
+
+impl std::fmt::Display for SessionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Which proposal of a session one is. The same number means the same proposal, however often it is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ProposalNumber {
+    /// The session.
+    pub session: SessionId,
+    /// The proposal's number in it, from 1 on. Each is for one payload only.
+    pub sequence: u64,
+    /// The lowest number whose reply the client still waits for, this one included. Replies before it are forgotten, and
+    /// proposals before it are never applied any more. At most [`SESSION_WINDOW`] - 1 below `sequence`.
+    pub lowest: u64,
+}
+
+impl ProposalNumber {
+    /// Whether the group can take it.
+    pub(crate) fn is_valid(&self) -> bool {
+        self.lowest > 0
+            && self.lowest <= self.sequence
+            && self.sequence - self.lowest < SESSION_WINDOW
+            && self.sequence <= u64::MAX / 2
+    }
+}
+
+/// What an entry of the kind [`EntryKind::Session`](polyraft_storage::EntryKind::Session) asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Command {
+    /// Open a session, and keep so many of the group at most.
+    Open { most: u32 },
+    /// Forget a session.
+    Close { session: SessionId },
+    /// Apply the payload behind the header, unless that was done before.
+    Propose(ProposalNumber),
+}
+
+impl Command {
+    /// The entry: a header and the payload. `docs/wal-format.md` has the bytes.
+    pub(crate) fn encode(self, payload: &[u8]) -> Bytes {
+        let (session, first, second) = match self {
+            Command::Open { most } => (0, u64::from(most), 0),
+            Command::Close { session } => (session.0, 0, 0),
+            Command::Propose(number) => (number.session.0, number.sequence, number.lowest),
+        };
+        let mut out = BytesMut::with_capacity(HEADER_BYTES + payload.len());
+        out.put_u64_le(session);
+        out.put_u64_le(first);
+        out.put_u64_le(second);
+        out.put_slice(payload);
+        out.freeze()
+    }
+
+    /// Splits an entry into what it asks for and the payload.
+    pub(crate) fn parse(entry: &[u8]) -> Option<(Command, &[u8])> {
+        let (mut header, payload) = entry.split_at_checked(HEADER_BYTES)?;
+        let (session, first, second) = (
+            header.get_u64_le(),
+            header.get_u64_le(),
+            header.get_u64_le(),
+        );
+        let command = match (session, first) {
+            (0, most) => Command::Open {
+                most: u32::try_from(most)
+                    .ok()
+                    .filter(|most| (1..=MAX_SESSIONS).contains(most) && second == 0)?,
+            },
+            (session, 0) => Command::Close {
+                session: Some(SessionId(session)).filter(|_| second == 0)?,
+            },
+            (session, sequence) => {
+                let number = ProposalNumber {
+                    session: SessionId(session),
+                    sequence,
+                    lowest: second,
+                };
+                Command::Propose(Some(number).filter(ProposalNumber::is_valid)?)
+            }
+        };
+        Some((command, payload))
+    }
+}
+
+/// A reply that is kept for whoever asks again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Reply {
+    /// Where the proposal was applied.
+    pub(crate) index: Index,
+    pub(crate) bytes: Bytes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_is_read_back_and_a_bad_one_is_refused() {
+        let number = |sequence, lowest| ProposalNumber {
+            session: SessionId(9),
+            sequence,
+            lowest,
+        };
+        for command in [
+            Command::Open { most: 1 },
+            Command::Open { most: MAX_SESSIONS },
+            Command::Close {
+                session: SessionId(3),
+            },
+            Command::Propose(number(1, 1)),
+            Command::Propose(number(SESSION_WINDOW + 7, 8)),
+        ] {
+            let entry = command.encode(b"abc");
+            assert_eq!(entry.len(), HEADER_BYTES + 3);
+            assert_eq!(Command::parse(&entry), Some((command, &b"abc"[..])));
+            assert_eq!(Command::parse(&entry[..HEADER_BYTES - 1]), None);
+        }
+        for command in [
+            Command::Open { most: 0 },
+            Command::Open {
+                most: MAX_SESSIONS + 1,
+            },
+            Command::Propose(number(1, 0)),
+            Command::Propose(number(1, 2)),
+            Command::Propose(number(SESSION_WINDOW + 8, 8)),
+            Command::Propose(number(u64::MAX, u64::MAX)),
+        ] {
+            assert_eq!(Command::parse(&command.encode(b"")), None, "{command:?}");
+        }
+    }
+}

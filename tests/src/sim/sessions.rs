@@ -1,0 +1,126 @@
+//! Clients with sessions: they number what they propose, and ask again until they know the outcome. What they were answered
+//! once, they must be answered always.
+
+use std::collections::BTreeMap;
+
+use polyraft::{Committed, Error, GroupId, Index, ProposalNumber, SessionId};
+
+use super::checks::broken;
+use super::clients::{Client, Waiting};
+use super::machine::Command;
+use super::plan::MILLI;
+use super::world::World;
+use crate::history::Answer;
+
+/// By group: the client's session there, and its last number.
+pub(super) type Sessions = BTreeMap<GroupId, (SessionId, u64)>;
+
+impl Client {
+    /// Gives the operation its number, if it is to have one and the session is open.
+    pub(super) fn number_operation(&mut self) {
+        let (Some(sessions), Some(operation)) = (&mut self.sessions, &mut self.operation) else {
+            return;
+        };
+        if operation.is_numbered
+            && operation.number.is_none()
+            && let Some((session, last)) = sessions.get_mut(&operation.group)
+        {
+            *last += 1;
+            operation.number = Some(ProposalNumber {
+                session: *session,
+                sequence: *last,
+                // It does one thing at a time.
+                lowest: *last,
+            });
+        }
+    }
+
+    fn sessions(&mut self) -> &mut Sessions {
+        let sessions = self.sessions.as_mut();
+        sessions.expect("only clients with sessions number what they propose")
+    }
+}
+
+impl World {
+    /// A session is open, or not.
+    pub(super) fn session_answered(&mut self, waiting: &Waiting, opened: Result<Index, Error>) {
+        let client = &mut self.clients.clients[waiting.client as usize];
+        if client.step() != waiting.step {
+            return; // It has asked again since.
+        }
+        match opened {
+            Ok(index) => {
+                client
+                    .sessions()
+                    .insert(waiting.group, (SessionId(index.0), 0));
+                self.retry_later(waiting.client, MILLI);
+            }
+            Err(_) => self.retry_later(waiting.client, 20 * MILLI),
+        }
+    }
+
+    /// A proposal of a session was answered, perhaps not for the first time.
+    pub(super) fn check_answer(&mut self, waiting: &Waiting, committed: &Committed) {
+        let request = waiting.request.id;
+        let first = self.clients.answered.entry(request);
+        let first = first.or_insert_with(|| committed.clone()).clone();
+        if first != *committed {
+            self.fail(broken(
+                "answers of a session",
+                waiting.group,
+                format!("operation {request:x} was answered with {first:?} and with {committed:?}"),
+            ));
+        }
+    }
+
+    /// An attempt at a proposal of a session was not answered as hoped.
+    pub(super) fn numbered_failed(&mut self, waiting: &Waiting, error: &Error) {
+        let client = waiting.client;
+        match error {
+            Error::SessionExpired { .. } => {
+                let state = &mut self.clients.clients[client as usize];
+                state.sessions().remove(&waiting.group);
+                self.counts.expired += 1;
+                self.end_operation(client, |world, operation| {
+                    world.counts.unknown += 1;
+                    world.clients.history.unknown(operation.id, world.now);
+                });
+            }
+            // It was applied. What it found then nobody knows.
+            Error::ReplyNotKept => self.end_operation(client, |world, operation| {
+                world.counts.forgotten += 1;
+                match operation.request.command {
+                    Command::Write(_) => {
+                        let answer = Answer::Done;
+                        world.clients.history.ok(operation.id, world.now, answer);
+                    }
+                    _ => world.clients.history.unknown(operation.id, world.now),
+                }
+            }),
+            Error::ProposalNumber { .. } => self.fail(broken(
+                "answers of a session",
+                waiting.group,
+                format!(
+                    "client {client} waits for operation {:x}, and is told: {error}",
+                    waiting.request.id
+                ),
+            )),
+            _ => {
+                if let Error::NotLeader { hint: Some(leader) } = error {
+                    self.clients.clients[client as usize].prefer(leader.0);
+                }
+                self.counts.tried_again += u64::from(error.may_have_committed());
+                self.retry_later(client, 20 * MILLI);
+            }
+        }
+    }
+
+    /// A client is restarted. If it has written down what it was doing, it goes on with that.
+    pub(super) fn numbered_client_crashes(&mut self, client: u32) -> bool {
+        let goes_on = self.rng.chance(500_000);
+        if !goes_on {
+            self.clients.clients[client as usize].sessions().clear();
+        }
+        goes_on
+    }
+}
