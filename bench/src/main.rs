@@ -11,6 +11,7 @@ mod load;
 mod payloads;
 mod preflight;
 mod process;
+mod recover;
 mod screen;
 mod signal;
 mod snapshot;
@@ -49,6 +50,8 @@ enum Command {
     Wal(wal::WalCommand),
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    #[command(subcommand)]
+    Recover(recover::RecoverCommand),
 }
 
 /// Something failed, or did not hold.
@@ -99,15 +102,20 @@ fn main() -> ExitCode {
         Command::Tune(args) => tune::run(args).map(|ending| ExitCode::from(ending as u8)),
         Command::BenchNode(args) => bench::run_child(args).map(|()| ExitCode::SUCCESS),
         Command::Snapshot(command) => snapshot::run(command).map(|()| ExitCode::SUCCESS),
-        Command::Wal(command) => wal::run(command).map(|is_sound| match is_sound {
-            true => ExitCode::SUCCESS,
-            false => ExitCode::from(FAILED),
-        }),
+        Command::Wal(command) => wal::run(command).map(success_if),
+        Command::Recover(command) => recover::run(command).map(success_if),
     };
     outcome.unwrap_or_else(|error| {
         let _ = writeln!(std::io::stderr(), "error: {error:#}");
         ExitCode::from(FAILED)
     })
+}
+
+fn success_if(holds: bool) -> ExitCode {
+    match holds {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(FAILED),
+    }
 }
 
 #[cfg(test)]

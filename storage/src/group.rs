@@ -222,6 +222,23 @@ impl RecoveredGroup {
         let newest = self.configurations.last();
         newest.map_or(&self.configuration, |(_, configuration)| configuration)
     }
+
+    /// The last entry; the base when there is none.
+    pub fn last_position(&self) -> LogPosition {
+        let term = self.runs.last().map_or(self.base.term, |run| run.term);
+        let index = self.last;
+        LogPosition { term, index }
+    }
+
+    /// Whether the log has an entry, or had it and was purged.
+    pub fn holds(&self, position: LogPosition) -> bool {
+        if position.index <= self.base.index {
+            return true;
+        }
+        let run = self.runs.partition_point(|run| run.first <= position.index);
+        let term = run.checked_sub(1).map(|run| self.runs[run].term);
+        position.index <= self.last && term == Some(position.term)
+    }
 }
 
 /// Shares equal configurations: most groups of a node have one of a few.

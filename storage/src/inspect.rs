@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use polyraft_raft::{Configuration, Index};
 
-use crate::data_dir::{self, WAL};
+use crate::data_dir::{self, Identity, WAL};
 use crate::disk::{Disk, FileDisk};
 use crate::error::StorageError;
 use crate::format::{
@@ -130,49 +130,47 @@ impl From<StorageError> for Damage {
 }
 
 /// A log opened for looking: locked, so that no node writes meanwhile.
-struct Subject {
+pub(crate) struct Subject {
     disk: Arc<dyn Disk>,
-    root: PathBuf,
+    pub(crate) root: PathBuf,
     options: WalOptions,
-    store: u128,
-    incarnation: u64,
-    lanes: u32,
+    pub(crate) identity: Identity,
     _lock: Box<dyn Send + Sync>,
 }
 
 impl Subject {
     /// `path` is a node's data directory or the `wal` directory in it.
-    fn open(disk: Arc<dyn Disk>, path: &Path) -> Result<Self, StorageError> {
+    pub(crate) fn open(disk: Arc<dyn Disk>, path: &Path) -> Result<Self, StorageError> {
         let root = match path.file_name().is_some_and(|name| name == WAL) {
             true => path.parent().unwrap_or(path).to_owned(),
             false => path.to_owned(),
         };
-        let known = data_dir::read_identity(&*disk, &root)?;
-        let (identity, _) = known.ok_or_else(|| StorageError::Identity {
+        let nothing = || StorageError::Identity {
             path: root.clone(),
             reason: "this is not a node's data directory: it has no identity file".into(),
-        })?;
+        };
+        data_dir::read_identity(&*disk, &root)?.ok_or_else(nothing)?;
         let lock = data_dir::lock(&*disk, &root)?;
+        // Again: a node may have counted an opening until the lock was free.
+        let (identity, _) = data_dir::read_identity(&*disk, &root)?.ok_or_else(nothing)?;
         Ok(Self {
             disk,
             root,
             options: WalOptions::default(),
-            store: identity.store.0,
-            incarnation: identity.opening,
-            lanes: identity.lanes,
+            identity,
             _lock: lock,
         })
     }
 
-    fn lane(&self, lane: u32) -> LaneFiles<'_> {
+    pub(crate) fn lane(&self, lane: u32) -> LaneFiles<'_> {
         LaneFiles {
             disk: &self.disk,
             dir: self.root.join(WAL).join(lane.to_string()),
             options: &self.options,
             owner: Owner {
                 lane,
-                store: self.store,
-                incarnation: self.incarnation,
+                store: self.identity.store.0,
+                incarnation: self.identity.opening,
             },
         }
     }
@@ -187,7 +185,7 @@ pub fn verify(path: &Path) -> Result<VerifyReport, Damage> {
 pub fn verify_on(disk: Arc<dyn Disk>, path: &Path) -> Result<VerifyReport, Damage> {
     let subject = Subject::open(disk, path)?;
     let mut report = VerifyReport::default();
-    for lane in 0..subject.lanes {
+    for lane in 0..subject.identity.lanes {
         let files = subject.lane(lane);
         let found = files.recover(false)?;
         if let Some(rot) = found.report.rotten.first() {
@@ -284,9 +282,9 @@ pub fn dump_on(disk: Arc<dyn Disk>, path: &Path, out: &mut dyn Write) -> Result<
     writeln!(
         out,
         "store {:032x} incarnation {} lanes {}",
-        subject.store, subject.incarnation, subject.lanes
+        subject.identity.store.0, subject.identity.opening, subject.identity.lanes
     )?;
-    for lane in 0..subject.lanes {
+    for lane in 0..subject.identity.lanes {
         let files = subject.lane(lane);
         let (segments, raw) = files.open_segments()?;
         writeln!(

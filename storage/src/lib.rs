@@ -7,6 +7,7 @@
 //! - [`Blocks`]: what was read back from a log.
 //! - [`DataDir`]: identity, lock, memory of peers.
 //! - [`SnapshotStore`]: the snapshot files of all groups; [`exported`]: those outside of a data directory.
+//! - [`Survey`]: a look at all replicas in a data directory that no node has open.
 //! - [`open`]: recovery; gives one [`ShardLog`] per shard and one [`Wal`] per lane.
 //!
 //! `docs/wal-format.md` has the byte maps and the recovery rules.
@@ -43,6 +44,7 @@ mod shard;
 pub mod sim;
 mod snapshot;
 mod stats;
+mod survey;
 mod sync;
 mod table;
 mod tail;
@@ -68,6 +70,7 @@ pub use recovery::{RecoveryReport, Rot, TornTail};
 pub use shard::ShardLog;
 pub use snapshot::{SnapshotError, SnapshotFile, SnapshotMeta, SnapshotReader, SnapshotStore};
 pub use stats::WalStats;
+pub use survey::{Survey, SurveyedReplica};
 pub use table::GroupTable;
 pub use tombstone::{Ending, Tombstone, name_of, parse_name_of};
 pub use wal::{Opened, Wal, WalThreads, open};

@@ -19,6 +19,7 @@ pub mod fuzzing;
 mod group;
 mod keeper;
 mod liveness;
+mod lost_quorum;
 mod machine;
 mod mailbox;
 mod metrics;
@@ -45,6 +46,10 @@ pub use crate::completion::{Committed, Completion, CompletionQueue};
 pub use crate::config::Config;
 pub use crate::error::{Error, MachineError, OpenError};
 pub use crate::group::{GroupHandle, Read};
+pub use crate::lost_quorum::{
+    GivenDirectory, Recovered, RecoveryError, RecoveryPlan, RefusedGroup, SurvivingGroup,
+    SurvivingReplica, TERM_STEP, apply_recovery, plan_recovery,
+};
 pub use crate::machine::{Entry, FrozenState, Replies, StateMachine};
 pub use crate::node::{Node, NodeBuilder};
 pub use crate::sessions::{ProposalNumber, SESSION_WINDOW, Session, SessionId};

@@ -197,7 +197,7 @@ impl Receiver for Router {
 const _: () = assert!(MAX_SHOWN == MAX_PAST);
 
 /// The incarnation that stands for "never again": no opening of the store has it.
-const NEVER: u64 = u64::MAX;
+pub(crate) const NEVER: u64 = u64::MAX;
 
 /// Why a peer's data directory can't be what it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,9 +237,9 @@ fn remember(
                 is_kept = false;
             }
             format!(
-                "node {node}'s data directory was rolled back to an earlier state. It may have forgotten votes and \
-                 entries that this cluster counts on, so this directory is refused from now on. Join with an empty \
-                 directory under a node id that was never used"
+                "node {node}'s data directory was rolled back to an earlier state, or given up when groups had lost their \
+                 quorum. It may have forgotten votes and entries that this cluster counts on, so this directory is refused \
+                 from now on. Join with an empty directory under a node id that was never used"
             )
         }
     };

@@ -106,7 +106,7 @@ impl Snapshots {
                 continue;
             };
             let last = file.meta.last;
-            if found.fault.is_some() || holds(&found, last) {
+            if found.fault.is_some() || found.holds(last) {
                 continue;
             }
             if found.hard_state.term < last.term {
@@ -145,18 +145,6 @@ impl Snapshots {
             let _ = reply.send(Err(error.clone()));
         }
     }
-}
-
-/// Whether the log has an entry, or had it and was purged.
-fn holds(found: &RecoveredGroup, position: LogPosition) -> bool {
-    if position.index <= found.base.index {
-        return true;
-    }
-    let run = found
-        .runs
-        .partition_point(|run| run.first <= position.index);
-    let term = run.checked_sub(1).map(|run| found.runs[run].term);
-    position.index <= found.last && term == Some(position.term)
 }
 
 impl Shard {

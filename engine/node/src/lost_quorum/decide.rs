@@ -1,0 +1,237 @@
+//! Which groups need a recovery, and from which replica: a function of what was read. It must never choose a replica whose
+//! log another usable one is newer than.
+//!
+//! The newest log is found as voters do it (Raft thesis, 3.6.1): by the term of the last entry, then by its index. It has
+//! everything that was committed with the help of a survivor: whoever helped has the entry, and a log that is at least as
+//! new as one that has a committed entry has it too. What the lost members committed among themselves may be missing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use polyraft_raft::{Configuration, GroupId, NodeId};
+use polyraft_storage::{Ending, Survey, SurveyedReplica, Tombstone};
+
+use super::RecoveryError;
+use super::plan::{
+    GivenDirectory, RecoveryPlan, RefusedGroup, SurvivingGroup, SurvivingReplica, TERM_STEP,
+};
+
+/// The replicas of one group, by node.
+pub(super) type Replicas<'a> = BTreeMap<NodeId, &'a SurveyedReplica>;
+
+/// What is left of one group: of the newest life that its id has here.
+#[derive(Default)]
+pub(super) struct Remains<'a> {
+    pub(super) replicas: Replicas<'a>,
+    tombstones: Vec<(NodeId, Tombstone)>,
+}
+
+/// What becomes of one group.
+enum Decision {
+    HasQuorum,
+    Refused(String),
+    /// These members were neither given nor are they lost.
+    Missing(BTreeSet<NodeId>),
+    Recover(Box<SurvivingGroup>),
+}
+
+pub(super) fn plan(
+    surveys: &[Survey],
+    lost: &BTreeSet<NodeId>,
+) -> Result<RecoveryPlan, RecoveryError> {
+    let mut plan = RecoveryPlan {
+        format: 0,
+        cluster: surveys[0].cluster.clone(),
+        lost: lost.iter().map(|node| node.0).collect(),
+        directories: surveys.iter().map(directory).collect(),
+        with_quorum: 0,
+        groups: Vec::new(),
+        refused: Vec::new(),
+        checksum: 0,
+    };
+    let given: BTreeSet<NodeId> = surveys.iter().map(|survey| survey.node).collect();
+    let (mut missing, mut groups) = (BTreeSet::new(), 0);
+    for (group, remains) in by_group(surveys) {
+        match decide(group, &remains, &given, lost) {
+            Decision::HasQuorum => plan.with_quorum += 1,
+            Decision::Recover(one) => plan.groups.push(*one),
+            Decision::Refused(why) => plan.refused.push(RefusedGroup {
+                group: group.0,
+                why,
+            }),
+            Decision::Missing(nodes) => {
+                missing.extend(nodes);
+                groups += 1;
+            }
+        }
+    }
+    if !missing.is_empty() {
+        let nodes = missing.into_iter().collect();
+        return Err(RecoveryError::Missing { nodes, groups });
+    }
+    Ok(plan.sealed())
+}
+
+fn directory(survey: &Survey) -> GivenDirectory {
+    GivenDirectory {
+        node: survey.node.0,
+        path: survey.path.clone(),
+        store: survey.store.to_string(),
+        opening: survey.opening,
+        shown: survey.shown,
+    }
+}
+
+pub(super) fn by_group(surveys: &[Survey]) -> BTreeMap<GroupId, Remains<'_>> {
+    let mut groups: BTreeMap<GroupId, Remains<'_>> = BTreeMap::new();
+    for survey in surveys {
+        for (group, replica) in &survey.replicas {
+            let remains = groups.entry(*group).or_default();
+            remains.replicas.insert(survey.node, replica);
+        }
+    }
+    for (group, remains) in &mut groups {
+        // A replica of an earlier life belongs to a group that is over.
+        let newest = remains.replicas.values().map(|one| one.life).max();
+        remains.replicas.retain(|_, one| Some(one.life) == newest);
+        let ended = surveys.iter().filter_map(|survey| {
+            let tombstone = survey.tombstones.get(group)?;
+            (Some(tombstone.life) >= newest).then_some((survey.node, *tombstone))
+        });
+        remains.tombstones.extend(ended);
+    }
+    groups
+}
+
+/// What is known of one replica.
+pub(super) fn describe(node: NodeId, replica: &SurveyedReplica) -> SurvivingReplica {
+    let committed = replica.hard_state.commit.max(replica.base.index);
+    SurvivingReplica {
+        node: node.0,
+        term: replica.hard_state.term.0,
+        vote: replica.hard_state.vote.map(|vote| vote.0),
+        last_term: replica.last.term.0,
+        last_index: replica.last.index.0,
+        committed: committed.0,
+        fault: replica.fault.clone(),
+    }
+}
+
+fn decide(
+    group: GroupId,
+    remains: &Remains<'_>,
+    given: &BTreeSet<NodeId>,
+    lost: &BTreeSet<NodeId>,
+) -> Decision {
+    let replicas = &remains.replicas;
+    let is_over = |(_, tombstone): &&(NodeId, Tombstone)| tombstone.ending == Ending::Destroyed;
+    if let Some((node, _)) = remains.tombstones.iter().find(is_over) {
+        return Decision::Refused(format!("it was destroyed, as node {} knows", node.0));
+    }
+    let usable = replicas.iter().filter(|(_, one)| may_vote(one));
+    let usable: Replicas<'_> = usable.map(|(node, one)| (*node, *one)).collect();
+    // Of two that are equally new, the one that votes already.
+    let newest = usable.iter().max_by_key(|(node, one)| {
+        let last = (one.last.term, one.last.index);
+        (
+            last,
+            one.configuration().is_voter(**node),
+            std::cmp::Reverse(**node),
+        )
+    });
+    let Some((&chosen, newest)) = newest else {
+        return Decision::Refused(format!(
+            "no replica that is left can vote: {}",
+            faults(replicas)
+        ));
+    };
+    let before = newest.configuration();
+    if before.voters().is_empty() {
+        return Decision::Refused(format!("the log on node {} names no voters", chosen.0));
+    }
+    if before.has_quorum(|node| usable.contains_key(&node)) {
+        return Decision::HasQuorum;
+    }
+    let is_missing = |node: &NodeId| !given.contains(node) && !lost.contains(node);
+    // Any of them may be in force, so anybody in one may have what was committed.
+    let possible = &newest.configurations;
+    let nodes = possible.iter().flat_map(Configuration::nodes);
+    let missing: BTreeSet<NodeId> = nodes.filter(is_missing).collect();
+    if !missing.is_empty() {
+        return Decision::Missing(missing);
+    }
+    let seen = replicas.values();
+    let term = seen.map(|one| one.hard_state.term.max(one.last.term)).max();
+    let Some(term) = term.and_then(|term| term.0.checked_add(TERM_STEP)) else {
+        return Decision::Refused("its terms are used up".to_owned());
+    };
+    let (voters, learners) = survivors(before, chosen, &usable);
+    let described: Vec<_> = replicas
+        .iter()
+        .map(|(node, one)| describe(*node, one))
+        .collect();
+    let last = newest.last.index;
+    // A removal is known to have been committed as of an index.
+    let removed = remains.tombstones.iter().map(|(_, one)| one.at.0);
+    let known = described
+        .iter()
+        .map(|one| one.committed)
+        .chain(removed)
+        .max();
+    let known = known.unwrap_or_default();
+    Decision::Recover(Box::new(SurvivingGroup {
+        group: group.0,
+        voters_before: numbers(before.voters().iter().chain(before.outgoing())),
+        learners_before: numbers(before.learners().iter().chain(before.learners_next())),
+        replicas: described,
+        chosen: chosen.0,
+        voters: numbers(&voters),
+        learners: numbers(&learners),
+        term,
+        index: last.next().0,
+        known_committed: known.min(last.0),
+        becoming_committed: last.0.saturating_sub(known),
+        known_lost: known.saturating_sub(last.0),
+        may_have_lost: possible
+            .iter()
+            .any(|members| members.has_quorum(|node| !usable.contains_key(&node))),
+    }))
+}
+
+/// Who votes and who learns afterwards: what is left of the members, and the chosen one in any case.
+fn survivors(
+    before: &Configuration,
+    chosen: NodeId,
+    usable: &Replicas<'_>,
+) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
+    let left = |nodes: &[NodeId]| -> Vec<NodeId> {
+        let left = nodes.iter().filter(|node| usable.contains_key(node));
+        left.copied().collect()
+    };
+    let voters: BTreeSet<NodeId> = [left(before.voters()), left(before.outgoing()), vec![chosen]]
+        .concat()
+        .into_iter()
+        .collect();
+    let learners = [left(before.learners()), left(before.learners_next())].concat();
+    let learners = learners.into_iter().filter(|node| !voters.contains(node));
+    let learners = learners.collect();
+    (voters, learners)
+}
+
+fn numbers<'a>(nodes: impl IntoIterator<Item = &'a NodeId>) -> Vec<u64> {
+    let nodes: BTreeSet<u64> = nodes.into_iter().map(|node| node.0).collect();
+    nodes.into_iter().collect()
+}
+
+/// Whether it is sound, and its log reaches as far as it has to before its node may vote.
+fn may_vote(replica: &SurveyedReplica) -> bool {
+    replica.fault.is_none() && replica.last.index >= replica.joined
+}
+
+fn faults(replicas: &Replicas<'_>) -> String {
+    let faults = replicas.iter().map(|(node, one)| {
+        let behind = "it has not caught up since it became a member";
+        let fault = one.fault.as_deref().unwrap_or(behind);
+        format!("on node {}, {fault}", node.0)
+    });
+    faults.collect::<Vec<_>>().join("; ")
+}

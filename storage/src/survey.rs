@@ -1,0 +1,189 @@
+//! Owns an offline look at all replicas in a data directory: whose it is, how far each log goes, what is damaged.
+//! Must never write to what it looks at.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use polyraft_raft::{Configuration, GroupId, HardState, Index, Life, LogPosition, NodeId};
+use rustc_hash::FxHashMap;
+
+use crate::block::EntryBlock;
+use crate::data_dir::StoreId;
+use crate::disk::Disk;
+use crate::error::StorageError;
+use crate::group::GroupLog;
+use crate::index::{BlockRef, Where};
+use crate::inspect::Subject;
+use crate::pool::Segment;
+use crate::snapshot::{DIRECTORY, SnapshotFile, SnapshotStore};
+use crate::tombstone::Tombstone;
+
+/// What a data directory holds. No node can open the directory while this value lives.
+pub struct Survey {
+    /// The directory.
+    pub path: PathBuf,
+    /// The cluster it belongs to.
+    pub cluster: String,
+    /// The node it belongs to.
+    pub node: NodeId,
+    /// Names its life.
+    pub store: StoreId,
+    /// How often it was opened.
+    pub opening: u64,
+    /// The last incarnation that peers may have seen; `None` when no node ever ran on it.
+    pub shown: Option<u64>,
+    /// Independent logs in it.
+    pub lanes: usize,
+    /// Every replica.
+    pub replicas: BTreeMap<GroupId, SurveyedReplica>,
+    /// What is kept of groups that ended here.
+    pub tombstones: BTreeMap<GroupId, Tombstone>,
+    _lock: Subject,
+}
+
+/// A replica as the next opening of its node will have it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SurveyedReplica {
+    /// Which life of its group's id it belongs to.
+    pub life: Life,
+    /// It votes once its log reaches there.
+    pub joined: Index,
+    /// Newest durable term, vote and commit hint.
+    pub hard_state: HardState,
+    /// Position up to which the log is purged, or begins behind a snapshot.
+    pub base: LogPosition,
+    /// The last entry; the base when there is none.
+    pub last: LogPosition,
+    /// The members as of what it knows to be committed, and all that later entries name: any of them may be in force. The
+    /// last is the newest; there is always one.
+    pub configurations: Vec<Configuration>,
+    /// A snapshot that was installed, and behind which the next opening begins the log anew.
+    pub installed: Option<LogPosition>,
+    /// Why it can't be used, if so.
+    pub fault: Option<String>,
+}
+
+impl SurveyedReplica {
+    /// The newest members that it knows.
+    pub fn configuration(&self) -> &Configuration {
+        self.configurations.last().expect("there is always one")
+    }
+}
+
+impl Survey {
+    /// Looks at the data directory `path`, which no node may have open. Every entry block in use is read and held against its
+    /// checksum; what fails is the fault of its replica.
+    ///
+    /// # Errors
+    /// [`StorageError::Locked`] while a node runs on it, [`StorageError::Identity`] when it is no data directory, and
+    /// [`StorageError::Damaged`] when it can't be said which groups are damaged.
+    pub fn of(disk: &Arc<dyn Disk>, path: &Path) -> Result<Self, StorageError> {
+        let subject = Subject::open(Arc::clone(disk), path)?;
+        let snapshots = SnapshotStore::at(disk, subject.root.join(DIRECTORY)).newest()?;
+        let snapshots: FxHashMap<GroupId, SnapshotFile> = snapshots
+            .into_iter()
+            .map(|file| (file.meta.group, file))
+            .collect();
+        let (mut replicas, mut tombstones) = (BTreeMap::new(), BTreeMap::new());
+        for lane in 0..subject.identity.lanes {
+            let found = subject.lane(lane).recover(false)?;
+            let all = found.segments.all().into_iter();
+            let segments: FxHashMap<u64, &Segment> = all
+                .map(|segment| (segment.header.sequence, &**segment))
+                .collect();
+            for (group, log) in &found.groups {
+                let replica = look(*group, log, &segments, snapshots.get(group));
+                replicas.insert(*group, replica);
+            }
+            tombstones.extend(found.tombstones);
+        }
+        let identity = &subject.identity;
+        Ok(Self {
+            path: subject.root.clone(),
+            cluster: identity.cluster.clone(),
+            node: identity.node,
+            store: identity.store,
+            opening: identity.opening,
+            shown: identity.shown.last().copied(),
+            lanes: identity.lanes as usize,
+            replicas,
+            tombstones,
+            _lock: subject,
+        })
+    }
+}
+
+fn look(
+    group: GroupId,
+    log: &GroupLog,
+    segments: &FxHashMap<u64, &Segment>,
+    snapshot: Option<&SnapshotFile>,
+) -> SurveyedReplica {
+    let found = log.recovered(group);
+    let snapshot = snapshot.filter(|file| file.meta.life() == Some(found.life));
+    let mut fault = found.fault.clone();
+    for block in log.blocks.iter() {
+        if let Err(reason) = check(group, segments, &block) {
+            fault.get_or_insert(reason);
+        }
+    }
+    let mut configurations = vec![found.configuration.clone()];
+    for (index, configuration) in &found.configurations {
+        if *index <= found.hard_state.commit {
+            configurations.clear();
+        }
+        configurations.push(configuration.clone());
+    }
+    let mut replica = SurveyedReplica {
+        life: found.life,
+        joined: found.joined,
+        hard_state: found.hard_state,
+        base: found.base,
+        last: found.last_position(),
+        configurations,
+        installed: None,
+        fault,
+    };
+    let reaches = snapshot.map(|file| file.meta.last);
+    if let Some(file) = snapshot.filter(|file| !found.holds(file.meta.last)) {
+        let last = file.meta.last;
+        (replica.base, replica.last) = (last, last);
+        replica.installed = Some(last);
+        replica.configurations = vec![file.meta.configuration.clone()];
+        if replica.hard_state.term < last.term {
+            replica.hard_state.term = last.term;
+            replica.hard_state.vote = None;
+        }
+    }
+    let base = replica.base.index;
+    if base > Index::ZERO && reaches.is_none_or(|last| last.index < base) {
+        replica.fault.get_or_insert_with(|| {
+            format!("its log begins behind index {base}, and no usable snapshot reaches that far")
+        });
+    }
+    replica
+}
+
+/// Reads a block and compares what must be the same.
+fn check(
+    group: GroupId,
+    segments: &FxHashMap<u64, &Segment>,
+    block: &BlockRef,
+) -> Result<(), String> {
+    let Where::Segment(sequence) = block.place.get() else {
+        return Err("a part of its log is nowhere".to_owned());
+    };
+    let (offset, bytes) = (u64::from(block.offset), block.bytes as usize);
+    let at = |what: &str| format!("segment {sequence}, offset {offset}: {what}");
+    let segment = segments
+        .get(&sequence)
+        .filter(|segment| offset + bytes as u64 <= segment.header.bytes)
+        .ok_or_else(|| at("the segment is missing"))?;
+    let read = segment.read(offset, bytes);
+    let parsed = EntryBlock::parse(&read).map_err(|error| at(&error.to_string()))?;
+    match (parsed.group(), parsed.first(), parsed.term()) == (group, block.first, block.term) {
+        true => Ok(()),
+        false => Err(at("another entry block is in its place")),
+    }
+}
