@@ -216,6 +216,37 @@ async fn the_session_that_was_used_least_recently_makes_room() {
 }
 
 #[tokio::test]
+async fn a_group_knows_no_sessions_of_the_one_that_had_its_id_before() {
+    let mut cluster = started(small_config()).await;
+    let group = cluster.node(1).group(GROUP);
+    let old = group.open_session(DEADLINE).await.unwrap();
+    old.propose("a", DEADLINE).await.unwrap();
+    cluster.node(2).destroy_groups([GROUP]).await.unwrap();
+    until("it is gone everywhere", async || {
+        ALL.iter()
+            .all(|id| cluster.node(*id).group(GROUP).leader().is_none())
+    })
+    .await;
+    let groups = GROUP..GROUP + 1;
+    cluster
+        .node(1)
+        .create_groups(groups.clone(), &ALL)
+        .await
+        .unwrap();
+    cluster.led(groups).await;
+    let group = cluster.node(1).group(GROUP);
+    let new = group.open_session(DEADLINE).await.unwrap();
+    assert_ne!(old.id(), new.id());
+    let session = old.id();
+    let refused = old.at(group).propose("a", DEADLINE).await;
+    assert_eq!(refused, Err(Error::SessionExpired { session }));
+    new.propose("b", DEADLINE).await.unwrap();
+    let entries = cluster.agree(GROUP, 1).await;
+    assert_eq!(entries.into_values().collect::<Vec<_>>(), ["b"]);
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
 async fn a_client_that_is_restarted_goes_on_with_its_session() {
     let mut cluster = started(small_config()).await;
     let group = cluster.node(1).group(GROUP);

@@ -224,6 +224,8 @@ pub(crate) struct Applier<M> {
     replies: Replies,
     /// Of the groups that ever had one.
     sessions: FxHashMap<GroupId, Option<Box<Table>>>,
+    /// Of those groups whose id was used before.
+    lives: FxHashMap<GroupId, Life>,
     /// State machines that may have the effect of entries which are handed out again, for the sessions.
     held: FxHashMap<GroupId, Index>,
     /// Empty between groups.
@@ -253,6 +255,7 @@ impl<M: StateMachine> Applier<M> {
             entries: Vec::new(),
             replies: Replies::default(),
             sessions: FxHashMap::default(),
+            lives: FxHashMap::default(),
             held: FxHashMap::default(),
             dedup: Deduplication::default(),
         }
@@ -391,6 +394,7 @@ impl<M: StateMachine> Applier<M> {
     /// Drops the state machine of a replica that ended and removes what it kept.
     fn destroy(&mut self, group: GroupId, life: Life) {
         self.forget_sessions(group);
+        self.lives.remove(&group);
         match self.machines.remove(group) {
             // That keeper is using it. It is removed once it comes back.
             Some(Machine::Lent(_)) => return,
@@ -426,6 +430,10 @@ impl<M: StateMachine> Applier<M> {
             Ok((machine, applied)) => {
                 self.machines.insert(group, Machine::Running(machine));
                 self.forget_sessions(group);
+                match life {
+                    Life::FIRST => _ = self.lives.remove(&group),
+                    life => _ = self.lives.insert(group, life),
+                }
                 if applied > Index::ZERO {
                     self.held.insert(group, applied);
                 }
@@ -503,6 +511,7 @@ impl<M: StateMachine> Applier<M> {
     ) {
         let (block, memory) = (blocks.get(at), blocks.memory(at));
         let term = block.term();
+        let life = self.lives.get(&work.group).copied().unwrap_or(Life::FIRST);
         let table = self.sessions.entry(work.group).or_default();
         for (index, entry) in block.entries() {
             if index < work.first || work.end <= index {
@@ -511,7 +520,7 @@ impl<M: StateMachine> Applier<M> {
             let place = Position { index, term };
             let payload = self
                 .dedup
-                .decide(table, place, entry, into.len(), index <= held);
+                .decide((life, table), place, entry, into.len(), index <= held);
             if let Payload::Apply(payload) = payload {
                 into.push(Entry::within(index, term, payload, memory));
             }

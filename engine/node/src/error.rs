@@ -157,7 +157,7 @@ impl Error {
                 | Error::DestroyTimeout { .. }
                 | Error::Restoring { .. }
                 | Error::Unconfirmed
-        )
+        ) || matches!(self, Error::ProposalNumber { sequence, lowest } if sequence > lowest)
     }
 
     /// Whether the proposal may have been, or may yet be, committed and applied.
@@ -169,8 +169,7 @@ impl Error {
                 | Error::Fault { .. }
                 | Error::SessionExpired { .. }
                 | Error::ReplyNotKept
-                | Error::ProposalNumber { .. }
-        )
+        ) || matches!(self, Error::ProposalNumber { sequence, lowest } if sequence < lowest)
     }
 }
 

@@ -204,7 +204,8 @@ impl<M> GroupHandle<M> {
         self.enqueue_numbered(number, &payload.into(), queue.reply_to(tag))
     }
 
-    /// One attempt to open a session, without waiting: the index that arrives at `queue` under `tag` is the session's id.
+    /// One attempt to open a session, without waiting: [`SessionId::opened`] reads the session out of the answer that
+    /// arrives at `queue` under `tag`.
     ///
     /// # Errors
     /// When it is refused at once; nothing arrives at the queue then.

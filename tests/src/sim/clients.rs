@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use polyraft::{Committed, Completion, Error, GroupId, ProposalNumber, Read};
+use polyraft::{Committed, Completion, Error, GroupId, ProposalNumber, Read, SessionId};
 
 use super::machine::{Command, Request};
 use super::phases::FEWEST_OPERATIONS;
@@ -437,7 +437,8 @@ impl World {
             if waiting.asked == Asked::Query && result.is_ok() {
                 self.counts.queries += 1;
             } else if waiting.asked == Asked::Session {
-                self.session_answered(&waiting, result.map(|committed| committed.index));
+                let opened = result.map(|answer| SessionId::opened(&answer));
+                self.session_answered(&waiting, opened);
                 continue;
             } else if let Ok(committed) = &result {
                 self.counts.acknowledged += 1;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use polyraft::{Committed, Error, GroupId, Index, ProposalNumber, SessionId};
+use polyraft::{Committed, Error, GroupId, ProposalNumber, SessionId};
 
 use super::checks::broken;
 use super::clients::{Client, Waiting};
@@ -43,16 +43,19 @@ impl Client {
 
 impl World {
     /// A session is open, or not.
-    pub(super) fn session_answered(&mut self, waiting: &Waiting, opened: Result<Index, Error>) {
+    pub(super) fn session_answered(
+        &mut self,
+        waiting: &Waiting,
+        opened: Result<Option<SessionId>, Error>,
+    ) {
         let client = &mut self.clients.clients[waiting.client as usize];
         if client.step() != waiting.step {
             return; // It has asked again since.
         }
         match opened {
-            Ok(index) => {
-                client
-                    .sessions()
-                    .insert(waiting.group, (SessionId(index.0), 0));
+            Ok(session) => {
+                let session = session.expect("the answer names the session");
+                client.sessions().insert(waiting.group, (session, 0));
                 self.retry_later(waiting.client, MILLI);
             }
             Err(_) => self.retry_later(waiting.client, 20 * MILLI),

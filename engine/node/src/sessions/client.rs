@@ -29,14 +29,43 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 /// forgotten, and its client gets [`Error::SessionExpired`].
 ///
 /// ```
-/// # use std::time::Duration;
-/// # use polyraft::{Error, GroupHandle, StateMachine};
-/// # async fn transfer<M: StateMachine>(group: GroupHandle<M>) -> Result<(), Error> {
-/// let session = group.open_session(Duration::from_secs(5)).await?;
+/// # use std::{io::Read, path::Path};
+/// use std::time::Duration;
+/// # use bytes::Bytes;
+/// # use polyraft::{Entry, FrozenState, GroupId, Index, MachineError, Node, Replies, StateMachine, Tls};
+/// # struct Counter(u64);
+/// # impl StateMachine for Counter {
+/// #     fn open(_: GroupId, _: &Path) -> Result<(Self, Index), MachineError> { Ok((Counter(0), Index::ZERO)) }
+/// #     fn apply(&mut self, entries: &[Entry<'_>], replies: &mut Replies) -> Result<(), MachineError> {
+/// #         for _ in entries { self.0 += 1; replies.push(self.0.to_string()); }
+/// #         Ok(())
+/// #     }
+/// #     fn query(&self, _: &[u8]) -> Result<Bytes, MachineError> { Ok(Bytes::new()) }
+/// #     fn snapshot(&self) -> Result<FrozenState, MachineError> { Err("none".into()) }
+/// #     fn restore(&mut self, _: Index, _: &mut dyn Read) -> Result<(), MachineError> { Ok(()) }
+/// # }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let builder = Node::<Counter>::builder().id(1).cluster("example").data_dir(dir.path().join("1"));
+/// # let node = builder.listen("127.0.0.1:0".parse()?).tls(Tls::dev(dir.path().join("ca"))).open().await?;
+/// # node.create_groups(7..8, &[1]).await?;
+/// let group = node.group(7);
+/// let session = group.open_session(Duration::from_secs(10)).await?;
 /// // Leaders may change and answers get lost meanwhile: it is applied once.
 /// let done = session.propose("move 5 from a to b", Duration::from_secs(10)).await?;
-/// println!("applied at {}", done.index);
-/// session.close(Duration::from_secs(5)).await
+///
+/// // A client that may crash takes a number, writes it down with the payload, and then proposes.
+/// let number = session.take_number().await;
+/// let first = session.propose_as(number, "move 5 from b to c", Duration::from_secs(10)).await?;
+/// // Restarted, it goes on with what it has written down, and gets the same answer.
+/// let session = group.resume_session(session.id(), [number], number + 1);
+/// let again = session.propose_as(number, "move 5 from b to c", Duration::from_secs(10)).await?;
+/// assert_eq!(again, first);
+/// assert!(again.index > done.index);
+/// session.close(Duration::from_secs(10)).await?;
+/// # node.shutdown().await?;
+/// # Ok(())
 /// # }
 /// ```
 pub struct Session<M> {
@@ -129,9 +158,12 @@ impl<M> Session<M> {
     ) -> Result<Committed, Error> {
         let deadline = Instant::now() + within;
         let taken = timeout_at(deadline, self.take_number()).await;
-        let taken = taken.map_err(|_| Error::Busy {
-            what: "the window of the session",
-            limit: SESSION_WINDOW,
+        let taken = taken.map_err(|_| {
+            let state = self.numbers.state.lock();
+            Error::ProposalNumber {
+                sequence: state.next,
+                lowest: state.lowest(),
+            }
         })?;
         // Also if the caller stops waiting for this future.
         let number = Given {
@@ -241,7 +273,8 @@ pub(crate) async fn open<M>(group: &GroupHandle<M>, within: Duration) -> Result<
         let attempt = timeout_at(attempts.deadline, group.open_session_once()).await;
         match attempts.outcome(attempt) {
             Some(outcome) => {
-                let id = SessionId(outcome?.index.0);
+                let opened = SessionId::opened(&outcome?);
+                let id = opened.expect("the group answers with the name of the session");
                 return Ok(Session::new(group.clone(), id, 1, BTreeSet::new()));
             }
             None => attempts.pause().await,

@@ -2,7 +2,7 @@
 //! A decision must never depend on a reply, because the next entries of a batch are decided before there is one.
 
 use bytes::Bytes;
-use polyraft_raft::{Index, Term};
+use polyraft_raft::{Index, Life, Term};
 
 use super::table::{Table, Verdict};
 use super::{Command, ProposalNumber, SessionId};
@@ -27,8 +27,10 @@ pub(crate) struct Deduplication {
 enum Step {
     /// The replies of a session go. Nobody waits for this.
     Forget(SessionId),
+    /// The reply is its name.
+    Opened(SessionId),
     /// There is nothing to reply.
-    Done,
+    Closed,
     /// The state machine applies it, as the entry with this number of those that it is given.
     Apply(ProposalNumber, usize),
     /// It was applied before.
@@ -58,7 +60,7 @@ impl Deduplication {
     /// payload as entry number `next`; of one that `is_held` it has the effect already.
     pub(crate) fn decide<'a>(
         &mut self,
-        table: &mut Option<Box<Table>>,
+        (life, table): (Life, &mut Option<Box<Table>>),
         place: Position,
         entry: &'a [u8],
         next: usize,
@@ -76,7 +78,7 @@ impl Deduplication {
             table.get_or_insert_default();
         }
         let verdict = match table {
-            Some(table) => table.decide(place.index, command, &mut self.gone),
+            Some(table) => table.decide(life, place.index, command, &mut self.gone),
             None => Verdict::Expired,
         };
         let gone = self.gone.drain(..);
@@ -96,7 +98,8 @@ impl Deduplication {
             (Command::Propose(number), _) => Step::Refused(Error::SessionExpired {
                 session: number.session,
             }),
-            _ => Step::Done,
+            (_, Verdict::Opened(session)) => Step::Opened(session),
+            _ => Step::Closed,
         };
         self.steps.push((place, step));
         Payload::Drop
@@ -119,7 +122,8 @@ impl Deduplication {
                     table.forget(session);
                     continue;
                 }
-                Step::Done => done(Bytes::new()),
+                Step::Opened(session) => done(Bytes::copy_from_slice(&session.0.to_le_bytes())),
+                Step::Closed => done(Bytes::new()),
                 Step::Apply(number, at) => {
                     table.acknowledge(number);
                     table.keep(number, index, &replies[at]);

@@ -1,7 +1,7 @@
 //! Exactly once: client sessions, whose proposals are numbered, so that one that comes again is answered and not applied
 //! again (Raft thesis 6.3). Nothing here may depend on anything but the log: every replica has to decide alike.
 //!
-//! A session is opened by an entry, and the entry's index is its name. Each proposal of a session carries a header in front of
+//! A session is opened by an entry, and the entry's place is its name. Each proposal of a session carries a header in front of
 //! the user's payload; the blocks of such entries have a kind of their own, so that plain proposals cost nothing more.
 
 mod client;
@@ -9,7 +9,9 @@ mod dedup;
 mod table;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use polyraft_raft::Index;
+use polyraft_raft::{Index, Life};
+
+use crate::completion::Committed;
 
 pub use self::client::Session;
 pub(crate) use self::client::open;
@@ -28,9 +30,33 @@ pub(crate) const MAX_SESSIONS: u32 = 1 << 16;
 /// Bytes in front of the payload of a session's entry.
 pub(crate) const HEADER_BYTES: usize = 24;
 
-/// Names a session among all that its group ever had: the index of the entry that opened it.
+/// Names a session among all that its group ever had, and among those of earlier groups with the same id.
+///
+/// It follows from the entry that opened it: the index, and in the upper 16 bits the life of the group's id.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SessionId(pub u64);
+
+/// Bits of an index in a session's id.
+const INDEX_BITS: u32 = 48;
+
+impl SessionId {
+    /// The session that the entry at `index` opens.
+    pub(crate) fn of(life: Life, index: Index) -> Self {
+        SessionId(u64::from(life.get()) << INDEX_BITS | index.0 & ((1 << INDEX_BITS) - 1))
+    }
+
+    /// The index of the entry that opened it.
+    fn index(self) -> Index {
+        Index(self.0 & ((1 << INDEX_BITS) - 1))
+    }
+
+    /// The session that was opened, from the answer to [`GroupHandle::open_session_with`](crate::GroupHandle::open_session_with).
+    /// Nothing if it is the answer to something else.
+    pub fn opened(answer: &Committed) -> Option<Self> {
+        let id = SessionId(u64::from_le_bytes(answer.reply[..].try_into().ok()?));
+        (id.index() == answer.index).then_some(id)
+    }
+}
 
 impl std::fmt::Display for SessionId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -128,6 +154,23 @@ pub(crate) struct Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_session_of_an_earlier_life_is_not_one_of_this() {
+        let [first, second] = [0, 1].map(|life| Life::new(life).unwrap());
+        let (one, other) = (
+            SessionId::of(first, Index(7)),
+            SessionId::of(second, Index(7)),
+        );
+        assert_ne!(one, other);
+        assert_eq!((one.index(), other.index()), (Index(7), Index(7)));
+        let answer = |index, id: SessionId| Committed {
+            index,
+            reply: Bytes::copy_from_slice(&id.0.to_le_bytes()),
+        };
+        assert_eq!(SessionId::opened(&answer(Index(7), other)), Some(other));
+        assert_eq!(SessionId::opened(&answer(Index(8), other)), None);
+    }
 
     #[test]
     fn a_header_is_read_back_and_a_bad_one_is_refused() {

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 
 use bytes::{Buf, BufMut, Bytes};
-use polyraft_raft::Index;
 use polyraft_raft::mutants::{self, Mutant};
+use polyraft_raft::{Index, Life};
 
 use super::{Command, MAX_SESSIONS, ProposalNumber, Reply, SESSION_WINDOW, SessionId};
 use crate::machine::FrozenState;
@@ -71,7 +71,7 @@ impl Member {
 /// What is to be done about an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Verdict {
-    Opened,
+    Opened(SessionId),
     Closed,
     /// It is the first of its number.
     Apply,
@@ -101,9 +101,10 @@ pub(crate) struct Table {
 impl Table {
     // ---- before the state machine runs ----
 
-    /// Takes the entry at `index`. Sessions that have to go are added to `gone`.
+    /// Takes the entry at `index` of a life of the group. Sessions that have to go are added to `gone`.
     pub(super) fn decide(
         &mut self,
+        life: Life,
         index: Index,
         command: Command,
         gone: &mut Vec<SessionId>,
@@ -121,9 +122,10 @@ impl Table {
                     lowest: 1,
                     applied: [0; WORDS],
                 };
-                self.sessions.insert(index.0, opened);
-                self.by_activity.insert(index, index.0);
-                Verdict::Opened
+                let id = SessionId::of(life, index);
+                self.sessions.insert(id.0, opened);
+                self.by_activity.insert(index, id.0);
+                Verdict::Opened(id)
             }
             Command::Close { session } => {
                 if let Some(closed) = self.sessions.remove(&session.0) {
@@ -252,7 +254,8 @@ impl Table {
                 applied,
             };
             let is_next = table.sessions.last_key_value().is_none_or(|(k, _)| *k < id);
-            if id == 0 || active.0 < id || lowest == 0 || lowest > u64::MAX / 2 || !is_next {
+            let is_named = id != 0 && SessionId(id).index() <= active;
+            if !is_named || lowest == 0 || lowest > u64::MAX / 2 || !is_next {
                 return None;
             }
             table.sessions.insert(id, member);
@@ -361,7 +364,7 @@ mod tests {
                         self.replies.retain(|reply| reply.0 != gone);
                     }
                     self.sessions.push((index, index, 1, BTreeSet::new()));
-                    (Verdict::Opened, None)
+                    (Verdict::Opened(SessionId(index)), None)
                 }
                 Command::Close { session } => {
                     self.sessions.retain(|known| known.0 != session.0);
@@ -439,7 +442,7 @@ mod tests {
                 let mut decided = Vec::new();
                 for (index, (command, _)) in batch {
                     let mut gone = Vec::new();
-                    let verdict = table.decide(Index(*index), *command, &mut gone);
+                    let verdict = table.decide(Life::FIRST, Index(*index), *command, &mut gone);
                     decided.push((verdict, gone));
                 }
                 for ((verdict, gone), (index, (command, answer))) in decided.into_iter().zip(batch) {
@@ -485,7 +488,12 @@ mod tests {
     #[test]
     fn a_damaged_section_is_refused() {
         let mut table = Table::default();
-        table.decide(Index(4), Command::Open { most: 3 }, &mut Vec::new());
+        table.decide(
+            Life::FIRST,
+            Index(4),
+            Command::Open { most: 3 },
+            &mut Vec::new(),
+        );
         let good = section(Some(&table));
         assert!(read_section(&mut &good[..]).is_ok());
         for bit in 0..good.len() * 8 {
