@@ -145,6 +145,69 @@ async fn a_dead_node_is_replaced_by_one_that_gets_a_snapshot() {
 }
 
 #[tokio::test]
+async fn a_removed_replica_ends_and_may_come_back_and_be_removed_again() {
+    let mut cluster = Cluster::start(3, small_config()).await;
+    cluster
+        .node(1)
+        .create_groups(0..1, &[1, 2, 3])
+        .await
+        .unwrap();
+    let mut written = 0;
+    for round in 0..3 {
+        let changed = change(&cluster, 0, &[remove(3)]).await;
+        assert_eq!(changed, Ok(members(&[1, 2], &[])), "round {round}");
+        until("the removed node has no replica", async || {
+            let status = cluster.node(3).group(0).status().await;
+            matches!(status, Err(Error::NoSuchGroup { .. }))
+        })
+        .await;
+        if round == 1 {
+            // A restart does not bring it back.
+            cluster.stop(3).await;
+            cluster.open(3).await.unwrap();
+            cluster.sees(1, 3, true).await;
+            cluster.sees(2, 3, true).await;
+            let status = cluster.node(3).group(0).status().await;
+            assert!(matches!(status, Err(Error::NoSuchGroup { .. })));
+        }
+        propose(&cluster, 0, format!("{round}")).await;
+        written += 1;
+        let changed = change(&cluster, 0, &[voter(3)]).await;
+        assert_eq!(changed, Ok(members(&[1, 2, 3], &[])), "round {round}");
+        cluster.agree(0, written).await;
+    }
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_node_that_was_down_learns_that_it_was_removed() {
+    let mut cluster = Cluster::start(3, small_config()).await;
+    cluster
+        .node(1)
+        .create_groups(0..4, &[1, 2, 3])
+        .await
+        .unwrap();
+    for group in 0..4 {
+        let changed = change(&cluster, group, &[learner(3)]).await;
+        assert_eq!(changed, Ok(members(&[1, 2], &[3])));
+    }
+    cluster.stop(3).await;
+    for group in 0..4 {
+        let changed = change(&cluster, group, &[remove(3)]).await;
+        assert_eq!(changed, Ok(members(&[1, 2], &[])));
+    }
+    cluster.open(3).await.unwrap();
+    for group in 0..4 {
+        until("it has no replica any more", async || {
+            let status = cluster.node(3).group(group).status().await;
+            matches!(status, Err(Error::NoSuchGroup { .. }))
+        })
+        .await;
+    }
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
 async fn a_leader_that_is_removed_leaves_the_group_to_the_others() {
     let mut cluster = Cluster::start(3, small_config()).await;
     cluster

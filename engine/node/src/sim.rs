@@ -208,6 +208,13 @@ impl<M: StateMachine> SimNode<M> {
             .replica(group)
     }
 
+    /// Whether a replica of the group was here, and nothing but a tombstone is left.
+    pub fn has_ended(&self, group: GroupId) -> bool {
+        self.shards[shard_of(group, self.shards.len())]
+            .0
+            .has_ended(group)
+    }
+
     /// What the log had of the groups that are not open yet, by group.
     pub fn recovered(&self) -> Vec<&RecoveredGroup> {
         let mut found: Vec<_> = self

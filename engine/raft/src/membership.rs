@@ -95,6 +95,11 @@ impl Former {
         Former((kept != Kept::default()).then(|| Box::new(kept)))
     }
 
+    /// The index as of which this node knows that an earlier replica of it was removed, until the log has that; else 0.
+    fn known_removal(&self) -> Index {
+        self.0.as_ref().map_or(Index::ZERO, |kept| kept.removed_at)
+    }
+
     fn replaced(&self) -> &[(Index, Configuration)] {
         self.0.as_ref().map_or(&[], |kept| &kept.replaced)
     }
@@ -303,12 +308,7 @@ impl Group {
 
     /// The log begins anew with these members.
     pub(crate) fn reset_configuration(&mut self, configuration: &Configuration) {
-        let removed_at = self
-            .former
-            .0
-            .as_ref()
-            .map_or(Index::ZERO, |kept| kept.removed_at);
-        self.former = Former::removed_at(removed_at);
+        self.former = Former::removed_at(self.former.known_removal());
         self.configuration.clone_from(configuration);
     }
 
@@ -323,12 +323,8 @@ impl Group {
     /// Whether it has everything that was committed when an earlier replica of its node was removed. Somebody who does not
     /// have that may take this one for the earlier one, and must not be elected by it.
     pub(crate) fn knows_its_removal(&self) -> bool {
-        let removed_at = self
-            .former
-            .0
-            .as_ref()
-            .map_or(Index::ZERO, |kept| kept.removed_at);
-        self.log.last_index() >= removed_at || mutants::is_active(Mutant::ReturnedVotes)
+        self.log.last_index() >= self.former.known_removal()
+            || mutants::is_active(Mutant::ReturnedVotes)
     }
 
     /// What is handed out can't be taken back. Whoever it made no member is told of.
@@ -341,14 +337,19 @@ impl Group {
 
     fn note_removed(&mut self, out: &mut Outbox) {
         let leads = matches!(self.part, Part::Leader(_));
+        // Through there the log says what this node knew when it came back.
+        let known = self.former.known_removal();
         let settled = self.former.forget(self.handed_out);
         let newer = settled.iter().skip(1).map(|(_, before)| before);
         let afters = newer.chain([self.applied_configuration()]);
         for ((at, before), after) in settled.iter().zip(afters) {
             let is_out =
                 |node: &NodeId| !after.contains(*node) && !self.configuration.contains(*node);
-            let told = before.nodes().filter(is_out);
-            let told = told.filter(|node| leads || *node == self.node);
+            let is_news = |node: &NodeId| match *node == self.node {
+                true => *at > known,
+                false => leads,
+            };
+            let told = before.nodes().filter(is_out).filter(is_news);
             out.removed.extend(told.map(|node| Removed {
                 group: self.id,
                 node,
@@ -370,7 +371,8 @@ impl Group {
     pub fn heeds_removal(&self, at: Index) -> bool {
         let newest = self.former.last();
         let is_back = newest.is_some_and(|index| index > at);
-        self.handed_out < at && !(is_back && self.configuration.contains(self.node))
+        let known = self.handed_out.max(self.former.known_removal());
+        known < at && !(is_back && self.configuration.contains(self.node))
     }
 
     /// The members as of the last entry that was handed out for applying.

@@ -71,6 +71,8 @@ pub(super) struct GroupChecks {
     /// By operation: where it was applied.
     requests: FxHashMap<u64, Index>,
     seen: Vec<Seen>,
+    /// By node: its replica was removed, and there is no other yet.
+    is_out: Vec<bool>,
     /// By node: the members as its replica saw them the last time.
     members: Vec<Option<Configuration>>,
     pub(super) promises: Vec<Promise>,
@@ -83,6 +85,7 @@ impl GroupChecks {
     pub(super) fn new(nodes: u64) -> Self {
         GroupChecks {
             seen: vec![Seen::default(); nodes as usize + 1],
+            is_out: vec![false; nodes as usize + 1],
             members: vec![None; nodes as usize + 1],
             promises: vec![Promise::default(); nodes as usize + 1],
             ..GroupChecks::default()
@@ -98,9 +101,18 @@ impl GroupChecks {
         Some(self.committed[run.checked_sub(1)?].term)
     }
 
+    /// A replica was removed. It keeps its votes in mind, and nothing else.
+    pub(super) fn left(&mut self, node: u64) {
+        self.is_out[node as usize] = true;
+        self.promises[node as usize].matched = LogPosition::ZERO;
+    }
+
     /// A replica has moved. `holds` answers for the other replicas.
     pub(super) fn observe(&mut self, core: &Group, holds: Holds<'_>) -> Verdict {
         let (group, node) = (core.id(), core.node());
+        if std::mem::take(&mut self.is_out[node.0 as usize]) {
+            self.reborn(node.0);
+        }
         self.check_monotonic(core)?;
         self.check_log(core)?;
         if core.role() == Role::Leader {
@@ -264,26 +276,31 @@ impl GroupChecks {
                 ),
             ));
         }
-        // Who the members are may have changed in the same turn, behind what was committed.
-        let members = self.members[node.0 as usize].as_ref();
-        let members = members.unwrap_or(core.configuration());
+        // Who the members are may have changed in the same turn, before or after that.
+        let before = self.members[node.0 as usize].as_ref();
+        let in_force: Vec<&Configuration> =
+            before.into_iter().chain([core.configuration()]).collect();
         let has = |member: &u64| {
             let promised = self.promises[*member as usize].matched;
             // Entries of a term are all or none before a place of that term.
             let promised = promised.term == reached.term && promised.index >= reached.index;
             holds(*member, reached).unwrap_or(promised)
         };
-        let holders: Vec<u64> = members.nodes().map(|node| node.0).filter(has).collect();
+        let nodes = 1..self.promises.len() as u64;
+        let holders: Vec<u64> = nodes.filter(has).collect();
         let is_majority = |half: &[NodeId]| {
             let count = half.iter().filter(|node| holders.contains(&node.0)).count();
             half.is_empty() || 2 * count > half.len()
         };
-        if !is_majority(members.voters()) || !is_majority(members.outgoing()) {
+        let decide = |members: &&Configuration| {
+            is_majority(members.voters()) && is_majority(members.outgoing())
+        };
+        if !in_force.iter().any(decide) {
             return Err(broken(
                 "commit quorum",
                 group,
                 format!(
-                    "node {node} commits {reached}, which only {holders:?} of {members:?} hold durably"
+                    "node {node} commits {reached}, which only {holders:?} hold of {in_force:?} durably"
                 ),
             ));
         }
@@ -374,7 +391,8 @@ impl GroupChecks {
             ))
         };
         let Some(found) = found else {
-            return match promise.term > Term(0) {
+            let has_promised = promise.term > Term(0) && !self.is_out[node as usize];
+            return match has_promised {
                 true => lost(format!("lost the group, after {promise:?}")),
                 false => Ok(()),
             };

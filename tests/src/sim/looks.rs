@@ -118,7 +118,15 @@ impl World {
             // Nobody hears it, and what it promised was promised by the data that it lost.
             return Ok(());
         }
-        let Some((core, fault)) = host.node.as_ref().and_then(|node| node.replica(group)) else {
+        let Some(node) = &host.node else {
+            return Ok(());
+        };
+        let Some((core, fault)) = node.replica(group) else {
+            if node.has_ended(group) {
+                self.checks[group.0 as usize - 1].left(id);
+                self.trace
+                    .group(self.now, id, group, || "has no replica any more".to_owned());
+            }
             return Ok(());
         };
         if let Some(fault) = fault {

@@ -247,6 +247,12 @@ impl Registers {
 }
 
 impl StateMachine for Registers {
+    fn destroy(group: GroupId, dir: &Path) -> Result<(), MachineError> {
+        let node = owner_of(dir).ok_or("the directory belongs to no node")?;
+        STAGE.with_borrow_mut(|stage| stage.saved.remove(&(node, group)));
+        Ok(())
+    }
+
     fn open(group: GroupId, dir: &Path) -> Result<(Self, Index), MachineError> {
         let node = owner_of(dir).ok_or("the directory belongs to no node")?;
         let saved = STAGE.with_borrow(|stage| stage.saved.get(&(node, group)).cloned());

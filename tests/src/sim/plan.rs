@@ -299,7 +299,7 @@ fn weights(rng: &mut Rng) -> [u32; Fault::ALL.len()] {
 /// In some worlds the members of some groups change. Drawn from a source of its own, so that the others stay as they were.
 fn churn(plan: &mut Plan) {
     let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0xC4A6_0E55));
-    if !rng.chance(0) {
+    if !rng.chance(300_000) {
         return;
     }
     let most = rng.within(1, 10) as u32 * 100_000;

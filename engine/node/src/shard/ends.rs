@@ -89,6 +89,8 @@ impl Shard {
             return self.fail(error.to_string());
         }
         let Some(ended) = here else { return };
+        #[cfg(feature = "sim")]
+        self.stepped.iter_mut().for_each(|list| list.push(group));
         tracing::info!(node = %self.shared.node, %group, life = %ended, ?ending, "a replica ends");
         let slot = self.slots.remove(group);
         match slot {

@@ -7,9 +7,10 @@
 use std::collections::BTreeMap;
 
 use polyraft_raft::{
-    ChangeRefused, Configuration, Event, GroupId, Index, Life, MemberChange, Message, NodeId, Role,
-    Term, Tick,
+    ChangeRefused, Configuration, Event, GroupId, Index, Life, MemberChange, Message, NodeId,
+    Removed, Role, Term, Tick,
 };
+use polyraft_storage::{Ending, Tombstone};
 
 use super::{Payloads, Shard, leads};
 use crate::error::Error;
@@ -30,6 +31,8 @@ pub(super) struct Members {
     /// Changes that callers wait for, by group: a group has one at a time.
     wanted: BTreeMap<GroupId, Wanted>,
     look_at: Option<Tick>,
+    /// Groups that this node is no member of any more, as of an index.
+    leaving: Vec<(GroupId, Index)>,
     /// Replicas that nobody leads and that may not stand, and when they ask the next time.
     forlorn: BTreeMap<u32, Tick>,
 }
@@ -53,6 +56,11 @@ enum Waits {
 }
 
 impl Members {
+    /// Whether replicas are to end at once.
+    pub(super) fn are_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
     /// When a change, or a replica without a leader, has to be looked at.
     pub(super) fn deadline(&self) -> Option<Tick> {
         let asks = self.forlorn.values().min().copied();
@@ -273,15 +281,31 @@ impl Shard {
 
     // ---- nodes that cease to be members ----
 
-    /// Nodes that this turn's entries removed are told so.
+    /// Nodes that this turn's entries removed are told so. A replica of this node goes on to the end of the turn: others may
+    /// need what it has to say.
     pub(super) fn tell_removed(&mut self) {
         let mut removed = std::mem::take(&mut self.outbox.removed);
         for removed in removed.drain(..) {
-            if removed.node != self.shared.node {
-                self.say_removed(removed.node, removed.group, removed.at);
+            let Removed { group, node, at } = removed;
+            match node == self.shared.node {
+                true => self.members.leaving.push((group, at)),
+                false => self.say_removed(node, group, at),
             }
         }
         self.outbox.removed = removed;
+    }
+
+    /// Ends the replicas that were removed in the turn before.
+    pub(super) fn leave_groups(&mut self) {
+        let mut leaving = std::mem::take(&mut self.members.leaving);
+        for (group, at) in leaving.drain(..) {
+            if let Some(slot) = self.slot(group)
+                && self.is_out(slot, self.shared.node)
+            {
+                self.end_membership(slot, at, Term::ZERO);
+            }
+        }
+        self.members.leaving = leaving;
     }
 
     fn say_removed(&mut self, node: NodeId, group: GroupId, at: Index) {
@@ -385,10 +409,22 @@ impl Shard {
         }
     }
 
-    /// This node is no member of a group any more, as of a committed index.
-    pub(super) fn end_membership(&mut self, slot: u32, at: Index, term: Term) {
-        let group = self.replicas[slot as usize].group.id();
-        tracing::info!(node = %self.shared.node, %group, %at, %term, "a replica was removed from its group");
+    /// This node is no member of a group any more, as of a committed index; somebody who knows that is in `term`.
+    fn end_membership(&mut self, slot: u32, at: Index, term: Term) {
+        let core = &self.replicas[slot as usize].group;
+        let (group, own) = (core.id(), core.term());
+        let tombstone = Tombstone {
+            life: self.marks[slot as usize].life,
+            ending: Ending::Removed,
+            term: own.max(term),
+            vote: core.vote().filter(|_| own >= term),
+            at,
+        };
+        if let Some(wanted) = self.members.wanted.remove(&group) {
+            // It was the end of what the caller wanted, or another change is lost with the replica.
+            self.go_on_with(slot, wanted);
+        }
+        self.end_replica(group, tombstone);
     }
 }
 

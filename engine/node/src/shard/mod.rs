@@ -481,6 +481,12 @@ impl Shard {
         Some((&replica.group, replica.fault.as_deref()))
     }
 
+    /// Whether a tombstone stands where a replica was.
+    #[cfg(feature = "sim")]
+    pub(crate) fn has_ended(&self, group: GroupId) -> bool {
+        self.log.tombstone_of(group).is_some()
+    }
+
     /// What the log had of the groups whose state machine is not open yet.
     #[cfg(feature = "sim")]
     pub(crate) fn recovered(&self) -> impl Iterator<Item = &RecoveredGroup> {

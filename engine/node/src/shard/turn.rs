@@ -32,7 +32,8 @@ impl Shard {
             return None;
         }
         let may_maintain = self.maintenance_is_due && self.disk_full.is_none();
-        if may_maintain || !self.touched.is_empty() || !self.claims.is_empty() {
+        let is_due = !self.touched.is_empty() || !self.claims.is_empty();
+        if may_maintain || is_due || self.members.are_leaving() {
             return Some(self.now);
         }
         let disk = self.disk_full.as_ref().map(|full| full.retry_at);
@@ -79,6 +80,7 @@ impl Shard {
         self.drain();
         self.rebalance();
         self.change_members();
+        self.leave_groups();
         self.ask_members();
         // Settling may touch replicas that were not touched before; each is settled once.
         let mut next = 0;
