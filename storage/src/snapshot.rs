@@ -236,7 +236,7 @@ impl SnapshotStore {
         Ok(files)
     }
 
-    /// All that seem whole, by group and place.
+    /// All that seem whole, by group, life and place.
     fn usable(&self) -> Result<Vec<SnapshotFile>, SnapshotError> {
         let mut found: Vec<SnapshotFile> = Vec::new();
         for name in self.names()? {
@@ -252,7 +252,10 @@ impl SnapshotStore {
                 Err(error) => tracing::error!(%error, "a snapshot is not used"),
             }
         }
-        found.sort_unstable_by_key(|file| (file.meta.group, file.meta.last.index));
+        found.sort_unstable_by_key(|file| {
+            let meta = &file.meta;
+            (meta.group, meta.incarnation, meta.last.index)
+        });
         Ok(found)
     }
 
@@ -352,28 +355,41 @@ impl SnapshotStore {
             Ok(file)
         });
         match &published {
-            Ok(file) => self.remove_all_but(file.meta.group, Some(file.meta.last)),
+            Ok(file) => self.remove_all_but(&file.meta),
             Err(_) => _ = self.disk.remove(temporary),
         }
         published
     }
 
-    /// Removes every snapshot of a group.
-    pub fn remove(&self, group: GroupId) {
-        self.remove_all_but(group, None);
+    /// Removes every snapshot of a life of a group, and of those before it.
+    pub fn remove(&self, group: GroupId, life: Life) {
+        self.remove_if(group, |path, _| {
+            let file = self.inspect(path);
+            file.is_ok_and(|file| file.meta.incarnation <= u64::from(life.get()))
+        });
     }
 
-    /// Removes the other snapshots of a group. What can't be removed now is removed at the next opening.
-    fn remove_all_but(&self, group: GroupId, kept: Option<LogPosition>) {
+    /// Removes the older snapshots of a group: of earlier lives, and of earlier places.
+    fn remove_all_but(&self, kept: &SnapshotMeta) {
+        self.remove_if(kept.group, |path, last| match self.inspect(path) {
+            Ok(file) if file.meta.incarnation == kept.incarnation => last.index < kept.last.index,
+            Ok(file) => file.meta.incarnation < kept.incarnation,
+            Err(_) => last.index < kept.last.index,
+        });
+    }
+
+    /// Removes some snapshots of a group. What can't be removed now is removed at the next opening.
+    fn remove_if(&self, group: GroupId, is_unwanted: impl Fn(&Path, LogPosition) -> bool) {
         let Ok(names) = self.disk.list(&self.dir) else {
             return;
         };
         for name in names {
+            let path = self.dir.join(&name);
             if let Some((owner, last)) = parse_name(&name)
                 && owner == group
-                && kept.is_none_or(|kept| last.index < kept.index)
+                && is_unwanted(&path, last)
             {
-                let _ = self.disk.remove(&self.dir.join(&name));
+                let _ = self.disk.remove(&path);
             }
         }
     }
@@ -720,7 +736,7 @@ mod tests {
                 .count(),
             1
         );
-        store.remove(GroupId(7));
+        store.remove(GroupId(7), Life::LAST);
         assert_eq!(open(&disk.after_process_crash()).1, []);
     }
 

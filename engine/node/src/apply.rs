@@ -215,6 +215,8 @@ impl ApplyBacklog {
 /// The state machines of the groups that one worker serves.
 pub(crate) struct Applier<M> {
     machines: GroupTable<Machine<M>>,
+    /// Those of replicas that ended while a keeper had them.
+    leaving: Vec<(GroupId, Life, Option<u32>)>,
     machines_dir: PathBuf,
     inboxes: Arc<[Sender<ShardEvent>]>,
     keepers: Arc<[Sender<Job>]>,
@@ -248,6 +250,7 @@ impl<M: StateMachine> Applier<M> {
     ) -> Self {
         Applier {
             machines: GroupTable::default(),
+            leaving: Vec::new(),
             machines_dir: data_dir.join(MACHINES),
             inboxes,
             keepers,
@@ -292,11 +295,7 @@ impl<M: StateMachine> Applier<M> {
                 machine,
                 held,
             } => self.take_back((group, life), machine, held),
-            Task::Destroy { group, life, slot } => {
-                self.destroy(group, life);
-                self.keeper_of(group).send(Job::Remove { group });
-                self.tell(self.shard_of(group), ShardEvent::Ended { slot });
-            }
+            Task::Destroy { group, life, slot } => self.destroy(group, life, slot),
             Task::Stop => {}
         }
     }
@@ -388,20 +387,25 @@ impl<M: StateMachine> Applier<M> {
         }
         // Its replica ended meanwhile.
         drop_guarded(machine);
-        self.remove_kept(group, life);
+        let mut leaving = self.leaving.iter();
+        let at = leaving.position(|leaving| (leaving.0, leaving.1) == (group, life));
+        let (_, _, slot) = self
+            .leaving
+            .swap_remove(at.expect("what is lent comes back once"));
+        self.remove_kept(group, life, slot);
     }
 
     /// Drops the state machine of a replica that ended and removes what it kept.
-    fn destroy(&mut self, group: GroupId, life: Life) {
+    fn destroy(&mut self, group: GroupId, life: Life, slot: Option<u32>) {
         self.forget_sessions(group);
         self.lives.remove(&group);
         match self.machines.remove(group) {
-            // That keeper is using it. It is removed once it comes back.
-            Some(Machine::Lent(_)) => return,
+            // A keeper is using it. The rest is done when it comes back.
+            Some(Machine::Lent(_)) => return self.leaving.push((group, life, slot)),
             Some(machine) => drop_guarded(machine),
             None => {}
         }
-        self.remove_kept(group, life);
+        self.remove_kept(group, life, slot);
     }
 
     /// What is known of an earlier life or an earlier state must not count.
@@ -410,9 +414,11 @@ impl<M: StateMachine> Applier<M> {
         self.held.remove(&group);
     }
 
-    fn remove_kept(&self, group: GroupId, life: Life) {
+    fn remove_kept(&self, group: GroupId, life: Life, slot: Option<u32>) {
         let dir = self.machines_dir.join(name_of(group, life));
         remove_kept::<M>(group, &dir);
+        self.keeper_of(group).send(Job::Remove { group, life });
+        self.tell(self.shard_of(group), ShardEvent::Ended { group, slot });
     }
 
     fn tell(&self, shard: usize, event: ShardEvent) {

@@ -51,7 +51,7 @@ pub(crate) enum ShardEvent {
         applied: Result<Index, String>,
     },
     /// A worker has nothing more of a replica that ended, which had a slot if it was open.
-    Ended { slot: Option<u32> },
+    Ended { group: GroupId, slot: Option<u32> },
     /// The outcome of a proposal that another node forwarded to this one.
     ForwardDone {
         group: GroupId,

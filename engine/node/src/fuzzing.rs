@@ -289,6 +289,7 @@ mod tests {
         let found = |groups, members| Found {
             groups,
             life: Life::FIRST,
+            is_over: false,
             members,
         };
         let found = [found(1..4, Some(joint)), found(9..10, None)];

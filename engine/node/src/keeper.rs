@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use polyraft_raft::mutants::{self, Mutant};
-use polyraft_raft::{GroupId, Index};
+use polyraft_raft::{GroupId, Index, Life};
 use polyraft_storage::{SnapshotFile, SnapshotMeta, SnapshotStore};
 
 use crate::apply::{Held, Returned, Task, guarded};
@@ -54,8 +54,8 @@ pub(crate) enum Job {
     Abandon { group: GroupId },
     /// A follower found a snapshot damaged: see whether it is so here.
     Look { file: SnapshotFile },
-    /// Remove what there is of a group.
-    Remove { group: GroupId },
+    /// Remove what there is of a life of a group, and of those before it.
+    Remove { group: GroupId, life: Life },
     /// Leave the loop.
     Stop,
 }
@@ -153,7 +153,7 @@ impl<M: StateMachine> Keeper<M> {
                 };
                 self.tell(file.meta.group, event);
             }
-            Job::Remove { group } => self.store.remove(group),
+            Job::Remove { group, life } => self.store.remove(group, life),
             Job::Stop => {}
         }
     }

@@ -32,16 +32,13 @@ use crate::router::Router;
 use crate::shard::{Shard, Shared};
 use crate::status::NodeStatus;
 use crate::trace::ProposalTrace;
-use crate::wire::{MAX_GROUPS_AT_ONCE, MAX_MEMBERS};
+use crate::wire::MAX_MEMBERS;
 
 /// Answered reply slots kept for reuse; more callers than this at once cost an allocation each.
 const POOLED_SLOTS: usize = 16_384;
 
-/// Ranges of ids in one request: its record is far below a frame's bound.
-const RANGES_AT_ONCE: usize = 8_192;
-
-/// Groups in one request to destroy some: what is found of each may be different.
-const DESTROYED_AT_ONCE: u64 = 8_192;
+/// Groups in one request: what is found of each may be different, and all of it has to fit into a frame.
+const GROUPS_AT_ONCE: u64 = 8_192;
 
 /// One member of a cluster: the groups that it hosts share its threads, its log and its connections.
 ///
@@ -384,14 +381,15 @@ impl<M: StateMachine> Node<M> {
     }
 
     /// Creates groups on all of their members and waits until every living member, and a majority, holds them
-    /// durably. A member that is down gets a group when it hears of it first.
+    /// durably. A member that is down gets a group when it hears of it first. A majority of all nodes is asked whether the ids
+    /// were used before.
     ///
     /// Calling it again with the same members does nothing; that holds after a restart too. Any node may be asked,
     /// whether it is a member or not. Groups that were destroyed are created anew, as other groups with the same ids.
     ///
     /// # Errors
     /// [`Error::BadMembers`], [`Error::GroupExists`] with other members, or [`Error::CreateTimeout`] when too few
-    /// members answer within ten seconds.
+    /// nodes answer within ten seconds.
     pub async fn create_groups(
         &self,
         groups: impl IntoIterator<Item = u64>,
@@ -404,18 +402,12 @@ impl<M: StateMachine> Node<M> {
                 why: format!("group id {} is reserved", u64::MAX - 1),
             });
         }
-        let count: u64 = groups.iter().map(|range| range.end - range.start).sum();
-        if count > MAX_GROUPS_AT_ONCE {
-            let why = format!(
-                "{count} groups at once are more than {MAX_GROUPS_AT_ONCE}; create them in parts"
-            );
-            return Err(Error::BadMembers { why });
-        }
-        for part in groups.chunks(RANGES_AT_ONCE) {
+        for groups in parts_of(&groups, GROUPS_AT_ONCE) {
             let (reply, answer) = tokio::sync::oneshot::channel();
+            let members = members.clone();
             let event = ShardEvent::CreateEverywhere {
-                groups: part.to_vec(),
-                members: members.clone(),
+                groups,
+                members,
                 reply,
             };
             self.inner.shared.tell(0, event);
@@ -424,8 +416,8 @@ impl<M: StateMachine> Node<M> {
         Ok(())
     }
 
-    /// Destroys groups on all nodes and waits until every living node, and a majority of the members, keep durably that they
-    /// are over. A node that is down ends its replica when it hears of that.
+    /// Destroys groups on all nodes and waits until every living node, a majority of all nodes, and one of the members keep
+    /// durably that they are over. A node that is down ends its replica when it hears of that.
     ///
     /// Callers that wait for a destroyed group are answered with an error, and its state is removed. It can't be undone: once one
     /// node has ended its replica, the others follow sooner or later, whatever this call returns. The id may be used again with
@@ -441,7 +433,7 @@ impl<M: StateMachine> Node<M> {
     pub async fn destroy_groups(&self, groups: impl IntoIterator<Item = u64>) -> Result<(), Error> {
         let groups = ranges(groups);
         let mut outcome = Ok(());
-        for part in parts_of(&groups, DESTROYED_AT_ONCE) {
+        for part in parts_of(&groups, GROUPS_AT_ONCE) {
             let (reply, answer) = tokio::sync::oneshot::channel();
             let groups = part;
             let event = ShardEvent::DestroyEverywhere { groups, reply };

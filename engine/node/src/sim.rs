@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use polyraft_raft::{Group, GroupId, Message, NodeId, Tick, shard_of};
+use polyraft_raft::{Group, GroupId, Life, Message, NodeId, Tick, shard_of};
 use polyraft_storage::{Disk, EntryKind, RecoveredGroup, Wal};
 use polyraft_transport::{Identity, Network, Receiver};
 
@@ -208,11 +208,22 @@ impl<M: StateMachine> SimNode<M> {
             .replica(group)
     }
 
-    /// Whether a replica of the group was here, and nothing but a tombstone is left.
-    pub fn has_ended(&self, group: GroupId) -> bool {
-        self.shards[shard_of(group, self.shards.len())]
-            .0
-            .has_ended(group)
+    /// Of which life of a group the replica here was removed, if it was and nothing but a tombstone is left.
+    pub fn removed_from(&self, group: GroupId) -> Option<Life> {
+        let (shard, _) = &self.shards[shard_of(group, self.shards.len())];
+        shard.removed_from(group)
+    }
+
+    /// Which life of its id a group that is here belongs to, open or not.
+    pub fn life(&self, group: GroupId) -> Option<Life> {
+        let (shard, _) = &self.shards[shard_of(group, self.shards.len())];
+        shard.life_here(group)
+    }
+
+    /// The newest life of a group that is known to be over everywhere.
+    pub fn over(&self, group: GroupId) -> Option<Life> {
+        let (shard, _) = &self.shards[shard_of(group, self.shards.len())];
+        shard.life_over_here(group)
     }
 
     /// What the log had of the groups that are not open yet, by group.

@@ -203,6 +203,8 @@ pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::UnknownProposedAgain, 19),
     (Mutant::DuplicateApplied, 19),
     (Mutant::SessionForgotten, 19),
+    (Mutant::LifeIgnored, 19),
+    (Mutant::TombstoneForgotten, 19),
     (Mutant::ClaimNotWithdrawn, 21),
     (Mutant::SilentLeaderKept, 23),
     (Mutant::OversizedFrames, 27),

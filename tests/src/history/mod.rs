@@ -301,6 +301,23 @@ impl History {
         }
     }
 
+    /// One operation as it was recorded.
+    #[must_use]
+    pub fn operation(&self, id: OperationId) -> &Operation {
+        &self.operations[id.0]
+    }
+
+    /// It is known now that an operation was on another key than its client could tell.
+    pub fn relabel(&mut self, id: OperationId, key: u64) {
+        self.operations[id.0].key = key;
+    }
+
+    /// An operation tells nothing about any key: what it was on was not what its client took it for.
+    pub fn forget(&mut self, id: OperationId) {
+        let operation = &mut self.operations[id.0];
+        (operation.outcome, operation.end) = (Outcome::Failed, NEVER);
+    }
+
     /// What was recorded, in the order of the calls.
     #[must_use]
     pub fn operations(&self) -> &[Operation] {

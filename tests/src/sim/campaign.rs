@@ -84,6 +84,7 @@ pub struct Sum {
     resumed: u64,
     corrupted: u64,
     outlasted: u64,
+    lives: u64,
     faults: [u64; Fault::ALL.len()],
     hash: u64,
 }
@@ -113,6 +114,7 @@ impl Sum {
         self.resumed += counts.resumed;
         self.corrupted += counts.corrupted;
         self.outlasted += counts.outlasted;
+        self.lives += counts.lives;
         for (sum, count) in self.faults.iter_mut().zip(counts.faults) {
             *sum += u64::from(count);
         }
@@ -138,6 +140,7 @@ impl Sum {
             ("a snapshot of another node".to_owned(), self.transferred),
             ("a resumed transfer".to_owned(), self.resumed),
             ("a damaged part of a snapshot".to_owned(), self.corrupted),
+            ("a group in a later life".to_owned(), self.lives),
             ("an unknown outcome".to_owned(), self.unknown),
             ("a read beside the log".to_owned(), self.queries),
             (
@@ -168,7 +171,7 @@ impl fmt::Display for Sum {
         )?;
         writeln!(
             f,
-            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} parts damaged; in sessions {} proposals tried again, {} replies not kept, {} expired",
+            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} parts damaged; {} groups destroyed and created again; in sessions {} proposals tried again, {} replies not kept, {} expired",
             self.acknowledged,
             self.queries,
             self.unknown,
@@ -179,6 +182,7 @@ impl fmt::Display for Sum {
             self.transferred,
             self.resumed,
             self.corrupted,
+            self.lives,
             self.tried_again,
             self.forgotten,
             self.expired
@@ -210,6 +214,7 @@ mod tests {
             forgotten: 1,
             expired: 1,
             outlasted: 1,
+            lives: 1,
             faults: [1; Fault::ALL.len()],
             ..Sum::default()
         };

@@ -78,6 +78,78 @@ pub(super) struct GroupChecks {
     pub(super) promises: Vec<Promise>,
 }
 
+/// What is known of a group's lives, each by itself: nothing of one may show in another.
+#[derive(Default, Debug)]
+pub(super) struct LifeChecks {
+    nodes: u64,
+    lives: BTreeMap<u32, GroupChecks>,
+}
+
+impl LifeChecks {
+    pub(super) fn new(nodes: u64) -> Self {
+        LifeChecks {
+            nodes,
+            lives: BTreeMap::new(),
+        }
+    }
+
+    /// One life.
+    pub(super) fn of(&mut self, life: u32) -> &mut GroupChecks {
+        let nodes = self.nodes;
+        let checks = self.lives.entry(life);
+        checks.or_insert_with(|| GroupChecks::new(nodes))
+    }
+
+    /// In which life an operation was applied.
+    pub(super) fn life_of(&self, request: u64) -> Option<u32> {
+        let applied = |checks: &GroupChecks| checks.requests.contains_key(&request);
+        let mut lives = self.lives.iter();
+        lives
+            .find(|(_, checks)| applied(checks))
+            .map(|(life, _)| *life)
+    }
+
+    /// A client was told that its operation is at `index`.
+    pub(super) fn acknowledged(&self, group: GroupId, index: Index, request: u64) -> Verdict {
+        let life = self.life_of(request).unwrap_or(0);
+        let unknown = GroupChecks::default();
+        let checks = self.lives.get(&life).unwrap_or(&unknown);
+        checks.acknowledged(group, index, request)
+    }
+
+    /// A node begins anew; whatever its replicas promised it must have found on its disk, unless their life was over: then it must
+    /// have found that.
+    pub(super) fn recovered(
+        &self,
+        group: GroupId,
+        node: u64,
+        found: Option<&RecoveredGroup>,
+        over: Option<u32>,
+    ) -> Verdict {
+        for (life, checks) in &self.lives {
+            let is_over = over.is_some_and(|over| over >= *life)
+                || found.is_some_and(|found| found.life.get() > *life);
+            if !is_over {
+                let found = found.filter(|found| found.life.get() == *life);
+                checks.recovered(group, node, found)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A node begins anew: what it knew in memory is gone.
+    pub(super) fn reborn(&mut self, node: u64) {
+        for checks in self.lives.values_mut() {
+            checks.reborn(node);
+        }
+    }
+
+    /// The last entry that any state machine took in a life.
+    pub(super) fn newest_applied(&self, life: u32) -> Option<Applied> {
+        self.lives.get(&life)?.newest_applied()
+    }
+}
+
 /// A replica's way to answer whether it holds a position durably.
 pub(super) type Holds<'a> = &'a dyn Fn(u64, LogPosition) -> Option<bool>;
 
@@ -500,6 +572,7 @@ impl GroupChecks {
             last,
             applied,
             digest,
+            ..
         } = restored;
         let seen = &mut self.seen[node as usize];
         if seen.machine > last {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use polyraft::{Committed, Completion, Error, GroupId, ProposalNumber, Read, SessionId};
 
+use super::ends::{self, register};
 use super::machine::{Command, Request};
 use super::phases::FEWEST_OPERATIONS;
 use super::plan::{MILLI, Plan};
@@ -161,6 +162,12 @@ impl Clients {
         self.clients.iter().all(|client| client.operation.is_none())
     }
 
+    /// Whether somebody was told that a group was created.
+    pub(super) fn is_created(&self, group: GroupId) -> bool {
+        let mut creations = self.creations.iter();
+        creations.any(|creation| creation.is_done && creation.groups.contains(&group.0))
+    }
+
     fn next_request(&mut self) -> u64 {
         self.last_request += 1;
         self.last_request
@@ -221,7 +228,7 @@ impl World {
         };
         let id = self.clients.next_request();
         let key = self.rng.below(u64::from(self.plan.keys)) as u8;
-        let register = group.0 << 8 | u64::from(key);
+        let register = register(group, key, 0);
         // Plain reads and writes on most keys; one key takes everything.
         let command = match self.rng.below(if key == 0 { 6 } else { 4 }) {
             0 | 1 => Command::Write(id),
@@ -253,6 +260,14 @@ impl World {
             .clients
             .history
             .invoke(self.now, u64::from(client), register, call);
+        self.ends.asked.push(ends::Asked {
+            id: history,
+            group,
+            key,
+            request: id,
+            command,
+            is_query: query.is_some(),
+        });
         let padding = self.rng.within(0, self.plan.padding) as usize;
         let gives_up_at = self.now + self.plan.client_timeout_us;
         let client_state = &mut self.clients.clients[at];
@@ -446,7 +461,7 @@ impl World {
                 let verdict =
                     checks.acknowledged(waiting.group, committed.index, waiting.request.id);
                 self.judge(verdict);
-                if self.is_healed {
+                if self.is_healed && !self.ends.is_changing(waiting.group) {
                     self.clients.has_served[waiting.group.0 as usize - 1] = true;
                 }
                 if waiting.asked == Asked::Numbered {
@@ -459,7 +474,7 @@ impl World {
             match result {
                 Ok(committed) => {
                     let answer = answer(waiting.request.command, &committed.reply);
-                    let register = waiting.group.0 << 8 | u64::from(waiting.request.key);
+                    let register = register(waiting.group, waiting.request.key, 0);
                     self.clients
                         .seen
                         .insert(register, waiting.request.leaves(answer));
@@ -524,6 +539,7 @@ impl World {
                 });
             }
         }
+        self.ends.lost(node);
         for creation in &mut self.clients.creations {
             if creation.attempt.as_ref().is_some_and(|(at, _)| *at == node) {
                 creation.attempt = None;

@@ -54,6 +54,7 @@ impl World {
             | Fault::Slow => self.disturb_network(fault, node),
             Fault::Handover => self.ask_for_handover(node),
             Fault::Reconfigure => self.ask_for_members(node),
+            Fault::Destroy => self.ask_for_end(),
             Fault::ClientCrash => {
                 let client = self.rng.below(self.plan.clients) as u32;
                 self.client_crashes(client)

@@ -119,7 +119,8 @@ impl World {
             let group = GroupId(at as u64 + 1);
             let found = all.binary_search_by_key(&group, |found| found.group);
             let found = found.ok().map(|at| all[at]);
-            verdict = verdict.and_then(|()| checks.recovered(group, id, found));
+            let over = node.over(group).map(|life| life.get());
+            verdict = verdict.and_then(|()| checks.recovered(group, id, found, over));
         }
         self.judge(verdict);
     }

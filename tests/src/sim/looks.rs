@@ -8,7 +8,7 @@ use polyraft_raft::LogPosition;
 use super::checks::{Failure, Verdict};
 use super::machine;
 use super::plan::Fault;
-use super::world::World;
+use super::world::{Host, World};
 
 impl World {
     /// A part of a node has run: what it did is checked and carried on.
@@ -27,6 +27,7 @@ impl World {
         self.look_at_health(id);
         self.take_completions(id);
         self.poll_creations(id);
+        self.poll_ends(id);
         if promised && self.hosts[id as usize].cut_after_promise {
             self.fired(Fault::PowerCutAfterPromise);
             return self.power_cut(id);
@@ -56,7 +57,9 @@ impl World {
                     if let Some((core, _)) = node.replica(group)
                         && verdict.is_ok()
                     {
-                        verdict = checks[group.0 as usize - 1].sent(core, to, &message);
+                        let life = node.life(group).unwrap_or_default().get();
+                        let checks = checks[group.0 as usize - 1].of(life);
+                        verdict = checks.sent(core, to, &message);
                     }
                 }
                 SimRecord::Forward { is_numbered, .. } => has_forward |= !is_numbered,
@@ -79,7 +82,8 @@ impl World {
         machine::take_applied(&mut applied);
         for entry in applied.drain(..) {
             self.trace.note(entry.digest);
-            let verdict = self.checks[entry.group.0 as usize - 1].applied(entry);
+            let checks = self.checks[entry.group.0 as usize - 1].of(entry.life);
+            let verdict = checks.applied(entry);
             self.judge(verdict);
             self.trace.group(self.now, entry.node, entry.group, || {
                 format!("applies {entry:?}")
@@ -89,7 +93,8 @@ impl World {
         for restored in machine::take_restored() {
             self.trace.note(restored.digest);
             self.counts.restored += 1;
-            let verdict = self.checks[restored.group.0 as usize - 1].restored(restored);
+            let checks = self.checks[restored.group.0 as usize - 1].of(restored.life);
+            let verdict = checks.restored(restored);
             self.judge(verdict);
             self.trace
                 .group(self.now, restored.node, restored.group, || {
@@ -122,8 +127,8 @@ impl World {
             return Ok(());
         };
         let Some((core, fault)) = node.replica(group) else {
-            if node.has_ended(group) {
-                self.checks[group.0 as usize - 1].left(id);
+            if let Some(life) = node.removed_from(group) {
+                self.checks[group.0 as usize - 1].of(life.get()).left(id);
                 self.trace
                     .group(self.now, id, group, || "has no replica any more".to_owned());
             }
@@ -145,17 +150,19 @@ impl World {
             ));
         }
         let hosts = &self.hosts;
+        let life_at = |host: &Host| host.node.as_ref().and_then(|node| node.life(group));
+        let life = life_at(host);
         let holds = |member: u64, position: LogPosition| -> Option<bool> {
             let host = &hosts[member as usize];
             // What was destroyed was there when it was promised.
             let node = host.node.as_ref().filter(|_| !host.is_outcast)?;
-            let (core, _) = node.replica(group)?;
+            let (core, _) = node.replica(group).filter(|_| life_at(host) == life)?;
             // What it has purged was committed, so it is the same everywhere.
             let has = position.index < core.base().index
                 || core.term_at(position.index) == Some(position.term);
             Some(has && core.durable() >= position.index)
         };
-        let checks = &mut self.checks[group.0 as usize - 1];
+        let checks = self.checks[group.0 as usize - 1].of(life.unwrap_or_default().get());
         checks.observe(core, &holds)?;
         if self.trace.wants(group) {
             let told = format!(

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft::{Entry, FrozenState, GroupId, Index, MachineError, Replies, StateMachine, Term};
+use polyraft_storage::parse_name_of;
 
 use super::rng::mix;
 use crate::history::Answer;
@@ -96,6 +97,8 @@ pub struct Applied {
     pub node: u64,
     /// In which group.
     pub group: GroupId,
+    /// In which life of its id.
+    pub life: u32,
     /// The entry's place.
     pub index: Index,
     /// Its term.
@@ -113,6 +116,8 @@ pub struct Restored {
     pub node: u64,
     /// In which group.
     pub group: GroupId,
+    /// In which life of its id.
+    pub life: u32,
     /// The last entry that the snapshot covers.
     pub last: Index,
     /// The last command in it.
@@ -158,13 +163,16 @@ impl State {
     }
 }
 
+/// Names a state machine: its node, its group, and the life of the group's id.
+type Whose = (u64, GroupId, u32);
+
 /// What the state machines of one thread share with the world.
 #[derive(Default)]
 struct Stage {
     /// After how many entries a state machine saves itself; `None`: never, and restarts apply the whole log.
     saves_every: Option<u64>,
-    /// By node and group: what stable storage holds.
-    saved: BTreeMap<(u64, GroupId), State>,
+    /// What stable storage holds.
+    saved: BTreeMap<Whose, State>,
     applied: Vec<Applied>,
     restored: Vec<Restored>,
 }
@@ -175,7 +183,7 @@ thread_local! {
 
 /// The saved state machines of one node.
 #[derive(Clone, Debug)]
-pub struct Saved(BTreeMap<(u64, GroupId), State>);
+pub struct Saved(BTreeMap<Whose, State>);
 
 /// Forgets earlier worlds of this thread.
 pub fn begin(saves_every: Option<u64>) {
@@ -198,7 +206,7 @@ pub fn take_restored() -> Vec<Restored> {
 /// What the state machines of a node have on stable storage.
 pub fn saved(node: u64) -> Saved {
     STAGE.with_borrow(|stage| {
-        let mine = stage.saved.iter().filter(|((owner, _), _)| *owner == node);
+        let mine = stage.saved.iter().filter(|((owner, ..), _)| *owner == node);
         Saved(mine.map(|(key, state)| (*key, state.clone())).collect())
     })
 }
@@ -206,7 +214,7 @@ pub fn saved(node: u64) -> Saved {
 /// Puts the stable storage of a node's state machines back; none of it with `None`.
 pub fn restore(node: u64, saved: Option<Saved>) {
     STAGE.with_borrow_mut(|stage| {
-        stage.saved.retain(|(owner, _), _| *owner != node);
+        stage.saved.retain(|(owner, ..), _| *owner != node);
         stage
             .saved
             .extend(saved.into_iter().flat_map(|saved| saved.0));
@@ -223,11 +231,18 @@ fn owner_of(dir: &Path) -> Option<u64> {
     dir.components().nth(1)?.as_os_str().to_str()?.parse().ok()
 }
 
+/// The group and the life whose state machine has this directory.
+fn life_of(dir: &Path) -> Option<(GroupId, u32)> {
+    let (group, life) = parse_name_of(dir.file_name()?.to_str()?)?;
+    Some((group, life.get()))
+}
+
 /// A group's registers on one node.
 #[derive(Debug)]
 pub struct Registers {
     node: u64,
     group: GroupId,
+    life: u32,
     state: State,
     unsaved: u64,
 }
@@ -247,24 +262,27 @@ impl Registers {
 }
 
 impl StateMachine for Registers {
-    fn destroy(group: GroupId, dir: &Path) -> Result<(), MachineError> {
-        let node = owner_of(dir).ok_or("the directory belongs to no node")?;
-        STAGE.with_borrow_mut(|stage| stage.saved.remove(&(node, group)));
-        Ok(())
-    }
-
     fn open(group: GroupId, dir: &Path) -> Result<(Self, Index), MachineError> {
         let node = owner_of(dir).ok_or("the directory belongs to no node")?;
-        let saved = STAGE.with_borrow(|stage| stage.saved.get(&(node, group)).cloned());
+        let (_, life) = life_of(dir).ok_or("the directory names no life")?;
+        let saved = STAGE.with_borrow(|stage| stage.saved.get(&(node, group, life)).cloned());
         let state = saved.unwrap_or_default();
         let applied = state.applied;
         let registers = Registers {
             node,
             group,
+            life,
             state,
             unsaved: 0,
         };
         Ok((registers, applied))
+    }
+
+    fn destroy(group: GroupId, dir: &Path) -> Result<(), MachineError> {
+        let node = owner_of(dir).ok_or("the directory belongs to no node")?;
+        let (_, life) = life_of(dir).ok_or("the directory names no life")?;
+        STAGE.with_borrow_mut(|stage| stage.saved.remove(&(node, group, life)));
+        Ok(())
     }
 
     fn apply(&mut self, entries: &[Entry<'_>], replies: &mut Replies) -> Result<(), MachineError> {
@@ -279,6 +297,7 @@ impl StateMachine for Registers {
             let applied = Applied {
                 node: self.node,
                 group: self.group,
+                life: self.life,
                 index: entry.index,
                 term: entry.term,
                 request: request.id,
@@ -292,7 +311,7 @@ impl StateMachine for Registers {
                 self.unsaved = 0;
                 stage
                     .saved
-                    .insert((self.node, self.group), self.state.clone());
+                    .insert((self.node, self.group, self.life), self.state.clone());
             }
         });
         Ok(())
@@ -320,6 +339,7 @@ impl StateMachine for Registers {
         let restored = Restored {
             node: self.node,
             group: self.group,
+            life: self.life,
             last,
             applied: self.state.applied,
             digest: self.state.digest,
@@ -329,7 +349,7 @@ impl StateMachine for Registers {
             if stage.saves_every.is_some() {
                 stage
                     .saved
-                    .insert((self.node, self.group), self.state.clone());
+                    .insert((self.node, self.group, self.life), self.state.clone());
             }
         });
         Ok(())

@@ -7,6 +7,7 @@
 pub mod campaign;
 mod checks;
 mod clients;
+mod ends;
 mod faults;
 mod lives;
 mod looks;

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 use polyraft::{GroupId, Read, Role};
 
 use super::checks::{Failure, Verdict, broken};
+use super::ends::group_of;
 use super::plan::{MILLI, SECOND};
 use super::world::{Event, Phase, World};
 use crate::history::{Verdict as Found, is_register, search, zones};
@@ -52,6 +53,7 @@ impl World {
         match self.phase {
             Phase::Storm => {
                 self.create_groups();
+                self.go_on_with_ends();
                 let is_long = self.now > LONGEST_STORM;
                 let is_full = self.counts.events * 4 >= self.plan.events * 3;
                 let has_faults = self.plan.fault_us == 0 || self.fault_count() >= FAULTS;
@@ -67,6 +69,7 @@ impl World {
             }
             Phase::Healing { deadline } => {
                 self.create_groups();
+                self.go_on_with_ends();
                 let served = &self.clients.has_served;
                 let has_operations =
                     self.counts.acknowledged + self.counts.queries >= FEWEST_OPERATIONS;
@@ -232,14 +235,21 @@ impl World {
         for group in (1..=self.plan.members.len() as u64).map(GroupId) {
             self.check_states(group)?;
         }
+        self.put_to_lives()?;
         self.check_history()?;
         self.check_weight()
     }
 
     /// The state machines of a group hold the same.
     fn check_states(&mut self, group: GroupId) -> Verdict {
-        let newest = self.checks[group.0 as usize - 1].newest_applied();
         let members = self.members_of(group);
+        let life = members.iter().find_map(|member| {
+            let node = self.hosts[*member as usize].node.as_ref()?;
+            let (core, _) = node.replica(group)?;
+            (core.role() == Role::Leader).then(|| node.life(group))?
+        });
+        let life = life.unwrap_or_default().get();
+        let newest = self.checks[group.0 as usize - 1].newest_applied(life);
         let leaders = members.iter().filter(|member| {
             let node = self.hosts[**member as usize].node.as_ref();
             let core = node.and_then(|node| node.replica(group));
@@ -291,7 +301,7 @@ impl World {
                 },
             };
             if let Some(violation) = found {
-                let group = GroupId(register >> 8);
+                let group = group_of(register);
                 return Err(broken("linearizability", group, violation.to_string()));
             }
         }

@@ -63,11 +63,13 @@ pub enum Fault {
     ClientCrash,
     /// A leader is asked to change the members of its group.
     Reconfigure,
+    /// Groups are destroyed, and created again.
+    Destroy,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 23] = [
+    pub const ALL: [Fault; 24] = [
         Fault::PowerCut,
         Fault::PowerCutInWrite,
         Fault::PowerCutAfterPromise,
@@ -91,6 +93,7 @@ impl Fault {
         Fault::Handover,
         Fault::ClientCrash,
         Fault::Reconfigure,
+        Fault::Destroy,
     ];
 
     /// Whether it can take back what a node has promised. Only a minority of each group may be hit by those.
@@ -220,6 +223,7 @@ impl Plan {
         transfers(rng, &mut plan);
         churn(&mut plan);
         sessions(&mut plan);
+        ends(&mut plan);
         plan
     }
 
@@ -265,7 +269,8 @@ fn victims(nodes: u64, members: &[Vec<u64>], rng: &mut Rng) -> Vec<u64> {
             let lost = |member: &&u64| victims.contains(*member) || **member == node;
             group.iter().filter(lost).count() <= (group.len() - 1) / 2
         };
-        if !victims.contains(&node) && members.iter().all(hit) {
+        let all: Vec<u64> = (1..=nodes).collect();
+        if !victims.contains(&node) && members.iter().chain([&all]).all(hit) {
             victims.push(node);
         }
     }
@@ -283,13 +288,13 @@ fn transfers(rng: &mut Rng, plan: &mut Plan) {
     plan.corruption = *rng.pick(&[0, 0, 20_000, 100_000]) as u32;
 }
 
-/// How often each fault is drawn; changes of members are drawn apart.
+/// How often each fault is drawn; changes of members and ends of groups are drawn apart.
 fn weights(rng: &mut Rng) -> [u32; Fault::ALL.len()] {
     let mut weights = [0; Fault::ALL.len()];
     for (weight, _) in weights
         .iter_mut()
         .zip(Fault::ALL)
-        .filter(|(_, fault)| *fault != Fault::Reconfigure)
+        .filter(|(_, fault)| !matches!(fault, Fault::Reconfigure | Fault::Destroy))
     {
         *weight = *rng.pick(&[0, 1, 2, 4, 10]);
     }
@@ -316,6 +321,14 @@ fn sessions(plan: &mut Plan) {
     if rng.chance(500_000) {
         plan.session_clients = rng.within(1, plan.clients);
         plan.config.apply.max_sessions = *rng.pick(&[2, 8, 1024, 1024]);
+    }
+}
+
+/// In some worlds groups are destroyed and created again. Drawn from a source of its own, so that the others stay as they were.
+fn ends(plan: &mut Plan) {
+    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0x0E4D_0117));
+    if rng.chance(300_000) {
+        plan.weights[Fault::Destroy as usize] = *rng.pick(&[3, 10, 30]);
     }
 }
 

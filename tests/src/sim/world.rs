@@ -12,8 +12,9 @@ use polyraft::{CompletionQueue, GroupId};
 use polyraft_storage::Lsn;
 use polyraft_storage::sim::SimDisk;
 
-use super::checks::{Failure, GroupChecks, Verdict};
+use super::checks::{Failure, LifeChecks, Verdict};
 use super::clients::Clients;
+use super::ends::Ends;
 use super::machine::{self, Applied, Registers};
 use super::network::{Link, Port, Sent, links};
 use super::plan::{Fault, MILLI, Plan, SECOND};
@@ -146,6 +147,8 @@ pub struct Counts {
     pub chunks: u64,
     /// Parts of snapshots that the network changed.
     pub corrupted: u64,
+    /// Groups that were destroyed and created again.
+    pub lives: u64,
     /// Starts that failed because the power was cut again.
     pub failed_recoveries: u64,
     /// Faults that took effect, by [`Fault::ALL`].
@@ -177,7 +180,8 @@ pub(super) struct World {
     /// By id; number 0 is nobody.
     pub(super) hosts: Vec<Host>,
     pub(super) links: Vec<Link>,
-    pub(super) checks: Vec<GroupChecks>,
+    pub(super) checks: Vec<LifeChecks>,
+    pub(super) ends: Ends,
     pub(super) clients: Clients,
     pub(super) disturbances: Vec<Option<super::faults::Disturbance>>,
     pub(super) trace: Trace,
@@ -234,8 +238,9 @@ impl World {
             checks: plan
                 .members
                 .iter()
-                .map(|_| GroupChecks::new(plan.nodes))
+                .map(|_| LifeChecks::new(plan.nodes))
                 .collect(),
+            ends: Ends::new(plan.members.len()),
             clients: Clients::new(&plan),
             disturbances: Vec::new(),
             trace,

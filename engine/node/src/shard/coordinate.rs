@@ -1,9 +1,10 @@
 //! Groups that begin or end on many nodes at once, as the home shard of the node that was asked coordinates it.
 //! A caller must never be told that it is done before a majority of the members keep it durably.
 //!
-//! A group is created in the first life of its id that no member says is over: who knows better answers with the life that it
-//! may have, and all are asked again. It is destroyed by asking all nodes which life it has, and then telling them that this one
-//! is over. From the first tombstone on that is irrevocable: whoever speaks of that life to a node with the tombstone is told.
+//! Both begin with the question to all nodes which lives the groups have. A group is destroyed by telling all nodes that its life
+//! is over; from the first tombstone on that is irrevocable, as whoever speaks of that life to a node with the tombstone is told.
+//! It is created in the life behind the last one that is over. A majority of all nodes has to know of each end, and a majority
+//! is asked before each beginning: so the number of a life is never used twice, whoever the members are.
 
 use std::collections::BTreeMap;
 
@@ -46,11 +47,16 @@ struct Request {
     missing: Members,
     reply: CreateReply,
     retry_at: Tick,
+    times: Times,
+    /// When the last answer came.
+    heard_at: Tick,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Times {
     /// From then on nodes that are not alive are left behind.
     grace_ends_at: Tick,
     gives_up_at: Tick,
-    /// When the last answer came.
-    heard_at: Tick,
 }
 
 #[derive(Debug)]
@@ -58,9 +64,11 @@ enum What {
     Create {
         members: Members,
     },
-    /// Find out which lives the groups have.
+    /// Find out which lives the groups have, to create them with these members, or to destroy them.
     Survey {
+        asked: Members,
         found: Vec<Found>,
+        members: Option<Members>,
     },
     Destroy {
         asked: Members,
@@ -92,7 +100,7 @@ impl Coordination {
     pub(super) fn deadline(&self) -> Option<Tick> {
         let requests = self.requests.iter();
         requests
-            .map(|request| request.retry_at.min(request.gives_up_at))
+            .map(|request| request.retry_at.min(request.times.gives_up_at))
             .min()
     }
 
@@ -128,22 +136,27 @@ impl Request {
         if self.missing.is_empty() {
             return true;
         }
-        let in_grace = now < self.grace_ends_at;
+        let has_answered = |node: NodeId| !self.missing.contains(&node);
+        let is_majority = |asked: &Members| self.missing.len() < asked.len().div_ceil(2);
+        if let What::Survey {
+            asked,
+            members: Some(_),
+            ..
+        } = &self.what
+        {
+            return is_majority(asked);
+        }
+        let in_grace = now < self.times.grace_ends_at;
         let waits_for = |member: &NodeId| in_grace || *member == node || liveness.is_alive(*member);
         if self.missing.iter().any(waits_for) {
             return false;
         }
-        let has_answered = |node: NodeId| !self.missing.contains(&node);
-        let is_majority = |asked: &Members| self.missing.len() < asked.len().div_ceil(2);
         let is_enough = match &self.what {
             What::Create { members } => is_majority(members),
             What::Survey { .. } => return true,
             What::Destroy { asked, members, .. } => {
                 let mut members = members.iter();
-                match members.len() {
-                    0 => is_majority(asked),
-                    _ => members.all(|members| members.has_quorum(has_answered)),
-                }
+                is_majority(asked) && members.all(|members| members.has_quorum(has_answered))
             }
         };
         let ends_a_life = match &self.what {
@@ -162,17 +175,12 @@ impl Shard {
         members: Members,
         reply: CreateReply,
     ) {
-        let what = What::Create {
-            members: members.clone(),
-        };
-        self.begin_request(what, groups, members, reply);
+        self.begin_request(groups, Some(members), reply);
     }
 
     /// A caller of this node destroys groups.
     pub(super) fn destroy_everywhere(&mut self, groups: GroupRanges, reply: CreateReply) {
-        let what = What::Survey { found: Vec::new() };
-        let nodes = self.all_nodes();
-        self.begin_request(what, groups, nodes, reply);
+        self.begin_request(groups, None, reply);
     }
 
     fn all_nodes(&mut self) -> Members {
@@ -181,14 +189,16 @@ impl Shard {
         peers.chain([node]).collect()
     }
 
-    fn begin_request(
-        &mut self,
-        what: What,
-        groups: GroupRanges,
-        missing: Members,
-        reply: CreateReply,
-    ) {
+    fn begin_request(&mut self, groups: GroupRanges, members: Option<Members>, reply: CreateReply) {
         let now = self.now;
+        let asked = self.all_nodes();
+        let missing = asked.clone();
+        let found = Vec::new();
+        let what = What::Survey {
+            asked,
+            found,
+            members,
+        };
         let coordination = &mut self.home().coordination;
         let number = coordination.next_number();
         coordination.requests.push(Request {
@@ -201,8 +211,10 @@ impl Shard {
             missing,
             reply,
             retry_at: now.after(RETRY),
-            grace_ends_at: now.after(GRACE),
-            gives_up_at: now.after(TIMEOUT),
+            times: Times {
+                grace_ends_at: now.after(GRACE),
+                gives_up_at: now.after(TIMEOUT),
+            },
             heard_at: now,
         });
         self.ask_missing(number);
@@ -426,7 +438,7 @@ impl Shard {
             return;
         };
         let request = &mut coordination.requests[at];
-        if let What::Survey { found } = &mut request.what
+        if let What::Survey { found, .. } = &mut request.what
             && request.missing.contains(&node)
         {
             request.heard_at = now;
@@ -451,59 +463,71 @@ impl Shard {
                 Some(group) => Err(Error::NoSuchGroup { group }),
                 None => Ok(()),
             },
-            What::Survey { found } => {
+            What::Survey {
+                asked,
+                found,
+                members: None,
+            } => {
                 let lives = lives_found(found);
                 let mut wanted = request.groups.iter().flat_map(|(range, _)| range.clone());
                 let unknown = wanted.find(|group| !lives.contains_key(group));
                 let unknown = unknown.map(GroupId);
                 if !lives.is_empty() {
-                    return self.go_on_to_destroy(
-                        Request {
-                            what: What::Survey { found: Vec::new() },
-                            ..request
-                        },
-                        lives,
+                    let mut members: Vec<Configuration> = Vec::new();
+                    for more in lives.values().flat_map(|known| &known.members) {
+                        if !members.contains(more) {
+                            members.push(more.clone());
+                        }
+                    }
+                    let groups = lives.iter().map(|(group, known)| (*group, known.life));
+                    let groups = life_ranges(groups);
+                    let missing = asked.clone();
+                    let what = What::Destroy {
+                        asked,
+                        members,
                         unknown,
-                    );
+                    };
+                    return self.go_on(request.reply, (what, groups, missing), request.times);
                 }
                 unknown.map_or(Ok(()), |group| Err(Error::NoSuchGroup { group }))
+            }
+            What::Survey {
+                found,
+                members: Some(members),
+                ..
+            } => {
+                let lives = lives_found(found);
+                let wanted = request.groups.iter().flat_map(|(range, _)| range.clone());
+                let possible = |group| lives.get(&group).map_or(Life::FIRST, Known::possible);
+                let groups = life_ranges(wanted.map(|group| (group, possible(group))));
+                let missing = members.clone();
+                let what = What::Create { members };
+                return self.go_on(request.reply, (what, groups, missing), request.times);
             }
         };
         let _ = request.reply.send(outcome);
         true
     }
 
-    /// It is known which lives are to end.
-    fn go_on_to_destroy(
+    /// It is known which lives are to begin or to end.
+    fn go_on(
         &mut self,
-        request: Request,
-        lives: BTreeMap<u64, (Life, Vec<Configuration>)>,
-        unknown: Option<GroupId>,
+        reply: CreateReply,
+        (what, groups, missing): (What, LifeRanges, Members),
+        times: Times,
     ) -> bool {
         let now = self.now;
-        let asked = self.all_nodes();
-        let mut all: Vec<Configuration> = Vec::new();
-        for members in lives.values().flat_map(|(_, members)| members) {
-            if !all.contains(members) {
-                all.push(members.clone());
-            }
-        }
-        let groups = lives.iter().map(|(group, (life, _))| (*group, *life));
-        let groups = life_ranges(groups);
         let coordination = &mut self.home().coordination;
         let number = coordination.next_number();
         coordination.requests.push(Request {
             number,
-            what: What::Destroy {
-                asked: asked.clone(),
-                members: all,
-                unknown,
-            },
+            what,
             groups,
-            missing: asked,
+            missing,
+            reply,
             retry_at: now.after(RETRY),
+            times,
             heard_at: now,
-            ..request
         });
         self.ask_missing(number);
         true
@@ -516,11 +540,14 @@ impl Shard {
         while at < self.home().coordination.requests.len() {
             let requests = &mut self.home().coordination.requests;
             let request = &mut requests[at];
-            if request.gives_up_at <= now {
+            if request.times.gives_up_at <= now {
                 let request = requests.swap_remove(at);
                 let missing = request.missing.to_vec();
                 let error = match request.what {
-                    What::Create { .. } => Error::CreateTimeout { missing },
+                    What::Create { .. }
+                    | What::Survey {
+                        members: Some(_), ..
+                    } => Error::CreateTimeout { missing },
                     _ => Error::DestroyTimeout { missing },
                 };
                 let _ = request.reply.send(Err(error));
@@ -559,7 +586,8 @@ fn joined(mut found: Vec<Found>) -> Vec<Found> {
     found.sort_unstable_by_key(|found| found.groups.start);
     found.dedup_by(|next, last| {
         let is_next = last.groups.end == next.groups.start;
-        let is_alike = last.life == next.life && last.members == next.members;
+        let is_alike =
+            (last.life, last.is_over) == (next.life, next.is_over) && last.members == next.members;
         if is_next && is_alike {
             last.groups.end = next.groups.end;
         }
@@ -568,21 +596,44 @@ fn joined(mut found: Vec<Found>) -> Vec<Found> {
     found
 }
 
-/// The newest life of each group that was found, and who its members are as far as anybody knows.
-fn lives_found(found: Vec<Found>) -> BTreeMap<u64, (Life, Vec<Configuration>)> {
-    let mut lives: BTreeMap<u64, (Life, Vec<Configuration>)> = BTreeMap::new();
+/// What is known of a group on all nodes together.
+#[derive(Debug, Default, PartialEq)]
+struct Known {
+    /// The newest life that anybody has, or had.
+    life: Life,
+    /// The members of it, as anybody knows them.
+    members: Vec<Configuration>,
+    /// The first life that may begin, or has begun and may go on.
+    possible: Life,
+}
+
+impl Known {
+    fn possible(&self) -> Life {
+        self.possible
+    }
+}
+
+fn lives_found(found: Vec<Found>) -> BTreeMap<u64, Known> {
+    let mut lives: BTreeMap<u64, Known> = BTreeMap::new();
     for found in found {
         for group in found.groups {
-            let (life, members) = lives.entry(group).or_default();
-            if found.life > *life {
-                (*life, *members) = (found.life, Vec::new());
+            let known = lives.entry(group).or_default();
+            if found.life > known.life {
+                (known.life, known.members) = (found.life, Vec::new());
             }
-            if found.life == *life
+            if found.life == known.life
                 && let Some(more) = &found.members
-                && !members.contains(more)
+                && !known.members.contains(more)
             {
-                members.push(more.clone());
+                known.members.push(more.clone());
             }
+            let possible = match (found.is_over, &found.members) {
+                (true, _) => found.life.next(),
+                (false, Some(_)) => found.life,
+                // A damaged log may have lost which life it was.
+                (false, None) => Life::FIRST,
+            };
+            known.possible = known.possible.max(possible);
         }
     }
     lives
@@ -600,23 +651,37 @@ mod tests {
     fn the_newest_life_that_anybody_knows_counts() {
         let members = Configuration::simple([NodeId(1)]);
         let others = Configuration::simple([NodeId(1), NodeId(2)]);
-        let found = |groups, number, members: Option<&Configuration>| Found {
+        let here = |groups, number, members: &Configuration| Found {
             groups,
             life: life(number),
-            members: members.cloned(),
+            is_over: false,
+            members: Some(members.clone()),
+        };
+        let gone = |groups, number, is_over| Found {
+            groups,
+            life: life(number),
+            is_over,
+            members: None,
         };
         let all = vec![
-            found(1..4, 0, Some(&members)),
-            found(2..3, 1, None),
-            found(3..5, 0, Some(&others)),
-            found(9..10, 2, None),
+            here(1..4, 0, &members),
+            gone(2..3, 1, true),
+            here(3..5, 0, &others),
+            gone(4..5, 1, false),
+            gone(9..10, 2, true),
         ];
         let lives = lives_found(all);
-        assert_eq!(lives[&1], (life(0), vec![members.clone()]));
-        assert_eq!(lives[&2], (life(1), vec![]));
-        assert_eq!(lives[&3], (life(0), vec![members, others.clone()]));
-        assert_eq!(lives[&4], (life(0), vec![others]));
-        assert_eq!(lives[&9], (life(2), vec![]));
+        let known = |number, members: &[&Configuration], possible| Known {
+            life: life(number),
+            members: members.iter().map(|members| (*members).clone()).collect(),
+            possible: life(possible),
+        };
+        assert_eq!(lives[&1], known(0, &[&members], 0));
+        assert_eq!(lives[&2], known(1, &[], 2));
+        assert_eq!(lives[&3], known(0, &[&members, &others], 0));
+        // What a damaged log takes for its life is no reason to begin that one.
+        assert_eq!(lives[&4], known(1, &[], 0));
+        assert_eq!(lives[&9], known(2, &[], 3));
         assert_eq!(lives.len(), 5);
     }
 
@@ -638,6 +703,7 @@ mod tests {
         let found = |groups, number| Found {
             groups,
             life: life(number),
+            is_over: true,
             members: None,
         };
         let all = vec![

@@ -66,11 +66,9 @@ impl Shard {
         if let Some(here) = self.life_of(group).filter(|here| *here < life) {
             // The one who asks knows that this one is over.
             if self.log.is_faulty(group) {
-                return Err(Error::Fault {
-                    reason: format!(
-                        "the log of group {group} is damaged here, and {here} of it may not be the last one that it had"
-                    ),
-                });
+                // What the log lost may be this very life, which must not begin twice. The others go on without it.
+                tracing::error!(node = %self.shared.node, %group, %here, %life, "a damaged replica stays; destroy the group and create it again to have it back");
+                return Ok(life);
             }
             let over = life.before().unwrap_or_default();
             self.end_replica(group, Tombstone::destroyed(over));
@@ -142,8 +140,11 @@ impl Shard {
             if self.shared.shard_of(group) != self.index {
                 continue;
             }
-            let ended = self.log.tombstone_of(group).map(|ended| ended.life);
-            let Some(life) = self.life_of(group).or(ended) else {
+            let here = self.life_of(group);
+            let ended = self.log.tombstone_of(group);
+            let over = ended.filter(|ended| ended.ending == Ending::Destroyed);
+            let (Some(life), is_over) = (here.or(over.map(|over| over.life)), here.is_none())
+            else {
                 continue;
             };
             let members = match (self.slot(group), self.opening.get(&group)) {
@@ -156,7 +157,7 @@ impl Shard {
             match found.last_mut() {
                 Some(last)
                     if last.groups.end == id
-                        && last.life == life
+                        && (last.life, last.is_over) == (life, is_over)
                         && last.members.as_ref() == members =>
                 {
                     last.groups.end = id + 1;
@@ -164,6 +165,7 @@ impl Shard {
                 _ => found.push(Found {
                     groups: id..id + 1,
                     life,
+                    is_over,
                     members: members.cloned(),
                 }),
             }

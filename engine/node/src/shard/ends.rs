@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 
 use polyraft_raft::{Configuration, Env, Group, GroupId, Life, Restored, Role, Tick};
 use polyraft_storage::{Lsn, Tombstone};
+use rustc_hash::FxHashMap;
 
 use super::outgoing::NODE_LEVEL;
 use super::replica::Replica;
@@ -21,6 +22,8 @@ pub(super) struct Ends {
     fresh: Vec<(GroupId, Task)>,
     /// By the batch that has to be durable first.
     waiting: VecDeque<(Lsn, GroupId, Task)>,
+    /// Groups of which workers still have something, and how many replicas of each have ended.
+    leaving: FxHashMap<GroupId, u32>,
     /// Slots that no worker will name any more.
     left: Vec<u32>,
     /// Slots to use again once a batch is durable: writes of whoever had them are under way until then.
@@ -35,9 +38,20 @@ impl Ends {
         self.fresh.push((group, task));
     }
 
-    /// A worker has done everything that could name a slot.
-    pub(super) fn left(&mut self, slot: Option<u32>) {
+    /// A worker has nothing more of a replica, nor anything that could name its slot.
+    pub(super) fn left(&mut self, group: GroupId, slot: Option<u32>) {
+        if let Some(count) = self.leaving.get_mut(&group) {
+            *count -= 1;
+            if *count == 0 {
+                self.leaving.remove(&group);
+            }
+        }
         self.left.extend(slot);
+    }
+
+    /// Whether something of a replica of a group that ended is still there.
+    pub(super) fn is_leaving(&self, group: GroupId) -> bool {
+        self.leaving.contains_key(&group)
     }
 
     /// A slot to use again.
@@ -114,6 +128,7 @@ impl Shard {
             slot,
         };
         self.ends.once_durable(group, task);
+        *self.ends.leaving.entry(group).or_default() += 1;
         // Nothing here stands by a claim on it any more, and the peers that count on that have to learn it.
         if self.home.is_some() {
             self.tell_claim(group);

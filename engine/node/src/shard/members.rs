@@ -269,10 +269,12 @@ impl Shard {
             return;
         }
         let removed = self.log.tombstone_of(group);
-        if let Some(removed) = removed.filter(|removed| removed.life == life)
-            && (!leads || term < removed.term)
-        {
-            return; // Only a leader who may have taken it in again says so.
+        if let Some(removed) = removed.filter(|removed| removed.life == life) {
+            // Only a leader may have taken it in again. And its state machine would find what the one before left, as long as
+            // that is not removed.
+            if !leads || term < removed.term || self.ends.is_leaving(group) {
+                return;
+            }
         }
         if let Err(error) = self.create_group((group, life), configuration, &[]) {
             tracing::error!(%group, %error, "a replica could not be made");

@@ -34,6 +34,8 @@ use polyraft_raft::{
     Env, Event, GroupId, Index, Life, NodeId, NodeSet, Origin, Outbox, Role, Settings, Tick,
     WriteId, WriteKind, shard_of,
 };
+#[cfg(feature = "sim")]
+use polyraft_storage::Ending;
 use polyraft_storage::{
     BlockError, Blocks, EntryBlock, EntryKind, GroupNumbers, Lsn, PREFETCH_AHEAD, RecoveredGroup,
     ShardLog, SnapshotFile, StorageError, Wal,
@@ -481,10 +483,27 @@ impl Shard {
         Some((&replica.group, replica.fault.as_deref()))
     }
 
-    /// Whether a tombstone stands where a replica was.
+    /// Of which life of a group the replica here was removed, if it was and nothing is here now.
     #[cfg(feature = "sim")]
-    pub(crate) fn has_ended(&self, group: GroupId) -> bool {
-        self.log.tombstone_of(group).is_some()
+    pub(crate) fn removed_from(&self, group: GroupId) -> Option<Life> {
+        let ended = self.log.tombstone_of(group)?;
+        (ended.ending == Ending::Removed).then_some(ended.life)
+    }
+
+    /// Which life of its id a group that is here belongs to.
+    #[cfg(feature = "sim")]
+    pub(crate) fn life_here(&self, group: GroupId) -> Option<Life> {
+        self.life_of(group)
+    }
+
+    /// The newest life of a group that is over everywhere, as far as this log knows.
+    #[cfg(feature = "sim")]
+    pub(crate) fn life_over_here(&self, group: GroupId) -> Option<Life> {
+        let ended = self.log.tombstone_of(group)?;
+        match ended.ending {
+            Ending::Destroyed => Some(ended.life),
+            Ending::Removed => ended.life.before(),
+        }
     }
 
     /// What the log had of the groups whose state machine is not open yet.
@@ -555,7 +574,7 @@ impl Shard {
                     self.opened(group, applied);
                 }
             }
-            ShardEvent::Ended { slot } => self.ends.left(slot),
+            ShardEvent::Ended { group, slot } => self.ends.left(group, slot),
             ShardEvent::ForwardDone {
                 group,
                 origin,

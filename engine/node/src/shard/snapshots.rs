@@ -94,13 +94,18 @@ impl Snapshots {
 
     /// Completes what a crash interrupted: a snapshot that was installed, and the log that should begin behind it. Those of
     /// groups that the log does not have are of no use; they are returned.
-    pub(super) fn complete(&mut self, log: &mut ShardLog) -> Result<Vec<GroupId>, StorageError> {
+    pub(super) fn complete(
+        &mut self,
+        log: &mut ShardLog,
+    ) -> Result<Vec<(GroupId, Life)>, StorageError> {
         let is_unknown = |group: &GroupId, file: &mut SnapshotFile| {
             let life = log.life(*group);
             life.is_none() || life != file.meta.life()
         };
         let unknown = self.files.extract_if(is_unknown);
-        let unknown = unknown.map(|(group, _)| group).collect();
+        let unknown = unknown
+            .map(|(group, file)| (group, file.meta.life().unwrap_or(Life::LAST)))
+            .collect();
         for found in log.groups().collect::<Vec<_>>() {
             let Some(file) = self.files.get(&found.group) else {
                 continue;
@@ -322,9 +327,10 @@ impl Shard {
     }
 
     /// Has the snapshots of groups removed that are not here.
-    pub(super) fn remove_snapshots(&mut self, groups: Vec<GroupId>) {
-        for group in groups {
-            self.shared.keeper_of(group).send(Job::Remove { group });
+    pub(super) fn remove_snapshots(&mut self, groups: Vec<(GroupId, Life)>) {
+        for (group, life) in groups {
+            let job = Job::Remove { group, life };
+            self.shared.keeper_of(group).send(job);
         }
     }
 }

@@ -21,7 +21,9 @@ pub(crate) struct Found {
     pub(crate) groups: std::ops::Range<u64>,
     /// The newest life of them that is known.
     pub(crate) life: Life,
-    /// The members, as far as the replicas there know; nothing where that life is over.
+    /// That life is over.
+    pub(crate) is_over: bool,
+    /// Else the members, as far as the replicas there know; a damaged one knows nothing.
     pub(crate) members: Option<Configuration>,
 }
 
@@ -208,9 +210,13 @@ pub(crate) fn put_survey_reply(out: &mut BytesMut, request: u64, found: &[Found]
             out.put_u64_le(found.groups.start);
             out.put_u64_le(found.groups.end);
             out.put_u32_le(found.life.get());
-            out.put_u8(found.members.is_some().into());
-            if let Some(members) = &found.members {
-                put_configuration(out, members);
+            match &found.members {
+                _ if found.is_over => out.put_u8(0),
+                Some(members) => {
+                    out.put_u8(1);
+                    put_configuration(out, members);
+                }
+                None => out.put_u8(2),
             }
         }
     });
@@ -309,13 +315,16 @@ fn survey_reply<'a>(mut body: Body<'_>) -> Result<Record<'a>, WireError> {
     while !body.0.is_empty() {
         let groups = body.u64()?..body.u64()?;
         let life = some_life(body.u32()?.into())?;
-        let members = match body.bool("survey reply")? {
-            true => Some(next_configuration(&mut body)?),
-            false => None,
+        let state = body.u8()?;
+        let members = match state {
+            0 | 2 => None,
+            1 => Some(next_configuration(&mut body)?),
+            _ => return Err(WireError::Value("survey reply")),
         };
         found.push(Found {
             groups,
             life,
+            is_over: state == 0,
             members,
         });
     }

@@ -179,8 +179,19 @@ fn node_level_records_come_back_as_they_were_sent() {
     let found = vec![Found {
         groups: 1..3,
         life: Life::LAST,
+        is_over: false,
         members: Some(Configuration::simple([NodeId(1), NodeId(2)])),
     }];
+    let found = [true, false].into_iter().fold(found, |mut found, is_over| {
+        let start = found[found.len() - 1].groups.end;
+        found.push(Found {
+            groups: start..start + 1,
+            life: Life::FIRST,
+            is_over,
+            members: None,
+        });
+        found
+    });
     put_survey_reply(&mut frame, 6, &found);
     put_destroy(&mut frame, 7, &lives);
     let expected = vec![
