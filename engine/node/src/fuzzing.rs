@@ -5,6 +5,7 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::config::Config;
+use crate::sessions::{self, Command, SECTION_HEAD_BYTES, Table};
 use crate::wire::{self, Record, Records, WireError};
 
 fn decode_all(frame: &Bytes) -> Vec<Result<Record<'_>, WireError>> {
@@ -103,6 +104,25 @@ pub fn records(data: &[u8]) {
     }
 }
 
+/// An entry of a session, and the sessions in a snapshot behind a right checksum. What is read comes back as it was when written
+/// again.
+pub fn sessions(data: &[u8]) {
+    if let Some((command, payload)) = Command::parse(data) {
+        assert_eq!(command.encode(payload), data);
+    }
+    if let Some(table) = table_of(data) {
+        assert_eq!(sessions::section(Some(&table))[SECTION_HEAD_BYTES..], *data);
+    }
+}
+
+fn table_of(body: &[u8]) -> Option<Box<Table>> {
+    let mut section = Vec::with_capacity(SECTION_HEAD_BYTES + body.len());
+    section.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    section.extend_from_slice(&crc32c::crc32c(body).to_le_bytes());
+    section.extend_from_slice(body);
+    sessions::read_section(&mut &section[..]).ok().flatten()
+}
+
 /// A configuration file. What is accepted is within its own rules and is read back from its own text; what is
 /// refused says why.
 pub fn config(data: &[u8]) {
@@ -135,12 +155,13 @@ mod tests {
     use crate::error::Error;
     use crate::event::Reign;
     use crate::liveness::Beat;
-    use crate::sessions::{Command, SessionId};
+    use crate::sessions::{Deduplication, Payload, Position, ProposalNumber, SessionId};
     use crate::wire::{Chunk, Found, Refusal, SnapshotId};
 
     #[test]
     fn kept_inputs_do_no_harm() {
         kept::try_all("wire", records);
+        kept::try_all("sessions", sessions);
         kept::try_all("config", config);
     }
 
@@ -151,11 +172,36 @@ mod tests {
             kept::update(target, name, &data);
             let decodes = match target {
                 "wire" => decode_all(&data.into()).iter().all(Result::is_ok),
+                "sessions" => Command::parse(&data).is_some() || table_of(&data).is_some(),
                 _ => Config::from_toml_str(&String::from_utf8(data).unwrap()).is_ok(),
             };
             assert!(decodes, "{target}/{name}");
         }
     }
+
+    /// Two numbers of a session that were applied, one with a reply.
+    fn session_table() -> Vec<u8> {
+        let (mut dedup, mut table) = (Deduplication::default(), None);
+        let number = |sequence| {
+            Command::Propose(ProposalNumber {
+                session: SessionId(4),
+                sequence,
+                lowest: 1,
+            })
+        };
+        let commands = [Command::Open { most: 9 }, number(1), number(3)];
+        let mut next = 0;
+        for (index, command) in (4..).map(Index).zip(commands) {
+            let term = Term(3);
+            let entry = command.encode(b"");
+            let place = Position { index, term };
+            let payload = dedup.decide((Life::FIRST, &mut table), place, &entry, next, false);
+            next += usize::from(payload != Payload::Drop);
+        }
+        dedup.settle(table.as_deref_mut(), &[Bytes::from("one"), Bytes::new()]);
+        sessions::section(table.as_deref())[SECTION_HEAD_BYTES..].to_vec()
+    }
+
     /// Valid inputs for the targets, by target and name.
     fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         let (group, term, index) = (GroupId(7), Term(3), Index(9));
@@ -320,6 +366,12 @@ mod tests {
             ("wire", "members", members.to_vec()),
             ("wire", "node", node.to_vec()),
             ("wire", "ends", ends.to_vec()),
+            (
+                "sessions",
+                "open",
+                Command::Open { most: 9 }.encode(b"").to_vec(),
+            ),
+            ("sessions", "table", session_table()),
             (
                 "config",
                 "defaults",

@@ -323,9 +323,13 @@ pub(crate) fn read_section(from: &mut dyn Read) -> Result<Option<Box<Table>>, St
     if bytes > MOST_SECTION_BYTES {
         return Err("the snapshot's sessions are of an impossible length".to_owned());
     }
-    let mut body = vec![0; bytes];
-    from.read_exact(&mut body)
+    let mut body = Vec::new();
+    from.take(bytes as u64)
+        .read_to_end(&mut body)
         .map_err(|error| format!("the snapshot's sessions can't be read: {error}"))?;
+    if body.len() != bytes {
+        return Err("the snapshot's sessions are cut short".to_owned());
+    }
     if crc32c::crc32c(&body) != crc {
         return Err("the snapshot's sessions fail their checksum".to_owned());
     }
