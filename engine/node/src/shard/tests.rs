@@ -1,23 +1,28 @@
 //! What a shard does when its log can't be read: no part of it may go on with what comes behind a gap. And what its bounds
 //! hold when a replica is quarantined.
 
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use polyraft_raft::{Apply, Configuration, EntryRange, GroupId, HardState, Index, NodeId, Term};
+use polyraft_raft::{
+    Apply, Configuration, EntryRange, GroupId, HardState, Index, Life, NodeId, Term,
+};
 use polyraft_storage::sim::SimDisk;
-use polyraft_storage::{DataDir, Disk as _, EntryKind, WalOptions};
+use polyraft_storage::{DataDir, Disk as _, Durable, EntryKind, WalOptions};
 use polyraft_transport::{LoopbackHub, Network};
 
 use super::{PROPOSAL_OVERHEAD, Shard, Shared};
-use crate::assembly::{Assembly, Parts, Place};
+use crate::assembly::{Assembly, Parts, Place, applier};
 use crate::clock::Clock;
 use crate::completion::CompletionQueue;
 use crate::config::Config;
-use crate::error::Error;
-use crate::group::Read;
+use crate::error::{Error, MachineError};
+use crate::event::CreateOrigin;
+use crate::group::Read as How;
+use crate::machine::{Entry, FrozenState, Replies, StateMachine};
 
 const GROUP: GroupId = GroupId(7);
 
@@ -139,7 +144,7 @@ fn the_bound_of_waiting_reads_holds_for_other_nodes_and_counts_nothing_that_was_
     let read = |shard: &mut Shard, group, times| {
         for tag in 0..times {
             let reply = queue.reply_to(tag);
-            shard.read(group, Read::Linearizable, Bytes::new(), reply);
+            shard.read(group, How::Linearizable, Bytes::new(), reply);
         }
     };
     for group in [groups[0], groups[1]] {
@@ -170,4 +175,82 @@ fn the_bound_of_waiting_reads_holds_for_other_nodes_and_counts_nothing_that_was_
     );
     let waiting = &mut shard.replicas[slot as usize].reads;
     assert_eq!(shard.queues.reads.drain(waiting).count(), 10);
+}
+
+/// A state machine that keeps nothing.
+struct Nothing;
+
+impl StateMachine for Nothing {
+    fn open(_: GroupId, _: &Path) -> Result<(Self, Index), MachineError> {
+        Ok((Nothing, Index::ZERO))
+    }
+    fn apply(&mut self, entries: &[Entry<'_>], replies: &mut Replies) -> Result<(), MachineError> {
+        entries.iter().for_each(|_| replies.push([]));
+        Ok(())
+    }
+    fn query(&self, _: &[u8]) -> Result<Bytes, MachineError> {
+        Ok(Bytes::new())
+    }
+    fn snapshot(&self) -> Result<FrozenState, MachineError> {
+        Ok(Box::new(|_| Ok(())))
+    }
+    fn restore(&mut self, _: Index, _: &mut dyn Read) -> Result<(), MachineError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn slots_of_replicas_that_ended_are_used_again_and_hold_nothing() {
+    const GROUPS: u64 = 50;
+    let (path, disk) = (Path::new("/n"), SimDisk::new(1));
+    let (shared, parts) = parts_on(&disk, path);
+    let Parts {
+        wals,
+        mut shards,
+        mut tasks,
+        ..
+    } = parts;
+    let (mut shard, inbox) = shards.remove(0);
+    let tasks = tasks.remove(0);
+    let mut applier = applier::<Nothing>(path, &shared);
+    // Everything that follows, until nothing does.
+    let mut settle = |shard: &mut Shard| {
+        for _ in 0..20 {
+            shard.begin_turn(shared.clock.now());
+            shard.finish_turn(&inbox);
+            while wals[0].pump().unwrap() {}
+            let lsn = wals[0].durable();
+            shard.batch_durable(&Durable { lane: 0, lsn });
+            while let Some(task) = tasks.try_take() {
+                applier.perform(task);
+            }
+        }
+    };
+    let origin = CreateOrigin {
+        node: NodeId(1),
+        request: 0,
+    };
+    for round in 0..8 {
+        let lives = vec![(0..GROUPS, Life::new(round).unwrap())];
+        shard.create(origin, &lives, &[NodeId(1)]);
+        settle(&mut shard);
+        assert_eq!(shared.counters.sum().groups, GROUPS);
+        // One of them has a caller.
+        let queue = CompletionQueue::new();
+        let reply = queue.reply_to(7);
+        shard.propose(GroupId(3), EntryKind::Normal, Bytes::new(), reply);
+        shard.destroy(origin, &lives);
+        settle(&mut shard);
+        let mut done = Vec::new();
+        queue.drain(&mut done, Duration::ZERO);
+        assert!(done.len() == 1 && done[0].result.is_err(), "{done:?}");
+        let counters = shared.counters.sum();
+        assert_eq!(
+            (counters.groups, counters.led, counters.leaderless),
+            (0, 0, 0)
+        );
+        assert!(shared.directory.list(GroupId(0), 10).is_empty());
+    }
+    assert_eq!(shard.replicas.len() as u64, GROUPS);
+    assert_eq!(shard.log.tombstones().count() as u64, GROUPS);
 }
