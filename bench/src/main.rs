@@ -15,7 +15,6 @@ mod recover;
 mod screen;
 mod signal;
 mod snapshot;
-mod stall;
 mod tally;
 mod totals;
 mod tune;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -11,6 +12,7 @@ use polyraft::{
     Config, Entry, Error, FrozenState, GroupId, Index, MachineError, Node, NodeId, OpenError, Read,
     Replies, StateMachine, Tls,
 };
+use polyraft_storage::{Disk, FileDisk};
 use tempfile::TempDir;
 
 pub mod crash_images;
@@ -98,6 +100,7 @@ pub struct Cluster {
     nodes: BTreeMap<u64, Node<Ledger>>,
     addresses: Vec<(u64, SocketAddr)>,
     config: Config,
+    disks: BTreeMap<u64, Arc<dyn Disk>>,
     dir: TempDir,
 }
 
@@ -109,6 +112,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             addresses: free_addresses(nodes),
             config,
+            disks: BTreeMap::new(),
             dir,
         };
         for id in 1..=nodes {
@@ -125,6 +129,7 @@ impl Cluster {
             .find(|(node, _)| *node == id)
             .expect("a node of the cluster")
             .1;
+        let disk = self.disks.get(&id).cloned();
         let node = Node::builder()
             .id(id)
             .cluster("test")
@@ -133,6 +138,7 @@ impl Cluster {
             .peers(self.addresses.iter().copied())
             .tls(Tls::dev(self.dir.path().join("ca")))
             .config(self.config.clone())
+            .disk(disk.unwrap_or_else(|| Arc::new(FileDisk)))
             .open()
             .await?;
         self.nodes.insert(id, node);
@@ -142,6 +148,11 @@ impl Cluster {
     /// Nodes that are opened from now on get this configuration.
     pub fn reconfigure(&mut self, config: Config) {
         self.config = config;
+    }
+
+    /// Node `id` is opened on this file system from now on.
+    pub fn put_on(&mut self, id: u64, disk: Arc<dyn Disk>) {
+        self.disks.insert(id, disk);
     }
 
     /// Stops node `id`.

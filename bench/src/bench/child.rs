@@ -7,13 +7,13 @@ use super::protocol::{
 use crate::cluster::place;
 use crate::load::{Answer, Answered, Elsewhere, Reads, judge_proposal, judge_read};
 use crate::process;
-use crate::stall::StallDisk;
 use crate::tally::Tally;
 use crate::totals::Totals;
 use anyhow::{Context, Result, bail, ensure};
 use bytes::{Bytes, BytesMut};
 use clap::Args;
 use polyraft::{Completion, CompletionQueue, Config, GroupHandle, Node, Read, Tls};
+use polyraft_storage::sim::StallDisk;
 use std::io::{BufRead, Read as _, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -270,6 +270,7 @@ fn limits(config: &Config) -> Limits {
         // Long enough for the other members to create the group, short against their election timeouts.
         campaign_delay: micros(config.election.timeout_min) / 8,
         rebalance_delay: micros(config.election.rebalance_delay),
+        stall_timeout: micros(config.wal.stall_timeout),
         append_lanes: config.transport.append_lanes as usize,
         snapshots: SnapshotPolicy {
             entries: config.snapshot.entries,

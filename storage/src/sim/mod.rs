@@ -11,6 +11,7 @@ pub mod model;
 mod names;
 mod pages;
 mod segment;
+mod stall;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +33,7 @@ pub use loss::{Keep, KeepNames};
 use names::Names;
 use pages::{Pages, SECTOR};
 use segment::SimSegment;
+pub use stall::StallDisk;
 
 /// A disk in memory. Clones share it.
 #[derive(Clone)]

@@ -304,6 +304,13 @@ pub struct Wal {
     /// Default `64MiB`; allowed `0B` to `1TiB`; takes effect at restart.
     #[serde(with = "units::size")]
     pub min_free_bytes: ByteSize,
+    /// How long a write may be under way before the node hands the groups that it leads to others. Shorter
+    /// brings their service back sooner when a disk stalls; below what the disk takes at its worst, leaders
+    /// wander about. `0us` waits for the disk for ever.
+    ///
+    /// Default `2s`; allowed `0us` to `3600s`; takes effect at restart.
+    #[serde(with = "units::duration")]
+    pub stall_timeout: Duration,
 }
 
 impl Default for Wal {
@@ -319,6 +326,7 @@ impl Default for Wal {
             checkpoint_bytes: ByteSize::mib(256),
             tail_cache_bytes: ByteSize::mib(32),
             min_free_bytes: ByteSize::mib(64),
+            stall_timeout: Duration::from_secs(2),
         }
     }
 }

@@ -17,6 +17,7 @@ mod reads;
 mod replica;
 mod room;
 mod snapshots;
+mod stall;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -58,6 +59,7 @@ use self::replica::{Proposal, Queues, Replica};
 use self::room::Room;
 pub(crate) use self::snapshots::SnapshotPolicy;
 use self::snapshots::Snapshots;
+use self::stall::Stall;
 use self::transfer::Transfers;
 pub(crate) use self::transfer::{ChunkTrouble, TransferGauges, TransferLimits, Wanted};
 use crate::apply::{ApplyBacklog, ApplyBatch, Task};
@@ -90,6 +92,7 @@ pub(crate) struct Limits {
     pub(crate) proposal_timeout: u64,
     pub(crate) campaign_delay: u64,
     pub(crate) rebalance_delay: u64,
+    pub(crate) stall_timeout: u64,
     pub(crate) append_lanes: usize,
     pub(crate) snapshots: SnapshotPolicy,
     pub(crate) transfers: TransferLimits,
@@ -239,6 +242,7 @@ pub(crate) struct Shard {
     /// Since the disk is full: when to try again.
     disk_full: Option<DiskFull>,
     room: Room,
+    stall: Stall,
     snapshots: Snapshots,
     transfers: Transfers,
     /// When the shard was made. What its replicas promised before may be lost.
@@ -382,6 +386,7 @@ impl Shard {
             ready: None,
             disk_full: None,
             room: Room::default(),
+            stall: Stall::default(),
             snapshots,
             transfers: Transfers::new(limits.transfers),
             opened_at: shared.clock.now(),

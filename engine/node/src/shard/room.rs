@@ -17,15 +17,44 @@ const LONGEST_PAUSE: u64 = 60_000_000;
 pub(super) struct Room {
     /// Bytes of entries, when the disk has no room for more log than is prepared.
     left: Option<u64>,
-    full: Option<Full>,
+    /// There was no room for a proposal in the turns since some time.
+    full: Option<Leaving>,
 }
 
-/// There was no room for a proposal in the turns since some time.
+/// Attempts to hand all groups over, in growing distances. A voter that cannot take one costs a pause and nothing else.
 #[derive(Debug)]
-struct Full {
-    hand_over_at: Tick,
+pub(super) struct Leaving {
+    next_at: Tick,
     pause: u64,
     attempts: usize,
+}
+
+impl Leaving {
+    /// The first attempt is due at `first`; the second follows twice `pause` later, in microseconds.
+    pub(super) fn new(first: Tick, pause: u64) -> Self {
+        Leaving {
+            next_at: first,
+            pause,
+            attempts: 0,
+        }
+    }
+
+    /// When the next attempt is due.
+    pub(super) fn deadline(&self) -> Tick {
+        self.next_at
+    }
+
+    /// The number of the attempt that is due, if one is.
+    pub(super) fn attempt(&mut self, now: Tick) -> Option<usize> {
+        if self.next_at > now {
+            return None;
+        }
+        let attempt = self.attempts;
+        self.attempts += 1;
+        self.pause = (2 * self.pause).min(LONGEST_PAUSE);
+        self.next_at = now.after(self.pause);
+        Some(attempt)
+    }
 }
 
 impl Room {
@@ -46,11 +75,7 @@ impl Shard {
         } else if self.room.full.is_none() {
             tracing::error!(node = %self.shared.node, "the disk has no room for more entries; free some to go on");
             let pause = self.settings.election_timeout_max;
-            self.room.full = Some(Full {
-                hand_over_at: self.now.after(pause),
-                pause,
-                attempts: 0,
-            });
+            self.room.full = Some(Leaving::new(self.now.after(pause), pause));
         }
     }
 
@@ -74,28 +99,26 @@ impl Shard {
 
     /// When to hand groups over, if that is due at some time.
     pub(super) fn handover_deadline(&self) -> Option<Tick> {
-        self.room.full.as_ref().map(|full| full.hand_over_at)
+        self.room.full.as_ref().map(Leaving::deadline)
     }
 
-    /// Hands each group that this node leads to another voter, after an election timeout without room and from then on
-    /// in growing distances. A voter that cannot take it, or has no room either, costs a pause and nothing else.
+    /// Hands all groups over after an election timeout without room, and from then on again and again.
     pub(super) fn hand_over(&mut self) {
-        let Some(full) = &mut self.room.full else {
-            return;
-        };
-        if full.hand_over_at > self.now {
-            return;
+        let now = self.now;
+        let full = self.room.full.as_mut();
+        if let Some(attempt) = full.and_then(|full| full.attempt(now)) {
+            self.hand_all_over(attempt, "there is no room for its entries");
         }
-        let attempt = full.attempts;
-        full.attempts += 1;
-        full.pause = (2 * full.pause).min(LONGEST_PAUSE);
-        full.hand_over_at = self.now.after(full.pause);
+    }
+
+    /// Hands each group that this node leads to another voter.
+    pub(super) fn hand_all_over(&mut self, attempt: usize, why: &'static str) {
         for slot in 0..self.replicas.len() as u32 {
             let replica = &self.replicas[slot as usize];
             if leads(replica)
                 && let Some(to) = self.other_voter(slot, attempt)
             {
-                tracing::warn!(group = %replica.group.id(), %to, "handing a group over: there is no room for its entries");
+                tracing::warn!(group = %replica.group.id(), %to, why, "handing a group over");
                 self.step(slot, Event::Transfer { to }, Payloads::None);
             }
         }

@@ -53,6 +53,7 @@ impl Shard {
             self.leadership.deadline(),
             self.members.deadline(),
             self.balance.deadline(),
+            self.stall_deadline(),
         ]
         .into_iter()
         .flatten()
@@ -77,6 +78,7 @@ impl Shard {
         self.expire_reads();
         self.run_transfers();
         self.hand_over();
+        self.judge_disk(is_drained);
         self.drain();
         self.rebalance();
         self.change_members();

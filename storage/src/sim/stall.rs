@@ -1,12 +1,18 @@
 //! The machine's file system, with syncs of the log that can be held up for a time: what a disk does that saves itself,
 //! or a virtual one whose host is busy. It never loses or changes a byte.
 
-use bytes::Bytes;
-use polyraft_storage::{Disk, FileDisk, SegmentFile, SegmentSpec};
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::disk::{Disk, FileDisk, SegmentFile, SegmentSpec};
+
+/// How long nobody looks whether a stall is over.
+const PIECE: Duration = Duration::from_millis(5);
 
 /// A file system whose syncs can stall.
 #[derive(Clone, Debug, Default)]
@@ -24,25 +30,28 @@ impl Stall {
     /// Waits while syncs are held up.
     fn pass(&self) {
         loop {
-            let until = *self.lock();
+            let until = *self.until.lock();
             match until.map(|until| until.saturating_duration_since(Instant::now())) {
                 None | Some(Duration::ZERO) => return,
-                Some(left) => std::thread::sleep(left),
+                // In pieces: the stall may be ended before its time.
+                Some(left) => std::thread::sleep(left.min(PIECE)),
             }
         }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.until
-            .lock()
-            .expect("no thread panics while it holds the time")
     }
 }
 
 impl StallDisk {
     /// Every sync of the log that begins in the next `lasts` ends after it.
     pub fn stall(&self, lasts: Duration) {
-        *self.stall.lock() = Some(Instant::now() + lasts);
+        *self.stall.until.lock() = Some(Instant::now() + lasts);
+    }
+
+    /// Whether syncs that begin now are held up.
+    pub fn is_stalled(&self) -> bool {
+        self.stall
+            .until
+            .lock()
+            .is_some_and(|until| until > Instant::now())
     }
 }
 
@@ -161,7 +170,7 @@ impl SegmentFile for StallSegment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use polyraft_storage::WalMode;
+    use crate::options::WalMode;
 
     #[test]
     fn a_stalled_sync_ends_after_the_stall_and_keeps_what_was_written() {
