@@ -370,7 +370,7 @@ fn config(rng: &mut Rng) -> Config {
     wal.checkpoint_bytes = ByteSize::b(wal.segment_bytes.as_u64() * rng.within(1, 3));
     wal.tail_cache_bytes = kib(*rng.pick(&[4, 64, 1024]));
     wal.min_free_bytes = kib(0);
-    wal.stall_timeout = 2 * config.election.timeout_max;
+    wal.stall_timeout = config.election.timeout_min;
     let snapshot = &mut config.snapshot;
     snapshot.entries = *rng.pick(&[0, 4, 20, 100]);
     snapshot.bytes = ByteSize::b(*rng.pick(&[0, 0, 400, 10_000]));
