@@ -49,6 +49,15 @@ impl Tombstone {
         sum(self) > sum(other)
     }
 
+    /// The newest life that is over everywhere, as far as this says. Nothing of it, or of one before it, may come back anywhere.
+    #[must_use]
+    pub fn over(&self) -> Option<Life> {
+        match self.ending {
+            Ending::Destroyed => Some(self.life),
+            Ending::Removed => self.life.before(),
+        }
+    }
+
     /// Whether a replica of `life` may begin where this tombstone stands.
     #[must_use]
     pub fn allows(&self, life: Life) -> bool {
@@ -111,6 +120,11 @@ mod tests {
         let allowed = |tombstone: &Tombstone| [2, 3, 4].map(|at| tombstone.allows(life(at)));
         assert_eq!(allowed(&destroyed), [false, false, true]);
         assert_eq!(allowed(&removed), [false, true, true]);
+        // The group that it was removed from lives on: nobody may be told that it is over.
+        assert_eq!(
+            (destroyed.over(), removed.over()),
+            (Some(life(3)), Some(life(2)))
+        );
         assert_eq!(removed.hard_state_for(life(3)).vote, Some(NodeId(2)));
         assert_eq!(removed.hard_state_for(life(4)), HardState::default());
         assert!(destroyed.says_more_than(&removed) && !removed.says_more_than(&destroyed));

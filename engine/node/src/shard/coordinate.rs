@@ -153,7 +153,7 @@ impl Request {
         }
         let is_enough = match &self.what {
             What::Create { members } => is_majority(members),
-            What::Survey { .. } => return true,
+            What::Survey { asked, .. } => return is_majority(asked),
             What::Destroy { asked, members, .. } => {
                 let mut members = members.iter();
                 is_majority(asked) && members.all(|members| members.has_quorum(has_answered))
@@ -421,6 +421,17 @@ impl Shard {
         if later.is_empty() {
             request.missing.retain(|missing| *missing != node);
             self.finish_request(at);
+        } else if let What::Destroy { asked, .. } = &request.what {
+            // Who was asked before did not know of a later life: it is the one to end.
+            let asked = asked.clone();
+            request.missing.clone_from(&asked);
+            request.what = What::Survey {
+                asked,
+                found: Vec::new(),
+                members: None,
+            };
+            request.number = fresh;
+            self.ask_missing(fresh);
         } else if let What::Create { members } = &request.what {
             request.missing.clone_from(members);
             request.groups = raised(&request.groups, &later);

@@ -124,12 +124,16 @@ impl Shard {
         Ok(())
     }
 
-    /// Lives of groups are over: their replicas here end, and nothing of them may come back.
+    /// Lives of groups are over: their replicas here end, and nothing of them may come back. Later lives that are here go on, and
+    /// are reported.
     pub(super) fn destroy(&mut self, origin: CreateOrigin, groups: &LifeRanges) {
+        let mut later = Vec::new();
         for (group, life) in self.mine(groups) {
             self.end_replica(group, Tombstone::destroyed(life));
+            let here = self.life_of(group);
+            later.extend(here.map(|here| (group.0, here)));
         }
-        self.creations.fresh.push((origin, Ok(LifeRanges::new())));
+        self.creations.fresh.push((origin, Ok(life_ranges(later))));
     }
 
     /// Says which lives groups have.
@@ -142,9 +146,8 @@ impl Shard {
             }
             let here = self.life_of(group);
             let ended = self.log.tombstone_of(group);
-            let over = ended.filter(|ended| ended.ending == Ending::Destroyed);
-            let (Some(life), is_over) = (here.or(over.map(|over| over.life)), here.is_none())
-            else {
+            let over = ended.and_then(|ended| ended.over());
+            let (Some(life), is_over) = (here.or(over), here.is_none()) else {
                 continue;
             };
             let members = match (self.slot(group), self.opening.get(&group)) {

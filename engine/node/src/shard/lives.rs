@@ -75,7 +75,7 @@ impl Shard {
                 let ended = self.log.tombstone_of(group);
                 ended
                     .filter(|ended| !ended.allows(life))
-                    .map(|ended| ended.life)
+                    .and_then(|ended| ended.over())
             }
         };
         let Some(over) = over else { return true };

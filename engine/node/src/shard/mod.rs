@@ -504,11 +504,7 @@ impl Shard {
     /// The newest life of a group that is over everywhere, as far as this log knows.
     #[cfg(feature = "sim")]
     pub(crate) fn life_over_here(&self, group: GroupId) -> Option<Life> {
-        let ended = self.log.tombstone_of(group)?;
-        match ended.ending {
-            Ending::Destroyed => Some(ended.life),
-            Ending::Removed => ended.life.before(),
-        }
+        self.log.tombstone_of(group)?.over()
     }
 
     /// What the log had of the groups whose state machine is not open yet.
