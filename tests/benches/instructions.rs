@@ -3,6 +3,12 @@
 //! Each count is held against the one that is stored here; a tenth above it the bench fails. Who makes a function cheaper, or
 //! dearer for a reason, writes the new count down. It needs valgrind and gungraun-runner: docs/how-to/run-benches.md.
 
+#![expect(
+    missing_docs,
+    unused_qualifications,
+    reason = "the macros of gungraun write such code"
+)]
+
 #[path = "../../bench/benches/support/core.rs"]
 mod core;
 #[path = "../../bench/benches/support/nodes.rs"]
