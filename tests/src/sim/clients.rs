@@ -90,6 +90,8 @@ pub(super) struct Operation {
     is_sent: bool,
     /// It is proposed in a session, again and again until the outcome is known.
     pub(super) is_numbered: bool,
+    /// How often it was sent.
+    attempts: u32,
     /// The number that it has there.
     pub(super) number: Option<ProposalNumber>,
 }
@@ -281,6 +283,7 @@ impl World {
             gives_up_at,
             is_sent: false,
             is_numbered,
+            attempts: 0,
             number: None,
         });
     }
@@ -320,7 +323,9 @@ impl World {
         match asked {
             Ok(()) => {
                 let state = &mut self.clients.clients[at];
-                state.operation.as_mut().expect("it has one").is_sent = true;
+                let sent = state.operation.as_mut().expect("it has one");
+                sent.is_sent = true;
+                sent.attempts += 1;
                 self.clients.waiting.insert(
                     tag,
                     Waiting {
@@ -333,7 +338,8 @@ impl World {
                     },
                 );
                 let gives_up_at = match operation.is_numbered {
-                    true => self.now + self.plan.client_timeout_us,
+                    // Whoever asks again without a pause adds to what it waits for.
+                    true => self.now + (self.plan.client_timeout_us << operation.attempts.min(5)),
                     false => operation.gives_up_at.max(self.now + 1),
                 };
                 self.push(gives_up_at, Event::GiveUp { client, step });

@@ -24,6 +24,9 @@ const LONGEST_STORM: u64 = 120 * SECOND;
 /// Fewer acknowledged operations, reads included, prove nothing.
 pub(super) const FEWEST_OPERATIONS: u64 = 40;
 
+/// How many times as long replicas may take to become equal as long as they come closer.
+const PATIENCE: u64 = 10;
+
 /// How long news may be on its way after all replicas have become equal.
 const GRACE: u64 = 500 * MILLI;
 
@@ -75,8 +78,12 @@ impl World {
                     self.counts.acknowledged + self.counts.queries >= FEWEST_OPERATIONS;
                 let is_late = self.now > deadline;
                 if served.iter().all(|has_served| *has_served) && (has_operations || is_late) {
-                    let deadline = self.now + self.recovery_bound();
-                    self.phase = Phase::Settling { deadline };
+                    let bound = self.recovery_bound();
+                    self.phase = Phase::Settling {
+                        deadline: self.now + bound,
+                        at_last: self.now + PATIENCE * bound,
+                        held: self.held(),
+                    };
                 } else if is_late {
                     let group = served.iter().position(|has_served| !has_served);
                     let group = GroupId(group.expect("one is not served") as u64 + 1);
@@ -91,9 +98,21 @@ impl World {
                     ));
                 }
             }
-            Phase::Settling { deadline } => {
+            Phase::Settling {
+                deadline,
+                at_last,
+                held,
+            } => {
                 if let Some(group) = self.unequal() {
-                    if self.now > deadline {
+                    let now_held = self.held();
+                    if now_held > held && self.now <= at_last {
+                        // Clients with sessions ask until they know, and a window of one entry takes its time.
+                        self.phase = Phase::Settling {
+                            deadline: deadline.max(self.now + self.recovery_bound() / 4),
+                            at_last,
+                            held: now_held,
+                        };
+                    } else if self.now > deadline {
                         let told = self.describe(group);
                         self.fail(broken("equal replicas", group, told));
                     }
@@ -134,6 +153,17 @@ impl World {
             }
             Phase::Done => {}
         }
+    }
+
+    /// Entries that replicas hold durably, all together.
+    fn held(&self) -> u64 {
+        let nodes = self.hosts.iter().filter_map(|host| host.node.as_ref());
+        let groups = (1..=self.plan.members.len() as u64).map(GroupId);
+        let held = nodes.flat_map(|node| {
+            let cores = groups.clone().filter_map(|group| node.replica(group));
+            cores.map(|(core, _)| core.durable().0)
+        });
+        held.sum()
     }
 
     fn fault_count(&self) -> u32 {

@@ -163,7 +163,13 @@ pub(super) enum Phase {
     /// Nothing goes wrong any more; every group has to commit until the deadline.
     Healing { deadline: u64 },
     /// All groups have committed; the replicas have to become equal until the deadline.
-    Settling { deadline: u64 },
+    Settling {
+        deadline: u64,
+        /// It is put off while replicas catch up, but never beyond that.
+        at_last: u64,
+        /// Entries that all replicas held when it was put off the last time.
+        held: u64,
+    },
     /// Nothing is to be done, so nothing may be said.
     Quiet { until: u64, said: u64 },
     /// Over.
