@@ -83,7 +83,12 @@ impl Groups {
         match record {
             Record::Create(creation) => {
                 let before = self.tombstones.remove(&group);
-                let log = GroupLog::begun(creation, before, &mut self.interned);
+                // What ended the replica before in this life is lost, and with it what this one must not forget.
+                let here = self.groups.get_mut(&group);
+                let lost = here.filter(|log| log.life == creation.life);
+                let fault = lost.and_then(|log| log.fault.take());
+                let mut log = GroupLog::begun(creation, before, &mut self.interned);
+                log.fault = fault;
                 self.groups.insert(group, log);
                 return;
             }
@@ -150,7 +155,10 @@ impl Groups {
         // Behind a tombstone comes another one or the next creation, and a replica of that may have voted too.
         let ended = self.tombstones.remove(&group);
         let log = self.groups.entry(group).or_insert_with(|| GroupLog {
-            life: ended.map_or(Life::FIRST, |tombstone| tombstone.life.next()),
+            // A removed replica may be back in its own life.
+            life: ended
+                .and_then(|tombstone| tombstone.over())
+                .map_or(Life::FIRST, Life::next),
             ..GroupLog::new(Default::default())
         });
         log.fault.get_or_insert_with(|| fault.into());

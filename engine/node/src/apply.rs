@@ -417,8 +417,8 @@ impl<M: StateMachine> Applier<M> {
     fn remove_kept(&self, group: GroupId, life: Life, slot: Option<u32>) {
         let dir = self.machines_dir.join(name_of(group, life));
         remove_kept::<M>(group, &dir);
-        self.keeper_of(group).send(Job::Remove { group, life });
-        self.tell(self.shard_of(group), ShardEvent::Ended { group, slot });
+        // The keeper tells the shard: what it still has to do for this replica comes before.
+        self.keeper_of(group).send(Job::End { group, life, slot });
     }
 
     fn tell(&self, shard: usize, event: ShardEvent) {

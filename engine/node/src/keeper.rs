@@ -56,6 +56,12 @@ pub(crate) enum Job {
     Look { file: SnapshotFile },
     /// Remove what there is of a life of a group, and of those before it.
     Remove { group: GroupId, life: Life },
+    /// The same for a replica that has ended, which had a slot if it was open; and tell the shard that nothing is left of it.
+    End {
+        group: GroupId,
+        life: Life,
+        slot: Option<u32>,
+    },
     /// Leave the loop.
     Stop,
 }
@@ -154,6 +160,10 @@ impl<M: StateMachine> Keeper<M> {
                 self.tell(file.meta.group, event);
             }
             Job::Remove { group, life } => self.store.remove(group, life),
+            Job::End { group, life, slot } => {
+                self.store.remove(group, life);
+                self.tell(group, ShardEvent::Ended { group, slot });
+            }
             Job::Stop => {}
         }
     }

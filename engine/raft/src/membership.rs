@@ -68,6 +68,8 @@ pub enum ChangeRefused {
     },
     /// Nobody would vote.
     NoVoters,
+    /// Too few of the voters before and after the change are alive: it would hold up everything until they are back.
+    NoQuorum,
     /// Everybody is that already.
     Unchanged,
 }
@@ -252,6 +254,9 @@ impl Group {
             {
                 return Err(ChangeRefused::NotCaughtUp { node: *node });
             }
+        }
+        if !changed.has_quorum(|node| env.alive.contains(node)) {
+            return Err(ChangeRefused::NoQuorum);
         }
         Ok(self.append_configuration(env, changed, out))
     }

@@ -122,7 +122,7 @@ impl Group {
         self.catch_up(env, term, out);
         let is_voter =
             self.configuration.is_voter(self.node) || mutants::is_active(Mutant::LearnerLeads);
-        let may_lead = is_voter && self.has_live_quorum(env);
+        let may_lead = is_voter && self.knows_its_removal() && self.has_live_quorum(env);
         if !may_lead || self.leader.is_some_and(|leader| leader != from) {
             return self.drop_stale();
         }

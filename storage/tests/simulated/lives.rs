@@ -139,3 +139,41 @@ fn rot_in_the_record_that_begins_a_life_faults_it() {
     assert!(found.fault.is_some());
     assert_eq!(found.life, life(1));
 }
+
+/// A replica that was removed and is back in the same life, of whose records the one with `mark` is damaged.
+fn back_with_rot(mark: &[u8; 8]) -> (Life, Option<String>) {
+    let disk = SimDisk::new(1);
+    let mut driver = Driver::open(&disk, &options(WalMode::Direct)).unwrap();
+    driver.log.create(GROUP, &voters()).unwrap();
+    let removed = Tombstone {
+        ending: Ending::Removed,
+        term: Term(4),
+        vote: Some(NodeId(3)),
+        at: Index(u64::from_le_bytes(*b"REMOVEAT")),
+        ..Tombstone::destroyed(Life::FIRST)
+    };
+    driver.log.tombstone(GROUP, removed).unwrap();
+    driver.submit().unwrap();
+    let mut back = Creation::founding(Life::FIRST, voters());
+    back.joined = Index(u64::from_le_bytes(*b"JOINEDAT"));
+    driver.log.begin(GROUP, back).unwrap();
+    driver.submit().unwrap();
+    driver.settle().unwrap();
+    driver.wal.close().unwrap();
+    drop(driver);
+    crate::faults::rot_at(&disk, mark, 0);
+    let dir = crate::faults::data_dir(&disk);
+    let opened = polyraft_storage::open(&dir, &options(WalMode::Direct), 1).unwrap();
+    let found = opened.logs[0].groups().next().unwrap();
+    (found.life, found.fault)
+}
+
+#[test]
+fn rot_at_the_return_of_a_removed_replica_faults_it_in_its_own_life() {
+    for mark in [b"REMOVEAT", b"JOINEDAT"] {
+        let (found, fault) = back_with_rot(mark);
+        // In a later life it would end the group, which lives on.
+        assert_eq!(found, Life::FIRST);
+        assert!(fault.is_some(), "it may have voted and not know it");
+    }
+}

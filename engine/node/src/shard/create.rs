@@ -310,6 +310,7 @@ impl Shard {
         self.counters().groups.add(1);
         self.counters().leaderless.add(1);
         self.touch(slot);
+        self.note_forlorn(slot);
         if let Some(reason) = fault {
             self.damaged.insert(group);
             return self.quarantine(slot, reason);

@@ -177,7 +177,7 @@ impl Shard {
                 term,
                 leads,
                 configuration,
-            } => self.join((group, life), term, leads, &configuration),
+            } => self.join(from, (group, life), term, leads, &configuration),
             Record::Removed { group, at, term } => self.removal_heard(group, at, term),
             Record::MemberAsk { group } => self.member_asked(from, group),
             Record::LifeOver { group } => self.life_over(from, group, life),

@@ -80,7 +80,10 @@ impl Shard {
         };
         let Some(over) = over else { return true };
         self.counters().rejected_messages.add(1);
-        self.tell_life_over(from, group, over);
+        // A damaged log may not know which life it is of.
+        if !self.log.is_faulty(group) {
+            self.tell_life_over(from, group, over);
+        }
         false
     }
 

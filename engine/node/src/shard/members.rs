@@ -260,6 +260,7 @@ impl Shard {
     /// This node is a member of a group that it has no replica of.
     pub(super) fn join(
         &mut self,
+        from: NodeId,
         (group, life): (GroupId, Life),
         term: Term,
         leads: bool,
@@ -272,12 +273,27 @@ impl Shard {
         if let Some(removed) = removed.filter(|removed| removed.life == life) {
             // Only a leader may have taken it in again. And its state machine would find what the one before left, as long as
             // that is not removed.
+            if leads && term < removed.term {
+                // One of an earlier term has to come forward first.
+                self.say_stale(from, (group, life), removed.term);
+            }
             if !leads || term < removed.term || self.ends.is_leaving(group) {
                 return;
             }
         }
         if let Err(error) = self.create_group((group, life), configuration, &[]) {
             tracing::error!(%group, %error, "a replica could not be made");
+        }
+    }
+
+    fn say_stale(&mut self, to: NodeId, subject: (GroupId, Life), term: Term) {
+        let counters = self.shared.counters.shard(self.index);
+        let frame = self
+            .outgoing
+            .append(to, subject.0, wire::APPEND_BYTES, counters);
+        if let Some(frame) = frame {
+            let nothing = std::iter::empty();
+            wire::put_message(frame, subject, &Message::Stale { term }, nothing);
         }
     }
 
@@ -388,8 +404,8 @@ impl Shard {
             *at = again;
             let core = &self.replicas[*slot as usize].group;
             let group = core.id();
-            let others = core.configuration().nodes();
-            for node in others.filter(|node| *node != self.shared.node) {
+            // Whoever it knows for members may have left too.
+            for node in self.outgoing.peers() {
                 let counters = self.shared.counters.shard(self.index);
                 let frame = self
                     .outgoing
@@ -448,6 +464,9 @@ fn words(why: ChangeRefused) -> String {
     match why {
         ChangeRefused::Repeated { node } => format!("node {node} is named twice"),
         ChangeRefused::NoVoters => "nobody would vote".to_owned(),
+        ChangeRefused::NoQuorum => {
+            "too few of the voters before and after it are alive to commit it".to_owned()
+        }
         other => format!("{other:?}"),
     }
 }

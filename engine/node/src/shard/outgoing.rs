@@ -62,6 +62,11 @@ impl Outgoing {
         self.max_frame_bytes = self.network.max_frame_bytes();
     }
 
+    /// The other nodes.
+    pub(super) fn peers(&self) -> Vec<NodeId> {
+        self.peers.iter().map(|peer| peer.node).collect()
+    }
+
     /// The largest record that can be sent.
     pub(super) fn max_record_bytes(&self) -> usize {
         self.max_frame_bytes

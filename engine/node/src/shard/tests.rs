@@ -15,7 +15,7 @@ use polyraft_storage::{DataDir, Disk as _, Durable, EntryKind, WalOptions};
 use polyraft_transport::{LoopbackHub, Network};
 
 use super::{PROPOSAL_OVERHEAD, Shard, Shared};
-use crate::assembly::{Assembly, Parts, Place, applier};
+use crate::assembly::{Assembly, Parts, Place, applier, keeper};
 use crate::clock::Clock;
 use crate::completion::CompletionQueue;
 use crate::config::Config;
@@ -208,11 +208,15 @@ fn slots_of_replicas_that_ended_are_used_again_and_hold_nothing() {
         wals,
         mut shards,
         mut tasks,
+        mut jobs,
+        store,
         ..
     } = parts;
     let (mut shard, inbox) = shards.remove(0);
     let tasks = tasks.remove(0);
+    let jobs = jobs.remove(0);
     let mut applier = applier::<Nothing>(path, &shared);
+    let mut keeper = keeper::<Nothing>(&shared, &store);
     // Everything that follows, until nothing does.
     let mut settle = |shard: &mut Shard| {
         for _ in 0..20 {
@@ -223,6 +227,9 @@ fn slots_of_replicas_that_ended_are_used_again_and_hold_nothing() {
             shard.batch_durable(&Durable { lane: 0, lsn });
             while let Some(task) = tasks.try_take() {
                 applier.perform(task);
+            }
+            while let Some(job) = jobs.try_take() {
+                keeper.perform(job);
             }
         }
     };
