@@ -119,6 +119,8 @@ impl GroupLog {
     /// Drops every entry from `from` on.
     pub(crate) fn truncate(&mut self, from: Index) {
         self.blocks.truncate(from);
+        // What is left of a block that the base cuts may end there now.
+        self.blocks.purge(self.base.index.next());
         if let Some(later) = &mut self.later {
             later.retain(|(index, _)| *index < from);
             self.later.take_if(|later| later.is_empty());
@@ -337,6 +339,26 @@ mod tests {
             (members(3), &[][..])
         );
         assert_eq!((log.blocks.len(), log.last()), (0, Index(20)));
+    }
+
+    #[test]
+    fn a_truncation_to_the_base_leaves_no_block_behind() {
+        let mut log = log();
+        log.purge(
+            LogPosition {
+                term: Term(2),
+                index: Index(6),
+            },
+            None,
+        );
+        log.truncate(Index(7));
+        assert_eq!((log.blocks.len(), log.last()), (0, Index(6)));
+        log.append(range(3, 7, 8), Place::turn(10), 0, 64);
+        let run = TermRun {
+            term: Term(3),
+            first: Index(7),
+        };
+        assert_eq!(log.runs(), [run]);
     }
 
     #[test]
