@@ -4,8 +4,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use polyraft::{Error, GroupId, Life, Read};
-use polyraft_tests::{Cluster, small_config, until};
+use polyraft::{Error, GroupId, Life, MemberChange, NodeId, Read};
+use polyraft_tests::{Cluster, DEADLINE, small_config, until};
 
 const ALL: [u64; 3] = [1, 2, 3];
 
@@ -212,5 +212,57 @@ async fn tens_of_thousands_of_groups_are_destroyed_in_one_call() {
     cluster.led(5..8).await;
     insist(&cluster, 1, 6, &payload(1)).await;
     assert_eq!(life(&cluster, 2, 6).await, Life::new(1));
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_group_that_lives_on_other_nodes_is_not_created_beside_them() {
+    let mut cluster = Cluster::start(4, small_config()).await;
+    cluster.node(1).create_groups(0..1, &[1, 2]).await.unwrap();
+    cluster.sees(4, 1, true).await;
+    let exists = |members: &[u64]| {
+        let members = members.iter().copied().map(NodeId).collect();
+        let group = GroupId(0);
+        Err(Error::GroupExists { group, members })
+    };
+    let created = cluster.node(4).create_groups(0..2, &[3, 4]).await;
+    assert_eq!(created, exists(&[1, 2]));
+    assert_eq!(listed(&cluster, 4), [], "nothing was begun");
+    // It moves to a node that is down when somebody wants it elsewhere.
+    let changes = [
+        MemberChange::Voter(NodeId(3)),
+        MemberChange::Remove(NodeId(1)),
+        MemberChange::Remove(NodeId(2)),
+    ];
+    until("the leader takes the change", async || {
+        let [one, two] = [1, 2].map(|id| cluster.node(id).group(0));
+        one.change_members(changes, DEADLINE).await.is_ok()
+            || two.change_members(changes, DEADLINE).await.is_ok()
+    })
+    .await;
+    until("it has moved", async || {
+        listed(&cluster, 1).is_empty() && listed(&cluster, 2).is_empty()
+    })
+    .await;
+    insist(&cluster, 3, 0, &payload(0)).await;
+    cluster.stop(3).await;
+    let created = cluster.node(4).create_groups(0..1, &[4]).await;
+    assert_eq!(created, exists(&[]));
+    // Nobody who would know of its end is there.
+    let destroyed = cluster.node(4).destroy_groups(0..1).await;
+    let missing = vec![NodeId(3)];
+    assert_eq!(destroyed, Err(Error::DestroyTimeout { missing }));
+    cluster.open(3).await.unwrap();
+    until("it is where it was", async || {
+        cluster.node(1).create_groups(0..1, &[3]).await.is_ok()
+    })
+    .await;
+    let created = cluster.node(4).create_groups(0..1, &[4]).await;
+    assert_eq!(created, exists(&[3]));
+    let applied = cluster.applied(3, 0).await;
+    assert_eq!(applied.into_values().collect::<Vec<_>>(), [payload(0)]);
+    cluster.node(4).destroy_groups(0..1).await.unwrap();
+    cluster.node(4).create_groups(0..1, &[4]).await.unwrap();
+    assert_eq!(life(&cluster, 4, 0).await, Life::new(1));
     cluster.stop_all().await;
 }

@@ -51,11 +51,11 @@ pub enum Error {
         group: GroupId,
     },
     /// The group exists with other members than those given.
-    #[error("group {group} exists already, with members {members:?}")]
+    #[error("group {group} exists already, {}", with_members(members))]
     GroupExists {
         /// The group in question.
         group: GroupId,
-        /// Its members.
+        /// Its members. None, if it lives on nodes that none of those asked knows: they were removed from it.
         members: Vec<NodeId>,
     },
     /// The member list can't form a group.
@@ -212,6 +212,15 @@ pub enum MachineError {
     /// Anything else the state machine has to say.
     #[error("{0}")]
     Other(String),
+}
+
+fn with_members(members: &[NodeId]) -> String {
+    match members {
+        [] => {
+            "on nodes that none of those asked knows; call again when more of them run".to_owned()
+        }
+        members => format!("with members {members:?}"),
+    }
 }
 
 impl From<std::io::Error> for MachineError {

@@ -156,7 +156,7 @@ mod tests {
     use crate::event::Reign;
     use crate::liveness::Beat;
     use crate::sessions::{Deduplication, Payload, Position, ProposalNumber, SessionId};
-    use crate::wire::{Chunk, Found, Refusal, SnapshotId};
+    use crate::wire::{Chunk, Fate, Found, Refusal, SnapshotId};
 
     #[test]
     fn kept_inputs_do_no_harm() {
@@ -332,13 +332,16 @@ mod tests {
         let mut ends = BytesMut::new();
         wire::put_life_over(&mut ends, (group, Life::LAST));
         wire::put_survey(&mut ends, 6, &vec![1..4, 9..10]);
-        let found = |groups, members| Found {
+        let found = |groups, fate| Found {
             groups,
             life: Life::FIRST,
-            is_over: false,
-            members,
+            fate,
         };
-        let found = [found(1..4, Some(joint)), found(9..10, None)];
+        let found = [
+            found(1..4, Fate::Here(joint)),
+            found(9..10, Fate::Damaged),
+            found(10..11, Fate::Elsewhere),
+        ];
         wire::put_survey_reply(&mut ends, 6, &found);
         wire::put_destroy(&mut ends, 7, &lives);
         let mut snapshots = BytesMut::new();

@@ -381,15 +381,15 @@ impl<M: StateMachine> Node<M> {
     }
 
     /// Creates groups on all of their members and waits until every living member, and a majority, holds them
-    /// durably. A member that is down gets a group when it hears of it first. A majority of all nodes is asked whether the ids
-    /// were used before.
+    /// durably. A member that is down gets a group when it hears of it first. Every living node, and a majority of all, is
+    /// asked whether the ids were used before, and whether the groups live somewhere.
     ///
     /// Calling it again with the same members does nothing; that holds after a restart too. Any node may be asked,
     /// whether it is a member or not. Groups that were destroyed are created anew, as other groups with the same ids.
     ///
     /// # Errors
-    /// [`Error::BadMembers`], [`Error::GroupExists`] with other members, or [`Error::CreateTimeout`] when too few
-    /// nodes answer within ten seconds.
+    /// [`Error::BadMembers`]; [`Error::GroupExists`] with other members, whether those given are among the nodes that have it or
+    /// not, before anything is begun; or [`Error::CreateTimeout`] when too few nodes answer within ten seconds.
     pub async fn create_groups(
         &self,
         groups: impl IntoIterator<Item = u64>,

@@ -15,7 +15,7 @@ mod members;
 mod snapshot;
 
 pub(crate) use self::groups::{
-    Found, create_bytes, destroy_bytes, found_bytes, put_claims_delta, put_claims_table,
+    Fate, Found, create_bytes, destroy_bytes, found_bytes, put_claims_delta, put_claims_table,
     put_create, put_create_reply, put_destroy, put_life_over, put_survey, put_survey_reply,
     reply_bytes,
 };

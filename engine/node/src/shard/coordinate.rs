@@ -4,7 +4,8 @@
 //! Both begin with the question to all nodes which lives the groups have. A group is destroyed by telling all nodes that its life
 //! is over; from the first tombstone on that is irrevocable, as whoever speaks of that life to a node with the tombstone is told.
 //! It is created in the life behind the last one that is over. A majority of all nodes has to know of each end, and a majority
-//! is asked before each beginning: so the number of a life is never used twice, whoever the members are.
+//! is asked before each beginning: so the number of a life is never used twice, whoever the members are. Nor is a life begun
+//! that somebody has with other members, or was removed from: it would be there twice.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +20,7 @@ use crate::event::{
     CreateOrigin, CreateReply, GroupRanges, LifeRanges, Members, ShardEvent, life_ranges,
 };
 use crate::liveness::Liveness;
-use crate::wire::{self, Found};
+use crate::wire::{self, Fate, Found};
 
 /// How long a request waits for nodes before it asks them again, and before it gives up. Microseconds.
 const RETRY: u64 = 200_000;
@@ -138,14 +139,6 @@ impl Request {
         }
         let has_answered = |node: NodeId| !self.missing.contains(&node);
         let is_majority = |asked: &Members| self.missing.len() < asked.len().div_ceil(2);
-        if let What::Survey {
-            asked,
-            members: Some(_),
-            ..
-        } = &self.what
-        {
-            return is_majority(asked);
-        }
         let in_grace = now < self.times.grace_ends_at;
         let waits_for = |member: &NodeId| in_grace || *member == node || liveness.is_alive(*member);
         if self.missing.iter().any(waits_for) {
@@ -153,6 +146,15 @@ impl Request {
         }
         let is_enough = match &self.what {
             What::Create { members } => is_majority(members),
+            What::Survey {
+                asked,
+                found,
+                members: None,
+            } => {
+                // One of the members has to know of the end.
+                let is_astray = |known: &Known| known.is_astray();
+                return is_majority(asked) && !lives_found(found).values().any(is_astray);
+            }
             What::Survey { asked, .. } => return is_majority(asked),
             What::Destroy { asked, members, .. } => {
                 let mut members = members.iter();
@@ -479,7 +481,7 @@ impl Shard {
                 found,
                 members: None,
             } => {
-                let lives = lives_found(found);
+                let lives = lives_found(&found);
                 let mut wanted = request.groups.iter().flat_map(|(range, _)| range.clone());
                 let unknown = wanted.find(|group| !lives.contains_key(group));
                 let unknown = unknown.map(GroupId);
@@ -507,13 +509,20 @@ impl Shard {
                 members: Some(members),
                 ..
             } => {
-                let lives = lives_found(found);
-                let wanted = request.groups.iter().flat_map(|(range, _)| range.clone());
-                let possible = |group| lives.get(&group).map_or(Life::FIRST, Known::possible);
-                let groups = life_ranges(wanted.map(|group| (group, possible(group))));
-                let missing = members.clone();
-                let what = What::Create { members };
-                return self.go_on(request.reply, (what, groups, missing), request.times);
+                let lives = lives_found(&found);
+                let wanted = || request.groups.iter().flat_map(|(range, _)| range.clone());
+                let configuration = Configuration::simple(members.iter().copied());
+                let other = |group| Some((group, lives.get(&group)?.other_than(&configuration)?));
+                if let Some((group, members)) = wanted().find_map(other) {
+                    let group = GroupId(group);
+                    Err(Error::GroupExists { group, members })
+                } else {
+                    let possible = |group| lives.get(&group).map_or(Life::FIRST, Known::possible);
+                    let groups = life_ranges(wanted().map(|group| (group, possible(group))));
+                    let missing = members.clone();
+                    let what = What::Create { members };
+                    return self.go_on(request.reply, (what, groups, missing), request.times);
+                }
             }
         };
         let _ = request.reply.send(outcome);
@@ -597,8 +606,7 @@ fn joined(mut found: Vec<Found>) -> Vec<Found> {
     found.sort_unstable_by_key(|found| found.groups.start);
     found.dedup_by(|next, last| {
         let is_next = last.groups.end == next.groups.start;
-        let is_alike =
-            (last.life, last.is_over) == (next.life, next.is_over) && last.members == next.members;
+        let is_alike = (last.life, &last.fate) == (next.life, &next.fate);
         if is_next && is_alike {
             last.groups.end = next.groups.end;
         }
@@ -616,35 +624,73 @@ struct Known {
     members: Vec<Configuration>,
     /// The first life that may begin, or has begun and may go on.
     possible: Life,
+    /// The members of that one, as anybody knows them.
+    serving: Vec<Configuration>,
+    /// The newest life that somebody was removed from.
+    elsewhere: Option<Life>,
+    /// The newest life of which somebody has a damaged log that does not say who the members are.
+    damaged: Option<Life>,
 }
 
 impl Known {
     fn possible(&self) -> Life {
         self.possible
     }
+
+    /// Takes in what one node knows.
+    fn add(&mut self, life: Life, fate: &Fate) {
+        if life > self.life {
+            (self.life, self.members) = (life, Vec::new());
+        }
+        let possible = match fate {
+            Fate::Over => life.next(),
+            Fate::Here(_) | Fate::Elsewhere => life,
+            // A damaged log may have lost which life it was.
+            Fate::Damaged => Life::FIRST,
+        };
+        if possible > self.possible {
+            (self.possible, self.serving) = (possible, Vec::new());
+        }
+        match fate {
+            Fate::Over => {}
+            Fate::Here(members) => {
+                let lists = [
+                    (self.life, &mut self.members),
+                    (self.possible, &mut self.serving),
+                ];
+                for (of, list) in lists {
+                    if life == of && !list.contains(members) {
+                        list.push(members.clone());
+                    }
+                }
+            }
+            Fate::Elsewhere => self.elsewhere = self.elsewhere.max(Some(life)),
+            Fate::Damaged => self.damaged = self.damaged.max(Some(life)),
+        }
+    }
+
+    /// Whether the newest life goes on with members of whom nobody that was asked is one.
+    fn is_astray(&self) -> bool {
+        self.members.is_empty() && self.elsewhere == Some(self.life) && self.life >= self.possible
+    }
+
+    /// The members of a life that may go on, if they are others than these: none, if nobody knows who they are.
+    fn other_than(&self, members: &Configuration) -> Option<Vec<NodeId>> {
+        let mut serving = self.serving.iter();
+        if let Some(other) = serving.find(|other| *other != members) {
+            return Some(other.nodes().collect());
+        }
+        let unknown = self.elsewhere.max(self.damaged);
+        let lives_on = unknown.is_some_and(|life| life >= self.possible);
+        (self.serving.is_empty() && lives_on).then(Vec::new)
+    }
 }
 
-fn lives_found(found: Vec<Found>) -> BTreeMap<u64, Known> {
+fn lives_found(found: &[Found]) -> BTreeMap<u64, Known> {
     let mut lives: BTreeMap<u64, Known> = BTreeMap::new();
-    for found in found {
-        for group in found.groups {
-            let known = lives.entry(group).or_default();
-            if found.life > known.life {
-                (known.life, known.members) = (found.life, Vec::new());
-            }
-            if found.life == known.life
-                && let Some(more) = &found.members
-                && !known.members.contains(more)
-            {
-                known.members.push(more.clone());
-            }
-            let possible = match (found.is_over, &found.members) {
-                (true, _) => found.life.next(),
-                (false, Some(_)) => found.life,
-                // A damaged log may have lost which life it was.
-                (false, None) => Life::FIRST,
-            };
-            known.possible = known.possible.max(possible);
+    for Found { groups, life, fate } in found {
+        for group in groups.clone() {
+            lives.entry(group).or_default().add(*life, fate);
         }
     }
     lives
@@ -658,42 +704,90 @@ mod tests {
         Life::new(number).unwrap()
     }
 
+    fn found(groups: std::ops::Range<u64>, number: u32, fate: Fate) -> Found {
+        let life = life(number);
+        Found { groups, life, fate }
+    }
+
     #[test]
     fn the_newest_life_that_anybody_knows_counts() {
         let members = Configuration::simple([NodeId(1)]);
         let others = Configuration::simple([NodeId(1), NodeId(2)]);
-        let here = |groups, number, members: &Configuration| Found {
-            groups,
-            life: life(number),
-            is_over: false,
-            members: Some(members.clone()),
-        };
-        let gone = |groups, number, is_over| Found {
-            groups,
-            life: life(number),
-            is_over,
-            members: None,
-        };
+        let here = |members: &Configuration| Fate::Here(members.clone());
         let all = vec![
-            here(1..4, 0, &members),
-            gone(2..3, 1, true),
-            here(3..5, 0, &others),
-            gone(4..5, 1, false),
-            gone(9..10, 2, true),
+            found(1..4, 0, here(&members)),
+            found(2..3, 1, Fate::Over),
+            found(3..5, 0, here(&others)),
+            found(4..5, 1, Fate::Damaged),
+            found(9..10, 2, Fate::Over),
         ];
-        let lives = lives_found(all);
-        let known = |number, members: &[&Configuration], possible| Known {
-            life: life(number),
-            members: members.iter().map(|members| (*members).clone()).collect(),
-            possible: life(possible),
+        let lives = lives_found(&all);
+        let known = |group| {
+            let Known {
+                life,
+                members,
+                possible,
+                ..
+            } = &lives[&group];
+            (life.get(), members.clone(), possible.get())
         };
-        assert_eq!(lives[&1], known(0, &[&members], 0));
-        assert_eq!(lives[&2], known(1, &[], 2));
-        assert_eq!(lives[&3], known(0, &[&members, &others], 0));
+        assert_eq!(known(1), (0, vec![members.clone()], 0));
+        assert_eq!(known(2), (1, vec![], 2));
+        assert_eq!(known(3), (0, vec![members, others], 0));
         // What a damaged log takes for its life is no reason to begin that one.
-        assert_eq!(lives[&4], known(1, &[], 0));
-        assert_eq!(lives[&9], known(2, &[], 3));
+        assert_eq!(known(4), (1, vec![], 0));
+        assert_eq!(known(9), (2, vec![], 3));
         assert_eq!(lives.len(), 5);
+    }
+
+    #[test]
+    fn a_life_that_goes_on_with_others_is_not_begun_again() {
+        let wanted = Configuration::simple([1, 2].map(NodeId));
+        let others = Configuration::simple([3, 4].map(NodeId));
+        let here = |members: &Configuration| (0, Fate::Here(members.clone()));
+        let cases = [
+            (vec![], None),
+            (vec![here(&wanted)], None),
+            (vec![here(&others)], Some(vec![3, 4])),
+            // Somebody has not heard of the change.
+            (vec![here(&wanted), here(&others)], Some(vec![3, 4])),
+            (vec![here(&others), (0, Fate::Over)], None),
+            (vec![(0, Fate::Over), here(&others)], None),
+            (vec![(0, Fate::Elsewhere)], Some(vec![])),
+            (vec![(0, Fate::Elsewhere), here(&others)], Some(vec![3, 4])),
+            // One of them may have been somewhere else before.
+            (vec![(0, Fate::Elsewhere), here(&wanted)], None),
+            (vec![(0, Fate::Elsewhere), (0, Fate::Over)], None),
+            (vec![(1, Fate::Elsewhere), (0, Fate::Over)], Some(vec![])),
+            (vec![(0, Fate::Damaged)], Some(vec![])),
+            (vec![(0, Fate::Damaged), here(&wanted)], None),
+            (vec![(0, Fate::Damaged), (0, Fate::Over)], None),
+        ];
+        for (reports, expected) in cases {
+            let reports = reports.into_iter();
+            let all: Vec<Found> = reports
+                .map(|(life, fate)| found(7..8, life, fate))
+                .collect();
+            let lives = lives_found(&all);
+            let known = lives.get(&7);
+            let other = known.and_then(|known| known.other_than(&wanted));
+            let expected: Option<Vec<NodeId>> =
+                expected.map(|nodes| nodes.into_iter().map(NodeId).collect());
+            assert_eq!(other, expected, "{all:?}");
+        }
+    }
+
+    #[test]
+    fn a_life_whose_members_are_all_silent_is_known_to_be_somewhere() {
+        let members = Configuration::simple([NodeId(1)]);
+        let is_astray = |reports: Vec<Fate>| {
+            let reports = reports.into_iter().map(|fate| found(7..8, 0, fate));
+            lives_found(&reports.collect::<Vec<_>>())[&7].is_astray()
+        };
+        assert!(is_astray(vec![Fate::Elsewhere]));
+        assert!(!is_astray(vec![Fate::Elsewhere, Fate::Over]));
+        assert!(!is_astray(vec![Fate::Here(members), Fate::Elsewhere]));
+        assert!(!is_astray(vec![Fate::Damaged]));
     }
 
     #[test]
@@ -711,12 +805,7 @@ mod tests {
 
     #[test]
     fn neighbours_that_are_alike_are_put_together() {
-        let found = |groups, number| Found {
-            groups,
-            life: life(number),
-            is_over: true,
-            members: None,
-        };
+        let found = |groups, number| found(groups, number, Fate::Over);
         let all = vec![
             found(3..4, 0),
             found(1..2, 0),

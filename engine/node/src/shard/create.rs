@@ -18,7 +18,7 @@ use crate::apply::{Held, Task};
 use crate::error::Error;
 use crate::event::{CreateOrigin, GroupRanges, LifeRanges, ShardEvent, life_ranges};
 use crate::status::{GroupStatus, Membership};
-use crate::wire::Found;
+use crate::wire::{Fate, Found};
 
 /// Creations and ends of this shard that wait for the disk.
 #[derive(Debug, Default)]
@@ -144,36 +144,44 @@ impl Shard {
             if self.shared.shard_of(group) != self.index {
                 continue;
             }
-            let here = self.life_of(group);
-            let ended = self.log.tombstone_of(group);
-            let over = ended.and_then(|ended| ended.over());
-            let (Some(life), is_over) = (here.or(over), here.is_none()) else {
+            let Some((life, fate)) = self.fate_of(group) else {
                 continue;
             };
-            let members = match (self.slot(group), self.opening.get(&group)) {
-                (Some(slot), _) => Some(self.replicas[slot as usize].group.configuration()),
-                (None, Some((found, _))) => Some(found.members()),
-                (None, None) => None,
-            };
-            // A damaged log may not say who they are.
-            let members = members.filter(|members| !members.voters().is_empty());
             match found.last_mut() {
-                Some(last)
-                    if last.groups.end == id
-                        && (last.life, last.is_over) == (life, is_over)
-                        && last.members.as_ref() == members =>
-                {
+                Some(last) if last.groups.end == id && (last.life, &last.fate) == (life, &fate) => {
                     last.groups.end = id + 1;
                 }
                 _ => found.push(Found {
                     groups: id..id + 1,
                     life,
-                    is_over,
-                    members: members.cloned(),
+                    fate,
                 }),
             }
         }
         self.shared.tell(0, ShardEvent::Surveyed { origin, found });
+    }
+
+    /// The newest life of a group that this node knows of, and what became of it.
+    fn fate_of(&self, group: GroupId) -> Option<(Life, Fate)> {
+        let members = match (self.slot(group), self.opening.get(&group)) {
+            (Some(slot), _) => Some(self.replicas[slot as usize].group.configuration()),
+            (None, Some((found, _))) => Some(found.members()),
+            (None, None) => None,
+        };
+        let Some(members) = members else {
+            let ended = self.log.tombstone_of(group)?;
+            let fate = match ended.ending {
+                Ending::Destroyed => Fate::Over,
+                Ending::Removed => Fate::Elsewhere,
+            };
+            return Some((ended.life, fate));
+        };
+        // A damaged log may not say who they are.
+        let fate = match members.voters().is_empty() {
+            true => Fate::Damaged,
+            false => Fate::Here(members.clone()),
+        };
+        Some((self.life_of(group)?, fate))
     }
 
     /// The turn's records have their batch now; creations wait for it.

@@ -21,10 +21,21 @@ pub(crate) struct Found {
     pub(crate) groups: std::ops::Range<u64>,
     /// The newest life of them that is known.
     pub(crate) life: Life,
-    /// That life is over.
-    pub(crate) is_over: bool,
-    /// Else the members, as far as the replicas there know; a damaged one knows nothing.
-    pub(crate) members: Option<Configuration>,
+    /// What became of that.
+    pub(crate) fate: Fate,
+}
+
+/// What became of a life of groups, as a node knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Fate {
+    /// It is over everywhere.
+    Over,
+    /// It has replicas here, who know these for its members.
+    Here(Configuration),
+    /// It has replicas here, and their damaged log does not say who the members are.
+    Damaged,
+    /// Its replicas here were removed, and it went on with members that are not known here.
+    Elsewhere,
 }
 
 /// Writes the news that a life of a group is over, and every one before it.
@@ -198,7 +209,10 @@ pub(crate) fn put_survey(out: &mut BytesMut, request: u64, groups: &GroupRanges)
 
 /// Bytes of the answer to that.
 pub(crate) fn found_bytes(found: &[Found]) -> usize {
-    let each = |found: &Found| 21 + found.members.as_ref().map_or(0, configuration_bytes);
+    let each = |found: &Found| match &found.fate {
+        Fate::Here(members) => 21 + configuration_bytes(members),
+        _ => 21,
+    };
     HEAD_BYTES + 8 + found.iter().map(each).sum::<usize>()
 }
 
@@ -210,13 +224,14 @@ pub(crate) fn put_survey_reply(out: &mut BytesMut, request: u64, found: &[Found]
             out.put_u64_le(found.groups.start);
             out.put_u64_le(found.groups.end);
             out.put_u32_le(found.life.get());
-            match &found.members {
-                _ if found.is_over => out.put_u8(0),
-                Some(members) => {
+            match &found.fate {
+                Fate::Over => out.put_u8(0),
+                Fate::Here(members) => {
                     out.put_u8(1);
                     put_configuration(out, members);
                 }
-                None => out.put_u8(2),
+                Fate::Damaged => out.put_u8(2),
+                Fate::Elsewhere => out.put_u8(3),
             }
         }
     });
@@ -315,18 +330,14 @@ fn survey_reply<'a>(mut body: Body<'_>) -> Result<Record<'a>, WireError> {
     while !body.0.is_empty() {
         let groups = body.u64()?..body.u64()?;
         let life = some_life(body.u32()?.into())?;
-        let state = body.u8()?;
-        let members = match state {
-            0 | 2 => None,
-            1 => Some(next_configuration(&mut body)?),
+        let fate = match body.u8()? {
+            0 => Fate::Over,
+            1 => Fate::Here(next_configuration(&mut body)?),
+            2 => Fate::Damaged,
+            3 => Fate::Elsewhere,
             _ => return Err(WireError::Value("survey reply")),
         };
-        found.push(Found {
-            groups,
-            life,
-            is_over: state == 0,
-            members,
-        });
+        found.push(Found { groups, life, fate });
     }
     match are_groups(found.iter().map(|found| &found.groups)) {
         true => Ok(Record::SurveyReply { request, found }),

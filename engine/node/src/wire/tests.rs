@@ -179,16 +179,15 @@ fn node_level_records_come_back_as_they_were_sent() {
     let found = vec![Found {
         groups: 1..3,
         life: Life::LAST,
-        is_over: false,
-        members: Some(Configuration::simple([NodeId(1), NodeId(2)])),
+        fate: Fate::Here(Configuration::simple([NodeId(1), NodeId(2)])),
     }];
-    let found = [true, false].into_iter().fold(found, |mut found, is_over| {
+    let fates = [Fate::Over, Fate::Damaged, Fate::Elsewhere];
+    let found = fates.into_iter().fold(found, |mut found, fate| {
         let start = found[found.len() - 1].groups.end;
         found.push(Found {
             groups: start..start + 1,
             life: Life::FIRST,
-            is_over,
-            members: None,
+            fate,
         });
         found
     });
