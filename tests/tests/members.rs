@@ -221,6 +221,33 @@ async fn a_node_that_was_down_learns_that_it_was_removed() {
 }
 
 #[tokio::test]
+async fn a_voter_that_was_down_while_all_members_left_learns_that_it_was_removed() {
+    let mut cluster = Cluster::start(5, small_config()).await;
+    let groups = 0..4;
+    cluster
+        .node(1)
+        .create_groups(groups.clone(), &[1, 2, 3])
+        .await
+        .unwrap();
+    cluster.stop(3).await;
+    let moves = [voter(4), voter(5), remove(1), remove(2), remove(3)];
+    for group in groups.clone() {
+        let changed = change(&cluster, group, &moves).await;
+        assert_eq!(changed, Ok(members(&[4, 5], &[])), "group {group}");
+    }
+    // Those whom it asks for their votes have no replica any more.
+    cluster.open(3).await.unwrap();
+    for group in groups {
+        until("it has no replica any more", async || {
+            let status = cluster.node(3).group(group).status().await;
+            matches!(status, Err(Error::NoSuchGroup { .. }))
+        })
+        .await;
+    }
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
 async fn a_leader_that_is_removed_leaves_the_group_to_the_others() {
     let mut cluster = Cluster::start(3, small_config()).await;
     cluster

@@ -61,7 +61,12 @@ fn encode(out: &mut BytesMut, record: &Record<'_>) {
             leads,
             configuration,
         } => wire::put_join(out, *group, *term, *leads, configuration),
-        Record::Removed { group, at, term } => wire::put_removed(out, *group, *at, *term),
+        Record::Removed {
+            group,
+            at,
+            term,
+            is_final,
+        } => wire::put_removed(out, *group, *at, *term, *is_final),
         Record::MemberAsk { group } => wire::put_member_ask(out, *group),
         Record::Beat(beat) => wire::put_beat(out, beat),
         Record::ClaimsDelta {
@@ -299,7 +304,8 @@ mod tests {
         let mut members = BytesMut::new();
         let joint = Configuration::joint([1, 2].map(NodeId), [2, 3].map(NodeId), [], []);
         wire::put_join(&mut members, group, term, true, &joint);
-        wire::put_removed(&mut members, group, index, term);
+        wire::put_removed(&mut members, group, index, term, false);
+        wire::put_removed(&mut members, group, index, term, true);
         wire::put_member_ask(&mut members, group);
         let mut node = BytesMut::new();
         let beat = Beat {

@@ -197,8 +197,10 @@ pub(crate) enum Record<'a> {
         at: Index,
         /// The sender's term.
         term: Term,
+        /// The sender leads it, and no later entry of its log says who the members are.
+        is_final: bool,
     },
-    /// The sender has not heard of a leader, and is no voter: is it a member still?
+    /// The sender may have been left behind: is it a member still?
     MemberAsk { group: GroupId },
     /// The life that the record's head names is over, and every one before it: destroyed everywhere.
     LifeOver { group: GroupId },

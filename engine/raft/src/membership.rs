@@ -8,7 +8,7 @@ use crate::group::{Group, Part};
 use crate::mutants::{self, Mutant};
 use crate::{
     ClaimChange, Configuration, Env, GroupId, Index, LogPosition, Message, NodeId, Origin, Outbox,
-    Progress, ProgressState, Removed,
+    Progress, ProgressState, Removed, Term,
 };
 
 /// What a node shall be in a group.
@@ -372,12 +372,36 @@ impl Group {
 
     /// Whether word that this node is no member as of a committed index is news: this replica has not come so far, and no
     /// later entry of its log makes the node a member again.
+    ///
+    /// `by` is the term of whoever says so, if that one [leads with members that are settled](Self::leads_settled_members). A
+    /// leader of a later term than such an entry, in whose log it is not, proves that it was never committed.
     #[must_use]
-    pub fn heeds_removal(&self, at: Index) -> bool {
-        let newest = self.former.last();
-        let is_back = newest.is_some_and(|index| index > at);
+    pub fn heeds_removal(&self, at: Index, by: Option<Term>) -> bool {
         let known = self.handed_out.max(self.former.known_removal());
-        known < at && !(is_back && self.configuration.contains(self.node))
+        if known >= at {
+            return false;
+        }
+        let Some(back) = self.back_since(at) else {
+            return true;
+        };
+        let of = self.log.term_at(back);
+        by.is_some_and(|term| term >= self.term && of.is_some_and(|of| of < term))
+    }
+
+    /// The entry behind a committed index, at which this node was no member, that makes it one again. It may never have been
+    /// committed.
+    #[must_use]
+    pub fn back_since(&self, at: Index) -> Option<Index> {
+        let newest = self.former.last().filter(|index| *index > at);
+        newest.filter(|_| self.configuration.contains(self.node))
+    }
+
+    /// Whether this replica leads, and everything that its log says of the members is committed and handed out: who is no
+    /// member then is none by any entry that counts.
+    #[must_use]
+    pub fn leads_settled_members(&self) -> bool {
+        let is_settled = self.former.last().is_none() && !self.configuration.is_joint();
+        is_settled && matches!(self.part, Part::Leader(_))
     }
 
     /// The members as of the last entry that was handed out for applying.
@@ -468,6 +492,55 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Node 3 with five entries of term 2, of which the fourth makes it a member again, and nothing of it is known to be committed.
+    fn back_by_the_fourth_entry(term: u64) -> Group {
+        let alive = crate::NodeSet::new(NodeId(3));
+        let settings = crate::Settings::default();
+        let env = Env {
+            now: crate::Tick(0),
+            settings: &settings,
+            alive: &alive,
+        };
+        let restored = crate::Restored {
+            hard_state: crate::HardState {
+                term: Term(term),
+                ..crate::HardState::default()
+            },
+            configurations: vec![(Index(4), Configuration::simple([1, 2, 3].map(NodeId)))],
+            runs: vec![crate::TermRun {
+                term: Term(2),
+                first: Index(1),
+            }],
+            last: Index(5),
+            ..crate::Restored::empty(Configuration::simple([1, 2].map(NodeId)))
+        };
+        Group::new(
+            GroupId(1),
+            NodeId(3),
+            7,
+            &env,
+            restored,
+            &mut Outbox::default(),
+        )
+    }
+
+    #[test]
+    fn an_entry_that_was_never_committed_keeps_no_replica_in_its_group() {
+        let group = back_by_the_fourth_entry(2);
+        // Who does not lead may only have heard of less.
+        assert!(!group.heeds_removal(Index(3), None));
+        // The leader of the entry's own term may have appended it since.
+        assert!(!group.heeds_removal(Index(3), Some(Term(2))));
+        assert!(group.heeds_removal(Index(3), Some(Term(3))));
+        assert!(group.heeds_removal(Index(4), None), "it is not behind that");
+        assert_eq!(group.back_since(Index(3)), Some(Index(4)));
+        assert_eq!(group.back_since(Index(4)), None);
+        // A leader of an earlier term than the replica's knows less than others may.
+        let later = back_by_the_fourth_entry(5);
+        assert!(!later.heeds_removal(Index(3), Some(Term(3))));
+        assert!(later.heeds_removal(Index(3), Some(Term(5))));
+    }
 
     type Set = BTreeSet<u64>;
 

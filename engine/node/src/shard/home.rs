@@ -171,14 +171,22 @@ impl Shard {
             Record::SnapshotRefused { group, id, why } => {
                 self.snapshot_refused(from, group, id, why);
             }
-            Record::UnknownGroup { group } => self.welcome(from, group),
+            Record::UnknownGroup { group } => {
+                self.note_stranger(group);
+                self.welcome(from, group);
+            }
             Record::Join {
                 group,
                 term,
                 leads,
                 configuration,
             } => self.join(from, (group, life), term, leads, &configuration),
-            Record::Removed { group, at, term } => self.removal_heard(group, at, term),
+            Record::Removed {
+                group,
+                at,
+                term,
+                is_final,
+            } => self.removal_heard(from, group, at, (term, is_final)),
             Record::MemberAsk { group } => self.member_asked(from, group),
             Record::LifeOver { group } => self.life_over(from, group, life),
             Record::Beat(beat) => {

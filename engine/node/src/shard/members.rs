@@ -21,8 +21,7 @@ use crate::wire::{self, MAX_MEMBERS};
 /// How often a change that waits for something is looked at, in microseconds.
 const LOOK_AGAIN: u64 = 10_000;
 
-/// How long a replica that nobody leads and that may not stand waits before it asks whether it is a member still, in
-/// election timeouts.
+/// How long a replica that may have been left behind waits before it asks whether it is a member still, in election timeouts.
 const PATIENCE: u64 = 10;
 
 /// What a shard knows of changes of members.
@@ -33,7 +32,7 @@ pub(super) struct Members {
     look_at: Option<Tick>,
     /// Groups that this node is no member of any more, as of an index.
     leaving: Vec<(GroupId, Index)>,
-    /// Replicas that nobody leads and that may not stand, and when they ask the next time.
+    /// Replicas that may have been left behind, and when they ask the next time.
     forlorn: BTreeMap<u32, Tick>,
 }
 
@@ -237,6 +236,12 @@ impl Shard {
     // ---- nodes that become members ----
 
     /// A node has no replica of a group. If it is a member, as far as known here, it is told to make one.
+    ///
+    /// It is sent the members as of the beginning of the log here, and takes them for those of index 0. If the log begins later
+    /// they were others there, and what it is sent first may be an earlier entry about them. That decides nothing: with an empty
+    /// log it wins only the votes of empty logs, and a majority of the members as of a committed index has that index, or is
+    /// back after a removal and does not vote. By the entry or the snapshot that brings it to the beginning of the log here,
+    /// it knows what was true there.
     pub(super) fn welcome(&mut self, node: NodeId, group: GroupId) {
         let Some(slot) = self.slot(group) else { return };
         let replica = &self.replicas[slot as usize];
@@ -328,14 +333,15 @@ impl Shard {
 
     fn say_removed(&mut self, node: NodeId, group: GroupId, at: Index) {
         let Some(slot) = self.slot(group) else { return };
-        let term = self.replicas[slot as usize].group.term();
+        let core = &self.replicas[slot as usize].group;
+        let (term, is_final) = (core.term(), core.leads_settled_members());
         let subject = (group, self.marks[slot as usize].life);
         let counters = self.shared.counters.shard(self.index);
         let frame = self
             .outgoing
             .append(node, group, wire::REMOVED_BYTES, counters);
         if let Some(frame) = frame {
-            wire::put_removed(frame, subject, at, term);
+            wire::put_removed(frame, subject, at, term, is_final);
         }
     }
 
@@ -371,20 +377,36 @@ impl Shard {
         true
     }
 
-    // ---- replicas that nobody leads ----
+    // ---- replicas that were left behind ----
 
-    /// A replica's leader is known, or not: one that may not stand has no other way to learn that its group goes on without it.
+    /// A replica's leader is known, or not. One that may not stand, or was taken out of service, has no other way to learn that
+    /// its group goes on without it.
     pub(super) fn note_forlorn(&mut self, slot: u32) {
         let replica = &self.replicas[slot as usize];
         let core = &replica.group;
-        let is_forlorn = replica.fault.is_none()
-            && core.leader().is_none()
-            && !core.configuration().is_voter(self.shared.node);
-        if is_forlorn {
-            let at = self.ask_again_at();
-            self.members.forlorn.entry(slot).or_insert(at);
-        } else if !self.members.forlorn.is_empty() {
+        let is_led = replica.fault.is_none() && core.leader().is_some();
+        if is_led && !self.members.forlorn.is_empty() {
             self.members.forlorn.remove(&slot);
+        }
+        let may_stand = core.configuration().is_voter(self.shared.node);
+        if !is_led && (replica.fault.is_some() || !may_stand) {
+            self.doubt_membership(slot);
+        }
+    }
+
+    /// A replica may be no member any more. It asks, unless a leader is heard before.
+    fn doubt_membership(&mut self, slot: u32) {
+        let at = self.ask_again_at();
+        self.members.forlorn.entry(slot).or_insert(at);
+    }
+
+    /// Somebody that a replica takes for a member has none. If nobody leads this one either, all whom it knows may have left, and
+    /// it among them: it would ask them for their votes for ever.
+    pub(super) fn note_stranger(&mut self, group: GroupId) {
+        if let Some(slot) = self.slot(group)
+            && self.replicas[slot as usize].group.leader().is_none()
+        {
+            self.doubt_membership(slot);
         }
     }
 
@@ -393,7 +415,7 @@ impl Shard {
         self.now.after(patience)
     }
 
-    /// Replicas that nobody leads for long ask whether they are members still.
+    /// Replicas that may have been left behind for long ask whether they are members still.
     pub(super) fn ask_members(&mut self) {
         if self.members.forlorn.values().all(|at| *at > self.now) {
             return;
@@ -420,11 +442,27 @@ impl Shard {
     }
 
     /// Another replica says that this node was removed.
-    pub(super) fn removal_heard(&mut self, group: GroupId, at: Index, term: Term) {
+    pub(super) fn removal_heard(
+        &mut self,
+        from: NodeId,
+        group: GroupId,
+        at: Index,
+        (term, is_final): (Term, bool),
+    ) {
         let Some(slot) = self.slot(group) else { return };
-        if self.replicas[slot as usize].group.heeds_removal(at) {
-            self.end_membership(slot, at, term);
+        let core = &self.replicas[slot as usize].group;
+        if core.heeds_removal(at, is_final.then_some(term)) {
+            return self.end_membership(slot, at, term);
         }
+        if core.back_since(at).is_none() || core.leader().is_some() {
+            return;
+        }
+        // An entry that may never have been committed says otherwise. The leader knows, once it is in no earlier term.
+        if is_final && term < core.term() {
+            let subject = (group, self.marks[slot as usize].life);
+            self.say_stale(from, subject, core.term());
+        }
+        self.doubt_membership(slot);
     }
 
     /// This node is no member of a group any more, as of a committed index; somebody who knows that is in `term`.

@@ -841,7 +841,12 @@ impl Shard {
         self.outbox.timers.retain(|timer| timer.group != group);
         self.outbox.proposed.clear();
         self.outbox.changes.clear();
-        self.outbox.removed.retain(|removed| removed.group != group);
+        // That this node is no member any more is committed all the same, and nobody may say it again.
+        let node = self.shared.node;
+        let is_own_end = |removed: &polyraft_raft::Removed| removed.node == node;
+        self.outbox
+            .removed
+            .retain(|removed| removed.group != group || is_own_end(removed));
         if replica.shown.leads || replica.group.role() == Role::Leader {
             let members = replica.group.configuration().nodes().collect();
             self.claims.push(Claim {

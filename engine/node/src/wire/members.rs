@@ -8,7 +8,7 @@ use super::{Body, HEAD_BYTES, Kind, MAX_MEMBERS, Record, Subject, WireError, rec
 use crate::event::Members;
 
 /// Bytes of a removal.
-pub(crate) const REMOVED_BYTES: usize = HEAD_BYTES + 16;
+pub(crate) const REMOVED_BYTES: usize = HEAD_BYTES + 17;
 
 /// A bound on the bytes of a record that makes a node a member.
 pub(crate) fn join_bytes(configuration: &Configuration) -> usize {
@@ -30,11 +30,19 @@ pub(crate) fn put_join(
     });
 }
 
-/// Writes the word that the receiver is no member, as of a committed index.
-pub(crate) fn put_removed(out: &mut BytesMut, group: impl Into<Subject>, at: Index, term: Term) {
+/// Writes the word that the receiver is no member, as of a committed index; by the leader of the term, who has no later entry
+/// that could make it one, if it `is_final`.
+pub(crate) fn put_removed(
+    out: &mut BytesMut,
+    group: impl Into<Subject>,
+    at: Index,
+    term: Term,
+    is_final: bool,
+) {
     record(out, Kind::Removed, group, |out| {
         out.put_u64_le(at.0);
         out.put_u64_le(term.0);
+        out.put_u8(is_final.into());
     });
 }
 
@@ -57,9 +65,14 @@ pub(super) fn decode<'a>(
             configuration: configuration(&mut body)?,
         });
     }
-    let (at, term) = (body.index()?, body.term()?);
+    let (at, term, is_final) = (body.index()?, body.term()?, body.bool("removal")?);
     match body.0 {
-        [] => Ok(Record::Removed { group, at, term }),
+        [] => Ok(Record::Removed {
+            group,
+            at,
+            term,
+            is_final,
+        }),
         _ => Err(WireError::Value("removal")),
     }
 }
