@@ -181,6 +181,13 @@ pub(crate) enum ShardEvent {
     Shutdown,
 }
 
+impl ShardEvent {
+    /// Whether a shard that lets events gather takes this one at once, and what has gathered with it.
+    pub(crate) fn is_pressing(&self) -> bool {
+        matches!(self, Self::Durable(_) | Self::WalFailed(_) | Self::Shutdown)
+    }
+}
+
 /// A group that this node began (`leads`) or ceased to lead, and the nodes to tell.
 #[derive(Debug)]
 pub(crate) struct Claim {

@@ -1,4 +1,5 @@
-//! The queue in front of a thread: any thread puts in, one thread takes out and sleeps while there is nothing.
+//! The queue in front of a thread: any thread puts in, one thread takes out and sleeps while there is nothing. It may also
+//! rest for a while from what is not pressing, so that more comes together.
 //! It must never spin: an idle node costs nothing, and a busy one needs the core for something else.
 
 #[cfg(all(test, polyraft_loom))]
@@ -29,6 +30,10 @@ struct Queue<T> {
     messages: SegQueue<T>,
     /// The owner sleeps, or is about to; whoever clears it wakes it.
     is_asleep: AtomicBool,
+    /// The owner rests, or is about to; a pressing message clears it and wakes it.
+    is_resting: AtomicBool,
+    /// A pressing message came since the owner last looked for one.
+    is_pressed: AtomicBool,
     /// The mailbox is gone: messages are dropped, which answers whoever waits for them.
     is_closed: AtomicBool,
     unparker: Unparker,
@@ -40,6 +45,8 @@ pub(crate) fn mailbox<T>() -> (Sender<T>, Mailbox<T>) {
     let queue = Arc::new(Queue {
         messages: SegQueue::new(),
         is_asleep: AtomicBool::new(false),
+        is_resting: AtomicBool::new(false),
+        is_pressed: AtomicBool::new(false),
         is_closed: AtomicBool::new(false),
         unparker: parker.unparker().clone(),
     });
@@ -62,22 +69,33 @@ impl<T> Clone for Sender<T> {
 impl<T> Sender<T> {
     /// Puts a message in. When the mailbox is gone the message is dropped.
     pub(crate) fn send(&self, message: T) {
-        let queue = &*self.queue;
-        queue.messages.push(message);
-        // Orders the push before the looks at both flags. The other side sets a flag, then looks into the queue: at
-        // least one of the two sees the other.
-        fence(Ordering::SeqCst);
-        if queue.is_asleep.load(Ordering::Relaxed) && queue.is_asleep.swap(false, Ordering::Relaxed)
-        {
-            queue.unparker.unpark();
-        }
-        if queue.is_closed.load(Ordering::Relaxed) {
-            queue.clear();
-        }
+        self.queue.messages.push(message);
+        self.queue.wake(&self.queue.is_asleep);
+    }
+
+    /// Puts a message in for which a resting owner gets up.
+    pub(crate) fn press(&self, message: T) {
+        self.queue.messages.push(message);
+        self.queue.is_pressed.store(true, Ordering::Release);
+        self.queue.wake(&self.queue.is_asleep);
+        self.queue.wake(&self.queue.is_resting);
     }
 }
 
 impl<T> Queue<T> {
+    /// After a push: wakes the owner if it sleeps in this way. When the mailbox is gone, drops what was pushed.
+    fn wake(&self, sleeps: &AtomicBool) {
+        // Orders the push before the looks at both flags. The other side sets a flag, then looks into the queue: at
+        // least one of the two sees the other.
+        fence(Ordering::SeqCst);
+        if sleeps.load(Ordering::Relaxed) && sleeps.swap(false, Ordering::Relaxed) {
+            self.unparker.unpark();
+        }
+        if self.is_closed.load(Ordering::Relaxed) {
+            self.clear();
+        }
+    }
+
     fn clear(&self) {
         while self.messages.pop().is_some() {}
     }
@@ -115,6 +133,20 @@ impl<T> Mailbox<T> {
                 return self.try_take();
             }
         }
+    }
+}
+
+impl<T> Mailbox<T> {
+    /// Sleeps until a pressing message has come since the last rest, for `limit` at most; whatever else comes, waits. A
+    /// rest may end early, for a wake-up that is left over from an earlier message.
+    pub(crate) fn rest(&self, limit: Duration) {
+        self.queue.is_resting.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if !self.queue.is_pressed.load(Ordering::Acquire) {
+            self.parker.park_timeout(limit);
+        }
+        self.queue.is_resting.store(false, Ordering::Relaxed);
+        self.queue.is_pressed.store(false, Ordering::Relaxed);
     }
 }
 

@@ -141,10 +141,11 @@ pub struct Batch {
     ///
     /// Default `4096`; allowed `1` to `1048576`; takes effect at restart.
     pub turn_events: u32,
-    /// How long a turn waits for more events before it starts. With `0us` batches come from load
-    /// alone, which is right unless syncs are the bottleneck at low load.
+    /// How long a shard lets events gather while its last turn is not durable yet. What comes in that time would wait
+    /// for the same flusher, and costs less together; the barrier ends the wait. A shard without a turn under way
+    /// never waits. Longer saves CPU where syncs are slow, shorter lets a turn's work overlap with a sync.
     ///
-    /// Default `0us`; allowed `0us` to `10ms`; takes effect at restart.
+    /// Default `200us`; allowed `0us` to `10ms`; takes effect at restart.
     #[serde(with = "units::duration")]
     pub turn_wait: Duration,
     /// The largest payload of one proposal; a larger one is refused as too large.
@@ -158,7 +159,7 @@ impl Default for Batch {
     fn default() -> Batch {
         Batch {
             turn_events: 4096,
-            turn_wait: Duration::ZERO,
+            turn_wait: Duration::from_micros(200),
             max_proposal_bytes: ByteSize::mib(1),
         }
     }

@@ -69,6 +69,37 @@ fn a_wait_that_times_out_loses_nothing() {
 }
 
 #[test]
+fn a_rest_lasts_until_a_pressing_message_is_there() {
+    explore(|| {
+        let (sender, mailbox) = mailbox();
+        let thread = thread::spawn(move || {
+            sender.send(0);
+            sender.press(1);
+        });
+        mailbox.rest(Duration::MAX);
+        assert_eq!([mailbox.try_take(), mailbox.try_take()], [Some(0), Some(1)]);
+        thread.join().unwrap();
+    });
+}
+
+#[test]
+fn a_rest_that_ends_early_loses_nothing() {
+    explore(|| {
+        let (sender, mailbox) = mailbox();
+        let thread = thread::spawn(move || {
+            sender.press((0, 0));
+            sender.send((0, 1));
+        });
+        let mut seen = Seen::default();
+        mailbox.rest(Duration::ZERO);
+        seen.note(mailbox.take(None).unwrap());
+        mailbox.rest(Duration::ZERO);
+        seen.note(mailbox.take(None).unwrap());
+        thread.join().unwrap();
+    });
+}
+
+#[test]
 fn what_is_sent_to_a_mailbox_that_goes_is_dropped() {
     explore(|| {
         let (sender, mailbox) = mailbox();

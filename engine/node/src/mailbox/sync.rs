@@ -135,8 +135,11 @@ mod model {
             *token = false;
         }
 
-        /// The time may be over at any moment; here it always is.
-        pub(crate) fn park_timeout(&self, _timeout: Duration) {
+        /// The time may be over at any moment; here it always is, unless it is the longest there is.
+        pub(crate) fn park_timeout(&self, timeout: Duration) {
+            if timeout == Duration::MAX {
+                return self.park();
+            }
             let (token, _) = &*self.0.0;
             *token.lock().unwrap() = false;
         }

@@ -28,6 +28,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
@@ -83,7 +84,7 @@ pub(crate) const PROPOSAL_OVERHEAD: usize = 128;
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
     pub(crate) turn_events: usize,
-    pub(crate) turn_wait: std::time::Duration,
+    pub(crate) turn_wait: Duration,
     pub(crate) proposal_bytes: usize,
     pub(crate) inbox_bytes: usize,
     pub(crate) group_bytes: usize,
@@ -156,7 +157,12 @@ impl Shared {
 
     /// Puts an event into a shard's inbox. After a shutdown it is dropped, which answers whoever waits.
     pub(crate) fn tell(&self, shard: usize, event: ShardEvent) {
-        self.inboxes[shard].send(event);
+        let inbox = &self.inboxes[shard];
+        if event.is_pressing() {
+            inbox.press(event);
+        } else {
+            inbox.send(event);
+        }
     }
 
     pub(crate) fn tell_all(&self, event: impl Fn() -> ShardEvent) {
@@ -405,28 +411,34 @@ impl Shard {
 
     /// The shard's thread: a turn for each burst of events, and one for each timer.
     ///
+    /// What comes while the last turn is not durable yet would wait for the same flusher: it is taken together, once the
+    /// barrier is there or after `batch.turn_wait`.
+    ///
     /// `ready` is dropped when the state machines of all recovered groups are open, or can't be.
     pub(crate) fn run(mut self, inbox: Mailbox<ShardEvent>, ready: mpsc::Sender<()>) {
         self.ready = (!self.opening.is_empty()).then_some(ready);
         self.open_recovered();
         while !self.is_stopping {
-            let timeout = self
-                .next_deadline()
-                .map(|deadline| self.shared.clock.until(deadline));
-            let first = inbox.take(timeout);
-            let has_work = first.is_some();
+            if self.submitted > self.durable {
+                let due = self.until_deadline().unwrap_or(Duration::MAX);
+                inbox.rest(due.min(self.limits.turn_wait));
+            }
+            let first = inbox.take(self.until_deadline());
             let begun = self.shared.clock.now();
             self.begin_turn(begun);
             if let Some(event) = first {
                 self.handle(event);
             }
-            if has_work && !self.limits.turn_wait.is_zero() {
-                std::thread::sleep(self.limits.turn_wait);
-            }
             self.finish_turn(&inbox);
             let took = self.shared.clock.now().since(begun);
             self.histograms().turn_us.record(took);
         }
+    }
+
+    /// How long it is until the next turn has to come, whatever arrives.
+    fn until_deadline(&self) -> Option<Duration> {
+        let deadline = self.next_deadline()?;
+        Some(self.shared.clock.until(deadline))
     }
 
     /// Takes in what waits, as much as a turn may, and does what follows from it.
