@@ -8,6 +8,7 @@ use rustc_hash::FxHashMap;
 
 use crate::batch::Lsn;
 use crate::block::{MAX_COUNT, u32_at, u64_at};
+use crate::damage::LogDamage;
 use crate::format::{parse_configuration, put_configuration};
 use crate::group::{GroupLog, Interned};
 use crate::index::{BlockRef, Place, SEGMENT_LIMIT, Where};
@@ -22,6 +23,9 @@ const BLOCK_BYTES: usize = 40;
 const TOMBSTONE: u32 = 1;
 const VOTED: u32 = 2;
 const REMOVED: u32 = 4;
+const LOST_VOTE: u32 = 8;
+const LOST_LIFE: u32 = 16;
+const LOST_END: u32 = 32;
 
 /// A place in the stream of records: behind everything that lies before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -131,9 +135,10 @@ impl Section {
         patches: &mut Vec<Patch>,
     ) {
         let configuration = encode_configurations(log);
-        let fault = log.fault.as_deref().unwrap_or("");
+        let fault = log.fault.as_deref().map_or(Vec::new(), encode_fault);
         let state = log.hard_state;
-        let flags = if state.vote.is_some() { VOTED } else { 0 };
+        let voted = if state.vote.is_some() { VOTED } else { 0 };
+        let flags = voted | log.fault.as_deref().map_or(0, fault_flags);
         self.put_entry(group, flags, position);
         self.bytes.put_u32_le(configuration.len() as u32);
         self.bytes.put_u32_le(fault.len() as u32);
@@ -150,7 +155,7 @@ impl Section {
             self.bytes.put_u64_le(value);
         }
         self.bytes.extend_from_slice(&configuration);
-        self.bytes.extend_from_slice(fault.as_bytes());
+        self.bytes.extend_from_slice(&fault);
         for block in log.blocks.iter() {
             self.bytes.put_u64_le(block.first.0);
             self.bytes.put_u64_le(block.term.0);
@@ -287,7 +292,7 @@ fn load_entry(rest: &mut &[u8], interned: &mut Interned) -> Option<Loaded> {
     log.joined = Index(u64_at(entry, 80));
     load_configurations(take(rest, configuration)?, &mut log, interned)?;
     if fault > 0 {
-        log.fault = Some(String::from_utf8_lossy(take(rest, fault)?).into());
+        log.fault = Some(load_fault(take(rest, fault)?, flags)?);
     }
     if log.base.index.0 > INDEX_LIMIT {
         return None;
@@ -309,6 +314,31 @@ fn load_entry(rest: &mut &[u8], interned: &mut Interned) -> Option<Loaded> {
         position,
         what: Held::Log(log),
     })
+}
+
+fn fault_flags(fault: &LogDamage) -> u32 {
+    let flag = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
+    flag(fault.has_lost_vote, LOST_VOTE)
+        | flag(fault.has_lost_life, LOST_LIFE)
+        | flag(fault.last.is_none(), LOST_END)
+}
+
+/// Where the log ended, if that is known, and what was found.
+fn encode_fault(fault: &LogDamage) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.put_u64_le(fault.last.unwrap_or_default().0);
+    bytes.extend_from_slice(fault.reason.as_bytes());
+    bytes
+}
+
+fn load_fault(mut bytes: &[u8], flags: u32) -> Option<Box<LogDamage>> {
+    let last = Index(u64_at(take(&mut bytes, 8)?, 0));
+    Some(Box::new(LogDamage {
+        reason: String::from_utf8_lossy(bytes).into(),
+        last: (flags & LOST_END == 0).then_some(last),
+        has_lost_vote: flags & LOST_VOTE != 0,
+        has_lost_life: flags & LOST_LIFE != 0,
+    }))
 }
 
 /// Who the members are: as of the base, and as of each entry that changed that, with its index and the length of what it says.

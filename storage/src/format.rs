@@ -9,6 +9,7 @@ use polyraft_raft::{
 use crate::block::{
     BLOCK_HEADER_BYTES, BLOCK_MAGIC, EntryBlock, EntryKind, is_intact, u16_at, u32_at, u64_at,
 };
+use crate::damage::Lost;
 use crate::group::Creation;
 use crate::index::SEGMENT_LIMIT;
 use crate::tombstone::{Ending, Tombstone};
@@ -210,6 +211,8 @@ pub struct RecordDamage {
     pub offset: u32,
     /// Whose record it was, when its header is intact; reading may then go on behind it.
     pub group: Option<GroupId>,
+    /// What it said, as far as that header tells.
+    pub lost: Lost,
     /// What is wrong.
     pub reason: &'static str,
 }
@@ -237,6 +240,7 @@ impl<'a> Records<'a> {
         let unknown = |reason| RecordDamage {
             offset,
             group: None,
+            lost: Lost::Life,
             reason,
         };
         if rest.len() < CONTROL_HEADER_BYTES {
@@ -248,6 +252,7 @@ impl<'a> Records<'a> {
             let damage = |reason| RecordDamage {
                 offset,
                 group: Some(group),
+                lost: Lost::Entries(range.last()),
                 reason,
             };
             if self.verify && !is_intact(&rest[..bytes]) {
@@ -287,6 +292,7 @@ impl<'a> Records<'a> {
         let damage = |reason| RecordDamage {
             offset,
             group: Some(group),
+            lost: lost_with(rest[3]),
             reason,
         };
         if self.verify && control_crc(rest[3], payload) != u32_at(rest, 16) {
@@ -349,6 +355,16 @@ const TRUNCATE: u8 = 3;
 const PURGE: u8 = 4;
 const TOMBSTONE: u8 = 5;
 const RELOCATED: u8 = 6;
+
+/// What is lost with a control record of which only the header is intact.
+fn lost_with(kind: u8) -> Lost {
+    match kind {
+        HARD_STATE => Lost::Vote,
+        TRUNCATE | RELOCATED => Lost::Less,
+        PURGE => Lost::Begin,
+        _ => Lost::Life,
+    }
+}
 
 fn control_payload(kind: u8, version: u8, group: GroupId, payload: &[u8]) -> Option<Record> {
     if u16::from(version) != VERSION {

@@ -484,7 +484,7 @@ mod tests {
         };
         let mut section = Section::default();
         section.put_group(GroupId(7), &log, position, &mut Vec::new());
-        log.fault = Some("rot".into());
+        log.fault = Some(crate::damage::LogDamage::of_log("rot", Index(17)));
         section.put_group(GroupId(9), &log, position, &mut Vec::new());
         section.put_tombstone(GroupId(8), &Tombstone::destroyed(Life::FIRST), position);
         CheckpointHeader {

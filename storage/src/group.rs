@@ -7,6 +7,7 @@ use polyraft_raft::{
     Configuration, EntryRange, GroupId, HardState, Index, Life, LogPosition, TermRun,
 };
 
+use crate::damage::LogDamage;
 use crate::index::{BlockIndex, BlockRef, Place};
 use crate::tombstone::Tombstone;
 
@@ -48,7 +49,7 @@ pub(crate) struct GroupLog {
     /// The first reaches `base.index + 1`.
     pub(crate) blocks: BlockIndex,
     /// Why the log on disk cannot be trusted any more.
-    pub(crate) fault: Option<Box<str>>,
+    pub(crate) fault: Option<Box<LogDamage>>,
 }
 
 /// Configurations by the entries that say them.
@@ -187,7 +188,8 @@ impl GroupLog {
             base: self.base,
             runs: self.runs(),
             last: self.last(),
-            fault: self.fault.as_deref().map(str::to_owned),
+            fault: self.fault.as_ref().map(|fault| fault.reason.to_string()),
+            may_return: self.fault.as_ref().and_then(|fault| fault.may_return()),
         }
     }
 }
@@ -215,6 +217,9 @@ pub struct RecoveredGroup {
     pub last: Index,
     /// Why this replica's log must not be used, if so: it must not vote, and has to be repaired from its peers.
     pub fault: Option<String>,
+    /// Of a replica with a fault whose life, term and vote are certain: the last entry that it may have acknowledged. It can get
+    /// the log from its peers, and must not vote before it has that one again.
+    pub may_return: Option<Index>,
 }
 
 impl RecoveredGroup {

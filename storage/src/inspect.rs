@@ -213,7 +213,7 @@ fn verify_groups(
     let all = found.segments.all();
     for (group, log) in &found.groups {
         if let Some(fault) = &log.fault {
-            let reason = format!("{group}: {fault}");
+            let reason = format!("{group}: {}", fault.reason);
             return Err(Damage {
                 path: dir.to_owned(),
                 segment: None,

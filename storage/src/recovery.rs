@@ -12,6 +12,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::batch::Lsn;
 use crate::checkpoint::{CheckpointHeader, Position, ReplayFrom};
+use crate::damage::LogDamage;
 use crate::disk::{Disk, SegmentSpec};
 use crate::error::StorageError;
 use crate::format::{
@@ -346,6 +347,7 @@ impl LaneFiles<'_> {
             .collect();
         let mut needed = FxHashSet::default();
         for log in groups.groups.values_mut() {
+            let last = log.last();
             for block in log.blocks.iter() {
                 let Where::Segment(segment) = block.place.get() else {
                     continue;
@@ -354,8 +356,9 @@ impl LaneFiles<'_> {
                 let end = u64::from(block.offset) + u64::from(block.bytes);
                 if sizes.get(&segment).is_none_or(|bytes| end > *bytes) {
                     log.fault.get_or_insert_with(|| {
-                        format!("segment {segment}, which holds a part of its log, is missing")
-                            .into()
+                        let reason =
+                            format!("segment {segment}, which holds a part of its log, is missing");
+                        LogDamage::of_log(reason, last)
                     });
                 }
             }
@@ -470,12 +473,8 @@ impl LaneFiles<'_> {
                         return Err(damaged(&self.path(segment.slot), at, reason));
                     };
                     tracing::error!(%group, segment = sequence, offset = at, reason = damage.reason, "the log is rotten");
-                    groups.damage(
-                        group,
-                        header.lsn,
-                        damage.offset,
-                        format!("segment {sequence}, offset {at}: {}", damage.reason),
-                    );
+                    let reason = format!("segment {sequence}, offset {at}: {}", damage.reason);
+                    groups.damage(group, (header.lsn, damage.offset), (&reason, damage.lost));
                     let lane = self.owner.lane as usize;
                     report.rotten.push(Rot {
                         lane,

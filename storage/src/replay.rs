@@ -7,6 +7,7 @@ use rustc_hash::FxHashMap;
 
 use crate::batch::Lsn;
 use crate::checkpoint::{self, CheckpointHeader, Held, Position};
+use crate::damage::{LogDamage, Lost};
 use crate::format::{
     BATCH_HEADER_BYTES, BatchHeader, CONTROL_HEADER_BYTES, Located, Record, Records,
 };
@@ -55,7 +56,9 @@ impl Groups {
                 // The checksum says that these bytes are what was written.
                 Err(damage) => match damage.group {
                     Some(group) => {
-                        self.damage(group, header.lsn, damage.offset, damage.reason.to_owned())
+                        // Whatever wrote it may have meant anything.
+                        let place = (header.lsn, damage.offset);
+                        self.damage(group, place, (damage.reason, Lost::Life));
                     }
                     None => tracing::error!(
                         lsn = header.lsn,
@@ -100,16 +103,18 @@ impl Groups {
             _ => {}
         }
         let Some(log) = self.groups.get_mut(&group) else {
-            return self.damage(
-                group,
-                lsn,
-                offset,
-                "its log begins in the middle".to_owned(),
-            );
+            let what = ("its log begins in the middle", Lost::Life);
+            return self.damage(group, (lsn, offset), what);
         };
+        if let Some(fault) = &mut log.fault {
+            fault.follow(&record);
+            if let Record::HardState(state) = record {
+                log.hard_state = state;
+            }
+            return;
+        }
         match record {
             Record::HardState(state) => log.hard_state = state,
-            _ if log.fault.is_some() => {}
             Record::Block {
                 range,
                 configurations,
@@ -126,7 +131,7 @@ impl Groups {
                     range.end,
                     log.last()
                 );
-                self.damage(group, lsn, offset, fault);
+                self.damage(group, (lsn, offset), (&fault, Lost::Life));
             }
             Record::Truncate { from } => log.truncate(from),
             Record::Purge {
@@ -148,10 +153,16 @@ impl Groups {
     }
 
     /// Part of a group's log is lost. A group that is not here yet is kept as a faulty one: it may have voted.
-    pub(crate) fn damage(&mut self, group: GroupId, lsn: u64, offset: u32, fault: String) {
+    pub(crate) fn damage(
+        &mut self,
+        group: GroupId,
+        (lsn, offset): (u64, u32),
+        (reason, lost): (&str, Lost),
+    ) {
         if self.is_known(group, lsn, offset) {
             return;
         }
+        let is_here = self.groups.contains_key(&group);
         // Behind a tombstone comes another one or the next creation, and a replica of that may have voted too.
         let ended = self.tombstones.remove(&group);
         let log = self.groups.entry(group).or_insert_with(|| GroupLog {
@@ -161,7 +172,11 @@ impl Groups {
                 .map_or(Life::FIRST, Life::next),
             ..GroupLog::new(Default::default())
         });
-        log.fault.get_or_insert_with(|| fault.into());
+        let last = log.last();
+        let fault = log
+            .fault
+            .get_or_insert_with(|| LogDamage::of_log(reason, last));
+        fault.lose(if is_here { lost } else { Lost::Life });
     }
 
     fn is_known(&self, group: GroupId, lsn: u64, offset: u32) -> bool {

@@ -197,6 +197,18 @@ impl ShardLog {
         log.is_some_and(|log| log.fault.is_some())
     }
 
+    /// Whether a group that is here may be of another life than it seems: what it lost may have said so.
+    pub fn has_lost_life(&self, group: GroupId) -> bool {
+        let fault = self.groups.get(group).and_then(|log| log.fault.as_ref());
+        fault.is_some_and(|fault| fault.has_lost_life)
+    }
+
+    /// Whether a group that is here may have voted without knowing it.
+    pub fn has_lost_vote(&self, group: GroupId) -> bool {
+        let fault = self.groups.get(group).and_then(|log| log.fault.as_ref());
+        fault.is_some_and(|fault| fault.has_lost_vote || fault.has_lost_life)
+    }
+
     /// Whether the group is here.
     pub fn contains(&self, group: GroupId) -> bool {
         self.groups.contains(group)

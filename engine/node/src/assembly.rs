@@ -271,6 +271,7 @@ fn limits(config: &Config) -> Limits {
         campaign_delay: micros(config.election.timeout_min) / 8,
         rebalance_delay: micros(config.election.rebalance_delay),
         stall_timeout: micros(config.wal.stall_timeout),
+        repair: config.wal.repair,
         append_lanes: config.transport.append_lanes as usize,
         snapshots: SnapshotPolicy {
             entries: config.snapshot.entries,

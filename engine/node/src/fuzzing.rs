@@ -67,7 +67,9 @@ fn encode(out: &mut BytesMut, record: &Record<'_>) {
             term,
             is_final,
         } => wire::put_removed(out, *group, *at, *term, *is_final),
-        Record::MemberAsk { group } => wire::put_member_ask(out, *group),
+        Record::MemberAsk { group, is_damaged } => {
+            wire::put_member_ask(out, *group, *is_damaged);
+        }
         Record::Beat(beat) => wire::put_beat(out, beat),
         Record::ClaimsDelta {
             from_version,
@@ -306,7 +308,8 @@ mod tests {
         wire::put_join(&mut members, group, term, true, &joint);
         wire::put_removed(&mut members, group, index, term, false);
         wire::put_removed(&mut members, group, index, term, true);
-        wire::put_member_ask(&mut members, group);
+        wire::put_member_ask(&mut members, group, false);
+        wire::put_member_ask(&mut members, group, true);
         let mut node = BytesMut::new();
         let beat = Beat {
             incarnation: 1,

@@ -208,6 +208,12 @@ impl<M: StateMachine> SimNode<M> {
             .replica(group)
     }
 
+    /// Whether a group's replica is in quarantine for a damaged log that it can get from its peers.
+    pub fn is_repairable(&self, group: GroupId) -> bool {
+        let (shard, _) = &self.shards[shard_of(group, self.shards.len())];
+        shard.is_repairable(group)
+    }
+
     /// Of which life of a group the replica here was removed, if it was and nothing but a tombstone is left.
     pub fn removed_from(&self, group: GroupId) -> Option<Life> {
         let (shard, _) = &self.shards[shard_of(group, self.shards.len())];

@@ -38,6 +38,9 @@ pub struct GroupStatus {
     pub snapshot: Option<LogPosition>,
     /// The nodes that hold a replica, as the newest entry of its log says, committed or not.
     pub members: Membership,
+    /// The index that this replica's log has to reach before it votes, until it does: it was removed and is back, or lost a
+    /// damaged log that may have gone through there.
+    pub returning: Option<Index>,
     /// Why this replica is quarantined, if it is.
     pub fault: Option<String>,
 }
@@ -209,6 +212,8 @@ counters! {
     snapshot_bytes_sent,
     /// Snapshots of other nodes that could not be taken: no room, a failing disk, a wrong checksum.
     failed_transfers,
+    /// Replicas whose damaged log was dropped, to get it from their peers.
+    repairs,
 }
 
 macro_rules! histograms {

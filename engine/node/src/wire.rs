@@ -19,7 +19,9 @@ pub(crate) use self::groups::{
     put_create, put_create_reply, put_destroy, put_life_over, put_survey, put_survey_reply,
     reply_bytes,
 };
-pub(crate) use self::members::{REMOVED_BYTES, join_bytes, put_join, put_member_ask, put_removed};
+pub(crate) use self::members::{
+    MEMBER_ASK_BYTES, REMOVED_BYTES, join_bytes, put_join, put_member_ask, put_removed,
+};
 pub(crate) use self::snapshot::{
     CHUNK_BYTES, Chunk, FETCH_BYTES, REFUSED_BYTES, Refusal, SnapshotId, offer_bytes,
     put_snapshot_chunk, put_snapshot_fetch, put_snapshot_offer, put_snapshot_refused,
@@ -201,7 +203,11 @@ pub(crate) enum Record<'a> {
         is_final: bool,
     },
     /// The sender may have been left behind: is it a member still?
-    MemberAsk { group: GroupId },
+    MemberAsk {
+        group: GroupId,
+        /// Its log is damaged: may it come back without that?
+        is_damaged: bool,
+    },
     /// The life that the record's head names is over, and every one before it: destroyed everywhere.
     LifeOver { group: GroupId },
     /// The sender lives.
@@ -838,8 +844,9 @@ fn decode<'a>(
         Kind::SnapshotOffer | Kind::SnapshotFetch | Kind::SnapshotChunk | Kind::SnapshotRefused => {
             return snapshot::decode(kind, group, body, frame);
         }
-        Kind::Join | Kind::Removed => return members::decode(kind, group, body),
-        Kind::MemberAsk => return Ok(Record::MemberAsk { group }),
+        Kind::Join | Kind::Removed | Kind::MemberAsk => {
+            return members::decode(kind, group, body);
+        }
         Kind::Beat => {
             return Ok(Record::Beat(Beat {
                 incarnation: body.u64()?,

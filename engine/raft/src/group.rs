@@ -50,8 +50,8 @@ pub struct Restored {
     /// then it votes for nobody: that leader may be answering reads, counting on it. The longest silence after which
     /// nodes look for another leader, for a replica that may have followed one; 0 for a new one.
     pub bound_for: u64,
-    /// An earlier replica of this node was removed, and that is committed at this index: without it in the log this one
-    /// neither votes nor stands. 0 when there was none.
+    /// An earlier replica of this node was removed, and that is committed at this index; or it lost its log, which may have gone
+    /// through there. Without that in the log this one neither votes nor stands. 0 when there was none.
     pub removed_at: Index,
 }
 
@@ -194,7 +194,7 @@ impl Group {
             vote: hard_state.vote,
             leader: None,
             configuration,
-            former: Former::removed_at(removed_at),
+            former: Former::removed_at(removed_at, hard_state.term),
             log,
             durability: Durability::new(last),
             committed: hard_state.commit.min(last).max(applied),

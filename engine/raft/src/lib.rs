@@ -57,7 +57,7 @@ pub use group::{Counters, Group, Restored, Role};
 pub use ids::{GroupId, Index, Life, NodeId, Term, Tick, WriteId, shard_of};
 pub use inflight::Inflight;
 pub use leader::Leading;
-pub use membership::{ChangeRefused, MemberChange, MembersChanged};
+pub use membership::{ChangeRefused, MemberChange, MembersChanged, votes_again_at};
 pub use message::Message;
 pub use node_set::NodeSet;
 pub use outbox::{

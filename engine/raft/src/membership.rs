@@ -83,18 +83,27 @@ struct Kept {
     /// Configurations that entries of the log replaced, with the index of each such entry. Only those that are not handed out
     /// yet are kept: an earlier one can neither be taken back nor be asked for.
     replaced: Vec<(Index, Configuration)>,
-    /// An earlier replica of this node was removed by the entry at this index, or by one before it.
+    /// An earlier replica of this node was removed by the entry at this index, or by one before it, or may have acknowledged that.
     removed_at: Index,
+    /// In which term this replica began: neither happened in a later one.
+    since: Term,
 }
 
 impl Former {
-    /// An earlier replica of this node was removed; 0: there was none.
-    pub(crate) fn removed_at(index: Index) -> Former {
+    /// An earlier replica of this node was removed, or lost its log, before this one began in a term; 0: there was none.
+    pub(crate) fn removed_at(index: Index, since: Term) -> Former {
         let kept = Kept {
             removed_at: index,
+            since,
             ..Kept::default()
         };
-        Former((kept != Kept::default()).then(|| Box::new(kept)))
+        Former((index > Index::ZERO).then(|| Box::new(kept)))
+    }
+
+    /// The log begins anew.
+    fn begin_anew(&self) -> Former {
+        let since = self.0.as_ref().map_or(Term::ZERO, |kept| kept.since);
+        Former::removed_at(self.known_removal(), since)
     }
 
     /// The index as of which this node knows that an earlier replica of it was removed, until the log has that; else 0.
@@ -149,7 +158,7 @@ impl Former {
             .partition_point(|(index, _)| *index <= through);
         let gone = kept.replaced.drain(..settled).collect();
         if kept.removed_at <= through {
-            kept.removed_at = Index::ZERO;
+            (kept.removed_at, kept.since) = (Index::ZERO, Term::ZERO);
         }
         self.shrink();
         gone
@@ -157,6 +166,16 @@ impl Former {
 
     fn shrink(&mut self) {
         self.0.take_if(|kept| **kept == Kept::default());
+    }
+}
+
+/// The index that the log of a replica has to reach again before it votes, after it lost one that may have gone through `last`:
+/// that far it may have helped to commit entries. See [`Restored::removed_at`](crate::Restored::removed_at).
+#[must_use]
+pub fn votes_again_at(last: Index) -> Index {
+    match mutants::is_active(Mutant::RepairedVotes) {
+        true => Index::ZERO,
+        false => last,
     }
 }
 
@@ -313,7 +332,7 @@ impl Group {
 
     /// The log begins anew with these members.
     pub(crate) fn reset_configuration(&mut self, configuration: &Configuration) {
-        self.former = Former::removed_at(self.former.known_removal());
+        self.former = self.former.begin_anew();
         self.configuration.clone_from(configuration);
     }
 
@@ -325,11 +344,26 @@ impl Group {
             && self.knows_its_removal()
     }
 
-    /// Whether it has everything that was committed when an earlier replica of its node was removed. Somebody who does not
-    /// have that may take this one for the earlier one, and must not be elected by it.
+    /// Whether it has everything that was committed when an earlier replica of its node was removed, or that such a replica may
+    /// have acknowledged before it lost its log. Somebody who does not have that may take this one for the earlier one, and must
+    /// not be elected by it.
+    ///
+    /// An entry of a later term than that in which this replica began comes from a leader who had all that was committed before.
     pub(crate) fn knows_its_removal(&self) -> bool {
-        self.log.last_index() >= self.former.known_removal()
+        let Some(kept) = &self.former.0 else {
+            return true;
+        };
+        let last = self.log.last();
+        last.index >= kept.removed_at
+            || last.term > kept.since
             || mutants::is_active(Mutant::ReturnedVotes)
+    }
+
+    /// The index that the log has to reach before this replica votes, while it may not: an earlier replica of its node was
+    /// removed as of there, or may have acknowledged that.
+    #[must_use]
+    pub fn returning(&self) -> Option<Index> {
+        (!self.knows_its_removal()).then(|| self.former.known_removal())
     }
 
     /// What is handed out can't be taken back. Whoever it made no member is told of.

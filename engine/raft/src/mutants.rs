@@ -137,6 +137,8 @@ pub enum Mutant {
     TombstoneForgotten,
     /// A replica that is back after a removal votes without knowing of the removal.
     ReturnedVotes,
+    /// A replica that lost its log votes before it has again what it may have acknowledged.
+    RepairedVotes,
     /// A follower whose leader works leaves it for a term that nobody leads.
     LeaderLeft,
     /// A snapshot that came is taken before it is durable.
@@ -229,6 +231,7 @@ pub const SCRIPTED: &[(Mutant, u8)] = &[
     (Mutant::LaggardPromoted, 18),
     (Mutant::RemovedLeaderStays, 18),
     (Mutant::ReturnedVotes, 19),
+    (Mutant::RepairedVotes, 19),
     (Mutant::HandoverStuck, 20),
     (Mutant::TargetBehind, 20),
     (Mutant::LearnerLeads, 20),

@@ -138,6 +138,67 @@ fn rot_in_the_record_that_begins_a_life_faults_it() {
     // It may have voted in that life, so it must not begin anew in it.
     assert!(found.fault.is_some());
     assert_eq!(found.life, life(1));
+    assert_eq!(found.may_return, None);
+}
+
+/// A log with a term, a vote, and entries, of which the one with that text is damaged; the replica may return at that index.
+fn may_return_without(text: &[u8]) -> Option<Index> {
+    let disk = SimDisk::new(1);
+    let mut driver = Driver::open(&disk, &options(WalMode::Direct)).unwrap();
+    driver.log.create(GROUP, &voters()).unwrap();
+    for (term, vote, commit) in [(1, 2, *b"COMMIT01"), (2, 3, *b"COMMIT02")] {
+        let state = HardState {
+            term: Term(term),
+            vote: Some(NodeId(vote)),
+            commit: Index(u64::from_le_bytes(commit)),
+        };
+        driver.log.hard_state(GROUP, state).unwrap();
+        let first = driver.log.last(GROUP).unwrap().next();
+        let range = polyraft_raft::EntryRange {
+            term: Term(term),
+            first,
+            end: Index(first.0 + 3),
+        };
+        let payloads = [0, 1, 2].map(|at| format!("term {term} entry {at}"));
+        let kind = polyraft_storage::EntryKind::Normal;
+        driver.log.append(GROUP, range, kind, payloads).unwrap();
+        driver.submit().unwrap();
+    }
+    driver.settle().unwrap();
+    driver.wal.close().unwrap();
+    drop(driver);
+    crate::faults::rot_at(&disk, text, 0);
+    let mut found = Vec::new();
+    for _ in 0..2 {
+        // Also as the next checkpoint has it.
+        let dir = crate::faults::data_dir(&disk);
+        let mut opened = polyraft_storage::open(&dir, &options(WalMode::Direct), 1).unwrap();
+        let log = &mut opened.logs[0];
+        let group = log.groups().next().unwrap();
+        assert!(group.fault.is_some());
+        found.push((group.may_return, log.has_lost_vote(GROUP)));
+        assert!(!log.has_lost_life(GROUP));
+        assert!(opened.wals[0].request_checkpoint());
+        while log.maintain().unwrap() || opened.wals[0].tend().unwrap() {}
+    }
+    assert_eq!(found[0], found[1]);
+    let (may_return, has_lost_vote) = found[0];
+    assert_eq!(may_return.is_none(), has_lost_vote);
+    may_return
+}
+
+#[test]
+fn a_damaged_log_tells_how_far_it_went_if_the_vote_is_certain() {
+    for entry in ["term 1 entry 1", "term 2 entry 2"] {
+        assert_eq!(
+            may_return_without(entry.as_bytes()),
+            Some(Index(6)),
+            "{entry}"
+        );
+    }
+    // A later one says everything.
+    assert_eq!(may_return_without(b"COMMIT01"), Some(Index(6)));
+    assert_eq!(may_return_without(b"COMMIT02"), None);
 }
 
 /// A replica that was removed and is back in the same life, of whose records the one with `mark` is damaged.

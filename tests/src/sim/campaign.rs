@@ -82,6 +82,7 @@ pub struct Sum {
     restored: u64,
     transferred: u64,
     resumed: u64,
+    repaired: u64,
     corrupted: u64,
     outlasted: u64,
     lives: u64,
@@ -112,6 +113,7 @@ impl Sum {
         self.restored += counts.restored;
         self.transferred += counts.transferred;
         self.resumed += counts.resumed;
+        self.repaired += counts.repaired;
         self.corrupted += counts.corrupted;
         self.outlasted += counts.outlasted;
         self.lives += counts.lives;
@@ -139,6 +141,7 @@ impl Sum {
             ("a restored state machine".to_owned(), self.restored),
             ("a snapshot of another node".to_owned(), self.transferred),
             ("a resumed transfer".to_owned(), self.resumed),
+            ("a repaired replica".to_owned(), self.repaired),
             ("a damaged part of a snapshot".to_owned(), self.corrupted),
             ("a group in a later life".to_owned(), self.lives),
             ("an unknown outcome".to_owned(), self.unknown),
@@ -171,7 +174,7 @@ impl fmt::Display for Sum {
         )?;
         writeln!(
             f,
-            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} parts damaged; {} groups destroyed and created again; in sessions {} proposals tried again, {} replies not kept, {} expired",
+            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} replicas repaired, {} parts damaged; {} groups destroyed and created again; in sessions {} proposals tried again, {} replies not kept, {} expired",
             self.acknowledged,
             self.queries,
             self.unknown,
@@ -181,6 +184,7 @@ impl fmt::Display for Sum {
             self.outlasted,
             self.transferred,
             self.resumed,
+            self.repaired,
             self.corrupted,
             self.lives,
             self.tried_again,
@@ -209,6 +213,7 @@ mod tests {
             restored: 1,
             transferred: 1,
             resumed: 1,
+            repaired: 1,
             corrupted: 1,
             tried_again: 1,
             forgotten: 1,

@@ -144,6 +144,7 @@ impl World {
             let counters = node.node().status().counters;
             self.counts.transferred += counters.snapshots_received;
             self.counts.resumed += counters.resumed_transfers;
+            self.counts.repaired += counters.repairs;
         }
     }
 

@@ -128,9 +128,8 @@ impl World {
                 }
             }
             Phase::Quiet { until, said } => {
-                let is_damaged = self.hosts.iter().any(|host| host.is_rotten);
                 // A leader goes on trying to bring a replica forward that was taken out of service.
-                if self.said() != said && !is_damaged {
+                if self.said() != said && !self.has_damaged() {
                     // What was under way when the replicas became equal may still arrive.
                     if until.saturating_sub(self.now) >= SECOND {
                         let said = self.said();
@@ -190,12 +189,18 @@ impl World {
             if host.is_outcast || host.is_dead {
                 continue;
             }
-            let Some((core, fault)) = host.node.as_ref().and_then(|node| node.replica(group))
-            else {
+            let Some(node) = &host.node else {
+                return false;
+            };
+            let Some((core, fault)) = node.replica(group) else {
                 return false;
             };
             if fault.is_some() && host.is_rotten {
-                continue;
+                // What can be repaired has to be.
+                match node.is_repairable(group) {
+                    true => return false,
+                    false => continue,
+                }
             }
             if !core.members_are_settled() {
                 return false;
@@ -230,6 +235,17 @@ impl World {
             }
         }
         reference.is_some()
+    }
+
+    /// Whether a replica was taken out of service because of its log, and stays so.
+    fn has_damaged(&self) -> bool {
+        let rotten = self.hosts.iter().filter(|host| host.is_rotten);
+        let mut nodes = rotten.filter_map(|host| host.node.as_ref());
+        let groups = || (1..=self.plan.members.len() as u64).map(GroupId);
+        nodes.any(|node| {
+            let mut replicas = groups().filter_map(|group| node.replica(group));
+            replicas.any(|(_, fault)| fault.is_some())
+        })
     }
 
     /// What the replicas of a group are doing, for a report.
@@ -290,10 +306,16 @@ impl World {
         }
         for member in members {
             let host = &mut self.hosts[member as usize];
-            if host.is_outcast || host.is_rotten || host.is_dead {
+            if host.is_outcast || host.is_dead {
                 continue;
             }
             let Some(node) = &mut host.node else { continue };
+            let is_damaged = node
+                .replica(group)
+                .is_some_and(|(_, fault)| fault.is_some());
+            if host.is_rotten && is_damaged {
+                continue;
+            }
             let handle = node.node().group(group.0);
             let mut read = Box::pin(handle.read(Read::LOCAL, bytes::Bytes::new()));
             let mut context = Context::from_waker(Waker::noop());

@@ -143,6 +143,8 @@ pub struct Counts {
     pub transferred: u64,
     /// Transfers of snapshots that went on behind what had come.
     pub resumed: u64,
+    /// Replicas that dropped a damaged log and got it from their peers.
+    pub repaired: u64,
     /// Parts of snapshots sent.
     pub chunks: u64,
     /// Parts of snapshots that the network changed.

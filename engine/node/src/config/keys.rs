@@ -145,6 +145,7 @@ pub(super) const KEYS: &[Key] = &[
         size(ByteSize::b(0), ByteSize::tib(1)),
     ),
     Key::new("wal", "stall_timeout", micros(0, 3_600_000_000)),
+    Key::new("wal", "repair", Allowed::Bool),
     Key::new("snapshot", "entries", Allowed::Count(0, 1 << 40)),
     Key::new("snapshot", "bytes", size(ByteSize::b(0), ByteSize::tib(1))),
     Key::new("snapshot", "keep_entries", Allowed::Count(0, 1 << 40)),

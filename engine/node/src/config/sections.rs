@@ -312,6 +312,11 @@ pub struct Wal {
     /// Default `2s`; allowed `0us` to `3600s`; takes effect at restart.
     #[serde(with = "units::duration")]
     pub stall_timeout: Duration,
+    /// Whether a replica whose log is damaged gets it from its peers, by itself. Without, it stays in
+    /// quarantine until somebody removes it from its group and adds it again.
+    ///
+    /// Default `true`; allowed `true` or `false`; takes effect at restart.
+    pub repair: bool,
 }
 
 impl Default for Wal {
@@ -328,6 +333,7 @@ impl Default for Wal {
             tail_cache_bytes: ByteSize::mib(32),
             min_free_bytes: ByteSize::mib(64),
             stall_timeout: Duration::from_secs(2),
+            repair: true,
         }
     }
 }

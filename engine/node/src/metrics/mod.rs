@@ -387,6 +387,11 @@ fn put_snapshots(text: &mut Text, status: &NodeStatus) {
             "Snapshots of other nodes that could not be taken.",
             counters.failed_transfers,
         ),
+        (
+            "polyraft_repairs_total",
+            "Replicas whose damaged log was dropped, to get it from their peers.",
+            counters.repairs,
+        ),
     ] {
         text.counter(name, help).value(&[], count);
     }

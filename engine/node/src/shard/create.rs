@@ -65,7 +65,7 @@ impl Shard {
     ) -> Result<Life, Error> {
         if let Some(here) = self.life_of(group).filter(|here| *here < life) {
             // The one who asks knows that this one is over.
-            if self.log.is_faulty(group) {
+            if self.log.has_lost_life(group) {
                 // What the log lost may be this very life, which must not begin twice. The others go on without it.
                 tracing::error!(node = %self.shared.node, %group, %here, %life, "a damaged replica stays; destroy the group and create it again to have it back");
                 return Ok(life);
@@ -253,6 +253,11 @@ impl Shard {
         };
         self.opening_ended();
         let fault = found.fault.clone().or_else(|| why_not(&found, &held));
+        // A snapshot that came was acknowledged before the log said so.
+        let saved = self.snapshots.file(group);
+        let saved = saved.map_or(Index::ZERO, |file| file.meta.last.index);
+        let promised = found.joined.max(saved).max(found.hard_state.commit);
+        let may_return = found.may_return.map(|last| last.max(promised));
         let held = held.unwrap_or(Held::all(found.base.index));
         let [machine, applied] =
             [held.machine, held.sessions].map(|index| index.clamp(found.base.index, found.last));
@@ -321,6 +326,9 @@ impl Shard {
         self.note_forlorn(slot);
         if let Some(reason) = fault {
             self.damaged.insert(group);
+            if let Some(last) = may_return {
+                self.note_damaged(slot, last);
+            }
             return self.quarantine(slot, reason);
         }
         self.shared.tell(0, ShardEvent::ClaimWanted { group });
@@ -371,6 +379,7 @@ impl Shard {
             purged: core.base().index,
             snapshot: self.snapshots.file(group).map(|file| file.meta.last),
             members: Membership::of(core.configuration()),
+            returning: core.returning().filter(|_| replica.fault.is_none()),
             fault: replica.fault.clone(),
         })
     }
@@ -395,6 +404,7 @@ fn status_while_opening(found: &RecoveredGroup) -> GroupStatus {
         purged: found.base.index,
         snapshot: None,
         members: Membership::of(found.members()),
+        returning: None,
         fault: found.fault.clone(),
     }
 }

@@ -187,7 +187,9 @@ impl Shard {
                 term,
                 is_final,
             } => self.removal_heard(from, group, at, (term, is_final)),
-            Record::MemberAsk { group } => self.member_asked(from, group),
+            Record::MemberAsk { group, is_damaged } => {
+                self.member_asked(from, group, is_damaged);
+            }
             Record::LifeOver { group } => self.life_over(from, group, life),
             Record::Beat(beat) => {
                 self.with_liveness(|liveness, actions| liveness.beat(at, from, beat, actions))

@@ -31,7 +31,7 @@ impl Shard {
             | Record::SnapshotChunk { group, .. }
             | Record::Join { group, .. }
             | Record::Removed { group, .. }
-            | Record::MemberAsk { group } => self.admits(from, group, life),
+            | Record::MemberAsk { group, .. } => self.admits(from, group, life),
             // It answers a message of that life.
             Record::UnknownGroup { group } => self.is_current(group, life),
             Record::Forward { group, request, .. } => {
@@ -81,7 +81,7 @@ impl Shard {
         let Some(over) = over else { return true };
         self.counters().rejected_messages.add(1);
         // A damaged log may not know which life it is of.
-        if !self.log.is_faulty(group) {
+        if !self.log.has_lost_life(group) {
             self.tell_life_over(from, group, over);
         }
         false
@@ -91,7 +91,7 @@ impl Shard {
     /// life, which must not begin a second time.
     fn ends_with(&mut self, group: GroupId, over: Option<Life>) -> bool {
         if let Some(over) = over
-            && !self.log.is_faulty(group)
+            && !self.log.has_lost_life(group)
         {
             self.end_replica(group, Tombstone::destroyed(over));
             return true;

@@ -271,6 +271,11 @@ impl Shard {
         leads: bool,
         configuration: &Configuration,
     ) {
+        if let Some(slot) = self.slot(group)
+            && leads
+        {
+            return self.come_back(slot, from, term);
+        }
         if self.life_of(group).is_some() {
             return;
         }
@@ -291,7 +296,7 @@ impl Shard {
         }
     }
 
-    fn say_stale(&mut self, to: NodeId, subject: (GroupId, Life), term: Term) {
+    pub(super) fn say_stale(&mut self, to: NodeId, subject: (GroupId, Life), term: Term) {
         let counters = self.shared.counters.shard(self.index);
         let frame = self
             .outgoing
@@ -351,14 +356,17 @@ impl Shard {
         !core.configuration().contains(node) && !core.applied_configuration().contains(node)
     }
 
-    /// A node that was a member once wants to know whether it is one still.
-    pub(super) fn member_asked(&mut self, from: NodeId, group: GroupId) {
-        if let Some(slot) = self.slot(group)
-            && self.replicas[slot as usize].fault.is_none()
-            && self.is_out(slot, from)
-        {
+    /// A node that was a member once wants to know whether it is one still. If it is, it may want to come back without its log.
+    pub(super) fn member_asked(&mut self, from: NodeId, group: GroupId, is_damaged: bool) {
+        let slot = self.slot(group);
+        let Some(slot) = slot.filter(|slot| self.replicas[*slot as usize].fault.is_none()) else {
+            return;
+        };
+        if self.is_out(slot, from) {
             let at = self.replicas[slot as usize].group.handed_out();
             self.say_removed(from, group, at);
+        } else if is_damaged {
+            self.repair_asked(slot, from);
         }
     }
 
@@ -396,7 +404,7 @@ impl Shard {
 
     /// A replica may be no member any more. It asks, unless a leader is heard before.
     fn doubt_membership(&mut self, slot: u32) {
-        let at = self.ask_again_at();
+        let at = self.ask_again_at(slot);
         self.members.forlorn.entry(slot).or_insert(at);
     }
 
@@ -410,9 +418,12 @@ impl Shard {
         }
     }
 
-    fn ask_again_at(&self) -> Tick {
-        let patience = PATIENCE * self.settings.election_timeout_max;
-        self.now.after(patience)
+    fn ask_again_at(&self, slot: u32) -> Tick {
+        let times = match self.repairs.is_possible(slot) {
+            true => 1,
+            false => PATIENCE,
+        };
+        self.now.after(times * self.settings.election_timeout_max)
     }
 
     /// Replicas that may have been left behind for long ask whether they are members still.
@@ -420,10 +431,10 @@ impl Shard {
         if self.members.forlorn.values().all(|at| *at > self.now) {
             return;
         }
-        let again = self.ask_again_at();
         let mut forlorn = std::mem::take(&mut self.members.forlorn);
         for (slot, at) in forlorn.iter_mut().filter(|(_, at)| **at <= self.now) {
-            *at = again;
+            *at = self.ask_again_at(*slot);
+            let is_damaged = self.repairs.is_possible(*slot);
             let core = &self.replicas[*slot as usize].group;
             let group = core.id();
             // Whoever it knows for members may have left too.
@@ -431,10 +442,10 @@ impl Shard {
                 let counters = self.shared.counters.shard(self.index);
                 let frame = self
                     .outgoing
-                    .append(node, group, wire::HEAD_BYTES, counters);
+                    .append(node, group, wire::MEMBER_ASK_BYTES, counters);
                 if let Some(frame) = frame {
                     let life = self.marks[*slot as usize].life;
-                    wire::put_member_ask(frame, (group, life));
+                    wire::put_member_ask(frame, (group, life), is_damaged);
                 }
             }
         }
@@ -469,11 +480,21 @@ impl Shard {
     fn end_membership(&mut self, slot: u32, at: Index, term: Term) {
         let core = &self.replicas[slot as usize].group;
         let (group, own) = (core.id(), core.term());
+        if self.log.has_lost_life(group) {
+            // It may be of another life, in which it may have voted.
+            return;
+        }
+        // Who took a vote that is lost for that of a member led no later term than the one in which the removal was
+        // committed. In that term the node must not vote again; a vote for itself gives it to nobody else.
+        let vote = match self.log.has_lost_vote(group) {
+            true => Some(self.shared.node),
+            false => core.vote().filter(|_| own >= term),
+        };
         let tombstone = Tombstone {
             life: self.marks[slot as usize].life,
             ending: Ending::Removed,
             term: own.max(term),
-            vote: core.vote().filter(|_| own >= term),
+            vote,
             at,
         };
         if let Some(wanted) = self.members.wanted.remove(&group) {

@@ -14,6 +14,7 @@ mod members;
 mod outgoing;
 mod proposals;
 mod reads;
+mod repair;
 mod replica;
 mod room;
 mod snapshots;
@@ -56,6 +57,7 @@ use self::members::Members;
 use self::outgoing::Outgoing;
 use self::proposals::Forwards;
 use self::reads::Reads;
+use self::repair::Repairs;
 use self::replica::{Proposal, Queues, Replica};
 use self::room::Room;
 pub(crate) use self::snapshots::SnapshotPolicy;
@@ -94,6 +96,7 @@ pub(crate) struct Limits {
     pub(crate) campaign_delay: u64,
     pub(crate) rebalance_delay: u64,
     pub(crate) stall_timeout: u64,
+    pub(crate) repair: bool,
     pub(crate) append_lanes: usize,
     pub(crate) snapshots: SnapshotPolicy,
     pub(crate) transfers: TransferLimits,
@@ -223,6 +226,7 @@ pub(crate) struct Shard {
     reads: Reads,
     leadership: Leadership,
     members: Members,
+    repairs: Repairs,
     balance: Balance,
     /// Which peers stand by this node's claims.
     trust: Arc<Trust>,
@@ -374,6 +378,7 @@ impl Shard {
             forwards: Forwards::new(shared.incarnation),
             leadership: Leadership::default(),
             members: Members::default(),
+            repairs: Repairs::default(),
             balance: Balance::default(),
             reads: Reads::new(shared.incarnation, shared.workers.len()),
             trust: Arc::clone(&options.trust),
@@ -498,6 +503,13 @@ impl Shard {
     pub(crate) fn replica(&self, group: GroupId) -> Option<(&polyraft_raft::Group, Option<&str>)> {
         let replica = &self.replicas[self.slot(group)? as usize];
         Some((&replica.group, replica.fault.as_deref()))
+    }
+
+    /// Whether a group's replica is going to get its damaged log from its peers.
+    #[cfg(feature = "sim")]
+    pub(crate) fn is_repairable(&self, group: GroupId) -> bool {
+        self.slot(group)
+            .is_some_and(|slot| self.repairs.is_possible(slot))
     }
 
     /// Of which life of a group the replica here was removed, if it was and nothing is here now.
@@ -826,50 +838,6 @@ impl Shard {
             }
             (origin, _) => panic!("the core appends {origin:?} entries that nobody brought"),
         }
-    }
-
-    /// Takes one replica out of service; its group goes on with the others.
-    fn quarantine(&mut self, slot: u32, reason: String) {
-        let replica = &mut self.replicas[slot as usize];
-        if replica.fault.is_some() {
-            return;
-        }
-        let group = replica.group.id();
-        tracing::error!(node = %self.shared.node, %group, %reason, "a replica is quarantined");
-        let error = Error::Fault {
-            reason: reason.clone(),
-        };
-        self.fail_reads(slot, &error);
-        let replica = &mut self.replicas[slot as usize];
-        replica.fail_all(&mut self.queues, &error);
-        self.leadership.fail(group, &error);
-        self.members.fail(group, &error);
-        replica.fault = Some(reason);
-        // What its last step left behind must not leave.
-        self.outbox.writes.clear();
-        self.outbox.sends.retain(|send| send.group != group);
-        self.outbox.applies.retain(|apply| apply.group != group);
-        self.outbox.claims.retain(|claim| claim.group != group);
-        self.outbox.timers.retain(|timer| timer.group != group);
-        self.outbox.proposed.clear();
-        self.outbox.changes.clear();
-        // That this node is no member any more is committed all the same, and nobody may say it again.
-        let node = self.shared.node;
-        let is_own_end = |removed: &polyraft_raft::Removed| removed.node == node;
-        self.outbox
-            .removed
-            .retain(|removed| removed.group != group || is_own_end(removed));
-        if replica.shown.leads || replica.group.role() == Role::Leader {
-            let members = replica.group.configuration().nodes().collect();
-            self.claims.push(Claim {
-                group,
-                life: self.marks[slot as usize].life,
-                term: None,
-                members,
-            });
-        }
-        self.counters().quarantined.add(1);
-        self.touch(slot);
     }
 }
 

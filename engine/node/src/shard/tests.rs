@@ -105,6 +105,7 @@ fn nothing_is_applied_behind_an_entry_that_cannot_be_read() {
             .into();
         shard.dispatch_applies();
         assert_eq!(shard.replicas[0].fault.is_some(), is_damaged);
+        assert_eq!(shard.repairs.is_possible(0), is_damaged);
         let handed_on = shared.backlog.bytes() > 0;
         assert_eq!(handed_on, !is_damaged, "what reaches the state machine");
     }

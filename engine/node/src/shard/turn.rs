@@ -8,7 +8,9 @@ use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{
     Apply, EntryRange, Env, Event, GroupId, Index, Message, NodeId, Role, Send, Tick,
 };
-use polyraft_storage::{Blocks, Durable, PREFETCH_AHEAD, PREFETCH_SOON, StorageError, prefetch};
+use polyraft_storage::{
+    Blocks, Durable, PREFETCH_AHEAD, PREFETCH_SOON, ReadError, StorageError, prefetch,
+};
 
 use super::outgoing::NODE_LEVEL;
 use super::replica::{Replica, Shown};
@@ -360,10 +362,10 @@ impl Shard {
             }
             if (read.0, read.1) != (send.group, entries) {
                 let from = blocks.len();
-                if let Err(reason) = self.read_blocks(send.group, entries, &mut blocks) {
+                if let Err(error) = self.read_blocks(send.group, entries, &mut blocks) {
                     blocks.truncate(from);
                     if let Some(slot) = self.slot(send.group) {
-                        self.quarantine(slot, reason);
+                        self.quarantine_unreadable(slot, "the log can't be read", &error);
                     }
                     lost = Some(send.group);
                     continue;
@@ -378,19 +380,22 @@ impl Shard {
         self.outbox.sends = sends;
     }
 
-    /// Adds the blocks that hold exactly the entries of a range; on failure says why.
+    /// Adds the blocks that hold exactly the entries of a range.
     fn read_blocks(
         &self,
         group: GroupId,
         entries: EntryRange,
         into: &mut Blocks,
-    ) -> Result<(), String> {
+    ) -> Result<(), ReadError> {
         let (first, end, from) = (entries.first, entries.end, into.len());
-        self.log
-            .blocks(group, first, end, u64::MAX, into)
-            .map_err(|error| format!("the log can't be read: {error}"))?;
+        self.log.blocks(group, first, end, u64::MAX, into)?;
         into.trim(from, first, end)
-            .map_err(|error| format!("the log can't be cut: {error}"))
+            .map_err(|reason| ReadError::Damaged {
+                group,
+                segment: 0,
+                offset: 0,
+                reason,
+            })
     }
 
     fn dispatch_send(&mut self, send: &Send, blocks: &Blocks, which: Range<usize>) {
@@ -466,8 +471,8 @@ impl Shard {
             let end = match pushed {
                 Ok(end) => end,
                 Err(error) => {
-                    return self
-                        .quarantine(slot, format!("a committed entry can't be read: {error}"));
+                    let what = "a committed entry can't be read";
+                    return self.quarantine_unreadable(slot, what, &error);
                 }
             };
             let counters = self.shared.counters.shard(self.index);

@@ -46,17 +46,29 @@ pub(crate) fn put_removed(
     });
 }
 
-/// Writes the question whether the sender is a member still.
-pub(crate) fn put_member_ask(out: &mut BytesMut, group: impl Into<Subject>) {
-    record(out, Kind::MemberAsk, group, |_| {});
+/// Bytes of the question whether the sender is a member still.
+pub(crate) const MEMBER_ASK_BYTES: usize = HEAD_BYTES + 1;
+
+/// Writes that question; one whose log is damaged asks besides whether it may come back without it.
+pub(crate) fn put_member_ask(out: &mut BytesMut, group: impl Into<Subject>, is_damaged: bool) {
+    record(out, Kind::MemberAsk, group, |out| {
+        out.put_u8(is_damaged.into())
+    });
 }
 
-/// Reads the body of a join or a removal.
+/// Reads the body of one of these records.
 pub(super) fn decode<'a>(
     kind: Kind,
     group: GroupId,
     mut body: Body<'_>,
 ) -> Result<Record<'a>, WireError> {
+    if kind == Kind::MemberAsk {
+        let is_damaged = body.bool("question of a member")?;
+        return match body.0 {
+            [] => Ok(Record::MemberAsk { group, is_damaged }),
+            _ => Err(WireError::Value("question of a member")),
+        };
+    }
     if kind == Kind::Join {
         return Ok(Record::Join {
             group,

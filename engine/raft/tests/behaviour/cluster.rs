@@ -339,6 +339,12 @@ impl Cluster {
         node.removed_at = removed_at;
     }
 
+    /// A node that is down has lost its log, and keeps its term and vote.
+    pub fn lose(&mut self, id: NodeId) {
+        let last = Index(self.nodes[&id].disk_log.len() as u64);
+        self.forget(id, votes_again_at(last.max(self.nodes[&id].removed_at)));
+    }
+
     /// A node that is down gets the committed state through an index from somewhere: its log starts after it.
     pub fn install(&mut self, id: NodeId, through: Index) {
         let held = self.committed[..through.0 as usize].to_vec();

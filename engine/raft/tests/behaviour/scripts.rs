@@ -26,6 +26,7 @@
 //! | `crash N [count]`, `restart N [applied]` | loses what is not on disk, after `count` more writes got there; starts again |
 //! | `snapshot A>B tT INDEX` | B has a durable snapshot of the committed state through an index, which A sent as the leader of term T |
 //! | `forget N INDEX` | a node that is down was removed, committed at that index, and has no log any more |
+//! | `lose N` | a node that is down has lost its log, and what it knows of how far that went |
 //! | `anew N M` | N learns that M's replica began anew |
 //! | `install N INDEX` | a node that is down gets the committed state through an index from elsewhere |
 //! | `advance MS` | lets time pass and rings deadlines |
@@ -240,6 +241,7 @@ fn run(cluster: &mut Cluster, line: &str) -> String {
             cluster.receive_snapshot(to, from, text::term(words[1]), through);
         }
         "forget" => cluster.forget(node(), Index(second().expect("an index"))),
+        "lose" => cluster.lose(node()),
         "anew" => {
             let event = Event::BeganAnew {
                 node: NodeId(second().expect("two nodes")),
