@@ -10,6 +10,7 @@ use bytes::BufMut;
 use parking_lot::Mutex;
 use polyraft_raft::NodeId;
 
+use crate::addresses::{AddressChange, Addresses};
 use crate::block::{u32_at, u64_at};
 use crate::disk::Disk;
 use crate::error::StorageError;
@@ -68,6 +69,7 @@ struct Inner {
     unshown: Mutex<Option<u64>>,
     is_new: bool,
     peers: Mutex<Peers>,
+    addresses: Mutex<Addresses>,
     _lock: Box<dyn Send + Sync>,
 }
 
@@ -165,6 +167,7 @@ impl DataDir {
         let chance = draw("drawing an incarnation")? as u32;
         let incarnation = identity.opening << CHANCE_BITS | u64::from(chance);
         let peers = Peers::read(&*disk, &path)?;
+        let addresses = Addresses::read(&*disk, &path)?;
         let inner = Inner {
             disk,
             path,
@@ -173,6 +176,7 @@ impl DataDir {
             unshown: Mutex::new(Some(slot)),
             is_new,
             peers: Mutex::new(peers),
+            addresses: Mutex::new(addresses),
             _lock: lock,
         };
         Ok(Self {
@@ -252,6 +256,18 @@ impl DataDir {
     /// What is remembered of the peers.
     pub fn peers(&self) -> BTreeMap<NodeId, PeerSeen> {
         self.inner.peers.lock().seen().clone()
+    }
+
+    /// Remembers durably where a peer is from now on, whatever the node is opened with, as long as that is what it was. After an
+    /// error it is not remembered.
+    pub fn note_address(&self, peer: NodeId, change: AddressChange) -> Result<(), StorageError> {
+        let mut addresses = self.inner.addresses.lock();
+        addresses.note(&*self.inner.disk, peer, change)
+    }
+
+    /// The peers that were added, moved or taken out while the node ran.
+    pub fn address_changes(&self) -> BTreeMap<NodeId, AddressChange> {
+        self.inner.addresses.lock().changes().clone()
     }
 
     pub(crate) fn disk(&self) -> &Arc<dyn Disk> {

@@ -12,6 +12,7 @@
 //!
 //! `docs/wal-format.md` has the byte maps and the recovery rules.
 
+mod addresses;
 mod batch;
 mod block;
 mod blocks;
@@ -53,6 +54,7 @@ mod tombstone;
 mod upkeep;
 mod wal;
 
+pub use addresses::AddressChange;
 pub use batch::Lsn;
 pub use block::{BLOCK_HEADER_BYTES, EntryBlock, EntryKind, pack};
 pub use blocks::Blocks;

@@ -99,6 +99,8 @@ pub fn entries_of(mut answer: Bytes) -> BTreeMap<Index, Bytes> {
 pub struct Cluster {
     nodes: BTreeMap<u64, Node<Ledger>>,
     addresses: Vec<(u64, SocketAddr)>,
+    /// How many of them there were in the beginning: those nodes are opened with each other as peers, later ones with all.
+    founders: usize,
     config: Config,
     disks: BTreeMap<u64, Arc<dyn Disk>>,
     dir: TempDir,
@@ -111,6 +113,7 @@ impl Cluster {
         let mut cluster = Cluster {
             nodes: BTreeMap::new(),
             addresses: free_addresses(nodes),
+            founders: nodes as usize,
             config,
             disks: BTreeMap::new(),
             dir,
@@ -121,21 +124,43 @@ impl Cluster {
         cluster
     }
 
+    /// Describes another node, which the ones before are not told of, and opens it.
+    pub async fn join(&mut self, id: u64) -> Result<(), OpenError> {
+        let [(_, address)] = free_addresses(1)[..] else {
+            unreachable!("one was asked for")
+        };
+        self.addresses.push((id, address));
+        self.open(id).await
+    }
+
+    /// Node `id`, which must be stopped, is going to be at another address.
+    pub fn move_to_another_address(&mut self, id: u64) {
+        let address = free_addresses(1)[0].1;
+        let known = self.addresses.iter_mut().find(|(node, _)| *node == id);
+        known.expect("a node of the cluster").1 = address;
+    }
+
+    /// Where node `id` listens.
+    pub fn address(&self, id: u64) -> SocketAddr {
+        let known = self.addresses.iter().find(|(node, _)| *node == id);
+        known.expect("a node of the cluster").1
+    }
+
     /// Opens node `id`, which must be stopped.
     pub async fn open(&mut self, id: u64) -> Result<(), OpenError> {
-        let address = self
-            .addresses
-            .iter()
-            .find(|(node, _)| *node == id)
-            .expect("a node of the cluster")
-            .1;
+        let address = self.address(id);
+        let founders = &self.addresses[..self.founders];
+        let peers = match founders.iter().any(|(node, _)| *node == id) {
+            true => founders,
+            false => &self.addresses[..],
+        };
         let disk = self.disks.get(&id).cloned();
         let node = Node::builder()
             .id(id)
             .cluster("test")
             .data_dir(self.data_dir(id))
             .listen(address)
-            .peers(self.addresses.iter().copied())
+            .peers(peers.iter().copied())
             .tls(Tls::dev(self.dir.path().join("ca")))
             .config(self.config.clone())
             .disk(disk.unwrap_or_else(|| Arc::new(FileDisk)))

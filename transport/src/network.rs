@@ -65,6 +65,14 @@ pub trait Network: Send + Sync {
     /// two nodes, so this changes when a node with a smaller one comes or goes.
     fn max_frame_bytes(&self) -> usize;
 
+    /// Adds a peer, or changes the address of one. A link that is up stays up; the new address is used when it is next dialed,
+    /// and at once if the peer is being dialed now. Does nothing where peers have no addresses.
+    fn set_peer(&self, _node: NodeId, _addr: SocketAddr) {}
+
+    /// Takes a peer out: its link is closed, and no other is made or let in before it is added again. Does nothing where peers
+    /// have no addresses.
+    fn remove_peer(&self, _node: NodeId) {}
+
     /// Counters since the start.
     fn stats(&self) -> NetworkStats;
 

@@ -93,6 +93,14 @@ pub enum Error {
         /// What was in the way.
         why: &'static str,
     },
+    /// The peers of this node were not changed.
+    #[error("node {node} as a peer: {why}; nothing was changed")]
+    Peer {
+        /// The peer in question.
+        node: NodeId,
+        /// What is in the way.
+        why: String,
+    },
     /// The members of the group were not changed, or not in the time that was given.
     #[error("the members were not changed: {why}")]
     Members {

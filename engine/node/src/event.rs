@@ -61,6 +61,15 @@ pub(crate) enum ShardEvent {
     },
     /// The connection to another node came up, with the incarnation it showed. For the home shard.
     LinkUp { node: NodeId, incarnation: u64 },
+    /// The node has another peer.
+    PeerAdded { node: NodeId },
+    /// A node is no peer any more.
+    PeerRemoved { node: NodeId },
+    /// Somebody wants to know a group here that has a node as a member.
+    PeerNeeded {
+        node: NodeId,
+        reply: std::sync::mpsc::Sender<Option<GroupId>>,
+    },
     /// The home shard judges another node alive or silent.
     Peer { node: NodeId, alive: bool },
     /// `by` claims (a term) or no longer claims (none) to lead these groups.

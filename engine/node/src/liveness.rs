@@ -112,6 +112,8 @@ pub(crate) struct Liveness {
 #[derive(Debug)]
 struct Peer {
     node: NodeId,
+    /// It was taken out, and is nobody until it is added again.
+    is_gone: bool,
     /// What it showed when its connection came up; a beat of another incarnation is dropped.
     incarnation: Option<u64>,
     alive: bool,
@@ -193,6 +195,28 @@ impl Liveness {
         }
     }
 
+    /// There is another peer of the node `own`, or one that was taken out is back.
+    pub(crate) fn add(&mut self, own: NodeId, node: NodeId) {
+        let place = self.peers.partition_point(|peer| peer.node < node);
+        match self.peers.get_mut(place) {
+            Some(peer) if peer.node == node => peer.is_gone = false,
+            _ => {
+                self.peers.insert(place, Peer::new(node));
+                self.pace.insert(place, node < own);
+            }
+        }
+    }
+
+    /// A peer is taken out. It counts as silent, and what it claimed is void. Its place stays: shards may still have something
+    /// to answer about it.
+    pub(crate) fn remove(&mut self, node: NodeId, out: &mut Vec<Action>) {
+        if let Some(peer) = self.peer(node) {
+            peer.is_gone = true;
+            peer.incarnation = None;
+            peer.forget(out);
+        }
+    }
+
     /// When [`Liveness::poll`] has to be called at the latest.
     pub(crate) fn deadline(&self) -> Option<Tick> {
         let living = self.peers.iter().filter(|peer| peer.alive);
@@ -241,7 +265,8 @@ impl Liveness {
 
     /// All other nodes.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = NodeId> {
-        self.peers.iter().map(|peer| peer.node)
+        let peers = self.peers.iter().filter(|peer| !peer.is_gone);
+        peers.map(|peer| peer.node)
     }
 
     /// How long a peer may count on what this node told it, on any clock.
@@ -325,18 +350,11 @@ impl Liveness {
         out: &mut Vec<Action>,
     ) {
         let (own, intervals) = (self.incarnation, self.intervals);
-        let Some(peer) = self.peer(node) else { return };
+        let peer = self.peer(node).filter(|peer| !peer.is_gone);
+        let Some(peer) = peer else { return };
         if peer.incarnation != Some(incarnation) {
             // Whatever an earlier life of the peer claimed is void: it has to say it again.
-            if peer.alive {
-                peer.alive = false;
-                out.push(Action::Peer { node, alive: false });
-            }
-            let claims = std::mem::take(&mut peer.incoming).claims;
-            if !claims.is_empty() {
-                let changes = claims.into_keys().map(|group| (group, None)).collect();
-                peer.tell_claims(changes, out);
-            }
+            peer.forget(out);
             peer.incarnation = Some(incarnation);
             peer.heard_sequence = 0;
             (peer.asked, peer.stood_by) = (None, 0);
@@ -530,6 +548,7 @@ impl Peer {
     fn new(node: NodeId) -> Self {
         Peer {
             node,
+            is_gone: false,
             incarnation: None,
             alive: false,
             heard_at: Tick(0),
@@ -543,6 +562,22 @@ impl Peer {
             stood_at: Tick(0),
             asked: None,
             ask_at: Tick(0),
+        }
+    }
+
+    /// Nothing is known of it any more.
+    fn forget(&mut self, out: &mut Vec<Action>) {
+        if self.alive {
+            self.alive = false;
+            out.push(Action::Peer {
+                node: self.node,
+                alive: false,
+            });
+        }
+        let claims = std::mem::take(&mut self.incoming).claims;
+        if !claims.is_empty() {
+            let changes = claims.into_keys().map(|group| (group, None)).collect();
+            self.tell_claims(changes, out);
         }
     }
 

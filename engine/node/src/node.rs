@@ -1,6 +1,8 @@
 //! A node: its threads and parts, put together from a configuration and taken apart again.
 //! It must never serve before its log is recovered, nor leave a thread behind after `shutdown`.
 
+mod peers;
+
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,6 +18,7 @@ use polyraft_raft::{GroupId, NodeId};
 use polyraft_storage::{DataDir, Disk, FileDisk, SnapshotStore, Wal, WalObserver, WalThreads};
 use polyraft_transport::{Identity, Network, Options, QuicListener, Tls};
 
+pub(crate) use self::peers::Peers;
 use crate::apply::{Task, remove_leftovers};
 use crate::assembly::{self, Assembly, Place, bytes};
 use crate::clock::{Clock, micros};
@@ -73,7 +76,7 @@ pub(crate) struct Inner {
     pub(crate) max_proposal_bytes: usize,
     pub(crate) inbox_bytes: usize,
     pub(crate) max_sessions: u32,
-    peers: Vec<NodeId>,
+    peers: Arc<Peers>,
     wals: Vec<Wal>,
     network: Arc<dyn Network>,
     router: Arc<Router>,
@@ -131,7 +134,9 @@ impl<M: StateMachine> NodeBuilder<M> {
         self
     }
 
-    /// All nodes of the cluster and their addresses. This node's own entry is ignored.
+    /// All nodes of the cluster and their addresses. This node's own entry is ignored. What was changed while the node ran
+    /// ([`Node::add_peer`] and its like) is remembered in the data directory, and counts as long as what is given here for that
+    /// peer is what it was then.
     pub fn peers(mut self, peers: impl IntoIterator<Item = (u64, SocketAddr)>) -> Self {
         self.peers = peers.into_iter().collect();
         self
@@ -185,13 +190,8 @@ impl<M: StateMachine> NodeBuilder<M> {
         self.config.validate()?;
         let config = &self.config;
         let node = NodeId(id);
-        let peers: Vec<(NodeId, SocketAddr)> = self
-            .peers
-            .iter()
-            .filter(|(peer, _)| *peer != id)
-            .map(|(peer, at)| (NodeId(*peer), *at))
-            .collect();
-        let peer_ids: Vec<NodeId> = peers.iter().map(|(peer, _)| *peer).collect();
+        let others = self.peers.iter().filter(|(peer, _)| *peer != id);
+        let given = others.map(|(peer, at)| (NodeId(*peer), *at)).collect();
 
         let place = Place {
             disk: Arc::clone(&self.disk),
@@ -200,7 +200,10 @@ impl<M: StateMachine> NodeBuilder<M> {
             node,
         };
         let assembly = Assembly::open(&place, config, Clock::start())?;
-        let options = transport_options(config, assembly.identity(), listen, peers, tls);
+        let peers = Peers::new(given, &assembly.data_dir.address_changes());
+        let peer_ids = peers.ids();
+        let identity = assembly.identity();
+        let options = transport_options(config, identity, listen, peers.list(), tls);
         let router = Arc::clone(&assembly.router);
         let listener = QuicListener::bind(options)?;
         // From here on peers may come to know this opening; one that failed before does not count.
@@ -231,7 +234,7 @@ impl<M: StateMachine> NodeBuilder<M> {
             return Err(error);
         }
         let slots = SlotPool::new(POOLED_SLOTS);
-        let inner = Inner::new(config, shared, peer_ids, parts.wals, network, router, slots);
+        let inner = Inner::new(config, shared, peers, parts.wals, network, router, slots);
         if let Err(error) = running.start_metrics(config, inner.source()) {
             running.stop(&inner.shared);
             return Err(error);
@@ -456,7 +459,7 @@ impl<M: StateMachine> Node<M> {
         let mut sorted: Members = members.iter().copied().map(NodeId).collect();
         sorted.sort_unstable();
         sorted.dedup();
-        let is_known = |node: &NodeId| *node == self.id() || self.inner.peers.contains(node);
+        let is_known = |node: &NodeId| *node == self.id() || self.inner.peers.contains(*node);
         let why = if sorted.is_empty() || sorted.len() > MAX_MEMBERS {
             format!(
                 "a group has 1 to {MAX_MEMBERS} members, not {}",
@@ -466,7 +469,7 @@ impl<M: StateMachine> Node<M> {
             "a member is named twice".to_owned()
         } else if let Some(stranger) = sorted.iter().find(|node| !is_known(node)) {
             format!(
-                "node {stranger} is not among the peers that node {} was opened with",
+                "node {stranger} is not among the peers of node {}",
                 self.id()
             )
         } else {
@@ -552,7 +555,7 @@ impl Inner {
     pub(crate) fn new(
         config: &Config,
         shared: Arc<Shared>,
-        peers: Vec<NodeId>,
+        peers: Peers,
         wals: Vec<Wal>,
         network: Arc<dyn Network>,
         router: Arc<Router>,
@@ -564,7 +567,7 @@ impl Inner {
             max_proposal_bytes: bytes(config.batch.max_proposal_bytes),
             max_sessions: config.apply.max_sessions,
             inbox_bytes: bytes(config.shards.inbox_bytes),
-            peers,
+            peers: Arc::new(peers),
             wals,
             network,
             router,
@@ -576,7 +579,7 @@ impl Inner {
     pub(crate) fn source(&self) -> Source {
         Source {
             shared: Arc::clone(&self.shared),
-            peers: self.peers.clone(),
+            peers: Arc::clone(&self.peers),
             wals: self.wals.clone(),
             network: Arc::clone(&self.network),
             router: Arc::clone(&self.router),

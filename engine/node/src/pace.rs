@@ -39,6 +39,17 @@ impl Pace {
         }
     }
 
+    /// There is another peer at this place, and those behind it move on.
+    pub(crate) fn insert(&mut self, place: usize, follows: bool) {
+        let peer = Peer {
+            follows,
+            last: Tick(0),
+            next: Tick(0),
+            is_due: false,
+        };
+        self.peers.insert(place, peer);
+    }
+
     /// When the next beat has to go; `None` without peers.
     pub(crate) fn next(&self) -> Option<Tick> {
         self.peers.iter().map(|peer| peer.next).min()

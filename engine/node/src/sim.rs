@@ -20,7 +20,7 @@ use crate::event::ShardEvent;
 use crate::keeper::{Job, Keeper};
 use crate::machine::StateMachine;
 use crate::mailbox::Mailbox;
-use crate::node::{Inner, Node};
+use crate::node::{Inner, Node, Peers};
 use crate::shard::Shard;
 use crate::wire::{self, Record, Records};
 
@@ -103,6 +103,10 @@ impl<M: StateMachine> SimNode<M> {
         let keepers = keepers.collect();
         // Callers here do not wait for futures, so no reply slots are worth keeping.
         let slots = SlotPool::new(1);
+        // They have no addresses here.
+        let nowhere = std::net::SocketAddr::from(([0, 0, 0, 0], 0));
+        let peers = peers.into_iter().map(|peer| (peer, nowhere)).collect();
+        let peers = Peers::new(peers, &Default::default());
         let inner = Inner::new(config, shared, peers, wals.clone(), network, router, slots);
         Ok(SimNode {
             node: Node::from_inner(inner),

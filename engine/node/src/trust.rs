@@ -5,10 +5,14 @@
 //! Three numbers for each peer, all of which only grow. Each stands for itself, so it does not matter in which order a reader
 //! sees them change: whoever is bound to more claims is bound to the fewer, and a later moment has no earlier end.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use polyraft_raft::{NodeId, Tick};
 use smallvec::SmallVec;
+
+/// The most peers that a node can have, those included that were taken out while it ran.
+pub(crate) const MAX_PEERS: usize = 127;
 
 /// How many batches of claims each shard has handed over.
 pub(crate) type Batches = SmallVec<[u64; 4]>;
@@ -28,7 +32,9 @@ pub(crate) struct Standing {
 /// What all peers stand by.
 #[derive(Debug)]
 pub(crate) struct Trust {
-    peers: Box<[Peer]>,
+    /// Filled from the front. A peer that was taken out stays and says nothing new.
+    peers: Box<[OnceLock<Peer>]>,
+    shards: usize,
 }
 
 #[derive(Debug)]
@@ -41,20 +47,39 @@ struct Peer {
 
 impl Trust {
     pub(crate) fn new(peers: &[NodeId], shards: usize) -> Self {
-        let peer = |node: &NodeId| Peer {
-            node: *node,
+        let places = peers.len().max(MAX_PEERS);
+        let trust = Trust {
+            peers: (0..places).map(|_| OnceLock::new()).collect(),
+            shards,
+        };
+        peers.iter().for_each(|peer| trust.add(*peer));
+        trust
+    }
+
+    /// There is another peer. Only the home shard calls it.
+    pub(crate) fn add(&self, node: NodeId) {
+        if self.peers().any(|peer| peer.node == node) {
+            return;
+        }
+        let peer = Peer {
+            node,
             since: AtomicU64::new(0),
             until: AtomicU64::new(0),
-            batches: (0..shards).map(|_| AtomicU64::new(0)).collect(),
+            batches: (0..self.shards).map(|_| AtomicU64::new(0)).collect(),
         };
-        Trust {
-            peers: peers.iter().map(peer).collect(),
+        // Without a place, nothing here ever counts on it.
+        if let Some(place) = self.peers.iter().find(|place| place.get().is_none()) {
+            let _ = place.set(peer);
         }
+    }
+
+    fn peers(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.iter().map_while(OnceLock::get)
     }
 
     /// Takes in what a peer has said. Only the home shard calls it.
     pub(crate) fn publish(&self, standing: &Standing) {
-        let Some(peer) = self.peers.iter().find(|peer| peer.node == standing.by) else {
+        let Some(peer) = self.peers().find(|peer| peer.node == standing.by) else {
             return;
         };
         peer.since.fetch_max(standing.since.0, Ordering::Release);
@@ -65,7 +90,7 @@ impl Trust {
     }
 
     fn find(&self, node: NodeId, shard: usize, batch: u64) -> Option<&Peer> {
-        let peer = self.peers.iter().find(|peer| peer.node == node)?;
+        let peer = self.peers().find(|peer| peer.node == node)?;
         (peer.batches[shard].load(Ordering::Acquire) >= batch).then_some(peer)
     }
 
@@ -108,5 +133,14 @@ mod tests {
         // What was said stays true when less is said later.
         trust.publish(&standing(&[1, 1], 12, 15));
         assert!(trust.stands(two, 0, 3, Tick(19)) && trust.stands(two, 1, 1, Tick(19)));
+        // Who comes later is like the others, and who comes again has said what it said.
+        trust.add(one);
+        trust.add(two);
+        assert!(!trust.stands(one, 0, 1, Tick(1)) && trust.stands(two, 0, 3, Tick(19)));
+        trust.publish(&Standing {
+            by: one,
+            ..standing(&[1, 1], 12, 15)
+        });
+        assert!(trust.stands(one, 0, 1, Tick(14)));
     }
 }

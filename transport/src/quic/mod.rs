@@ -167,6 +167,14 @@ impl QuicNetwork {
             let _ = self.newcomers.send(peer);
         }
     }
+
+    /// Takes a peer out: its link is closed, and no other is made or let in before it is added again.
+    pub fn remove_peer(&self, node: NodeId) {
+        if let Some(peer) = self.shared.remove_peer(node) {
+            peer.leave();
+            self.shared.update_frame_limit();
+        }
+    }
 }
 
 impl Network for QuicNetwork {
@@ -187,6 +195,14 @@ impl Network for QuicNetwork {
 
     fn max_frame_bytes(&self) -> usize {
         self.shared.frame_limit()
+    }
+
+    fn set_peer(&self, node: NodeId, addr: SocketAddr) {
+        QuicNetwork::set_peer(self, node, addr);
+    }
+
+    fn remove_peer(&self, node: NodeId) {
+        QuicNetwork::remove_peer(self, node);
     }
 
     fn stats(&self) -> NetworkStats {
@@ -299,7 +315,7 @@ async fn serve(
 async fn keep_linked(shared: Arc<Shared>, endpoint: Endpoint, peer: Arc<Peer>) {
     let options = &shared.options;
     let mut backoff = Backoff::new(options.backoff_min, options.backoff_max);
-    while !shared.is_stopping() {
+    while !shared.is_stopping() && !peer.is_gone() {
         let started = Instant::now();
         let mut spent = Duration::ZERO;
         let dialed = tokio::select! {

@@ -14,6 +14,7 @@ use polyraft_raft::NodeId;
 use quinn::Connection;
 use tokio::sync::Notify;
 
+use super::close::Close;
 use super::doorbell::Doorbell;
 use super::link::LinkState;
 use super::queue::LaneQueue;
@@ -22,8 +23,10 @@ use crate::{Lane, Options, SendError};
 pub(super) struct Peer {
     pub node: NodeId,
     addr: Mutex<SocketAddr>,
-    /// Told when the address changes.
+    /// Told when the address changes, and when the peer is taken out.
     pub moved: Notify,
+    /// It was taken out: no link is made with it any more.
+    is_gone: AtomicBool,
     /// By lane number on the wire.
     queues: Box<[LaneQueue]>,
     link: Mutex<Option<Link>>,
@@ -54,6 +57,7 @@ impl Peer {
             node,
             addr: Mutex::new(addr),
             moved: Notify::new(),
+            is_gone: AtomicBool::new(false),
             queues: (0..queues)
                 .map(|_| {
                     let doorbell = Arc::clone(doorbell);
@@ -74,6 +78,19 @@ impl Peer {
     pub fn move_to(&self, addr: SocketAddr) {
         *self.addr.lock() = addr;
         self.moved.notify_one();
+    }
+
+    /// The peer is taken out. Its link ends, also one that is being made.
+    pub fn leave(&self) {
+        self.is_gone.store(true, Ordering::SeqCst);
+        self.moved.notify_one();
+        if let Some(link) = &*self.link.lock() {
+            dismiss(&link.connection);
+        }
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.is_gone.load(Ordering::SeqCst)
     }
 
     pub fn queue(&self, lane: Lane) -> Option<&LaneQueue> {
@@ -103,7 +120,12 @@ impl Peer {
             queue.open(link.number, link.frame_limit);
         }
         *self.last_failure.lock() = None;
-        *self.link.lock() = Some(link);
+        let mut current = self.link.lock();
+        if self.is_gone() {
+            dismiss(&link.connection);
+        }
+        *current = Some(link);
+        drop(current);
         self.met.swap(true, Ordering::Relaxed)
     }
 
@@ -143,4 +165,9 @@ impl Peer {
         *last = Some(reason.to_owned());
         true
     }
+}
+
+/// Ends a connection with a node that is no peer any more.
+fn dismiss(connection: &Connection) {
+    Close::NotAPeer.send(connection, "the node was taken out of the peers");
 }

@@ -102,6 +102,11 @@ impl Shared {
         Some(peer)
     }
 
+    /// Takes a peer out of the table.
+    pub fn remove_peer(&self, node: NodeId) -> Option<Arc<Peer>> {
+        self.peers.write().remove(&node)
+    }
+
     pub fn client_config(
         &self,
         node: NodeId,

@@ -152,6 +152,66 @@ impl Pair {
 }
 
 #[test]
+fn a_peer_that_is_taken_out_is_silent_and_what_it_claimed_is_void() {
+    let (own, two, three) = (NodeId(1), NodeId(2), NodeId(3));
+    let mut liveness = Liveness::new(own, 9, INTERVALS, [two]);
+    let mut out = Vec::new();
+    let nodes = |liveness: &Liveness| liveness.nodes().collect::<Vec<_>>();
+    // One that is added says hello like the others.
+    liveness.add(own, three);
+    liveness.add(own, three);
+    assert_eq!(nodes(&liveness), [two, three]);
+    let beat = |sequence| Beat {
+        incarnation: 30,
+        sequence,
+        heard: 0,
+        claims_version: 1,
+        of: 0,
+        taken: 0,
+        promise: 0,
+        wants_answer: false,
+    };
+    liveness.link_up(Tick(10), three, 30, &mut out);
+    liveness.beat(Tick(20), three, beat(1), &mut out);
+    let reign = at_term(4);
+    let group = GroupId(7);
+    liveness.delta(three, 0, 1, vec![(group, Some(reign))], &mut out);
+    assert!(liveness.is_alive(three));
+    assert_eq!(liveness.claims_on(group), [(three, reign)]);
+    out.clear();
+    liveness.remove(three, &mut out);
+    let is_down =
+        |action: &Action| matches!(action, Action::Peer { node, alive: false } if *node == three);
+    let is_void = |action: &Action| matches!(action, Action::Claims { by, changes } if *by == three && changes[..] == [(group, None)]);
+    assert!(
+        out.iter().any(is_down) && out.iter().any(is_void),
+        "{out:?}"
+    );
+    assert_eq!(nodes(&liveness), [two]);
+    assert!(liveness.claims_on(group).is_empty());
+    // What is late is not heard, and nothing is sent to it.
+    out.clear();
+    liveness.link_up(Tick(30), three, 30, &mut out);
+    liveness.beat(Tick(40), three, beat(2), &mut out);
+    liveness.poll(Tick(500_000), Tick(500_000), true, &mut out);
+    let names_it = |action: &Action| matches!(action, Action::Beat { to, .. } if *to == three);
+    assert!(
+        !liveness.is_alive(three) && !out.iter().any(names_it),
+        "{out:?}"
+    );
+    // It comes back with answers of shards still under way.
+    liveness.claims_taken(three, Vec::new());
+    liveness.add(own, three);
+    liveness.link_up(Tick(500_010), three, 31, &mut out);
+    let again = Beat {
+        incarnation: 31,
+        ..beat(1)
+    };
+    liveness.beat(Tick(500_020), three, again, &mut out);
+    assert!(liveness.is_alive(three));
+}
+
+#[test]
 fn a_peer_is_alive_after_its_first_beat_and_silent_after_the_timeout() {
     let mut pair = Pair::new();
     assert_eq!(

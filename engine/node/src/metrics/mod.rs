@@ -12,6 +12,7 @@ use polyraft_storage::{Wal, WalStats};
 use polyraft_transport::Network;
 
 use self::text::{Range, Text};
+use crate::node::Peers;
 use crate::router::Router;
 use crate::shard::Shared;
 use crate::status::{NodeStatus, PeerStatus};
@@ -20,7 +21,7 @@ use crate::status::{NodeStatus, PeerStatus};
 #[derive(Clone)]
 pub(crate) struct Source {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) peers: Vec<NodeId>,
+    pub(crate) peers: Arc<Peers>,
     pub(crate) wals: Vec<Wal>,
     pub(crate) network: Arc<dyn Network>,
     pub(crate) router: Arc<Router>,
@@ -45,7 +46,8 @@ impl Source {
         let alive = shared.alive_peers.lock().clone();
         let mut wal = WalStats::default();
         self.wals.iter().for_each(|lane| wal.merge(&lane.stats()));
-        let peers = self.peers.iter().map(|node| PeerStatus {
+        let peers = self.peers.ids();
+        let peers = peers.iter().map(|node| PeerStatus {
             node: *node,
             alive: alive.contains(*node),
             round_trip: self.network.round_trip(*node),
@@ -79,7 +81,8 @@ impl Source {
             queues.frame_bytes += gauge.frames.load(Ordering::Relaxed) as u64;
             queues.refused_by_inbox += gauge.refused.load(Ordering::Relaxed);
         }
-        let lanes = self.peers.iter();
+        let peers = self.peers.ids();
+        let lanes = peers.iter();
         queues.lanes = lanes
             .map(|node| (*node, self.network.queued_bytes(*node) as u64))
             .collect();

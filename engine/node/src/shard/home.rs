@@ -295,7 +295,7 @@ impl Shard {
 
     // ---- liveness and claims ----
 
-    fn with_liveness(&mut self, change: impl FnOnce(&mut Liveness, &mut Vec<Action>)) {
+    pub(super) fn with_liveness(&mut self, change: impl FnOnce(&mut Liveness, &mut Vec<Action>)) {
         let home = self.home();
         let mut actions = std::mem::take(&mut home.actions);
         change(&mut home.liveness, &mut actions);

@@ -137,7 +137,7 @@ impl Shard {
         for node in brought.map(|change| change.node()) {
             if !self.alive.contains(node) {
                 return Some(refused(format!(
-                    "node {node} is silent, or no peer of this node; start it, and name it among the peers of every node"
+                    "node {node} is silent, or no peer of this node; start it, and make it a peer of every node"
                 )));
             }
         }

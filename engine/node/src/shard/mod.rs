@@ -12,6 +12,7 @@ mod leadership;
 mod lives;
 mod members;
 mod outgoing;
+mod peers;
 mod proposals;
 mod reads;
 mod repair;
@@ -674,6 +675,11 @@ impl Shard {
             } => self.change_asked(group, changes, within, reply),
             ShardEvent::GroupStatus { group, reply } => {
                 let _ = reply.send(self.group_status(group));
+            }
+            ShardEvent::PeerAdded { node } => self.peer_added(node),
+            ShardEvent::PeerRemoved { node } => self.peer_removed(node),
+            ShardEvent::PeerNeeded { node, reply } => {
+                let _ = reply.send(self.group_with(node));
             }
             ShardEvent::Maintain => self.maintenance_is_due = true,
             ShardEvent::WalFailed(reason) => self.fail(reason),

@@ -33,6 +33,16 @@ struct PeerFrames {
     append: Vec<LaneFrame>,
 }
 
+impl PeerFrames {
+    fn new(node: NodeId, append_lanes: usize) -> Self {
+        PeerFrames {
+            node,
+            liveness: BytesMut::new(),
+            append: (0..append_lanes).map(|_| LaneFrame::default()).collect(),
+        }
+    }
+}
+
 #[derive(Default)]
 struct LaneFrame {
     bytes: BytesMut,
@@ -43,11 +53,9 @@ struct LaneFrame {
 
 impl Outgoing {
     pub(super) fn new(network: Arc<dyn Network>, peers: &[NodeId], append_lanes: usize) -> Self {
-        let peers = peers.iter().map(|node| PeerFrames {
-            node: *node,
-            liveness: BytesMut::new(),
-            append: (0..append_lanes).map(|_| LaneFrame::default()).collect(),
-        });
+        let peers = peers
+            .iter()
+            .map(|node| PeerFrames::new(*node, append_lanes));
         Outgoing {
             peers: peers.collect(),
             append_lanes,
@@ -60,6 +68,19 @@ impl Outgoing {
     /// Asks the transport again how large a frame may be: it depends on who is connected.
     pub(super) fn refresh_limit(&mut self) {
         self.max_frame_bytes = self.network.max_frame_bytes();
+    }
+
+    /// There is another node.
+    pub(super) fn add(&mut self, node: NodeId) {
+        if self.peers.iter().all(|peer| peer.node != node) {
+            let peer = PeerFrames::new(node, self.append_lanes);
+            self.peers.push(peer);
+        }
+    }
+
+    /// A node is no peer any more. What this turn has for it is lost.
+    pub(super) fn remove(&mut self, node: NodeId) {
+        self.peers.retain(|peer| peer.node != node);
     }
 
     /// The other nodes.

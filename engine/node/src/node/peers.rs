@@ -1,0 +1,244 @@
+//! Peers that are added, moved and taken out while a node runs.
+//! A caller must never be told of a change that a restart would forget, nor a shard hear of a connection to a peer that it does not
+//! know.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, mpsc};
+
+use parking_lot::Mutex;
+use polyraft_raft::{GroupId, NodeId};
+use polyraft_storage::AddressChange;
+
+use super::{Inner, Node, blocking};
+use crate::error::Error;
+use crate::event::ShardEvent;
+use crate::machine::StateMachine;
+use crate::trust::MAX_PEERS;
+
+/// The other nodes.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    /// As the node was opened with them.
+    given: BTreeMap<NodeId, SocketAddr>,
+    now: Mutex<BTreeMap<NodeId, SocketAddr>>,
+    /// Held through a change: one at a time.
+    changing: Mutex<()>,
+}
+
+impl Peers {
+    /// Those that the node is opened with, and what became of them when it ran before. What is given now and was not given then
+    /// counts more: somebody has changed it since.
+    pub(crate) fn new(
+        given: BTreeMap<NodeId, SocketAddr>,
+        changes: &BTreeMap<NodeId, AddressChange>,
+    ) -> Self {
+        let mut now = given.clone();
+        for (node, change) in changes {
+            if given.get(node).copied() != change.given {
+                continue;
+            }
+            match change.now {
+                Some(address) => now.insert(*node, address),
+                None => now.remove(node),
+            };
+        }
+        Peers {
+            given,
+            now: Mutex::new(now),
+            changing: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn ids(&self) -> Vec<NodeId> {
+        self.now.lock().keys().copied().collect()
+    }
+
+    pub(super) fn list(&self) -> Vec<(NodeId, SocketAddr)> {
+        let now = self.now.lock();
+        now.iter().map(|(node, at)| (*node, *at)).collect()
+    }
+
+    pub(super) fn contains(&self, node: NodeId) -> bool {
+        self.now.lock().contains_key(&node)
+    }
+
+    fn at(&self, node: NodeId) -> Option<SocketAddr> {
+        self.now.lock().get(&node).copied()
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Add(SocketAddr),
+    Move(SocketAddr),
+    Remove,
+}
+
+impl<M: StateMachine> Node<M> {
+    /// Makes a node a peer of this one while it runs, and after every restart: from then on groups can move to it. Call it on
+    /// every node of the cluster; the new node is opened with all of them as its peers. Adding it again at the same address does
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`Error::Peer`] when it is a peer already at another address, when there are too many, or when that can't be remembered;
+    /// [`Error::Closed`] after a shutdown.
+    pub async fn add_peer(&self, id: u64, address: SocketAddr) -> Result<(), Error> {
+        self.change_peer(id, Change::Add(address)).await
+    }
+
+    /// Changes the address of a peer, also for after a restart. A connection that works stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Peer`] when it is no peer, or when that can't be remembered; [`Error::Closed`] after a shutdown.
+    pub async fn update_peer(&self, id: u64, address: SocketAddr) -> Result<(), Error> {
+        self.change_peer(id, Change::Move(address)).await
+    }
+
+    /// Takes a node out of the peers, also for after a restart: this node does not connect to it any more, and does not let it in.
+    ///
+    /// # Errors
+    /// [`Error::Peer`] when it is no peer, when a group of which this node has a replica has it as a member, or when that can't be
+    /// remembered; [`Error::Closed`] after a shutdown.
+    pub async fn remove_peer(&self, id: u64) -> Result<(), Error> {
+        self.change_peer(id, Change::Remove).await
+    }
+
+    async fn change_peer(&self, id: u64, change: Change) -> Result<(), Error> {
+        let (node, inner) = (NodeId(id), Arc::clone(&self.inner));
+        let changed = blocking("polyraft-peers", move || inner.change_peer(node, change)).await;
+        changed.unwrap_or_else(|error| {
+            let why = error.to_string();
+            Err(Error::Peer { node, why })
+        })
+    }
+}
+
+impl Inner {
+    fn change_peer(&self, node: NodeId, change: Change) -> Result<(), Error> {
+        let running = self.running.lock();
+        let Some((network, data_dir)) = running
+            .as_ref()
+            .map(|running| (Arc::clone(&running.network), Arc::clone(&running.data_dir)))
+        else {
+            return Err(Error::Closed);
+        };
+        drop(running);
+        let _one_at_a_time = self.peers.changing.lock();
+        let before = self.peers.at(node);
+        if let (Change::Add(address), Some(before)) = (change, before)
+            && address == before
+        {
+            return Ok(());
+        }
+        if let Some(why) = self.refusal(node, change, before)? {
+            return Err(Error::Peer { node, why });
+        }
+        let now = match change {
+            Change::Add(address) | Change::Move(address) => Some(address),
+            Change::Remove => None,
+        };
+        let given = self.peers.given.get(&node).copied();
+        data_dir
+            .note_address(node, AddressChange { given, now })
+            .map_err(|error| {
+                let why = error.to_string();
+                Error::Peer { node, why }
+            })?;
+        tracing::info!(at = %self.shared.node, peer = %node, ?before, ?now, "the peers change");
+        match now {
+            Some(address) => {
+                self.peers.now.lock().insert(node, address);
+                if before.is_none() {
+                    self.shared.tell_all(|| ShardEvent::PeerAdded { node });
+                }
+                network.set_peer(node, address);
+            }
+            None => {
+                self.peers.now.lock().remove(&node);
+                network.remove_peer(node);
+                self.shared.tell_all(|| ShardEvent::PeerRemoved { node });
+            }
+        }
+        Ok(())
+    }
+
+    /// What speaks against a change.
+    fn refusal(
+        &self,
+        node: NodeId,
+        change: Change,
+        before: Option<SocketAddr>,
+    ) -> Result<Option<String>, Error> {
+        let why = match (change, before) {
+            _ if node == self.shared.node => "it is this node itself".to_owned(),
+            _ if node.0 == 0 => "node ids start at 1".to_owned(),
+            (Change::Add(_), Some(at)) => {
+                format!("it is one already, at {at}; update_peer changes that")
+            }
+            (Change::Add(_), None) if self.peers.now.lock().len() >= MAX_PEERS => {
+                format!("a node has at most {MAX_PEERS} peers")
+            }
+            (Change::Move(_) | Change::Remove, None) => "it is none".to_owned(),
+            (Change::Add(_) | Change::Move(_), _) => return Ok(None),
+            (Change::Remove, Some(_)) => match self.group_with(node)? {
+                Some(group) => {
+                    format!("group {group} has it as a member; change its members first")
+                }
+                None => return Ok(None),
+            },
+        };
+        Ok(Some(why))
+    }
+
+    /// A group on this node that has another one as a member.
+    fn group_with(&self, node: NodeId) -> Result<Option<GroupId>, Error> {
+        let (reply, answers) = mpsc::channel();
+        let asks = || ShardEvent::PeerNeeded {
+            node,
+            reply: reply.clone(),
+        };
+        self.shared.tell_all(asks);
+        drop(reply);
+        for _ in 0..self.shared.inboxes.len() {
+            match answers.recv() {
+                Ok(None) => {}
+                Ok(Some(group)) => return Ok(Some(group)),
+                Err(_) => return Err(Error::Closed),
+            }
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_somebody_gives_anew_counts_more_than_what_is_remembered() {
+        let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        let change = |given: Option<u16>, now: Option<u16>| AddressChange {
+            given: given.map(at),
+            now: now.map(at),
+        };
+        let changes = BTreeMap::from([
+            (NodeId(2), change(Some(20), Some(21))),
+            (NodeId(3), change(Some(30), None)),
+            (NodeId(4), change(None, Some(40))),
+            (NodeId(5), change(Some(50), Some(51))),
+            (NodeId(6), change(None, Some(60))),
+            (NodeId(7), change(Some(70), None)),
+        ]);
+        // 5 and 7 were given another address since, and 6 one at all.
+        let given = [(2, 20), (3, 30), (5, 55), (6, 66), (7, 77), (8, 80)];
+        let given = given.map(|(node, port)| (NodeId(node), at(port)));
+        let peers = Peers::new(given.into(), &changes);
+        let expected = [(2, 21), (4, 40), (5, 55), (6, 66), (7, 77), (8, 80)];
+        assert_eq!(
+            peers.list(),
+            expected.map(|(node, port)| (NodeId(node), at(port)))
+        );
+        assert_eq!(peers.ids().len(), 6);
+    }
+}
