@@ -38,6 +38,7 @@ mod models;
 mod numbers;
 mod options;
 mod peers;
+mod places;
 mod pool;
 mod prefetch;
 mod recovery;

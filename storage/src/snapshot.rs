@@ -15,6 +15,7 @@ use crate::data_dir::DataDir;
 use crate::disk::Disk;
 use crate::error::StorageError;
 use crate::format::{parse_configuration, put_configuration};
+use crate::places::Places;
 
 /// The directory of the snapshots in a data directory.
 pub(crate) const DIRECTORY: &str = "snapshots";
@@ -172,6 +173,8 @@ pub(crate) fn parse_trailer(bytes: &[u8]) -> Result<(u64, u32), &'static str> {
 pub struct SnapshotStore {
     pub(crate) disk: Arc<dyn Disk>,
     dir: PathBuf,
+    /// None where somebody else may make files.
+    places: Option<Arc<Places>>,
 }
 
 impl SnapshotStore {
@@ -185,6 +188,7 @@ impl SnapshotStore {
         let store = Self {
             disk: Arc::clone(data_dir.disk()),
             dir: data_dir.path().join(DIRECTORY),
+            places: Some(Arc::default()),
         };
         let (disk, dir) = (&store.disk, &store.dir);
         disk.create_dir(dir)
@@ -198,6 +202,8 @@ impl SnapshotStore {
                 let path = dir.join(&name);
                 disk.remove(&path)
                     .map_err(|error| failed(&path, "removing", &error))?;
+            } else if let Some((group, last)) = parse_name(&name) {
+                store.note(group, last);
             }
         }
         let mut newest: Vec<SnapshotFile> = Vec::new();
@@ -205,7 +211,7 @@ impl SnapshotStore {
             match newest.last_mut() {
                 Some(last) if last.meta.group == file.meta.group => {
                     let older = std::mem::replace(last, file);
-                    let _ = disk.remove(&store.path(older.meta.group, older.meta.last));
+                    store.remove_at(older.meta.group, older.meta.last);
                 }
                 _ => newest.push(file),
             }
@@ -218,6 +224,7 @@ impl SnapshotStore {
         SnapshotStore {
             disk: Arc::clone(disk),
             dir: dir.into(),
+            places: None,
         }
     }
 
@@ -355,7 +362,10 @@ impl SnapshotStore {
             Ok(file)
         });
         match &published {
-            Ok(file) => self.remove_all_but(&file.meta),
+            Ok(file) => {
+                self.note(file.meta.group, file.meta.last);
+                self.remove_all_but(&file.meta);
+            }
             Err(_) => _ = self.disk.remove(temporary),
         }
         published
@@ -380,17 +390,27 @@ impl SnapshotStore {
 
     /// Removes some snapshots of a group. What can't be removed now is removed at the next opening.
     fn remove_if(&self, group: GroupId, is_unwanted: impl Fn(&Path, LogPosition) -> bool) {
-        let Ok(names) = self.disk.list(&self.dir) else {
-            return;
-        };
-        for name in names {
-            let path = self.dir.join(&name);
-            if let Some((owner, last)) = parse_name(&name)
-                && owner == group
-                && is_unwanted(&path, last)
-            {
-                let _ = self.disk.remove(&path);
+        let places = self
+            .places
+            .as_ref()
+            .map_or(Vec::new(), |known| known.of(group));
+        for last in places {
+            if is_unwanted(&self.path(group, last), last) {
+                self.remove_at(group, last);
             }
+        }
+    }
+
+    fn remove_at(&self, group: GroupId, last: LogPosition) {
+        let removed = self.disk.remove(&self.path(group, last));
+        if let (Ok(()), Some(places)) = (removed, &self.places) {
+            places.forget(group, last);
+        }
+    }
+
+    fn note(&self, group: GroupId, last: LogPosition) {
+        if let Some(places) = &self.places {
+            places.note(group, last);
         }
     }
 
