@@ -10,6 +10,7 @@ mod loss;
 pub mod model;
 mod names;
 mod pages;
+mod records;
 mod segment;
 mod stall;
 #[cfg(test)]
@@ -32,6 +33,7 @@ use loss::mix;
 pub use loss::{Keep, KeepNames};
 use names::Names;
 use pages::{Pages, SECTOR};
+pub use records::payloads;
 use segment::SimSegment;
 pub use stall::StallDisk;
 

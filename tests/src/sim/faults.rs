@@ -6,11 +6,15 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use polyraft::{MemberChange, NodeId, Role};
-use polyraft_storage::sim::{Astray, Failure as DiskFailure, Keep, KeepNames, SimDisk};
+use polyraft_storage::Disk as _;
+use polyraft_storage::sim::{Astray, Failure as DiskFailure, Keep, KeepNames, SimDisk, payloads};
 
 use super::machine::{self, Saved};
 use super::plan::{Fault, MILLI};
 use super::world::{Event, Phase, Unproven, World};
+
+/// From so many records behind the others, rot takes one if it is aimed.
+const NEWEST: usize = 300;
 
 /// Something that ends after a while.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -324,11 +328,32 @@ impl World {
         if full.is_empty() {
             return false;
         }
-        let (path, used) = self.rng.pick(&full).clone();
-        let (offset, mask) = (4096 + self.rng.below(used - 4096), 1 << self.rng.below(8));
+        let (mut path, used) = self.rng.pick(&full).clone();
+        let (mut offset, mask) = (4096 + self.rng.below(used - 4096), 1 << self.rng.below(8));
+        // Most of a segment is padding, and much of the rest is over. What was written last is needed, and found at a start.
+        let is_aimed = self.rng.chance(700_000);
+        if is_aimed {
+            let disk = &self.hosts[victim as usize].disk;
+            let mut places = Vec::new();
+            for (at, (path, _)) in full.iter().enumerate() {
+                let found = disk.read(path).map(|bytes| payloads(&bytes));
+                let found = found.unwrap_or_default().into_iter();
+                places.extend(found.map(|(lsn, place)| (lsn, at, place)));
+            }
+            places.sort_by_key(|(lsn, ..)| *lsn);
+            let newest = &places[places.len().saturating_sub(NEWEST)..];
+            if !newest.is_empty() {
+                let (_, at, place) = self.rng.pick(newest).clone();
+                path.clone_from(&full[at].0);
+                offset = place.start + self.rng.below(place.end - place.start);
+            }
+        }
         let host = &mut self.hosts[victim as usize];
         host.disk.flip_bits(&path, offset, mask);
         host.is_rotten = true;
+        if is_aimed && self.rng.chance(500_000) {
+            self.kill(victim);
+        }
         self.trace.event(self.now, victim, || {
             format!("rot in {} at {offset}", path.display())
         });

@@ -1,0 +1,39 @@
+//! Where the records of a segment are, for faults that are meant to hit one of them.
+//! Must never name bytes outside of a record's payload: damage to a header takes more than one group down.
+
+use std::ops::Range;
+
+use crate::block::BLOCK_HEADER_BYTES;
+use crate::format::{
+    BATCH_HEADER_BYTES, BatchHeader, CONTROL_HEADER_BYTES, Record, Records, SEGMENT_HEADER_BYTES,
+};
+
+/// The payloads of the records in a segment's bytes, in the order in which they were written, each with the number of its batch.
+#[must_use]
+pub fn payloads(segment: &[u8]) -> Vec<(u64, Range<u64>)> {
+    let mut found = Vec::new();
+    let (mut at, mut before) = (SEGMENT_HEADER_BYTES as usize, 0);
+    while let Some(header) = segment.get(at..).and_then(BatchHeader::parse)
+        && header.lsn > before
+    {
+        let start = at + BATCH_HEADER_BYTES;
+        let Some(body) = segment.get(start..start + header.body_bytes as usize) else {
+            break;
+        };
+        for located in Records::new(body, true).flatten() {
+            let head = match located.record {
+                Record::Block { .. } => BLOCK_HEADER_BYTES,
+                Record::Relocated { .. } => CONTROL_HEADER_BYTES + BLOCK_HEADER_BYTES,
+                _ => CONTROL_HEADER_BYTES,
+            };
+            let from = start + located.offset as usize + head;
+            let to = start + (located.offset + located.bytes) as usize;
+            if from < to {
+                found.push((header.lsn, from as u64..to as u64));
+            }
+        }
+        before = header.lsn;
+        at += header.padded() as usize;
+    }
+    found
+}
