@@ -54,7 +54,8 @@ pub struct PeerSeen {
     pub incarnation: u64,
 }
 
-/// An open, locked data directory. The lock is held until this value and every log opened from it are gone.
+/// An open, locked data directory. The lock is held until this value and every log opened from it are gone, or until
+/// [`DataDir::unlock`].
 #[derive(Debug, Clone)]
 pub struct DataDir {
     inner: Arc<Inner>,
@@ -70,7 +71,7 @@ struct Inner {
     is_new: bool,
     peers: Mutex<Peers>,
     addresses: Mutex<Addresses>,
-    _lock: Box<dyn Send + Sync>,
+    lock: Mutex<Option<Box<dyn Send + Sync>>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -177,7 +178,7 @@ impl DataDir {
             is_new,
             peers: Mutex::new(peers),
             addresses: Mutex::new(addresses),
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -245,6 +246,12 @@ impl DataDir {
     /// Independent logs in it.
     pub fn lanes(&self) -> usize {
         self.inner.identity.lanes as usize
+    }
+
+    /// Lets go of the lock, although something may still hold this value. Nothing may be written from then on: the directory may
+    /// be somebody else's.
+    pub fn unlock(&self) {
+        self.inner.lock.lock().take();
     }
 
     /// Remembers durably what was seen of a peer; does nothing when that is known already.

@@ -29,6 +29,20 @@ async fn insist(cluster: &Cluster, asked: u64, group: u64, payload: &Bytes) {
 }
 
 #[tokio::test]
+async fn a_node_that_is_shut_down_can_be_opened_again_although_handles_are_left() {
+    let mut cluster = Cluster::start(1, small_config()).await;
+    cluster.node(1).create_groups(0..1, &[1]).await.unwrap();
+    cluster.led(0..1).await;
+    let (node, group) = (cluster.node(1).clone(), cluster.node(1).group(0));
+    cluster.stop(1).await;
+    cluster.open(1).await.expect("nobody has the directory");
+    cluster.led(0..1).await;
+    assert_eq!(group.propose("late").await.map(|_| ()), Err(Error::Closed));
+    assert_eq!(node.status().groups, 1, "what it last was");
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
 async fn every_group_gets_one_leader_and_commits_on_all_replicas() {
     let mut cluster = Cluster::start(3, small_config()).await;
     cluster.node(1).create_groups(0..12, &ALL).await.unwrap();

@@ -339,8 +339,8 @@ impl Running {
             keeper.send(Job::Stop);
         }
         join_all(self.keepers);
-        // Last of all: the lock on the data directory.
-        drop(self.data_dir);
+        // Last of all: the lock on the data directory. Handles may keep what reads counters of the log, and nothing writes.
+        self.data_dir.unlock();
     }
 }
 

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use polyraft_raft::{GroupId, NodeId};
 use polyraft_storage::AddressChange;
 
-use super::{Inner, Node, blocking};
+use super::{Inner, Node, Running, blocking};
 use crate::error::Error;
 use crate::event::ShardEvent;
 use crate::machine::StateMachine;
@@ -22,8 +22,6 @@ pub(crate) struct Peers {
     /// As the node was opened with them.
     given: BTreeMap<NodeId, SocketAddr>,
     now: Mutex<BTreeMap<NodeId, SocketAddr>>,
-    /// Held through a change: one at a time.
-    changing: Mutex<()>,
 }
 
 impl Peers {
@@ -46,7 +44,6 @@ impl Peers {
         Peers {
             given,
             now: Mutex::new(now),
-            changing: Mutex::default(),
         }
     }
 
@@ -116,15 +113,14 @@ impl<M: StateMachine> Node<M> {
 
 impl Inner {
     fn change_peer(&self, node: NodeId, change: Change) -> Result<(), Error> {
+        // Held to the end: one change at a time, and none after a shutdown, when the directory may be somebody else's.
         let running = self.running.lock();
-        let Some((network, data_dir)) = running
-            .as_ref()
-            .map(|running| (Arc::clone(&running.network), Arc::clone(&running.data_dir)))
+        let Some(Running {
+            network, data_dir, ..
+        }) = running.as_ref()
         else {
             return Err(Error::Closed);
         };
-        drop(running);
-        let _one_at_a_time = self.peers.changing.lock();
         let before = self.peers.at(node);
         if let (Change::Add(address), Some(before)) = (change, before)
             && address == before
