@@ -164,3 +164,44 @@ async fn what_makes_no_peer_is_refused_and_changes_nothing() {
     let closed = node.add_peer(3, one).await;
     assert_eq!(closed, Err(Error::Closed));
 }
+
+#[tokio::test]
+async fn a_node_that_joins_learns_which_groups_are_over() {
+    let mut cluster = Cluster::start(3, small_config()).await;
+    let node = cluster.node(1);
+    node.create_groups(0..1, &[1, 2, 3]).await.unwrap();
+    // Nodes 1 and 2 know of the end, and they are a majority.
+    cluster.stop(3).await;
+    cluster.node(1).destroy_groups(0..1).await.unwrap();
+    for id in [4, 5] {
+        cluster.join(id).await.unwrap();
+        for old in [1, 2] {
+            let address = cluster.address(id);
+            cluster.node(old).add_peer(id, address).await.unwrap();
+        }
+    }
+    let (four, five) = (cluster.address(4), cluster.address(5));
+    cluster.node(4).add_peer(5, five).await.unwrap();
+    for id in [4, 5] {
+        cluster.sees(1, id, true).await;
+        // What node 1 has said before is known when that is done.
+        let node = cluster.node(1);
+        node.create_groups(10 + id..11 + id, &[id]).await.unwrap();
+    }
+    // Of five nodes, three are a majority too: those two, and one that was away.
+    cluster.stop(1).await;
+    cluster.stop(2).await;
+    cluster.open(3).await.unwrap();
+    cluster.node(3).add_peer(4, four).await.unwrap();
+    cluster.node(3).add_peer(5, five).await.unwrap();
+    cluster.sees(4, 3, true).await;
+    cluster.sees(4, 5, true).await;
+    until("the group begins anew", async || {
+        let created = cluster.node(4).create_groups(0..1, &[4, 5]).await;
+        created.is_ok()
+    })
+    .await;
+    let status = cluster.node(4).group(0).status().await.unwrap();
+    assert_eq!(status.life.get(), 1, "the number of a life is used once");
+    cluster.stop_all().await;
+}

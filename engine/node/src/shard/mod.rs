@@ -228,6 +228,10 @@ pub(crate) struct Shard {
     leadership: Leadership,
     members: Members,
     repairs: Repairs,
+    /// Peers that were added since this node was opened.
+    newcomers: FxHashSet<NodeId>,
+    /// Numbers what they are told.
+    last_told: u64,
     balance: Balance,
     /// Which peers stand by this node's claims.
     trust: Arc<Trust>,
@@ -380,6 +384,8 @@ impl Shard {
             leadership: Leadership::default(),
             members: Members::default(),
             repairs: Repairs::default(),
+            newcomers: FxHashSet::default(),
+            last_told: 0,
             balance: Balance::default(),
             reads: Reads::new(shared.incarnation, shared.workers.len()),
             trust: Arc::clone(&options.trust),

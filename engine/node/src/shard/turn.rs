@@ -558,6 +558,7 @@ impl Shard {
         if alive {
             self.alive.insert(node);
             self.note_back(node);
+            self.tell_ends(node);
         } else {
             self.alive.remove(node);
             self.forwards.peer_lost(node);
