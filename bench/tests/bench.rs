@@ -310,3 +310,25 @@ fn other_groups_are_measured_while_a_snapshot_is_on_its_way() {
     let (code, said) = run(dir.path(), "bench snapshot --groups 1");
     assert_eq!(code, Some(1), "{said}");
 }
+
+#[test]
+fn every_node_is_restarted_under_load_and_nothing_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, said) = run(
+        dir.path(),
+        "bench rolling-restart --groups 12 --inflight 8 --json r.json",
+    );
+    // Whether leaders are spread in time is not looked at.
+    assert!(matches!(code, Some(0 | 3)), "{code:?}: {said}");
+    let result = json(dir.path(), "r.json");
+    let found = &result["verification"];
+    for broken in ["missing", "duplicated", "unexpected", "differing_groups"] {
+        assert_eq!(found[broken], 0, "{result}");
+    }
+    assert!(found["acknowledged"].as_u64() > Some(0), "{result}");
+    assert_eq!(found["replicas"], 36, "{result}");
+    let restarts = result["restarts"].as_array().map(Vec::len);
+    assert_eq!(restarts, Some(3), "{result}");
+    let (code, said) = run(dir.path(), "bench rolling-restart --nodes 2");
+    assert_eq!(code, Some(1), "{said}");
+}

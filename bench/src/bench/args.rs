@@ -2,6 +2,7 @@
 
 use super::faults::Fault;
 use super::in_flight::SnapshotArgs;
+use super::rolling::RollingArgs;
 use crate::load::default_threads;
 use crate::workload::{Arrivals, Keys, Pace, ReadMode, Sizes, Workload};
 use anyhow::{Context, Result, ensure};
@@ -35,6 +36,7 @@ pub enum BenchCommand {
     Compare(CompareArgs),
     Reads(Box<ReadsArgs>),
     Snapshot(Box<SnapshotArgs>),
+    RollingRestart(Box<RollingArgs>),
 }
 
 /// The nodes that are measured.

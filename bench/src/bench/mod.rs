@@ -16,6 +16,7 @@ mod protocol;
 mod reads;
 mod remote;
 mod result;
+mod rolling;
 mod rows;
 mod stages;
 mod table;
@@ -64,6 +65,7 @@ pub fn run(args: &BenchArgs) -> Result<Ending> {
         Some(BenchCommand::Compare(args)) => compare::run(args),
         Some(BenchCommand::Reads(args)) => reads::run(args),
         Some(BenchCommand::Snapshot(args)) => in_flight::run(args),
+        Some(BenchCommand::RollingRestart(args)) => rolling::run(args),
     }
 }
 

@@ -13,6 +13,9 @@ mod runs;
 mod verify;
 
 pub use args::DemoArgs;
+pub use load::{Figures, Load, LoadOptions};
+pub use machine::Ledger;
+pub use verify::{Verification, verify};
 
 use crate::cluster::{Cluster, Site};
 use crate::screen::Screen;
@@ -22,13 +25,10 @@ use crate::{preflight, process, screen};
 use acked::{AckFile, Promises};
 use anyhow::{Context, Result, bail};
 use directory::DemoDir;
-use load::{Figures, Load, LoadOptions};
-use machine::Ledger;
 use report::{FailoverTimes, Idle, Latency, Report};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use verify::Verification;
 
 /// How long the nodes may take to hear one another.
 const LINKED_LIMIT: Duration = Duration::from_secs(30);
@@ -590,7 +590,7 @@ impl Demo<'_> {
             ),
         );
         self.screen.live("verifying ...".into(), false);
-        verify::verify(&self.cluster.running(), self.cluster.groups(), promises).await
+        verify(&self.cluster.running(), self.cluster.groups(), promises).await
     }
 
     /// The table, the JSON, and what to do next.
