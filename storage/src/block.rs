@@ -16,7 +16,7 @@ const VERSION: u8 = 1;
 const VARIABLE: u32 = u32::MAX;
 /// A block's encoded size fits in 31 bits, so that no sum of two of its lengths overflows 32.
 const MAX_ENCODED: u64 = 1 << 31;
-/// Empty payloads take no bytes, so the number of entries needs a bound of its own.
+/// The most entries of a block. Empty payloads take no bytes, so the number of entries needs a bound of its own.
 pub(crate) const MAX_COUNT: u32 = 1 << 22;
 
 /// What the entries of a block are for. A block never mixes kinds.
@@ -31,6 +31,8 @@ pub enum EntryKind {
     Configuration = 2,
     /// Commands of client sessions: each has a header in front of what the state machine is given.
     Session = 3,
+    /// Entries of any of these kinds but configurations, without what they say: all that a witness keeps of them.
+    Hollow = 4,
 }
 
 impl EntryKind {
@@ -40,6 +42,7 @@ impl EntryKind {
             1 => Some(Self::Noop),
             2 => Some(Self::Configuration),
             3 => Some(Self::Session),
+            4 => Some(Self::Hollow),
             _ => None,
         }
     }
@@ -124,6 +127,9 @@ impl Head {
             && u64::from(head.stride) * u64::from(head.count) != u64::from(head.payload)
         {
             return Err(BlockError::Field("stride"));
+        }
+        if head.kind == EntryKind::Hollow && (head.stride != 0 || head.payload != 0) {
+            return Err(BlockError::Field("hollow"));
         }
         if head.encoded() > MAX_ENCODED {
             return Err(BlockError::Field("length"));
@@ -388,6 +394,14 @@ where
     Ok(block.len())
 }
 
+/// Appends a block that has the places of entries and nothing of what they say; 48 bytes, however many they are. At most 2^22
+/// entries; panics otherwise, and when there are none.
+pub fn pack_hollow(buffer: &mut BytesMut, group: GroupId, range: EntryRange) {
+    let count = range.end.0.saturating_sub(range.first.0) as usize;
+    let nothing = std::iter::repeat_n(&[] as &[u8], count);
+    pack(buffer, group, range, EntryKind::Hollow, nothing).expect("nothing is never too large");
+}
+
 /// Appends the payloads, with a table in front of them only when their lengths differ. Returns stride and payload bytes.
 fn put_payloads<P>(
     buffer: &mut BytesMut,
@@ -520,6 +534,33 @@ mod tests {
             (end, bytes),
             (Index(3), block.cut_bytes(Index(1), Index(3)))
         );
+    }
+
+    #[test]
+    fn a_hollow_block_has_places_and_nothing_else() {
+        let range = EntryRange {
+            term: Term(4),
+            first: Index(7),
+            end: Index(1007),
+        };
+        let mut buffer = BytesMut::new();
+        pack_hollow(&mut buffer, GroupId(9), range);
+        assert_eq!(buffer.len(), BLOCK_HEADER_BYTES);
+        let block = EntryBlock::parse(&buffer).unwrap();
+        assert_eq!((block.range(), block.kind()), (range, EntryKind::Hollow));
+        let mut cut = BytesMut::new();
+        block.cut(Index(10), Index(12), &mut cut).unwrap();
+        let cut = EntryBlock::parse(&cut).unwrap();
+        assert_eq!(
+            (cut.first(), cut.end(), cut.kind()),
+            (Index(10), Index(12), EntryKind::Hollow)
+        );
+
+        let mut full = packed(7, &[vec![1; 8]]).to_vec();
+        full[3] = EntryKind::Hollow as u8;
+        let crc = crc32c::crc32c(&full[..40]);
+        full[40..44].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(EntryBlock::parse(&full), Err(BlockError::Field("hollow")));
     }
 
     #[test]

@@ -26,6 +26,8 @@ const REMOVED: u32 = 4;
 const LOST_VOTE: u32 = 8;
 const LOST_LIFE: u32 = 16;
 const LOST_END: u32 = 32;
+/// The replica stores no payload.
+const WITNESS: u32 = 64;
 
 /// A place in the stream of records: behind everything that lies before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -139,6 +141,11 @@ impl Section {
         let state = log.hard_state;
         let voted = if state.vote.is_some() { VOTED } else { 0 };
         let flags = voted | log.fault.as_deref().map_or(0, fault_flags);
+        let flags = if log.is_witness {
+            flags | WITNESS
+        } else {
+            flags
+        };
         self.put_entry(group, flags, position);
         self.bytes.put_u32_le(configuration.len() as u32);
         self.bytes.put_u32_le(fault.len() as u32);
@@ -290,6 +297,7 @@ fn load_entry(rest: &mut &[u8], interned: &mut Interned) -> Option<Loaded> {
         index: Index(u64_at(entry, 72)),
     };
     log.joined = Index(u64_at(entry, 80));
+    log.is_witness = flags & WITNESS != 0;
     load_configurations(take(rest, configuration)?, &mut log, interned)?;
     if fault > 0 {
         log.fault = Some(load_fault(take(rest, fault)?, flags)?);

@@ -89,6 +89,7 @@ mod tests {
         let configurations = Vec::new();
         Record::Block {
             range,
+            kind: crate::block::EntryKind::Normal,
             configurations,
         }
     }

@@ -163,6 +163,8 @@ pub enum Record {
     Block {
         /// Its entries.
         range: EntryRange,
+        /// What they are for.
+        kind: EntryKind,
         /// What those entries say who say who the members are.
         configurations: Vec<(Index, Configuration)>,
     },
@@ -271,6 +273,7 @@ impl<'a> Records<'a> {
                 group,
                 record: Record::Block {
                     range,
+                    kind,
                     configurations,
                 },
             });
@@ -365,6 +368,8 @@ fn lost_with(kind: u8) -> Lost {
         _ => Lost::Life,
     }
 }
+/// In the flags of a create record: the replica stores no payload.
+const WITNESS: u32 = 1;
 
 fn control_payload(kind: u8, version: u8, group: GroupId, payload: &[u8]) -> Option<Record> {
     if u16::from(version) != VERSION {
@@ -374,6 +379,11 @@ fn control_payload(kind: u8, version: u8, group: GroupId, payload: &[u8]) -> Opt
         (CREATE, 16..) => Some(Record::Create(Creation {
             life: Life::new(u32_at(payload, 0))?,
             joined: Index(u64_at(payload, 8)),
+            is_witness: match u32_at(payload, 4) {
+                0 => false,
+                WITNESS => true,
+                _ => return None,
+            },
             configuration: parse_configuration(&payload[16..])?,
         })),
         (HARD_STATE, 32) => Some(Record::HardState(HardState {
@@ -417,7 +427,7 @@ fn control_payload(kind: u8, version: u8, group: GroupId, payload: &[u8]) -> Opt
 pub fn put_create(buffer: &mut BytesMut, group: GroupId, creation: &Creation) {
     let mut payload = Vec::new();
     payload.put_u32_le(creation.life.get());
-    payload.put_u32_le(0);
+    payload.put_u32_le(if creation.is_witness { WITNESS } else { 0 });
     payload.put_u64_le(creation.joined.0);
     put_configuration(&mut payload, &creation.configuration);
     put_control(buffer, CREATE, group, &payload);
@@ -495,16 +505,21 @@ fn control_crc(kind: u8, payload: &[u8]) -> u32 {
     crc32c::crc32c(&payload[..covered])
 }
 
-/// Four counted lists of node ids: incoming voters, outgoing voters, learners, next learners.
+/// Counted lists of node ids: incoming voters, outgoing voters, learners, next learners; and witnesses, whose count is the upper
+/// half of the fourth one, so that members without witnesses look as they did before there were any.
 pub fn put_configuration(into: &mut Vec<u8>, configuration: &Configuration) {
     let lists = [
         configuration.voters(),
         configuration.outgoing(),
         configuration.learners(),
         configuration.learners_next(),
+        configuration.witnesses(),
     ];
-    for list in &lists {
+    for list in &lists[..3] {
         into.put_u32_le(list.len() as u32);
+    }
+    for list in &lists[3..] {
+        into.put_u16_le(u16::try_from(list.len()).expect("groups are far smaller"));
     }
     for node in lists.iter().flat_map(|list| list.iter()) {
         into.put_u64_le(node.0);
@@ -516,7 +531,9 @@ pub fn parse_configuration(bytes: &[u8]) -> Option<Configuration> {
     if bytes.len() < 16 {
         return None;
     }
-    let counts: [usize; 4] = std::array::from_fn(|at| u32_at(bytes, 4 * at) as usize);
+    let [a, b, c] = [0, 4, 8].map(|at| u32_at(bytes, at) as usize);
+    let [d, e] = [12, 14].map(|at| usize::from(u16_at(bytes, at)));
+    let counts = [a, b, c, d, e];
     let total = counts
         .iter()
         .try_fold(0usize, |sum, count| sum.checked_add(*count))?;
@@ -526,12 +543,8 @@ pub fn parse_configuration(bytes: &[u8]) -> Option<Configuration> {
     let mut nodes = bytes[16..]
         .chunks_exact(8)
         .map(|node| NodeId(u64_at(node, 0)));
-    let [voters, outgoing, learners, learners_next] =
+    let [voters, outgoing, learners, learners_next, witnesses] =
         counts.map(|count| nodes.by_ref().take(count).collect::<Vec<_>>());
-    Some(Configuration::joint(
-        voters,
-        outgoing,
-        learners,
-        learners_next,
-    ))
+    let members = Configuration::joint(voters, outgoing, learners, learners_next);
+    Some(members.with_witnesses(witnesses))
 }

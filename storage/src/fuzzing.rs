@@ -383,6 +383,7 @@ mod tests {
         let creation = Creation {
             life: Life::new(5).unwrap(),
             joined: Index(77),
+            is_witness: false,
             configuration: joint.clone(),
         };
         let removed = Tombstone {

@@ -19,6 +19,8 @@ pub struct Creation {
     /// It was made for a member that the group took in at this place of its log, and takes no part in votes until its own log
     /// reaches there; 0 for the members that the group began with.
     pub joined: Index,
+    /// It stores no payload, for as long as it lives.
+    pub is_witness: bool,
     /// The members as far as the one who made it knew.
     pub configuration: Configuration,
 }
@@ -30,6 +32,7 @@ impl Creation {
         Creation {
             life,
             joined: Index::ZERO,
+            is_witness: false,
             configuration,
         }
     }
@@ -39,6 +42,7 @@ impl Creation {
 pub(crate) struct GroupLog {
     pub(crate) life: Life,
     pub(crate) joined: Index,
+    pub(crate) is_witness: bool,
     /// The members as of `base`.
     pub(crate) configuration: Arc<Configuration>,
     /// What entries behind it say of the members, in their order. Absent when none does.
@@ -60,6 +64,7 @@ impl GroupLog {
         Self {
             life: Life::FIRST,
             joined: Index::ZERO,
+            is_witness: false,
             configuration,
             later: None,
             hard_state: HardState::default(),
@@ -82,6 +87,7 @@ impl GroupLog {
             joined: before.map_or(creation.joined, |tombstone| {
                 tombstone.at.max(creation.joined)
             }),
+            is_witness: creation.is_witness,
             hard_state: state.unwrap_or_default(),
             ..Self::new(interned.share(creation.configuration))
         }
@@ -178,6 +184,7 @@ impl GroupLog {
             group,
             life: self.life,
             joined: self.joined,
+            is_witness: self.is_witness,
             configuration: (*self.configuration).clone(),
             configurations: self
                 .later()
@@ -203,6 +210,8 @@ pub struct RecoveredGroup {
     pub life: Life,
     /// See [`Creation::joined`].
     pub joined: Index,
+    /// See [`Creation::is_witness`].
+    pub is_witness: bool,
     /// The members as of `base`.
     pub configuration: Configuration,
     /// What entries behind it say of the members, in their order.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use polyraft_raft::{Configuration, Index};
 
+use crate::block::EntryKind;
 use crate::data_dir::{self, Identity, WAL};
 use crate::disk::{Disk, FileDisk};
 use crate::error::StorageError;
@@ -359,11 +360,16 @@ fn dump_record(record: &Record, bytes: u32, out: &mut dyn Write) -> io::Result<(
     match record {
         Record::Block {
             range,
+            kind,
             configurations,
         } => {
+            let what = match kind {
+                EntryKind::Hollow => "hollow entries",
+                _ => "entries",
+            };
             writeln!(
                 out,
-                "entries {}..{} {} bytes {bytes}",
+                "{what} {}..{} {} bytes {bytes}",
                 range.first, range.end, range.term
             )?;
             configurations
@@ -383,6 +389,9 @@ fn dump_record(record: &Record, bytes: u32, out: &mut dyn Write) -> io::Result<(
             write!(out, "create {}", creation.life)?;
             if creation.joined > Index::ZERO {
                 write!(out, " joined {}", creation.joined)?;
+            }
+            if creation.is_witness {
+                write!(out, " witness")?;
             }
             writeln!(out, " {}", describe(&creation.configuration))
         }
@@ -423,13 +432,14 @@ fn dump_record(record: &Record, bytes: u32, out: &mut dyn Write) -> io::Result<(
     }
 }
 
-/// The four lists of a configuration, those that are not empty.
+/// The lists of a configuration, those that are not empty.
 fn describe(configuration: &Configuration) -> String {
     let lists = [
         ("voters", configuration.voters()),
         ("outgoing", configuration.outgoing()),
         ("learners", configuration.learners()),
         ("learners-next", configuration.learners_next()),
+        ("witnesses", configuration.witnesses()),
     ];
     let named = lists
         .into_iter()

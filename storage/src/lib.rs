@@ -57,7 +57,7 @@ mod wal;
 
 pub use addresses::AddressChange;
 pub use batch::Lsn;
-pub use block::{BLOCK_HEADER_BYTES, EntryBlock, EntryKind, pack};
+pub use block::{BLOCK_HEADER_BYTES, EntryBlock, EntryKind, pack, pack_hollow};
 pub use blocks::Blocks;
 pub use damage::Lost;
 pub use data_dir::{DataDir, MAX_SHOWN, PeerSeen, StoreId};

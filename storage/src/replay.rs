@@ -118,6 +118,7 @@ impl Groups {
             Record::Block {
                 range,
                 configurations,
+                ..
             } if range.first == log.last().next() => {
                 log.append(range, place, at, bytes);
                 for (index, configuration) in configurations {

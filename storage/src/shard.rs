@@ -191,6 +191,11 @@ impl ShardLog {
         self.groups.get(group).map(|log| log.life)
     }
 
+    /// Whether a group is here, and without payloads.
+    pub fn is_witness(&self, group: GroupId) -> bool {
+        self.groups.get(group).is_some_and(|log| log.is_witness)
+    }
+
     /// Whether a group that is here lost a part of its log.
     pub fn is_faulty(&self, group: GroupId) -> bool {
         let log = self.groups.get(group);

@@ -49,6 +49,8 @@ pub struct SurveyedReplica {
     pub life: Life,
     /// It votes once its log reaches there.
     pub joined: Index,
+    /// It stores no payload: it can vote, and can be nobody's source.
+    pub is_witness: bool,
     /// Newest durable term, vote and commit hint.
     pub hard_state: HardState,
     /// Position up to which the log is purged, or begins behind a snapshot.
@@ -138,6 +140,7 @@ fn look(
     let mut replica = SurveyedReplica {
         life: found.life,
         joined: found.joined,
+        is_witness: found.is_witness,
         hard_state: found.hard_state,
         base: found.base,
         last: found.last_position(),
@@ -157,7 +160,7 @@ fn look(
         }
     }
     let base = replica.base.index;
-    if base > Index::ZERO && reaches.is_none_or(|last| last.index < base) {
+    if base > Index::ZERO && !found.is_witness && reaches.is_none_or(|last| last.index < base) {
         replica.fault.get_or_insert_with(|| {
             format!("its log begins behind index {base}, and no usable snapshot reaches that far")
         });

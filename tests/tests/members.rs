@@ -26,6 +26,7 @@ fn members(voters: &[u64], learners: &[u64]) -> Membership {
         voters: nodes(voters),
         outgoing: Vec::new(),
         learners: nodes(learners),
+        witnesses: Vec::new(),
     }
 }
 

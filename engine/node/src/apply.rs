@@ -13,7 +13,7 @@ use polyraft_storage::{
     Blocks, EntryKind, GroupTable, PREFETCH_AHEAD, SnapshotFile, SnapshotMeta, name_of,
     parse_name_of,
 };
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::completion::{self, Outcome, ReplyTo};
 use crate::error::Error;
@@ -34,6 +34,8 @@ const KEPT_GROUPS: usize = 16_384;
 pub(crate) enum Task {
     /// Open the state machine of a group and tell the shard how far it is.
     Open { group: GroupId, life: Life },
+    /// A group has no state machine here: tell the shard, and whoever asks for its state why it gets none.
+    Witness { group: GroupId, life: Life },
     /// Apply what one turn of a shard committed.
     Apply(ApplyBatch),
     /// Answer a query from the state as it is now.
@@ -62,6 +64,16 @@ pub(crate) enum Task {
     },
     /// Leave the loop.
     Stop,
+}
+
+impl Task {
+    /// Opens what a replica needs before it starts.
+    pub(crate) fn open(group: GroupId, life: Life, is_witness: bool) -> Task {
+        match is_witness {
+            true => Task::Witness { group, life },
+            false => Task::Open { group, life },
+        }
+    }
 }
 
 /// A state machine that comes back from a keeper.
@@ -228,6 +240,8 @@ pub(crate) struct Applier<M> {
     sessions: FxHashMap<GroupId, Option<Box<Table>>>,
     /// Of those groups whose id was used before.
     lives: FxHashMap<GroupId, Life>,
+    /// Groups without a state machine here.
+    witnesses: FxHashSet<GroupId>,
     /// State machines that may have the effect of entries which are handed out again, for the sessions.
     held: FxHashMap<GroupId, Index>,
     /// Empty between groups.
@@ -259,6 +273,7 @@ impl<M: StateMachine> Applier<M> {
             replies: Replies::default(),
             sessions: FxHashMap::default(),
             lives: FxHashMap::default(),
+            witnesses: FxHashSet::default(),
             held: FxHashMap::default(),
             dedup: Deduplication::default(),
         }
@@ -278,6 +293,7 @@ impl<M: StateMachine> Applier<M> {
     pub(crate) fn perform(&mut self, task: Task) {
         match task {
             Task::Open { group, life } => self.open(group, life),
+            Task::Witness { group, life } => self.open_witness(group, life),
             Task::Apply(work) => self.apply(work),
             Task::Query(query) => self.answer_query(query),
             Task::Queries(queries) => {
@@ -399,6 +415,7 @@ impl<M: StateMachine> Applier<M> {
     fn destroy(&mut self, group: GroupId, life: Life, slot: Option<u32>) {
         self.forget_sessions(group);
         self.lives.remove(&group);
+        self.witnesses.remove(&group);
         match self.machines.remove(group) {
             // A keeper is using it. The rest is done when it comes back.
             Some(Machine::Lent(_)) => return self.leaving.push((group, life, slot)),
@@ -459,6 +476,17 @@ impl<M: StateMachine> Applier<M> {
         self.tell(self.shard_of(group), event);
     }
 
+    /// There is nothing to open.
+    fn open_witness(&mut self, group: GroupId, life: Life) {
+        self.witnesses.insert(group);
+        let event = ShardEvent::Opened {
+            group,
+            life,
+            applied: Ok(Index::ZERO),
+        };
+        self.tell(self.shard_of(group), event);
+    }
+
     fn apply(&mut self, mut batch: ApplyBatch) {
         let mut waiting = batch.waiting.drain(..);
         let mut next = 0;
@@ -470,6 +498,7 @@ impl<M: StateMachine> Applier<M> {
             let committed = &mut batch.groups[at];
             entries.clear();
             let held = self.held_within(committed);
+            let mut is_hollow = false;
             for block in next..next + committed.blocks {
                 match batch.blocks.get(block).kind() {
                     EntryKind::Normal => {
@@ -479,11 +508,18 @@ impl<M: StateMachine> Applier<M> {
                         self.put_sessions(&batch.blocks, block, committed, held, &mut entries);
                     }
                     EntryKind::Noop | EntryKind::Configuration => {}
+                    EntryKind::Hollow => is_hollow = true,
                 }
             }
             next += committed.blocks;
             let waiting = waiting.by_ref().take(committed.waiting);
-            committed.fault = self.apply_group(committed, &entries, waiting).err();
+            committed.fault = match is_hollow {
+                false => self.apply_group(committed, &entries, waiting).err(),
+                true => {
+                    waiting.for_each(drop);
+                    Some("its log lacks payloads, and it is no witness".to_owned())
+                }
+            };
         }
         self.entries = reuse(entries);
         drop(waiting);
@@ -590,6 +626,7 @@ impl<M: StateMachine> Applier<M> {
                 reason: reason.clone(),
             }),
             Some(Machine::Lent(_)) => Err(Error::Restoring { group }),
+            None if self.witnesses.contains(&group) => Err(Error::Witness { hint: None }),
             None => Err(Error::NoSuchGroup { group }),
         }
     }

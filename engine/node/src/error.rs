@@ -111,6 +111,12 @@ pub enum Error {
     /// reading again is safe.
     #[error("no quorum confirmed the leader in time; nothing was read, retry")]
     Unconfirmed,
+    /// This node's replica is a witness: it has no state to read. Ask another member, `hint` if given.
+    #[error("this node's replica is a witness and has no state{}; ask another member", hint.map(|n| format!(" (node {n} may lead)")).unwrap_or_default())]
+    Witness {
+        /// The node that was last known to lead the group.
+        hint: Option<NodeId>,
+    },
     /// The state machine refused a query.
     #[error("the state machine refused the query: {0}")]
     Query(String),

@@ -20,6 +20,17 @@ fn encode(out: &mut BytesMut, record: &Record<'_>) {
             message,
             blocks,
         } => wire::put_message(out, *group, message, std::iter::once(*blocks)),
+        Record::HollowAppend {
+            group,
+            message,
+            blocks,
+        } => wire::put_hollow_append(out, *group, message, blocks),
+        Record::Place {
+            group,
+            term,
+            last,
+            configuration,
+        } => wire::put_place(out, *group, *term, *last, configuration),
         Record::UnknownGroup { group } => wire::put_unknown_group(out, *group),
         Record::Forward {
             group,
@@ -59,8 +70,9 @@ fn encode(out: &mut BytesMut, record: &Record<'_>) {
             group,
             term,
             leads,
+            is_witness,
             configuration,
-        } => wire::put_join(out, *group, *term, *leads, configuration),
+        } => wire::put_join(out, *group, *term, (*leads, *is_witness), configuration),
         Record::Removed {
             group,
             at,
@@ -305,7 +317,7 @@ mod tests {
         wire::put_read_reply(&mut reads, group, 5, &Err(Error::Unconfirmed));
         let mut members = BytesMut::new();
         let joint = Configuration::joint([1, 2].map(NodeId), [2, 3].map(NodeId), [], []);
-        wire::put_join(&mut members, group, term, true, &joint);
+        wire::put_join(&mut members, group, term, (true, false), &joint);
         wire::put_removed(&mut members, group, index, term, false);
         wire::put_removed(&mut members, group, index, term, true);
         wire::put_member_ask(&mut members, group, false);

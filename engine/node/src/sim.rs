@@ -307,7 +307,9 @@ pub fn read_frame(frame: &Bytes, mut see: impl FnMut(SimRecord)) {
     while let Some(record) = records.next_for(|_| true) {
         let record = record.expect("a node sends frames that can be read");
         see(match record {
-            Record::Group { group, message, .. } => SimRecord::Group { group, message },
+            Record::Group { group, message, .. } | Record::HollowAppend { group, message, .. } => {
+                SimRecord::Group { group, message }
+            }
             Record::Forward { group, kind, .. } => SimRecord::Forward {
                 group,
                 is_numbered: kind == EntryKind::Session,

@@ -20,6 +20,8 @@ pub struct GroupStatus {
     pub life: Life,
     /// The part that this replica plays.
     pub role: Role,
+    /// It stores no payload, has no state machine and never leads; applied is how far it knows of.
+    pub is_witness: bool,
     /// Its current term.
     pub term: Term,
     /// The leader that it follows, or itself.
@@ -54,6 +56,8 @@ pub struct Membership {
     pub outgoing: Vec<NodeId>,
     /// Those that receive the log and decide nothing.
     pub learners: Vec<NodeId>,
+    /// Those among the others that store no payload.
+    pub witnesses: Vec<NodeId>,
 }
 
 impl Membership {
@@ -62,6 +66,7 @@ impl Membership {
             voters: configuration.voters().to_vec(),
             outgoing: configuration.outgoing().to_vec(),
             learners: configuration.learners().to_vec(),
+            witnesses: configuration.witnesses().to_vec(),
         }
     }
 

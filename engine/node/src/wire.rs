@@ -20,7 +20,8 @@ pub(crate) use self::groups::{
     reply_bytes,
 };
 pub(crate) use self::members::{
-    MEMBER_ASK_BYTES, REMOVED_BYTES, join_bytes, put_join, put_member_ask, put_removed,
+    MEMBER_ASK_BYTES, REMOVED_BYTES, join_bytes, place_bytes, put_join, put_member_ask, put_place,
+    put_removed,
 };
 pub(crate) use self::snapshot::{
     CHUNK_BYTES, Chunk, FETCH_BYTES, REFUSED_BYTES, Refusal, SnapshotId, offer_bytes,
@@ -54,6 +55,8 @@ enum Kind {
     Conflict = 7,
     Stale = 8,
     TimeoutNow = 9,
+    HollowAppend = 10,
+    Place = 11,
     UnknownGroup = 16,
     Forward = 17,
     ForwardReply = 18,
@@ -93,6 +96,8 @@ impl Kind {
             Conflict,
             Stale,
             TimeoutNow,
+            HollowAppend,
+            Place,
             UnknownGroup,
             Forward,
             ForwardReply,
@@ -134,6 +139,21 @@ pub(crate) enum Record<'a> {
         group: GroupId,
         message: Message,
         blocks: &'a [u8],
+    },
+    /// An Append to a replica that its sender takes for a witness. The blocks have no payloads.
+    HollowAppend {
+        group: GroupId,
+        message: Message,
+        blocks: &'a [u8],
+    },
+    /// The leader of `term` has no log as old as the receiver needs, which is a witness: its log may begin behind `last`, which
+    /// is committed.
+    Place {
+        group: GroupId,
+        term: Term,
+        last: LogPosition,
+        /// The members as of there.
+        configuration: Configuration,
     },
     /// The sender got a message for a group that it does not host.
     UnknownGroup { group: GroupId },
@@ -191,6 +211,8 @@ pub(crate) enum Record<'a> {
         /// The sender's term, and whether it leads it.
         term: Term,
         leads: bool,
+        /// The receiver stores no payload.
+        is_witness: bool,
         configuration: Configuration,
     },
     /// The receiver is no member, as of a committed index.
@@ -337,18 +359,8 @@ pub(crate) fn put_message<'b>(
             out.put_u64_le(term.0);
             out.put_u8(granted.into());
         }),
-        Message::Append {
-            term,
-            prev,
-            entries,
-            commit,
-        } => record(out, Kind::Append, group, |out| {
-            out.put_u64_le(term.0);
-            put_position(out, prev);
-            out.put_u64_le(entries.term.0);
-            out.put_u64_le(entries.first.0);
-            out.put_u64_le(entries.end.0);
-            out.put_u64_le(commit.0);
+        Message::Append { .. } => record(out, Kind::Append, group, |out| {
+            put_append_head(out, message);
             blocks.for_each(|block| out.put_slice(block));
         }),
         Message::Matched {
@@ -374,6 +386,37 @@ pub(crate) fn put_message<'b>(
             out.put_u64_le(term.0);
         }),
     }
+}
+
+/// Writes an Append for a witness; `blocks` are its entries without their payloads.
+pub(crate) fn put_hollow_append(
+    out: &mut BytesMut,
+    group: impl Into<Subject>,
+    message: &Message,
+    blocks: &[u8],
+) {
+    record(out, Kind::HollowAppend, group, |out| {
+        put_append_head(out, message);
+        out.put_slice(blocks);
+    });
+}
+
+fn put_append_head(out: &mut BytesMut, message: &Message) {
+    let Message::Append {
+        term,
+        prev,
+        entries,
+        commit,
+    } = *message
+    else {
+        unreachable!("nothing else has entries: {message:?}")
+    };
+    out.put_u64_le(term.0);
+    put_position(out, prev);
+    out.put_u64_le(entries.term.0);
+    out.put_u64_le(entries.first.0);
+    out.put_u64_le(entries.end.0);
+    out.put_u64_le(commit.0);
 }
 
 /// Writes the news that a message came for a group that is not here.
@@ -751,7 +794,7 @@ fn decode<'a>(
             term: body.term()?,
             granted: body.bool("vote reply")?,
         },
-        Kind::Append => {
+        Kind::Append | Kind::HollowAppend => {
             let (term, prev) = (body.term()?, body.position()?);
             let entries = EntryRange {
                 term: body.term()?,
@@ -844,7 +887,7 @@ fn decode<'a>(
         Kind::SnapshotOffer | Kind::SnapshotFetch | Kind::SnapshotChunk | Kind::SnapshotRefused => {
             return snapshot::decode(kind, group, body, frame);
         }
-        Kind::Join | Kind::Removed | Kind::MemberAsk => {
+        Kind::Join | Kind::Place | Kind::Removed | Kind::MemberAsk => {
             return members::decode(kind, group, body);
         }
         Kind::Beat => {
@@ -868,11 +911,17 @@ fn decode<'a>(
         | Kind::SurveyReply
         | Kind::Destroy => return groups::decode(kind, body),
     };
-    let blocks = if kind == Kind::Append { body.0 } else { &[] };
-    Ok(Record::Group {
-        group,
-        message,
-        blocks,
+    Ok(match kind {
+        Kind::HollowAppend => Record::HollowAppend {
+            group,
+            message,
+            blocks: body.0,
+        },
+        _ => Record::Group {
+            group,
+            message,
+            blocks: if kind == Kind::Append { body.0 } else { &[] },
+        },
     })
 }
 

@@ -29,6 +29,8 @@ struct More {
     learners: Nodes,
     /// Outgoing voters that become learners when the joint phase ends.
     learners_next: Nodes,
+    /// Members of any of these lists that store no payload.
+    witnesses: Nodes,
 }
 
 fn sorted(nodes: impl IntoIterator<Item = NodeId>) -> Nodes {
@@ -71,9 +73,26 @@ impl Configuration {
             outgoing,
             learners,
             learners_next,
+            witnesses: Nodes::new(),
         };
         let more = (more != More::default()).then(|| Box::new(more));
         Configuration { voters, more }
+    }
+
+    /// The same members, of which those among `witnesses` store no payload. Nodes that are no members are left out.
+    #[must_use]
+    pub fn with_witnesses(mut self, witnesses: impl IntoIterator<Item = NodeId>) -> Configuration {
+        let witnesses = sorted(witnesses.into_iter().filter(|n| self.contains(*n)));
+        if let Some(more) = &mut self.more {
+            more.witnesses = witnesses;
+        } else if !witnesses.is_empty() {
+            self.more = Some(Box::new(More {
+                witnesses,
+                ..More::default()
+            }));
+        }
+        self.more.take_if(|more| **more == More::default());
+        self
     }
 
     /// The voters; the incoming half while joint. Sorted.
@@ -98,6 +117,35 @@ impl Configuration {
     #[must_use]
     pub fn learners_next(&self) -> &[NodeId] {
         self.more.as_ref().map_or(&[], |m| &m.learners_next)
+    }
+
+    /// Members that take part in elections and quorums, as their list says, and store no payload. Sorted.
+    #[must_use]
+    pub fn witnesses(&self) -> &[NodeId] {
+        self.more.as_ref().map_or(&[], |m| &m.witnesses)
+    }
+
+    /// Whether `node` is a member that stores no payload.
+    #[must_use]
+    pub fn is_witness(&self, node: NodeId) -> bool {
+        self.witnesses().contains(&node)
+    }
+
+    /// The voters that may lead: all that are no witnesses; of the incoming half while joint. Sorted.
+    pub fn full_voters(&self) -> impl Iterator<Item = NodeId> + '_ {
+        let witnesses = self.witnesses();
+        let voters = self.voters.iter().copied();
+        voters.filter(move |n| !witnesses.contains(n))
+    }
+
+    /// Whether witnesses alone could be a majority of a half: then something could be committed whose payload nobody has.
+    #[must_use]
+    pub fn witnesses_could_decide(&self) -> bool {
+        let could = |half: &[NodeId]| {
+            let witnesses = half.iter().filter(|n| self.is_witness(**n)).count();
+            !half.is_empty() && witnesses > half.len() / 2
+        };
+        could(&self.voters) || could(self.outgoing())
     }
 
     /// Whether two halves count.
@@ -168,12 +216,14 @@ impl Configuration {
         }
     }
 
-    /// The slow twin of [`Configuration::committed`], straight from the definition; it checks the fast one.
+    /// The slow twin of [`Configuration::committed`], straight from the definition; it checks the fast one. What is committed
+    /// is also stored by somebody who is no witness.
     pub(crate) fn committed_naively(&self, matched: impl Fn(NodeId) -> Index) -> Index {
         let reached = |n: NodeId| matched(n);
         let candidates = self.nodes().filter(|&n| self.is_voter(n)).map(reached);
         candidates
             .filter(|&i| self.has_quorum(|n| matched(n) >= i))
+            .filter(|&i| self.nodes().any(|n| !self.is_witness(n) && matched(n) >= i))
             .max()
             .unwrap_or(Index::ZERO)
     }
@@ -223,6 +273,35 @@ mod tests {
             with.committed(|n| Index(if n.0 > 3 { 9 } else { 0 })),
             Index(0)
         );
+    }
+
+    #[test]
+    fn a_witness_votes_and_too_many_of_them_could_decide() {
+        let three = Configuration::simple(ids(&[1, 2, 3]));
+        let one = three.clone().with_witnesses(ids(&[3, 9]));
+        assert_eq!(
+            (one.witnesses(), one.voters()),
+            (&ids(&[3])[..], &ids(&[1, 2, 3])[..])
+        );
+        assert!(one.is_witness(NodeId(3)) && !one.is_witness(NodeId(9)));
+        assert!(one.full_voters().eq(ids(&[1, 2])));
+        assert!(one.has_quorum(|n| matches!(n.0, 1 | 3)) && !one.witnesses_could_decide());
+        assert!(
+            three
+                .clone()
+                .with_witnesses(ids(&[2, 3]))
+                .witnesses_could_decide()
+        );
+        assert_eq!(one.with_witnesses([]), three);
+        for (voters, most) in [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2), (6, 3), (7, 3)] {
+            for witnesses in 0..=voters {
+                let nodes = Configuration::simple((1..=voters).map(NodeId));
+                let nodes = nodes.with_witnesses((1..=witnesses).map(NodeId));
+                let is_quorum = nodes.has_quorum(|n| n.0 <= witnesses);
+                assert_eq!(nodes.witnesses_could_decide(), is_quorum);
+                assert_eq!(is_quorum, witnesses > most);
+            }
+        }
     }
 
     #[test]

@@ -157,8 +157,8 @@ impl Group {
             return;
         }
         let next = self.log.last_index().next();
-        let others = self.configuration.nodes().filter(|&n| n != self.node);
-        self.part = Part::Leader(Box::new(Leading::new(others, next, env)));
+        let leading = Leading::new(&self.configuration, self.node, next, env);
+        self.part = Part::Leader(Box::new(leading));
         self.leader = Some(self.node);
         self.is_claimed = false;
         self.deadline = None;

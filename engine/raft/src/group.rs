@@ -53,6 +53,8 @@ pub struct Restored {
     /// An earlier replica of this node was removed, and that is committed at this index; or it lost its log, which may have gone
     /// through there. Without that in the log this one neither votes nor stands. 0 when there was none.
     pub removed_at: Index,
+    /// It stores no payload: it is a witness for as long as it lives, whatever its log says of an earlier replica of its node.
+    pub is_witness: bool,
 }
 
 impl Restored {
@@ -69,6 +71,7 @@ impl Restored {
             applied: Index::ZERO,
             bound_for: 0,
             removed_at: Index::ZERO,
+            is_witness: false,
         }
     }
 }
@@ -103,7 +106,7 @@ pub struct Group {
     /// Who leads `term`, as far as known. Never a node of which we know that it does not.
     pub(crate) leader: Option<NodeId>,
     pub(crate) configuration: Configuration,
-    /// What entries that are not handed out yet replaced by it, and whether this node was a member before.
+    /// What entries that are not handed out yet replaced by it, whether this node was a member before, and whether it is a witness.
     pub(crate) former: Former,
     pub(crate) log: LogView,
     pub(crate) durability: Durability,
@@ -175,6 +178,7 @@ impl Group {
             applied,
             bound_for,
             removed_at,
+            is_witness,
         } = restored;
         let log = LogView::new(base, &runs, last);
         assert!(
@@ -194,7 +198,7 @@ impl Group {
             vote: hard_state.vote,
             leader: None,
             configuration,
-            former: Former::removed_at(removed_at, hard_state.term),
+            former: Former::new(removed_at, hard_state.term, is_witness),
             log,
             durability: Durability::new(last),
             committed: hard_state.commit.min(last).max(applied),
@@ -554,6 +558,12 @@ impl Group {
     #[must_use]
     pub const fn node(&self) -> NodeId {
         self.node
+    }
+
+    /// Whether it stores no payload: it votes, and never leads.
+    #[must_use]
+    pub fn is_witness(&self) -> bool {
+        self.former.is_witness()
     }
 
     /// What it holds beyond its size while it leads. For loading it ahead of its use.

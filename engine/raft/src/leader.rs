@@ -7,8 +7,9 @@ use crate::group::{Group, Part};
 use crate::mutants::{self, Mutant};
 use crate::transfer::Handover;
 use crate::{
-    EntryRange, Env, GroupId, Index, LogExtents, LogPosition, Message, NodeId, NotLeader, Origin,
-    Outbox, Progress, ProgressState, Proposed, Send, SnapshotNeeded, Term, Tick, Write, WriteKind,
+    Configuration, EntryRange, Env, GroupId, Index, LogExtents, LogPosition, Message, NodeId,
+    NotLeader, Origin, Outbox, Progress, ProgressState, Proposed, Send, SnapshotNeeded, Term, Tick,
+    Write, WriteKind,
 };
 
 /// What a replica needs only while it leads. A value of its own, so that followers take less memory.
@@ -30,10 +31,13 @@ pub struct Leading {
 }
 
 impl Leading {
-    pub(crate) fn new(others: impl Iterator<Item = NodeId>, next: Index, env: &Env<'_>) -> Leading {
-        let peers = others
-            .map(|n| Progress::new(n, next, env.alive.contains(n), env.now))
-            .collect();
+    /// Of all members but the leader's own node; `next` begins its term.
+    pub(crate) fn new(members: &Configuration, own: NodeId, next: Index, env: &Env<'_>) -> Leading {
+        let peer = |n: NodeId| Progress {
+            is_witness: members.is_witness(n),
+            ..Progress::new(n, next, env.alive.contains(n), env.now)
+        };
+        let peers = members.nodes().filter(|&n| n != own).map(peer).collect();
         Leading {
             peers,
             term_start: next,
@@ -224,8 +228,12 @@ impl Group {
         let Part::Leader(leading) = &mut self.part else {
             return;
         };
-        let (last, commit, settings) = (self.log.last_index(), self.committed, env.settings);
+        let (end, commit, settings) = (self.log.last_index(), self.committed, env.settings);
         let base = self.log.base();
+        let durable = match mutants::is_active(Mutant::WitnessAhead) {
+            true => end,
+            false => self.durability.durable(),
+        };
         let mut appends = Appends {
             group: self.id,
             term: self.term,
@@ -236,6 +244,7 @@ impl Group {
         // Followers usually want the same entries: ask for their size once.
         let mut asked = (EntryRange::default(), 0, (Index::ZERO, 0));
         for progress in &mut leading.peers {
+            let last = if progress.is_witness { durable } else { end };
             while progress.next <= last
                 || (progress.state == ProgressState::Probe && progress.is_behind(last, commit))
             {
@@ -248,10 +257,14 @@ impl Group {
                     break;
                 };
                 let prev = progress.next.prev();
+                if prev > last {
+                    break; // A witness, and what comes before is on no disk yet.
+                }
                 let Some(prev_term) = self.log.term_at(prev) else {
                     break;
                 };
                 let mut entries = self.log.run_from(progress.next);
+                entries.end = entries.end.min(last.next());
                 let mut bytes = 0;
                 if !entries.is_empty() {
                     let most = max_entries.min(u64::from(settings.max_append_entries.max(1)));

@@ -18,6 +18,11 @@ pub enum MemberChange {
     Voter(NodeId),
     /// A learner. A voter that becomes one keeps its log.
     Learner(NodeId),
+    /// A voter that stores no payload: it votes and counts for commits like any other, and never leads. A node that is none
+    /// yet has to be a [`MemberChange::WitnessLearner`] that is caught up.
+    Witness(NodeId),
+    /// A learner that stores no payload. A witness that becomes one keeps what it has.
+    WitnessLearner(NodeId),
     /// No member.
     Remove(NodeId),
 }
@@ -29,8 +34,19 @@ impl MemberChange {
         match self {
             MemberChange::Voter(node)
             | MemberChange::Learner(node)
+            | MemberChange::Witness(node)
+            | MemberChange::WitnessLearner(node)
             | MemberChange::Remove(node) => node,
         }
+    }
+
+    /// Whether the node shall store no payload.
+    #[must_use]
+    pub const fn is_witness(self) -> bool {
+        matches!(
+            self,
+            MemberChange::Witness(_) | MemberChange::WitnessLearner(_)
+        )
     }
 }
 
@@ -68,6 +84,13 @@ pub enum ChangeRefused {
     },
     /// Nobody would vote.
     NoVoters,
+    /// Half of the voters or more would be witnesses, so that a quorum could be without anybody who stores payloads.
+    TooManyWitnesses,
+    /// The node is a member that stores payloads and should not any more, or the other way round: remove it first.
+    KindKept {
+        /// The node.
+        node: NodeId,
+    },
     /// Too few of the voters before and after the change are alive: it would hold up everything until they are back.
     NoQuorum,
     /// Everybody is that already.
@@ -87,28 +110,37 @@ struct Kept {
     removed_at: Index,
     /// In which term this replica began: neither happened in a later one.
     since: Term,
+    /// The replica stores no payload. Here it costs nothing in all the others.
+    is_witness: bool,
 }
 
 impl Former {
-    /// An earlier replica of this node was removed, or lost its log, before this one began in a term; 0: there was none.
-    pub(crate) fn removed_at(index: Index, since: Term) -> Former {
+    /// An earlier replica of this node was removed, or lost its log, before this one began in a term; 0: there was none. And
+    /// whether this one stores no payload.
+    pub(crate) fn new(removed_at: Index, since: Term, is_witness: bool) -> Former {
         let kept = Kept {
-            removed_at: index,
+            removed_at,
             since,
+            is_witness,
             ..Kept::default()
         };
-        Former((index > Index::ZERO).then(|| Box::new(kept)))
+        let is_something = is_witness || removed_at > Index::ZERO;
+        Former(is_something.then(|| Box::new(kept)))
     }
 
     /// The log begins anew.
     fn begin_anew(&self) -> Former {
         let since = self.0.as_ref().map_or(Term::ZERO, |kept| kept.since);
-        Former::removed_at(self.known_removal(), since)
+        Former::new(self.known_removal(), since, self.is_witness())
     }
 
     /// The index as of which this node knows that an earlier replica of it was removed, until the log has that; else 0.
     fn known_removal(&self) -> Index {
         self.0.as_ref().map_or(Index::ZERO, |kept| kept.removed_at)
+    }
+
+    pub(crate) fn is_witness(&self) -> bool {
+        self.0.as_ref().is_some_and(|kept| kept.is_witness)
     }
 
     fn replaced(&self) -> &[(Index, Configuration)] {
@@ -192,11 +224,15 @@ impl Configuration {
             if changes[..at].iter().any(|earlier| earlier.node() == node) {
                 return Err(ChangeRefused::Repeated { node });
             }
+            let stays = !matches!(change, MemberChange::Remove(_));
+            if stays && self.contains(node) && self.is_witness(node) != change.is_witness() {
+                return Err(ChangeRefused::KindKept { node });
+            }
             voters.retain(|voter| *voter != node);
             learners.retain(|learner| *learner != node);
             match change {
-                MemberChange::Voter(_) => voters.push(node),
-                MemberChange::Learner(_) => learners.push(node),
+                MemberChange::Voter(_) | MemberChange::Witness(_) => voters.push(node),
+                MemberChange::Learner(_) | MemberChange::WitnessLearner(_) => learners.push(node),
                 MemberChange::Remove(_) => {}
             }
         }
@@ -208,6 +244,13 @@ impl Configuration {
         let outgoing: &[NodeId] = if is_joint { self.voters() } else { &[] };
         let (outgoing, next) = (outgoing.iter().copied(), learners.iter().copied());
         let changed = Configuration::joint(voters, outgoing, learners.iter().copied(), next);
+        // Nobody is both: what a node was in the outgoing half it is in the other.
+        let brought = changes.iter().filter(|change| change.is_witness());
+        let brought = brought.map(|change| change.node());
+        let changed = changed.with_witnesses(self.witnesses().iter().copied().chain(brought));
+        if changed.witnesses_could_decide() && !mutants::is_active(Mutant::WitnessMajority) {
+            return Err(ChangeRefused::TooManyWitnesses);
+        }
         match changed == *self {
             true => Err(ChangeRefused::Unchanged),
             false => Ok(changed),
@@ -224,6 +267,7 @@ impl Configuration {
             learners.copied().collect::<Vec<_>>(),
             [],
         )
+        .with_witnesses(self.witnesses().iter().copied())
     }
 }
 
@@ -337,8 +381,12 @@ impl Group {
     }
 
     /// Whether it may try to lead: it votes, or voted before an entry that is not known to be committed. Without the latter
-    /// nobody could win whose log is shorter, although the others may still need its vote (Raft thesis, 4.2.2).
+    /// nobody could win whose log is shorter, although the others may still need its vote (Raft thesis, 4.2.2). A witness never
+    /// may: it could send nobody what it is committed to.
     pub(crate) fn may_stand(&self) -> bool {
+        if self.is_witness() && !mutants::is_active(Mutant::WitnessCampaigns) {
+            return false;
+        }
         let votes = |members: &Configuration| members.is_voter(self.node);
         (votes(&self.configuration) || self.former.any_behind(self.committed, votes))
             && self.knows_its_removal()
@@ -455,7 +503,8 @@ impl Group {
             for member in configuration.nodes().filter(|member| *member != node) {
                 if leading.peers.iter().all(|peer| peer.node != member) {
                     let alive = env.alive.contains(member);
-                    let progress = Progress::new(member, next, alive, env.now);
+                    let mut progress = Progress::new(member, next, alive, env.now);
+                    progress.is_witness = configuration.is_witness(member);
                     leading.peers.push(progress);
                 }
             }
@@ -479,7 +528,9 @@ impl Group {
         if let Part::Leader(leading) = &mut self.part
             && let Some(known) = leading.peers.iter_mut().find(|peer| peer.node == node)
         {
+            let is_witness = known.is_witness;
             *known = Progress::new(node, next, known.alive, env.now);
+            known.is_witness = is_witness;
         }
     }
 
@@ -507,7 +558,9 @@ impl Group {
         }
         // It led to the end of its membership. Whoever has everything may take over at once.
         let voters = leading.peers.iter();
-        let voters = voters.filter(|peer| peer.alive && self.configuration.is_voter(peer.node));
+        let voters = voters.filter(|peer| {
+            peer.alive && !peer.is_witness && self.configuration.is_voter(peer.node)
+        });
         if let Some(best) = voters.max_by_key(|peer| peer.matched)
             && best.matched == self.log.last_index()
         {
@@ -597,9 +650,11 @@ mod tests {
     }
 
     fn change() -> impl Strategy<Value = MemberChange> {
-        (0..3_u8, 1..7_u64).prop_map(|(kind, node)| match kind {
+        (0..5_u8, 1..7_u64).prop_map(|(kind, node)| match kind {
             0 => MemberChange::Voter(NodeId(node)),
             1 => MemberChange::Learner(NodeId(node)),
+            2 => MemberChange::Witness(NodeId(node)),
+            3 => MemberChange::WitnessLearner(NodeId(node)),
             _ => MemberChange::Remove(NodeId(node)),
         })
     }
@@ -610,20 +665,39 @@ mod tests {
         fn a_change_goes_where_it_says_and_its_quorums_meet(
             voters in prop::collection::btree_set(1..7_u64, 1..5),
             learners in prop::collection::btree_set(1..7_u64, 0..3),
+            witnesses in prop::collection::btree_set(1..7_u64, 0..3),
             changes in prop::collection::vec(change(), 1..4),
         ) {
             let learners = &learners - &voters;
-            let before = Configuration::joint(ids(&voters), [], ids(&learners), []);
+            let witnesses = &witnesses & &(&voters | &learners);
+            let too_many = |voters: &Set, witnesses: &Set| 2 * (voters & witnesses).len() > voters.len();
+            prop_assume!(!too_many(&voters, &witnesses));
+            let before = Configuration::joint(ids(&voters), [], ids(&learners), [])
+                .with_witnesses(ids(&witnesses));
             let (mut to_vote, mut to_learn) = (voters.clone(), learners.clone());
+            let mut to_witness = witnesses.clone();
             let named: Set = changes.iter().map(|change| change.node().0).collect();
+            let keeps_kind = |change: &&MemberChange| {
+                let node = change.node().0;
+                let is_member = voters.contains(&node) || learners.contains(&node);
+                let stays = !matches!(change, MemberChange::Remove(_));
+                stays && is_member && witnesses.contains(&node) != change.is_witness()
+            };
+            let turns = changes.iter().find(keeps_kind);
             for change in &changes {
                 let node = change.node().0;
                 to_vote.remove(&node);
                 to_learn.remove(&node);
+                to_witness.remove(&node);
                 match change {
-                    MemberChange::Voter(_) => drop(to_vote.insert(node)),
-                    MemberChange::Learner(_) => drop(to_learn.insert(node)),
+                    MemberChange::Voter(_) | MemberChange::Witness(_) => drop(to_vote.insert(node)),
+                    MemberChange::Learner(_) | MemberChange::WitnessLearner(_) => {
+                        _ = to_learn.insert(node);
+                    }
                     MemberChange::Remove(_) => {}
+                }
+                if change.is_witness() {
+                    to_witness.insert(node);
                 }
             }
             let during = match before.changed(&changes) {
@@ -635,6 +709,14 @@ mod tests {
                     prop_assert!(to_vote.is_empty());
                     return Ok(());
                 }
+                Err(ChangeRefused::KindKept { .. }) => {
+                    prop_assert!(turns.is_some());
+                    return Ok(());
+                }
+                Err(ChangeRefused::TooManyWitnesses) => {
+                    prop_assert!(too_many(&to_vote, &to_witness));
+                    return Ok(());
+                }
                 Err(why) => {
                     prop_assert_eq!(why, ChangeRefused::Unchanged);
                     prop_assert!(to_vote == voters && to_learn == learners);
@@ -643,11 +725,18 @@ mod tests {
                 Ok(during) => during,
             };
             prop_assert!(named.len() == changes.len() && !to_vote.is_empty());
+            prop_assert!(turns.is_none() && !too_many(&to_vote, &to_witness));
             prop_assert_eq!(during.is_joint(), to_vote != voters);
             let after = if during.is_joint() { during.left() } else { during.clone() };
             prop_assert!(!after.is_joint());
             prop_assert_eq!(set(after.voters()), to_vote.clone());
             prop_assert_eq!(set(after.learners()), to_learn.clone());
+            prop_assert_eq!(set(after.witnesses()), to_witness);
+            let is_kept = |node: &u64| {
+                let node = NodeId(*node);
+                !during.contains(node) || during.is_witness(node)
+            };
+            prop_assert!(witnesses.iter().all(is_kept));
             // Whoever gets entries in the end gets them from the beginning.
             prop_assert!(after.nodes().all(|node| during.contains(node)));
 
@@ -658,6 +747,11 @@ mod tests {
                 let both = is_majority(&voters, &yes) && is_majority(&to_vote, &yes);
                 prop_assert_eq!(decides(&during, &yes), both);
                 prop_assert_eq!(decides(&after, &yes), is_majority(&to_vote, &yes));
+                // Whatever decides has somebody who stores payloads.
+                for members in [&before, &during, &after] {
+                    let stores = |node: &u64| !members.is_witness(NodeId(*node));
+                    prop_assert!(!decides(members, &yes) || yes.iter().any(stores));
+                }
                 // No two sets without a common node decide, one before and one during the change, or one during and
                 // one after it.
                 let others: Set = (1..7).filter(|node| !yes.contains(node)).collect();

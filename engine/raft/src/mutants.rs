@@ -147,6 +147,12 @@ pub enum Mutant {
     AppliedWhileRestored,
     /// A state is frozen before what its place says is on its way to the state machine.
     FrozenBeforeApplied,
+    /// A witness campaigns.
+    WitnessCampaigns,
+    /// Witnesses may be so many that they decide without anybody who stores payloads.
+    WitnessMajority,
+    /// A witness is sent entries that no disk has yet.
+    WitnessAhead,
     /// A proposal of a session is applied although its number was applied before.
     DuplicateApplied,
     /// A snapshot has the state and not the sessions.
@@ -203,6 +209,8 @@ pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::RecoveredVoteForgotten, 19),
     (Mutant::OpeningsCounted, 19),
     (Mutant::UnknownProposedAgain, 19),
+    (Mutant::WitnessMajority, 12),
+    (Mutant::WitnessCampaigns, 20),
     (Mutant::DuplicateApplied, 19),
     (Mutant::SessionForgotten, 19),
     (Mutant::LifeIgnored, 19),
@@ -232,6 +240,7 @@ pub const SCRIPTED: &[(Mutant, u8)] = &[
     (Mutant::RemovedLeaderStays, 18),
     (Mutant::ReturnedVotes, 19),
     (Mutant::RepairedVotes, 19),
+    (Mutant::WitnessAhead, 18),
     (Mutant::HandoverStuck, 20),
     (Mutant::TargetBehind, 20),
     (Mutant::LearnerLeads, 20),

@@ -221,6 +221,8 @@ pub enum TransferOutcome {
     },
     /// The target does not vote, or is about to leave.
     NotVoter,
+    /// The target is a witness, which never leads.
+    Witness,
     /// Another handover is under way.
     Busy,
     /// The target's node is silent, or fell silent.

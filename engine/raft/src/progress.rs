@@ -31,6 +31,9 @@ pub struct Progress {
     pub next: Index,
     /// Whether its node is alive. Nothing is sent to a dead one.
     pub alive: bool,
+    /// It stores no payload. It is sent what is durable at the leader and nothing newer: so whatever keeps others from being
+    /// elected there, somebody has.
+    pub is_witness: bool,
     /// The highest commit index told to it since it was last known to listen.
     pub commit_sent: Index,
     /// The highest commit index that it answered with.
@@ -52,6 +55,7 @@ impl Progress {
             matched: Index::ZERO,
             next,
             alive,
+            is_witness: false,
             commit_sent: Index::ZERO,
             commit_acked: Index::ZERO,
             inflight: Inflight::default(),

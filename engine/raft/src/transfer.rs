@@ -21,15 +21,19 @@ impl Group {
     pub(crate) fn transfer(&mut self, env: &Env<'_>, to: NodeId, out: &mut Outbox) {
         let is_voter =
             self.configuration.voters().contains(&to) || mutants::is_active(Mutant::LearnerLeads);
+        let is_witness = self.configuration.is_witness(to);
         let Part::Leader(leading) = &mut self.part else {
             let outcome = TransferOutcome::NotLeader { hint: self.leader };
             return self.answer_transfer(to, outcome, out);
         };
-        // A learner or a stranger could win no election, and who is on the way out of the group should not.
+        // A learner or a stranger could win no election, who is on the way out of the group should not, and a witness never
+        // stands.
         let outcome = if to == self.node {
             Some(TransferOutcome::Done)
         } else if !is_voter {
             Some(TransferOutcome::NotVoter)
+        } else if is_witness {
+            Some(TransferOutcome::Witness)
         } else if leading.handover.is_some() {
             Some(TransferOutcome::Busy)
         } else if !env.alive.contains(to) {
@@ -122,6 +126,8 @@ impl Group {
         self.catch_up(env, term, out);
         let is_voter =
             self.configuration.is_voter(self.node) || mutants::is_active(Mutant::LearnerLeads);
+        let is_voter =
+            is_voter && (!self.is_witness() || mutants::is_active(Mutant::WitnessCampaigns));
         let may_lead = is_voter && self.knows_its_removal() && self.has_live_quorum(env);
         if !may_lead || self.leader.is_some_and(|leader| leader != from) {
             return self.drop_stale();

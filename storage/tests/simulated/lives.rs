@@ -64,6 +64,7 @@ fn a_life_goes_on_where_the_tombstone_before_it_allows() {
     let back = Creation {
         life: life(2),
         joined: Index::ZERO,
+        is_witness: false,
         configuration: voters(),
     };
     let earlier = Creation::founding(life(1), voters());

@@ -73,6 +73,8 @@ pub(super) struct GroupChecks {
     seen: Vec<Seen>,
     /// By node: its replica was removed, and there is no other yet.
     is_out: Vec<bool>,
+    /// By node: its replica stores no payload.
+    is_witness: Vec<bool>,
     /// By node: the members as its replica saw them the last time.
     members: Vec<Option<Configuration>>,
     pub(super) promises: Vec<Promise>,
@@ -158,6 +160,7 @@ impl GroupChecks {
         GroupChecks {
             seen: vec![Seen::default(); nodes as usize + 1],
             is_out: vec![false; nodes as usize + 1],
+            is_witness: vec![false; nodes as usize + 1],
             members: vec![None; nodes as usize + 1],
             promises: vec![Promise::default(); nodes as usize + 1],
             ..GroupChecks::default()
@@ -207,8 +210,16 @@ impl GroupChecks {
         }
         let before = &mut self.members[node.0 as usize];
         if before.as_ref() != Some(core.configuration()) {
+            if core.configuration().witnesses_could_decide() {
+                return Err(broken(
+                    "witnesses",
+                    group,
+                    format!("on node {node} the members are {:?}", core.configuration()),
+                ));
+            }
             *before = Some(core.configuration().clone());
         }
+        self.is_witness[node.0 as usize] = core.is_witness();
         // A newer leader may have cut what was acknowledged to an older one.
         let promise = &mut self.promises[node.0 as usize];
         if core.term_at(promise.matched.index) != Some(promise.matched.term) {
@@ -272,6 +283,13 @@ impl GroupChecks {
 
     fn check_leader(&mut self, core: &Group) -> Verdict {
         let (group, node, term) = (core.id(), core.node(), core.term());
+        if core.is_witness() {
+            return Err(broken(
+                "witnesses",
+                group,
+                format!("node {node} leads term {term} and stores no payload"),
+            ));
+        }
         let known = self.leaders.insert(term, node);
         match known {
             Some(known) if known != node => {
@@ -374,6 +392,16 @@ impl GroupChecks {
                 format!(
                     "node {node} commits {reached}, which only {holders:?} hold of {in_force:?} durably"
                 ),
+            ));
+        }
+        if holders
+            .iter()
+            .all(|holder| self.is_witness[*holder as usize])
+        {
+            return Err(broken(
+                "witnesses",
+                group,
+                format!("node {node} commits {reached}, which only the witnesses {holders:?} hold"),
             ));
         }
         for holder in &holders {

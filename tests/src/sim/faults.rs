@@ -6,6 +6,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use polyraft::{MemberChange, NodeId, Role};
+use polyraft_raft::Configuration;
 use polyraft_storage::Disk as _;
 use polyraft_storage::sim::{Astray, Failure as DiskFailure, Keep, KeepNames, SimDisk, payloads};
 
@@ -128,17 +129,34 @@ impl World {
                 (_, true, true) | (false, false, true) => MemberChange::Voter(who),
                 (false, false, false) => MemberChange::Learner(who),
             };
-            changes.push(change);
+            changes.push(match self.plan.has_witnesses {
+                true => self.draw_witness(&members, change),
+                false => change,
+            });
         }
         let mut voters: Vec<u64> = members.voters().iter().map(|node| node.0).collect();
         for change in &changes {
             voters.retain(|voter| *voter != change.node().0);
-            if let MemberChange::Voter(node) = change {
+            if let MemberChange::Voter(node) | MemberChange::Witness(node) = change {
                 voters.push(node.0);
             }
         }
         let within = Duration::from_millis(self.rng.within(50, 2_000));
         self.plan.is_safe(&voters).then_some((changes, within))
+    }
+
+    /// The same change of a node that stores no payload, if it is one of these, or may become one. Now and then what is refused.
+    fn draw_witness(&mut self, members: &Configuration, change: MemberChange) -> MemberChange {
+        let who = change.node();
+        let is_witness = match members.contains(who) {
+            true => members.is_witness(who) != self.rng.chance(30_000),
+            false => self.rng.chance(500_000),
+        };
+        match change {
+            MemberChange::Voter(who) if is_witness => MemberChange::Witness(who),
+            MemberChange::Learner(who) if is_witness => MemberChange::WitnessLearner(who),
+            other => other,
+        }
     }
 
     /// Asks a node to hand over some groups, to whomever: whether it leads them or not, and whether the others can.

@@ -316,6 +316,12 @@ impl World {
             if host.is_rotten && is_damaged {
                 continue;
             }
+            if node
+                .replica(group)
+                .is_some_and(|(core, _)| core.is_witness())
+            {
+                continue; // It has no state.
+            }
             let handle = node.node().group(group.0);
             let mut read = Box::pin(handle.read(Read::LOCAL, bytes::Bytes::new()));
             let mut context = Context::from_waker(Waker::noop());

@@ -116,6 +116,8 @@ pub struct Plan {
     pub members: Vec<Vec<u64>>,
     /// Whose members change, by group.
     pub churns: Vec<bool>,
+    /// Whether nodes become witnesses where members change.
+    pub has_witnesses: bool,
     /// What every node is configured with.
     pub config: Config,
     /// How fast each node's clock runs, in parts per million more or less than real time.
@@ -189,6 +191,7 @@ impl Plan {
             seed,
             nodes,
             churns: vec![false; members.len()],
+            has_witnesses: false,
             members,
             clock_ppm: (0..nodes)
                 .map(|_| rng.within(0, 2 * skew) as i64 - skew as i64)
@@ -224,6 +227,7 @@ impl Plan {
         churn(&mut plan);
         sessions(&mut plan);
         ends(&mut plan);
+        witnesses(&mut plan);
         plan
     }
 
@@ -332,6 +336,29 @@ fn ends(plan: &mut Plan) {
     }
 }
 
+/// In some worlds members change and nodes become witnesses. Nobody's data is destroyed there: what is committed may be stored
+/// by one node only. Drawn from a source of its own, so that the others stay as they were.
+fn witnesses(plan: &mut Plan) {
+    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0x0317_4E55));
+    if !rng.chance(120_000) {
+        return;
+    }
+    plan.has_witnesses = true;
+    plan.victims.clear();
+    for fault in Fault::ALL
+        .into_iter()
+        .filter(|fault| fault.is_destructive())
+    {
+        plan.weights[fault as usize] = 0;
+    }
+    let most = rng.within(3, 10) as u32 * 100_000;
+    for churns in &mut plan.churns {
+        *churns |= rng.chance(most);
+    }
+    let weight = &mut plan.weights[Fault::Reconfigure as usize];
+    *weight = (*weight).max(*rng.pick(&[10, 30]));
+}
+
 /// Small limits, so that every one of them is reached.
 fn config(rng: &mut Rng) -> Config {
     let millis = Duration::from_millis;
@@ -389,7 +416,7 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "seed {}: {} nodes, {} groups, {} clients ({} with sessions), {} keys, victims {:?}, {} events",
+            "seed {}: {} nodes, {} groups, {} clients ({} with sessions), {} keys, victims {:?}, {}{} events",
             self.seed,
             self.nodes,
             self.members.len(),
@@ -397,6 +424,11 @@ impl fmt::Display for Plan {
             self.session_clients,
             self.keys,
             self.victims,
+            if self.has_witnesses {
+                "witnesses, "
+            } else {
+                ""
+            },
             self.events
         )?;
         write!(f, "  members")?;

@@ -112,6 +112,7 @@ pub(super) fn describe(node: NodeId, replica: &SurveyedReplica) -> SurvivingRepl
         last_term: replica.last.term.0,
         last_index: replica.last.index.0,
         committed: committed.0,
+        is_witness: replica.is_witness,
         fault: replica.fault.clone(),
     }
 }
@@ -129,8 +130,9 @@ fn decide(
     }
     let usable = replicas.iter().filter(|(_, one)| may_vote(one));
     let usable: Replicas<'_> = usable.map(|(node, one)| (*node, *one)).collect();
-    // Of two that are equally new, the one that votes already.
-    let newest = usable.iter().max_by_key(|(node, one)| {
+    // A witness knows what there was, and has none of it. Of two that are equally new, the one that votes already.
+    let full = usable.iter().filter(|(_, one)| !one.is_witness);
+    let newest = full.max_by_key(|(node, one)| {
         let last = (one.last.term, one.last.index);
         (
             last,
@@ -140,7 +142,7 @@ fn decide(
     });
     let Some((&chosen, newest)) = newest else {
         return Decision::Refused(format!(
-            "no replica that is left can vote: {}",
+            "no replica that is left can vote and has the payloads: {}",
             faults(replicas)
         ));
     };
@@ -148,9 +150,12 @@ fn decide(
     if before.voters().is_empty() {
         return Decision::Refused(format!("the log on node {} names no voters", chosen.0));
     }
-    if before.has_quorum(|node| usable.contains_key(&node)) {
+    // Who has a newer log does not vote for it: that can only be a witness.
+    let behind = |one: &SurveyedReplica| one.last > newest.last;
+    if before.has_quorum(|node| usable.get(&node).is_some_and(|one| !behind(one))) {
         return Decision::HasQuorum;
     }
+    let knows_more = usable.values().any(|one| behind(one));
     let is_missing = |node: &NodeId| !given.contains(node) && !lost.contains(node);
     // Any of them may be in force, so anybody in one may have what was committed.
     let possible = &newest.configurations;
@@ -191,20 +196,25 @@ fn decide(
         known_committed: known.min(last.0),
         becoming_committed: last.0.saturating_sub(known),
         known_lost: known.saturating_sub(last.0),
-        may_have_lost: possible
-            .iter()
-            .any(|members| members.has_quorum(|node| !usable.contains_key(&node))),
+        // What a witness that is left knows of may have been committed with its help.
+        may_have_lost: knows_more
+            || possible
+                .iter()
+                .any(|members| members.has_quorum(|node| !usable.contains_key(&node))),
     }))
 }
 
-/// Who votes and who learns afterwards: what is left of the members, and the chosen one in any case.
+/// Who votes and who learns afterwards: what is left of the members, and the chosen one in any case. Witnesses are not among
+/// them: what they know of may not be there any more, and they cost nothing to be added anew.
 fn survivors(
     before: &Configuration,
     chosen: NodeId,
     usable: &Replicas<'_>,
 ) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
     let left = |nodes: &[NodeId]| -> Vec<NodeId> {
-        let left = nodes.iter().filter(|node| usable.contains_key(node));
+        let left = nodes
+            .iter()
+            .filter(|node| usable.get(node).is_some_and(|one| !one.is_witness));
         left.copied().collect()
     };
     let voters: BTreeSet<NodeId> = [left(before.voters()), left(before.outgoing()), vec![chosen]]
@@ -229,7 +239,10 @@ fn may_vote(replica: &SurveyedReplica) -> bool {
 
 fn faults(replicas: &Replicas<'_>) -> String {
     let faults = replicas.iter().map(|(node, one)| {
-        let behind = "it has not caught up since it became a member";
+        let behind = match one.is_witness {
+            true => "it is a witness",
+            false => "it has not caught up since it became a member",
+        };
         let fault = one.fault.as_deref().unwrap_or(behind);
         format!("on node {}, {fault}", node.0)
     });

@@ -98,6 +98,9 @@ pub struct SurvivingReplica {
     pub last_index: u64,
     /// What it knows to be committed: by its last note, its snapshot or what it has purged.
     pub committed: u64,
+    /// It stores no payload: it is no source, and not among the members afterwards.
+    #[serde(default)]
+    pub is_witness: bool,
     /// Why it can't be used, and counts as lost.
     pub fault: Option<String>,
 }

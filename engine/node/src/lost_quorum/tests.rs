@@ -17,6 +17,7 @@ struct Written {
     group: GroupId,
     life: Life,
     joined: u64,
+    is_witness: bool,
     members: Configuration,
     term: u64,
     commit: u64,
@@ -33,6 +34,7 @@ fn replica<const N: usize>(members: [u64; N], term: u64, commit: u64, terms: &[u
         group: GROUP,
         life: Life::FIRST,
         joined: 0,
+        is_witness: false,
         members: voters(members),
         term,
         commit,
@@ -59,6 +61,7 @@ fn write(disk: &SimDisk, node: u64, replicas: &[Written]) {
         let creation = Creation {
             life: one.life,
             joined: Index(one.joined),
+            is_witness: one.is_witness,
             configuration: one.members.clone(),
         };
         log.begin(one.group, creation).unwrap();
@@ -182,6 +185,43 @@ fn groups_with_a_quorum_are_left_alone_and_half_of_the_members_lose_nothing() {
         plan.groups[0].chosen, 1,
         "the lower one of two that are equal"
     );
+}
+
+#[test]
+fn a_witness_that_is_left_is_no_source_and_says_what_is_lost() {
+    let members = || voters([1, 2, 3]).with_witnesses([NodeId(3)]);
+    let with = |disk: &SimDisk, full: &[u64], witness: &[u64]| {
+        let is_witness = |is_witness, terms| Written {
+            is_witness,
+            members: members(),
+            ..replica([1, 2, 3], 1, 0, terms)
+        };
+        write(disk, 2, &[is_witness(false, full)]);
+        write(disk, 3, &[is_witness(true, witness)]);
+    };
+    // The witness elects the one that is left, which has all that it knows of.
+    let disk = SimDisk::new(1);
+    with(&disk, &[1, 1], &[1, 1]);
+    assert_eq!(plan(&disk, &[2, 3], &[1]).unwrap().with_quorum, 1);
+
+    // It does not, for there were entries that only the lost node has.
+    let disk = SimDisk::new(1);
+    with(&disk, &[1, 1], &[1, 1, 1]);
+    let found = plan(&disk, &[2, 3], &[1]).unwrap();
+    let group = &found.groups[0];
+    assert_eq!(
+        (group.chosen, group.index, group.may_have_lost),
+        (2, 3, true)
+    );
+    assert_eq!((&group.voters[..], group.learners.len()), (&[2][..], 0));
+    carry_out(&disk, &[2, 3], &found).unwrap();
+    let survey = surveyed(&disk, 2);
+    assert_eq!(*survey.replicas[&GROUP].configuration(), voters([2]));
+    drop(survey);
+
+    // Alone it is of no use.
+    let found = plan(&disk, &[3], &[1, 2]).unwrap();
+    assert!(found.groups.is_empty() && found.refused[0].why.contains("it is a witness"));
 }
 
 #[test]

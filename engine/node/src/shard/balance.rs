@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 
 use polyraft_raft::{Event, GroupId, NodeId, ProgressState, Tick};
 use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 
 use super::{Payloads, Shard, leads};
 
@@ -62,8 +63,15 @@ impl Shard {
     /// The voter that should lead a replica's group, if that is another node.
     fn rightful(&self, slot: u32) -> Option<NodeId> {
         let group = &self.replicas[slot as usize].group;
-        let voters = group.configuration().voters();
-        preferred(group.id(), voters).filter(|node| *node != self.shared.node)
+        let members = group.configuration();
+        let node = match members.witnesses() {
+            [] => preferred(group.id(), members.voters()),
+            _ => {
+                let full: SmallVec<[NodeId; 8]> = members.full_voters().collect();
+                preferred(group.id(), &full)
+            }
+        };
+        node.filter(|node| *node != self.shared.node)
     }
 
     /// This node began to lead a group.

@@ -96,7 +96,8 @@ impl Shard {
             Some(ended) if !ended.allows(life) => return Ok(ended.life.next()),
             _ => {}
         }
-        let created = self.create_group((group, life), configuration, members);
+        let creation = Creation::founding(life, configuration.clone());
+        let created = self.create_group(group, creation, members);
         created.map(|()| life).map_err(|error| Error::Fault {
             reason: error.to_string(),
         })
@@ -104,18 +105,18 @@ impl Shard {
 
     pub(super) fn create_group(
         &mut self,
-        (group, life): (GroupId, Life),
-        configuration: &Configuration,
+        group: GroupId,
+        creation: Creation,
         members: &[NodeId],
     ) -> Result<(), StorageError> {
         let ended = self.log.tombstone_of(group);
-        let creation = Creation::founding(life, configuration.clone());
+        let (life, is_witness) = (creation.life, creation.is_witness);
         self.log.begin(group, creation)?;
         // First leaders are spread over the members by the group's number; the others wait for an election timeout.
         let campaigns = preferred(group, members) == Some(self.shared.node);
         let begun = self.log.recovered(group).expect("it was begun just now");
         self.opening.insert(group, (begun, campaigns));
-        let task = Task::Open { group, life };
+        let task = Task::open(group, life, is_witness);
         match ended {
             None => self.shared.worker_of(group).send(task),
             // Behind the end of what was here before.
@@ -215,6 +216,9 @@ impl Shard {
             return self.open_replica(group, applied.map(Held::all));
         };
         let (machine, base) = (*machine, found.base.index);
+        if found.is_witness {
+            return self.open_replica(group, Ok(Held::all(base)));
+        }
         let is_sound = found.fault.is_none() && base <= machine && machine <= found.last;
         let file = self.snapshots.needed_by(found, machine).cloned();
         let (file, held) = match file {
@@ -291,6 +295,7 @@ impl Shard {
             applied,
             bound_for,
             removed_at: found.joined,
+            is_witness: found.is_witness,
         };
         let slot = self.ends.husk(self.durable);
         let slot = slot.unwrap_or(self.replicas.len() as u32);
@@ -370,6 +375,7 @@ impl Shard {
             group,
             life: self.marks[slot as usize].life,
             role: core.role(),
+            is_witness: core.is_witness(),
             term: core.term(),
             leader: core.leader(),
             last: core.last(),
@@ -392,6 +398,7 @@ fn status_while_opening(found: &RecoveredGroup) -> GroupStatus {
         group: found.group,
         life: found.life,
         role: Role::Follower,
+        is_witness: found.is_witness,
         term: found.hard_state.term,
         leader: None,
         last: LogPosition {

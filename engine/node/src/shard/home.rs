@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{Configuration, Event, GroupId, Index, Life, NodeId, Tick};
-use polyraft_storage::{PREFETCH_AHEAD, block_configurations};
+use polyraft_storage::{EntryKind, PREFETCH_AHEAD, block_configurations};
 
 use super::coordinate::Coordination;
 use super::fetch::Fetched;
@@ -129,7 +129,18 @@ impl Shard {
                 group,
                 message,
                 blocks,
-            } => self.message(from, (group, life), message, blocks),
+            } => self.message(from, (group, life), message, blocks, false),
+            Record::HollowAppend {
+                group,
+                message,
+                blocks,
+            } => self.message(from, (group, life), message, blocks, true),
+            Record::Place {
+                group,
+                term,
+                last,
+                configuration,
+            } => self.placed(from, group, term, last, &configuration),
             Record::Forward {
                 group,
                 request,
@@ -179,8 +190,15 @@ impl Shard {
                 group,
                 term,
                 leads,
+                is_witness,
                 configuration,
-            } => self.join(from, (group, life), term, leads, &configuration),
+            } => self.join(
+                from,
+                (group, life),
+                term,
+                (leads, is_witness),
+                &configuration,
+            ),
             Record::Removed {
                 group,
                 at,
@@ -246,6 +264,7 @@ impl Shard {
         (group, life): (GroupId, Life),
         message: polyraft_raft::Message,
         bytes: &[u8],
+        is_hollow: bool,
     ) {
         let Some(slot) = self.slot(group) else {
             let counters = self.shared.counters.shard(self.index);
@@ -261,6 +280,11 @@ impl Shard {
         if self.is_from_removed(slot, from, &message) {
             return self.counters().rejected_messages.add(1);
         }
+        if let polyraft_raft::Message::Append { term, .. } = message
+            && self.is_of_other_kind(slot, term, is_hollow)
+        {
+            return self.counters().rejected_messages.add(1);
+        }
         if !bytes.is_empty() && self.refuses_entries(bytes.len()) {
             return self.counters().refused_appends.add(1);
         }
@@ -271,7 +295,9 @@ impl Shard {
             return self.step_to_campaign(slot, event, ElectionCause::Handover);
         }
         let blocks = parse_blocks(bytes).ok();
-        let blocks = blocks.filter(|blocks| are_the_entries_of(blocks, group, &message));
+        let blocks = blocks.filter(|blocks| {
+            are_the_entries_of(blocks, group, &message) && are_of_kind(blocks, is_hollow)
+        });
         let configurations = blocks.as_deref().and_then(configurations_in);
         match (blocks, configurations) {
             (Some(blocks), Some(configurations)) if configurations.is_empty() => {
@@ -569,6 +595,15 @@ fn configurations_in(
         found.extend(block_configurations(block)?);
     }
     Some(found)
+}
+
+/// Whether blocks have payloads as they should: none for a witness, all for everybody else.
+fn are_of_kind(blocks: &[polyraft_storage::EntryBlock<'_>], is_hollow: bool) -> bool {
+    blocks.iter().all(|block| match block.kind() {
+        EntryKind::Hollow => is_hollow,
+        EntryKind::Configuration => true,
+        _ => !is_hollow,
+    })
 }
 
 /// Whether the blocks that came with a message are exactly the entries that it announces.

@@ -144,6 +144,7 @@ fn outcome(transfer: &Transfer) -> Result<(), Error> {
         TransferOutcome::Done => return Ok(()),
         TransferOutcome::NotLeader { hint } => return Err(Error::NotLeader { hint }),
         TransferOutcome::NotVoter => "it does not vote in the group",
+        TransferOutcome::Witness => "it is a witness, which never leads",
         TransferOutcome::Busy => "another handover is under way",
         TransferOutcome::Silent => "its node is silent",
         TransferOutcome::TimedOut => "it was not caught up, or not elected, in time",

@@ -19,6 +19,8 @@ impl Shard {
     pub(super) fn admits_record(&mut self, from: NodeId, life: Life, record: &Record<'_>) -> bool {
         match *record {
             Record::Group { group, .. }
+            | Record::HollowAppend { group, .. }
+            | Record::Place { group, .. }
             | Record::SnapshotOffer {
                 file:
                     SnapshotFile {

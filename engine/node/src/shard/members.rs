@@ -10,7 +10,7 @@ use polyraft_raft::{
     ChangeRefused, Configuration, Event, GroupId, Index, Life, MemberChange, Message, NodeId,
     Removed, Role, Term, Tick,
 };
-use polyraft_storage::{Ending, Tombstone};
+use polyraft_storage::{Creation, Ending, Tombstone};
 
 use super::{Payloads, Shard, leads};
 use crate::error::Error;
@@ -214,6 +214,9 @@ impl Shard {
                 MemberChange::Voter(node) if !members.contains(*node) => {
                     Some(MemberChange::Learner(*node))
                 }
+                MemberChange::Witness(node) if !members.contains(*node) => {
+                    Some(MemberChange::WitnessLearner(*node))
+                }
                 _ => None,
             })
             .collect();
@@ -257,7 +260,10 @@ impl Shard {
         let bytes = wire::join_bytes(configuration);
         if let Some(frame) = self.outgoing.append(node, group, bytes, counters) {
             let leads = core.role() == Role::Leader;
-            wire::put_join(frame, subject, core.term(), leads, configuration);
+            // As of the beginning of the log it may have been none, or something else.
+            let is_witness = core.configuration().is_witness(node);
+            let flags = (leads, is_witness);
+            wire::put_join(frame, subject, core.term(), flags, configuration);
         }
         self.step(slot, Event::BeganAnew { node }, Payloads::None);
     }
@@ -268,7 +274,7 @@ impl Shard {
         from: NodeId,
         (group, life): (GroupId, Life),
         term: Term,
-        leads: bool,
+        (leads, is_witness): (bool, bool),
         configuration: &Configuration,
     ) {
         if let Some(slot) = self.slot(group)
@@ -291,7 +297,11 @@ impl Shard {
                 return;
             }
         }
-        if let Err(error) = self.create_group((group, life), configuration, &[]) {
+        let creation = Creation {
+            is_witness,
+            ..Creation::founding(life, configuration.clone())
+        };
+        if let Err(error) = self.create_group(group, creation, &[]) {
             tracing::error!(%group, %error, "a replica could not be made");
         }
     }
@@ -396,7 +406,7 @@ impl Shard {
         if is_led && !self.members.forlorn.is_empty() {
             self.members.forlorn.remove(&slot);
         }
-        let may_stand = core.configuration().is_voter(self.shared.node);
+        let may_stand = core.configuration().is_voter(self.shared.node) && !core.is_witness();
         if !is_led && (replica.fault.is_some() || !may_stand) {
             self.doubt_membership(slot);
         }
@@ -477,7 +487,7 @@ impl Shard {
     }
 
     /// This node is no member of a group any more, as of a committed index; somebody who knows that is in `term`.
-    fn end_membership(&mut self, slot: u32, at: Index, term: Term) {
+    pub(super) fn end_membership(&mut self, slot: u32, at: Index, term: Term) {
         let core = &self.replicas[slot as usize].group;
         let (group, own) = (core.id(), core.term());
         if self.log.has_lost_life(group) {
@@ -523,6 +533,12 @@ fn words(why: ChangeRefused) -> String {
     match why {
         ChangeRefused::Repeated { node } => format!("node {node} is named twice"),
         ChangeRefused::NoVoters => "nobody would vote".to_owned(),
+        ChangeRefused::TooManyWitnesses => {
+            "witnesses alone could commit, and nobody would have what".to_owned()
+        }
+        ChangeRefused::KindKept { node } => format!(
+            "node {node} is a member with payloads and would be one without, or the other way round; remove it first"
+        ),
         ChangeRefused::NoQuorum => {
             "too few of the voters before and after it are alive to commit it".to_owned()
         }

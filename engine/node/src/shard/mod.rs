@@ -24,6 +24,7 @@ mod stall;
 mod tests;
 mod transfer;
 mod turn;
+mod witness;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -569,10 +570,9 @@ impl Shard {
         let mut groups: Vec<GroupId> = self.opening.keys().copied().collect();
         groups.sort_unstable();
         for group in groups {
-            let life = self.opening[&group].0.life;
-            self.shared
-                .worker_of(group)
-                .send(Task::Open { group, life });
+            let found = &self.opening[&group].0;
+            let task = Task::open(group, found.life, found.is_witness);
+            self.shared.worker_of(group).send(task);
         }
     }
 

@@ -182,6 +182,9 @@ impl Shard {
         let refusal = if let Some(reason) = &self.replicas[slot as usize].fault {
             let reason = reason.clone();
             Some(Error::Fault { reason })
+        } else if self.replicas[slot as usize].group.is_witness() {
+            let hint = self.replicas[slot as usize].group.leader();
+            Some(Error::Witness { hint })
         } else if self.reads.bytes + query.bytes() > limit {
             Some(Error::Busy {
                 what: "shards.inbox_bytes",

@@ -127,7 +127,7 @@ impl Shard {
     /// A voter of the group whose node is alive, another one at each attempt.
     pub(super) fn other_voter(&self, slot: u32, attempt: usize) -> Option<NodeId> {
         let group = &self.replicas[slot as usize].group;
-        let voters = group.configuration().voters().iter().copied();
+        let voters = group.configuration().full_voters();
         let others: Vec<NodeId> = voters
             .filter(|voter| *voter != self.shared.node && self.alive.contains(*voter))
             .collect();

@@ -14,6 +14,9 @@ use crate::error::Error;
 use crate::event::SnapshotReply;
 use crate::keeper::Job;
 
+/// The most entries of which a witness keeps the places.
+const WITNESS_ENTRIES: u64 = 4096;
+
 /// When groups are snapshotted by themselves, and what of their log stays.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct SnapshotPolicy {
@@ -28,6 +31,14 @@ pub(crate) struct SnapshotPolicy {
 }
 
 impl SnapshotPolicy {
+    /// Entries behind which a witness, which has no state to save, forgets the front of its log.
+    pub(super) fn witness_entries(&self) -> u64 {
+        match self.entries {
+            0 => WITNESS_ENTRIES,
+            entries => entries.min(WITNESS_ENTRIES),
+        }
+    }
+
     fn is_automatic(&self) -> bool {
         self.entries > 0 || self.bytes > 0
     }
@@ -40,7 +51,7 @@ impl SnapshotPolicy {
 /// The snapshots of a shard's groups.
 #[derive(Debug)]
 pub(super) struct Snapshots {
-    policy: SnapshotPolicy,
+    pub(super) policy: SnapshotPolicy,
     /// The newest durable one of each group that has one.
     files: FxHashMap<GroupId, SnapshotFile>,
     /// Replicas that want one, in the order in which they began to.
@@ -100,7 +111,8 @@ impl Snapshots {
     ) -> Result<Vec<(GroupId, Life)>, StorageError> {
         let is_unknown = |group: &GroupId, file: &mut SnapshotFile| {
             let life = log.life(*group);
-            life.is_none() || life != file.meta.life()
+            // An earlier replica of the same life may have left one to a witness.
+            life.is_none() || life != file.meta.life() || log.is_witness(*group)
         };
         let unknown = self.files.extract_if(is_unknown);
         let unknown = unknown
@@ -169,6 +181,10 @@ impl Shard {
     /// Somebody asks for a snapshot of a group.
     pub(super) fn snapshot_requested(&mut self, group: GroupId, reply: SnapshotReply) {
         match self.slot(group) {
+            Some(slot) if self.replicas[slot as usize].group.is_witness() => {
+                let why = "a witness has no state".to_owned();
+                let _ = reply.send(Err(Error::Snapshot { why }));
+            }
             Some(slot) => self.want_snapshot(slot, Some(reply)),
             None => _ = reply.send(Err(Error::NoSuchGroup { group })),
         }
@@ -282,7 +298,7 @@ impl Shard {
         self.purge(slot, through);
     }
 
-    fn purge(&mut self, slot: u32, through: Index) {
+    pub(super) fn purge(&mut self, slot: u32, through: Index) {
         let replica = &self.replicas[slot as usize];
         if through <= replica.group.base().index || replica.fault.is_some() {
             return;

@@ -403,6 +403,15 @@ impl Shard {
             return; // Its replica ended in this turn.
         };
         let life = self.marks[slot as usize].life;
+        if let Message::Append { .. } = send.message {
+            let members = self.replicas[slot as usize].group.configuration();
+            if members.is_witness(send.to) {
+                return self.send_hollow(send, life, blocks, which);
+            }
+            if !members.contains(send.to) {
+                return; // It ceased to be one later in the turn, and may have been a witness.
+            }
+        }
         let bytes = wire::APPEND_BYTES + blocks.bytes_of(which.clone());
         let counters = self.shared.counters.shard(self.index);
         if bytes > self.outgoing.max_record_bytes() {
@@ -443,6 +452,9 @@ impl Shard {
         if self.replicas[slot as usize].fault.is_some() {
             // An earlier piece of this turn could not be read: nothing behind it may be applied.
             return;
+        }
+        if self.replicas[slot as usize].group.is_witness() {
+            return self.pass_over(slot, apply);
         }
         if self.replicas[slot as usize].is_restoring {
             return self.snapshots.hold(slot, apply);

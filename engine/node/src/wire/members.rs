@@ -2,9 +2,11 @@
 //! A configuration has one form on the wire; the snapshot records use it too.
 
 use bytes::{BufMut, BytesMut};
-use polyraft_raft::{Configuration, GroupId, Index, NodeId, Term};
+use polyraft_raft::{Configuration, GroupId, Index, LogPosition, NodeId, Term};
 
-use super::{Body, HEAD_BYTES, Kind, MAX_MEMBERS, Record, Subject, WireError, record};
+use super::{
+    Body, HEAD_BYTES, Kind, MAX_MEMBERS, Record, Subject, WireError, put_position, record,
+};
 use crate::event::Members;
 
 /// Bytes of a removal.
@@ -20,12 +22,32 @@ pub(crate) fn put_join(
     out: &mut BytesMut,
     group: impl Into<Subject>,
     term: Term,
-    leads: bool,
+    (leads, is_witness): (bool, bool),
     configuration: &Configuration,
 ) {
     record(out, Kind::Join, group, |out| {
         out.put_u64_le(term.0);
-        out.put_u8(leads.into());
+        out.put_u8(u8::from(leads) | u8::from(is_witness) << 1);
+        put_configuration(out, configuration);
+    });
+}
+
+/// A bound on the bytes of a record that tells a witness where its log may begin.
+pub(crate) fn place_bytes(configuration: &Configuration) -> usize {
+    HEAD_BYTES + 24 + configuration_bytes(configuration)
+}
+
+/// Writes where the log of a witness may begin, and who the members are as of there.
+pub(crate) fn put_place(
+    out: &mut BytesMut,
+    group: impl Into<Subject>,
+    term: Term,
+    last: LogPosition,
+    configuration: &Configuration,
+) {
+    record(out, Kind::Place, group, |out| {
+        out.put_u64_le(term.0);
+        put_position(out, last);
         put_configuration(out, configuration);
     });
 }
@@ -70,10 +92,28 @@ pub(super) fn decode<'a>(
         };
     }
     if kind == Kind::Join {
+        let (term, flags) = (body.term()?, body.u8()?);
+        if flags > 3 {
+            return Err(WireError::Value("join"));
+        }
         return Ok(Record::Join {
             group,
-            term: body.term()?,
-            leads: body.bool("join")?,
+            term,
+            leads: flags & 1 != 0,
+            is_witness: flags & 2 != 0,
+            configuration: configuration(&mut body)?,
+        });
+    }
+    if kind == Kind::Place {
+        let (term, last) = (body.term()?, body.position()?);
+        let is_place = (1..=1 << 63).contains(&last.index.0) && last.term <= term;
+        if !is_place {
+            return Err(WireError::Value("place"));
+        }
+        return Ok(Record::Place {
+            group,
+            term,
+            last,
             configuration: configuration(&mut body)?,
         });
     }
@@ -89,12 +129,13 @@ pub(super) fn decode<'a>(
     }
 }
 
-fn lists_of(configuration: &Configuration) -> [&[NodeId]; 4] {
+fn lists_of(configuration: &Configuration) -> [&[NodeId]; 5] {
     [
         configuration.voters(),
         configuration.outgoing(),
         configuration.learners(),
         configuration.learners_next(),
+        configuration.witnesses(),
     ]
 }
 
@@ -103,12 +144,18 @@ pub(super) fn configuration_bytes(configuration: &Configuration) -> usize {
     4 + 8 * nodes
 }
 
-/// Four counts and then the nodes: incoming voters, outgoing voters, learners, next learners.
+/// Counts and then the nodes: incoming voters, outgoing voters, learners, next learners and witnesses. The counts of the last two
+/// share a byte.
 pub(super) fn put_configuration(out: &mut BytesMut, configuration: &Configuration) {
     let lists = lists_of(configuration);
-    for list in &lists {
+    for list in &lists[..3] {
         out.put_u8(u8::try_from(list.len()).expect("configurations are far smaller"));
     }
+    let [next, witnesses] = [lists[3], lists[4]].map(|list| {
+        assert!(list.len() <= MAX_MEMBERS, "configurations are smaller");
+        list.len() as u8
+    });
+    out.put_u8(next | witnesses << 4);
     for node in lists.iter().flat_map(|list| list.iter()) {
         out.put_u64_le(node.0);
     }
@@ -125,13 +172,14 @@ pub(super) fn configuration(body: &mut Body<'_>) -> Result<Configuration, WireEr
 
 /// What comes next is a configuration in the form in which it is written.
 pub(super) fn next_configuration(body: &mut Body<'_>) -> Result<Configuration, WireError> {
-    let counts = [body.u8()?, body.u8()?, body.u8()?, body.u8()?].map(usize::from);
+    let [a, b, c, both] = [body.u8()?, body.u8()?, body.u8()?, body.u8()?];
+    let counts = [a, b, c, both & 15, both >> 4].map(usize::from);
     if counts.iter().any(|count| *count > MAX_MEMBERS)
         || body.0.len() < 8 * counts.iter().sum::<usize>()
     {
         return Err(WireError::Value("configuration"));
     }
-    let mut lists: [Members; 4] = Default::default();
+    let mut lists: [Members; 5] = Default::default();
     for (list, count) in lists.iter_mut().zip(counts) {
         for _ in 0..count {
             list.push(NodeId(body.u64()?));
@@ -139,6 +187,7 @@ pub(super) fn next_configuration(body: &mut Body<'_>) -> Result<Configuration, W
     }
     let nodes = |at: usize| lists[at].iter().copied();
     let configuration = Configuration::joint(nodes(0), nodes(1), nodes(2), nodes(3));
+    let configuration = configuration.with_witnesses(nodes(4));
     let as_written = lists_of(&configuration)
         .iter()
         .zip(&lists)

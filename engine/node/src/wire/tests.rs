@@ -80,6 +80,71 @@ fn every_message_comes_back_as_it_was_sent() {
 }
 
 #[test]
+fn what_is_said_to_witnesses_comes_back() {
+    let last = LogPosition {
+        term: Term(3),
+        index: Index(9),
+    };
+    let message = Message::Append {
+        term: Term(4),
+        prev: last,
+        entries: EntryRange {
+            term: Term(4),
+            first: Index(10),
+            end: Index(12),
+        },
+        commit: Index(8),
+    };
+    let members = Configuration::joint([1, 2, 3].map(NodeId), [3, 4].map(NodeId), [NodeId(5)], []);
+    let members = members.with_witnesses([3, 5].map(NodeId));
+    let mut frame = BytesMut::new();
+    put_hollow_append(&mut frame, GroupId(7), &message, b"hollow");
+    put_place(&mut frame, GroupId(8), Term(4), last, &members);
+    for flags in [(false, true), (true, true)] {
+        put_join(&mut frame, GroupId(9), Term(4), flags, &members);
+    }
+    let join = |leads| {
+        Ok(Record::Join {
+            group: GroupId(9),
+            term: Term(4),
+            leads,
+            is_witness: true,
+            configuration: members.clone(),
+        })
+    };
+    let expected = vec![
+        Ok(Record::HollowAppend {
+            group: GroupId(7),
+            message,
+            blocks: b"hollow",
+        }),
+        Ok(Record::Place {
+            group: GroupId(8),
+            term: Term(4),
+            last,
+            configuration: members.clone(),
+        }),
+        join(false),
+        join(true),
+    ];
+    assert_eq!(decode_all(&frame.freeze()), expected);
+    for last in [
+        LogPosition::ZERO,
+        LogPosition {
+            term: Term(5),
+            ..last
+        },
+    ] {
+        let mut frame = BytesMut::new();
+        put_place(&mut frame, GroupId(8), Term(4), last, &members);
+        assert_eq!(
+            decode_all(&frame.freeze()),
+            vec![Err(WireError::Value("place"))]
+        );
+    }
+}
+
+#[test]
 fn an_appends_fixed_part_has_its_stated_size() {
     let prev = LogPosition {
         term: Term(1),

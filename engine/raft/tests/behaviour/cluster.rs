@@ -77,6 +77,8 @@ pub struct Cluster {
     pub notes: BTreeMap<(NodeId, NodeId), VecDeque<Note>>,
     cut: Vec<(NodeId, NodeId)>,
     configuration: Configuration,
+    /// Whose replicas store no payload.
+    witnesses: Vec<NodeId>,
     /// What entries say of the members, by their values.
     configurations: BTreeMap<u64, Configuration>,
     seed: u64,
@@ -156,6 +158,18 @@ impl Cluster {
         settings: Settings,
         configuration: Configuration,
     ) -> Cluster {
+        let witnesses = configuration.witnesses().to_vec();
+        Cluster::with_witnesses(count, seed, settings, configuration, witnesses)
+    }
+
+    /// The same, where the replicas of `witnesses` store no payload, whether they are members already or not.
+    pub fn with_witnesses(
+        count: u64,
+        seed: u64,
+        settings: Settings,
+        configuration: Configuration,
+        witnesses: Vec<NodeId>,
+    ) -> Cluster {
         let ids: Vec<NodeId> = (1..=count).map(NodeId).collect();
         let mut cluster = Cluster {
             now: Tick(0),
@@ -166,6 +180,7 @@ impl Cluster {
             notes: BTreeMap::new(),
             cut: Vec::new(),
             configuration: configuration.clone(),
+            witnesses,
             configurations: BTreeMap::new(),
             seed,
             next_value: 0,
@@ -284,6 +299,7 @@ impl Cluster {
             applied,
             bound_for: self.bound_for,
             removed_at: node.removed_at,
+            is_witness: self.witnesses.contains(&id),
         };
         let env = Env {
             now,
@@ -343,6 +359,11 @@ impl Cluster {
     pub fn lose(&mut self, id: NodeId) {
         let last = Index(self.nodes[&id].disk_log.len() as u64);
         self.forget(id, votes_again_at(last.max(self.nodes[&id].removed_at)));
+    }
+
+    /// Whether a node's replica stores no payloads: that is decided when the cluster begins.
+    pub fn is_witness(&self, id: NodeId) -> bool {
+        self.witnesses.contains(&id)
     }
 
     /// A node that is down gets the committed state through an index from somewhere: its log starts after it.
@@ -832,6 +853,7 @@ impl Cluster {
     fn check_claim(&mut self, id: NodeId, claim: &ClaimChange) {
         let leader = *self.leaders.entry(claim.term).or_insert(id);
         assert_eq!(leader, id, "two leaders in {}", claim.term);
+        assert!(!self.is_witness(id), "{id} leads, and stores no payload");
         let log = &self.nodes[&id].log;
         assert!(
             log.starts_with(&self.committed),
@@ -861,6 +883,12 @@ impl Cluster {
                 "{id} commits {} without a durable quorum",
                 at + 1
             );
+            let mut stored = self.ids().into_iter().filter(|n| holds(*n));
+            assert!(
+                stored.any(|n| !self.is_witness(n)),
+                "{id} commits {}, which nobody stores",
+                at + 1
+            );
             self.committed.push(entry);
         }
     }
@@ -875,6 +903,7 @@ impl Cluster {
                 .any(|p| p.matched < group.last().index),
             _ => {
                 group.configuration().is_voter(id)
+                    && !group.is_witness()
                     && group.last().index >= self.nodes[&id].removed_at
                     && group.leader().is_none_or(|l| !alive.contains(l))
             }
@@ -917,6 +946,7 @@ impl Cluster {
             ("outgoing", members.outgoing()),
             ("learners", members.learners()),
             ("learners next", members.learners_next()),
+            ("witnesses", members.witnesses()),
         ] {
             if !nodes.is_empty() {
                 line += &format!(", {what} {}", list(nodes));

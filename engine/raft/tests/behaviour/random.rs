@@ -36,7 +36,7 @@ fn settings(dice: &mut Dice) -> Settings {
     }
 }
 
-/// Mostly plain voters; sometimes a learner, sometimes two halves that decide together.
+/// Mostly plain voters; sometimes a learner or a witness, sometimes two halves that decide together.
 fn members(dice: &mut Dice, nodes: u64) -> Configuration {
     let all: Vec<NodeId> = (1..=nodes).map(NodeId).collect();
     let split = 1 + dice.roll(nodes) as usize;
@@ -49,6 +49,10 @@ fn members(dice: &mut Dice, nodes: u64) -> Configuration {
             let overlap = dice.roll(split as u64) as usize;
             let (incoming, outgoing) = (&all[..split], &all[overlap..]);
             Configuration::joint(incoming.to_vec(), outgoing.to_vec(), [], [])
+        }
+        3 | 4 if nodes > 1 => {
+            let witness = all[all.len() - 1];
+            Configuration::simple(all).with_witnesses([witness])
         }
         _ => Configuration::simple(all),
     }
@@ -141,9 +145,11 @@ fn act(cluster: &mut Cluster, dice: &mut Dice) {
             let changes: Vec<MemberChange> = changes
                 .into_iter()
                 .flatten()
-                .map(|node| match dice.roll(3) {
-                    0 => MemberChange::Voter(node),
-                    1 => MemberChange::Learner(node),
+                .map(|node| match (dice.roll(3), cluster.is_witness(node)) {
+                    (0, false) => MemberChange::Voter(node),
+                    (0, true) => MemberChange::Witness(node),
+                    (1, false) => MemberChange::Learner(node),
+                    (1, true) => MemberChange::WitnessLearner(node),
                     _ => MemberChange::Remove(node),
                 })
                 .collect();

@@ -3,13 +3,13 @@
 //!
 //! | command | does |
 //! |---|---|
-//! | `nodes N [key=value ...]` | starts N nodes that see each other; keys: voters, outgoing, learners (lists such as 1,2; all vote unless said), entries, window-entries, window-messages, seed |
+//! | `nodes N [key=value ...]` | starts N nodes that see each other; keys: voters, outgoing, learners, witnesses (lists such as 1,2; all vote unless said), entries, window-entries, window-messages, seed |
 //! | `given N tT [T ...] [voters=1,2]` | node N starts anew with a disk that holds term T, an entry of each term, and its own idea of who votes; prints nothing |
 //! | `campaign N` | steps a campaign |
 //! | `lead N` | N campaigns and all rests, after every follower has heard of the first commit; prints nothing |
 //! | `transfer N M` | N shall hand the leadership to M |
 //! | `propose N [count]` | proposes |
-//! | `change N +A ~B -C` | A shall vote, B shall learn, C shall be no member: N is asked |
+//! | `change N +A ~B -C ^D _E` | A shall vote, B shall learn, C shall be no member, D shall be a witness, E a learning one: N is asked |
 //! | `members` | prints whom each node takes for members |
 //! | `read N [A,B]` | whether N may answer reads, and from which index on, while the nodes of the list stand by it |
 //! | `barrier N` | appends an entry that stands for nothing |
@@ -52,15 +52,17 @@ fn start(words: &[&str]) -> Cluster {
     let count = number(words.first()).expect("nodes needs a count");
     let (mut settings, mut seed) = (Settings::default(), 7);
     let (mut voters, mut outgoing, mut learners) = (None, Vec::new(), Vec::new());
+    let mut witnesses = Vec::new();
     for word in &words[1..] {
         let (key, value) = word.split_once('=').expect("key=value");
         match key {
             "voters" => voters = Some(ids(value)),
             "outgoing" => outgoing = ids(value),
             "learners" => learners = ids(value),
+            "witnesses" => witnesses = ids(value),
             _ => {}
         }
-        if matches!(key, "voters" | "outgoing" | "learners") {
+        if matches!(key, "voters" | "outgoing" | "learners" | "witnesses") {
             continue;
         }
         let value: u64 = value.parse().expect("a number");
@@ -74,8 +76,9 @@ fn start(words: &[&str]) -> Cluster {
     }
     let others = |n: &NodeId| !outgoing.contains(n) && !learners.contains(n);
     let voters = voters.unwrap_or((1..=count).map(NodeId).filter(others).collect());
-    let members = Configuration::joint(voters, outgoing, learners, []);
-    Cluster::with(count, seed, settings, members)
+    let members =
+        Configuration::joint(voters, outgoing, learners, []).with_witnesses(witnesses.clone());
+    Cluster::with_witnesses(count, seed, settings, members, witnesses)
 }
 
 /// A list of nodes, such as `1,2,3`.
@@ -136,6 +139,8 @@ fn run(cluster: &mut Cluster, line: &str) -> String {
                 match &word[..1] {
                     "+" => MemberChange::Voter(node),
                     "~" => MemberChange::Learner(node),
+                    "^" => MemberChange::Witness(node),
+                    "_" => MemberChange::WitnessLearner(node),
                     _ => MemberChange::Remove(node),
                 }
             };

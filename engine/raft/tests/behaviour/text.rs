@@ -23,6 +23,8 @@ pub fn refusal(why: ChangeRefused) -> String {
         ChangeRefused::NotCaughtUp { node } => format!("{node} is no learner with all of the log"),
         ChangeRefused::Repeated { node } => format!("{node} is named twice"),
         ChangeRefused::NoVoters => "nobody would vote".to_owned(),
+        ChangeRefused::TooManyWitnesses => "witnesses alone could decide".to_owned(),
+        ChangeRefused::KindKept { node } => format!("{node} has to be removed first"),
         ChangeRefused::NoQuorum => "too few voters are alive to commit it".to_owned(),
         ChangeRefused::Unchanged => "everybody is that already".to_owned(),
     }

@@ -50,6 +50,13 @@ impl Shard {
         if !self.lacks_log(group, to) {
             return; // Later in the turn that asked for it, the leadership went or the follower caught up.
         }
+        if self.replicas[slot as usize]
+            .group
+            .configuration()
+            .is_witness(to)
+        {
+            return self.send_place(slot, to);
+        }
         let file = self.snapshots.file(group);
         let Some(file) = file.filter(|file| file.meta.last.index >= base.index) else {
             // Damaged, or removed by hand.
