@@ -454,10 +454,9 @@ impl ShardLog {
         let run = held.partition_point(|run| run.first <= through.index);
         let term = run.checked_sub(1).map(|run| held[run].term);
         let is_held = through.index <= log.last() && term == Some(through.term);
-        let first = log.base.index.next();
-        // A crash may keep the first of the two records alone. The snapshot is durable, and the next opening does it again.
-        if !is_held && first <= log.last() && through.index > log.base.index {
-            self.truncate(group, first)?;
+        // A crash may keep the first of the two records alone. What it drops follows an entry that is not the committed one.
+        if !is_held && through.index <= log.last() && through.index > log.base.index {
+            self.truncate(group, through.index)?;
         }
         self.purge_with(group, through, Some(configuration))
     }

@@ -16,7 +16,7 @@ pub(crate) struct Durability {
     issued: WriteId,
     /// Every write through this id is durable; `through <= issued`.
     through: WriteId,
-    /// The last hard state written.
+    /// The last write that promises of every kind wait for: a hard state, or a place that nothing durable stands behind.
     hard_state: WriteId,
     /// The log is durable through this index.
     durable: Index,
@@ -47,7 +47,7 @@ impl Durability {
         self.durable
     }
 
-    /// Whether term and vote are durable as they stand.
+    /// Whether term and vote are durable as they stand, and the place at which the log begins.
     #[inline]
     pub(crate) fn has_hard_state(&self) -> bool {
         self.hard_state <= self.through
@@ -86,11 +86,16 @@ impl Durability {
         self.issue()
     }
 
-    /// A durable snapshot through `index` takes the place of the log: what was on its way to the disk counts for nothing.
-    pub(crate) fn reset(&mut self, index: Index) -> WriteId {
+    /// The log begins anew behind `index`: what was on its way to the disk counts for nothing. With a durable snapshot
+    /// the place is as good as written; without one nothing may be promised before this write is durable.
+    pub(crate) fn reset(&mut self, index: Index, has_snapshot: bool) -> WriteId {
         self.pending.clear();
         self.durable = index;
-        self.issue()
+        let id = self.issue();
+        if !has_snapshot {
+            self.hard_state = id;
+        }
+        id
     }
 
     /// Writes through `through` are durable. Returns false when that was known.
@@ -162,6 +167,18 @@ mod tests {
         assert!(!disk.has_hard_state());
         disk.complete(state);
         assert!(disk.has_hard_state());
+    }
+
+    #[test]
+    fn a_place_without_a_snapshot_holds_every_promise_back() {
+        let mut disk = Durability::new(Index(3));
+        disk.reset(Index(9), true);
+        assert!(disk.has_hard_state());
+        let place = disk.reset(Index(20), false);
+        assert!(!disk.has_hard_state());
+        disk.complete(place);
+        assert!(disk.has_hard_state());
+        assert_eq!(disk.durable(), Index(20));
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub enum ChangeRefused {
     },
     /// Nobody would vote.
     NoVoters,
-    /// Half of the voters or more would be witnesses, so that a quorum could be without anybody who stores payloads.
+    /// Witnesses alone could be a quorum of the voters, without anybody who stores payloads.
     TooManyWitnesses,
     /// The node is a member that stores payloads and should not any more, or the other way round: remove it first.
     KindKept {

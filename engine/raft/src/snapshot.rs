@@ -1,5 +1,5 @@
 //! Taking a snapshot in place of the log. The core sees only the place that it reaches and the members as of there; its bytes
-//! are durable before the core hears of it. Nothing here may drop an entry that could be committed behind that place.
+//! are durable before the core hears of it. A witness takes the place alone, and promises nothing before that is durable. Nothing here may drop an entry that could be committed behind that place.
 
 use crate::group::{Group, Part};
 use crate::mutants::{self, Mutant};
@@ -54,7 +54,8 @@ impl Group {
             return self.hand_out(out);
         }
         self.log.reset(last);
-        let id = self.durability.reset(last.index);
+        let has_snapshot = !self.is_witness();
+        let id = self.durability.reset(last.index, has_snapshot);
         out.writes.push(Write {
             group: self.id,
             id,

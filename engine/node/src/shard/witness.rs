@@ -86,8 +86,10 @@ impl Shard {
         if self.is_of_other_kind(slot, term, true) {
             return self.counters().rejected_messages.add(1);
         }
-        if term < self.replicas[slot as usize].group.term() {
-            return;
+        let own = self.replicas[slot as usize].group.term();
+        if term < own {
+            let subject = (group, self.marks[slot as usize].life);
+            return self.say_stale(from, subject, own);
         }
         let event = Event::Installed {
             from,

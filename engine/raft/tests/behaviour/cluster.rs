@@ -38,8 +38,8 @@ enum Record {
     HardState(HardState),
     Truncate(Index),
     Append(Vec<Entry>),
-    /// The snapshot that it stands for is durable already.
-    Reset,
+    /// The log begins behind these. Where a snapshot's file stands for them, the disk has begun there already.
+    Reset(Vec<Entry>),
 }
 
 pub struct Node {
@@ -388,7 +388,8 @@ impl Cluster {
             index: through,
         };
         let node = self.nodes.get_mut(&id).expect("a known node");
-        if node.log.get(through.0 as usize - 1) != held.last() {
+        let is_witness = node.group.as_ref().is_some_and(Group::is_witness);
+        if node.log.get(through.0 as usize - 1) != held.last() && !is_witness {
             // The file is durable: a restart finds it, whatever became of the log.
             node.pending
                 .retain(|(_, record)| matches!(record, Record::HardState(_)));
@@ -556,7 +557,12 @@ impl Cluster {
                 Record::HardState(state) => node.disk_state = state,
                 Record::Truncate(from) => node.disk_log.truncate(from.0 as usize - 1),
                 Record::Append(entries) => node.disk_log.extend(entries),
-                Record::Reset => {}
+                Record::Reset(held) => {
+                    if held.len() as u64 > node.disk_base.0 {
+                        node.disk_base = Index(held.len() as u64);
+                        node.disk_log = held;
+                    }
+                }
             }
         }
     }
@@ -666,7 +672,7 @@ impl Cluster {
                     tell(format!("write {} reset to {to}", write.id));
                     node.log = self.committed[..to.index.0 as usize].to_vec();
                     node.handed_out = to.index;
-                    Record::Reset
+                    Record::Reset(node.log.clone())
                 }
                 WriteKind::Append { entries, origin } => {
                     tell(format!(
