@@ -152,6 +152,15 @@ impl Queue {
         }
     }
 
+    /// Gives back the memory of batches that were full, if nothing waits and nothing is being written.
+    pub(crate) fn trim(&mut self) {
+        let is_idle = self.pending == 0 && self.sealed.is_empty() && self.open.is_empty();
+        if is_idle && let Ok(fresh) = fresh(self.capacity, self.open.lsn) {
+            self.open = fresh;
+            self.spare = Vec::new();
+        }
+    }
+
     /// Bytes that the waiting batches and the one being written take in segments, padding included.
     pub(crate) fn padded_bytes(&self) -> u64 {
         let waiting = self.sealed.iter().chain([&self.open]);

@@ -70,6 +70,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// killed leaves bytes in the cache that wait to be written; after a failed sync the cache has bytes that count as
     /// clean and never got there.
     fn forget_cached(&self, path: &Path) -> io::Result<()>;
+    /// A file is going to be read, all of it and in no order. A hint, which may do nothing.
+    fn expect_reads(&self, _path: &Path) {}
     /// Opens a segment file for reading and appending.
     fn open_segment(&self, path: &Path, spec: SegmentSpec) -> io::Result<Arc<dyn SegmentFile>>;
     /// Free bytes on the file system of a directory.
@@ -245,6 +247,13 @@ impl Disk for FileDisk {
         let file = File::open(path)?;
         file.sync_data()?;
         drop_cache(&file)
+    }
+
+    fn expect_reads(&self, path: &Path) {
+        // What fails here fails again, and loudly, when somebody reads.
+        if let Ok(file) = File::open(path) {
+            let _ = rustix::fs::fadvise(&file, 0, None, Advice::WillNeed);
+        }
     }
 
     fn open_segment(&self, path: &Path, spec: SegmentSpec) -> io::Result<Arc<dyn SegmentFile>> {

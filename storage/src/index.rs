@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 use polyraft_raft::{EntryRange, Index, Term, TermRun};
+use smallvec::SmallVec;
 
 use crate::prefetch::prefetch;
 
@@ -90,11 +91,15 @@ struct Chunk {
     cut: u32,
     /// How many entries the slots hold: where the log ends is known without a look at them.
     entries: u32,
-    slots: Vec<Slot>,
+    /// The first takes no memory of its own: few groups of a large store have more than one block.
+    slots: SmallVec<[Slot; 1]>,
 }
 
 /// A full chunk takes a kilobyte, and so is the most that growing ever copies.
 const CHUNK_BLOCKS: usize = 64;
+
+/// A log with fewer older chunks has room for exactly these: each change of terms makes one.
+const FEW_CHUNKS: usize = 4;
 
 impl Chunk {
     fn end(&self) -> Index {
@@ -150,23 +155,47 @@ pub(crate) struct Cursor {
 /// The blocks of one log in order, without gaps.
 #[derive(Default)]
 pub(crate) struct BlockIndex {
-    /// Complete, none of them empty.
-    older: VecDeque<Chunk>,
+    /// Complete, none of them empty. Absent when there are none.
+    older: Option<Box<Chunks>>,
     /// Where blocks are added. Empty only if everything is.
     newest: Chunk,
 }
 
+type Chunks = VecDeque<Chunk>;
+
+/// What an index has that has no older chunks.
+static NONE: Chunks = Chunks::new();
+
 impl BlockIndex {
+    fn older(&self) -> &Chunks {
+        self.older.as_deref().unwrap_or(&NONE)
+    }
+
+    /// The newest of the older chunks, taken out.
+    fn pop_older(&mut self) -> Option<Chunk> {
+        let chunk = self.older.as_mut()?.pop_back();
+        self.older.take_if(|older| older.is_empty());
+        chunk
+    }
+
+    fn push_older(&mut self, chunk: Chunk) {
+        let older = self.older.get_or_insert_default();
+        if older.len() < FEW_CHUNKS {
+            older.reserve_exact(1);
+        }
+        older.push_back(chunk);
+    }
+
     fn chunk(&self, number: usize) -> Option<&Chunk> {
-        if number == self.older.len() {
+        if number == self.older().len() {
             Some(&self.newest)
         } else {
-            self.older.get(number)
+            self.older().get(number)
         }
     }
 
     fn chunks(&self) -> impl DoubleEndedIterator<Item = &Chunk> {
-        self.older
+        self.older()
             .iter()
             .chain((!self.newest.slots.is_empty()).then_some(&self.newest))
     }
@@ -200,7 +229,7 @@ impl BlockIndex {
             };
             let full = std::mem::replace(&mut self.newest, chunk);
             if !full.slots.is_empty() {
-                self.older.push_back(full);
+                self.push_older(full);
             }
         }
         let chunk = &mut self.newest;
@@ -220,7 +249,7 @@ impl BlockIndex {
     /// Drops every entry from `from` on; a block that reaches beyond is cut.
     pub(crate) fn truncate(&mut self, from: Index) {
         while self.newest.first >= from
-            && let Some(older) = self.older.pop_back()
+            && let Some(older) = self.pop_older()
         {
             self.newest = older;
         }
@@ -242,15 +271,15 @@ impl BlockIndex {
 
     /// Drops the blocks that hold nothing from `from` on.
     pub(crate) fn purge(&mut self, from: Index) {
-        while self
-            .older
-            .pop_front_if(|chunk| chunk.end() <= from)
-            .is_some()
-        {}
-        if self.older.capacity() > 32 && self.older.len() < self.older.capacity() / 4 {
-            self.older.shrink_to(2 * self.older.len());
+        if let Some(older) = &mut self.older {
+            while older.pop_front_if(|chunk| chunk.end() <= from).is_some() {}
+            if older.capacity() > 32 && older.len() < older.capacity() / 4 {
+                older.shrink_to(2 * older.len());
+            }
+            self.older.take_if(|older| older.is_empty());
         }
-        let chunk = self.older.front_mut().unwrap_or(&mut self.newest);
+        let older = self.older.as_mut().and_then(|older| older.front_mut());
+        let chunk = older.unwrap_or(&mut self.newest);
         let Some(entries) = from.0.checked_sub(chunk.first.0) else {
             return;
         };
@@ -270,14 +299,15 @@ impl BlockIndex {
     /// The block that holds the entry.
     pub(crate) fn find(&self, index: Index) -> Option<Cursor> {
         let chunk = if index >= self.newest.first {
-            self.older.len()
+            self.older().len()
         } else {
             // The one before the newest is the likely one.
-            let last = self.older.len().checked_sub(1)?;
-            if index >= self.older[last].first {
+            let older = self.older();
+            let last = older.len().checked_sub(1)?;
+            if index >= older[last].first {
                 last
             } else {
-                let behind = self.older.partition_point(|chunk| chunk.first <= index);
+                let behind = older.partition_point(|chunk| chunk.first <= index);
                 behind.checked_sub(1)?
             }
         };
@@ -326,18 +356,17 @@ impl BlockIndex {
 
     /// Notes that the bytes of a block are somewhere else.
     pub(crate) fn set_place(&mut self, cursor: Cursor, place: Place, offset: u32) {
-        let chunk = if cursor.chunk == self.older.len() {
-            &mut self.newest
-        } else {
-            &mut self.older[cursor.chunk]
-        };
+        let older = self.older.as_mut();
+        let chunk = older.and_then(|older| older.get_mut(cursor.chunk));
+        let chunk = chunk.unwrap_or(&mut self.newest);
         let slot = &mut chunk.slots[cursor.at];
         (slot.place, slot.offset) = (place, offset);
     }
 
     /// Blocks of turn piece `turn` are in segment `segment`, which the piece entered at `base`.
     pub(crate) fn place_appended(&mut self, turn: u64, segment: u64, base: u32) {
-        let chunks = self.older.iter_mut().chain([&mut self.newest]);
+        let older = self.older.iter_mut().flat_map(|older| older.iter_mut());
+        let chunks = older.chain([&mut self.newest]);
         for slot in chunks.rev().flat_map(|chunk| chunk.slots.iter_mut().rev()) {
             match slot.place.get() {
                 Where::Turn(tag) if tag == turn as u32 & !TURN => {
@@ -475,5 +504,24 @@ mod tests {
     fn a_block_takes_sixteen_bytes() {
         assert_eq!(size_of::<Slot>(), 16);
         assert_eq!(size_of::<Chunk>(), 48);
+        assert_eq!(size_of::<BlockIndex>(), 56, "what an idle group has");
+    }
+
+    #[test]
+    fn the_first_block_takes_no_memory_of_its_own() {
+        let mut index = BlockIndex::default();
+        let block = |first: u64| BlockRef {
+            first: Index(first),
+            term: Term(1),
+            place: Place::segment(1),
+            offset: 0,
+            bytes: 64,
+            count: 1,
+            packed: 1,
+        };
+        index.push(&block(1));
+        assert!(!index.newest.slots.spilled() && index.older.is_none());
+        index.push(&block(2));
+        assert!(index.newest.slots.spilled());
     }
 }

@@ -142,6 +142,10 @@ impl Lane {
         Lsn(self.durable.load(Ordering::Acquire))
     }
 
+    pub(crate) fn trim(&self) {
+        self.queue.lock().trim();
+    }
+
     pub(crate) fn pending_bytes(&self) -> u64 {
         self.pending.load(Ordering::Relaxed)
     }

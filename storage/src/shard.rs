@@ -134,6 +134,15 @@ impl TurnBuffer {
         }
     }
 
+    /// Gives back memory that turns which have left share with it, and lists for the next ones.
+    fn trim(&mut self) {
+        if self.is_empty() {
+            self.bytes = BytesMut::with_capacity(TURN_BUFFER_BYTES);
+            (self.groups, self.moved) = (Vec::new(), Vec::new());
+        }
+        self.spare = Vec::new();
+    }
+
     fn read(&self, offset: u32, bytes: u32) -> Bytes {
         Bytes::copy_from_slice(&self.bytes[offset as usize..(offset + bytes) as usize])
     }
@@ -594,6 +603,13 @@ impl ShardLog {
         }
         self.tail.evict();
         self.deliver_checkpoint();
+    }
+
+    /// Gives back what a burst left: recent turns, which are read from the segments from now on, and room for the next one.
+    pub fn trim(&mut self) {
+        self.tail.trim();
+        self.turn.trim();
+        self.placed = Vec::new();
     }
 
     /// Collects the blocks that hold `first..end`, in order, until they have `max_bytes` bytes, but at least one. Returns the

@@ -79,10 +79,18 @@ impl Tail {
 
     /// Drops placed pieces, oldest first, down to the limit, and those without blocks: nobody reads them again.
     pub(crate) fn evict(&mut self) {
+        self.evict_to(self.limit);
+    }
+
+    /// Drops all placed pieces, and the room that they took.
+    pub(crate) fn trim(&mut self) {
+        self.evict_to(0);
+        self.pieces.shrink_to_fit();
+    }
+
+    fn evict_to(&mut self, limit: usize) {
         let is_dull = |piece: &TurnPiece| piece.tally.blocks == 0;
-        while self.placed > 0
-            && (self.bytes > self.limit || self.pieces.front().is_some_and(is_dull))
-        {
+        while self.placed > 0 && (self.bytes > limit || self.pieces.front().is_some_and(is_dull)) {
             if let Some(piece) = self.pieces.pop_front() {
                 self.bytes -= piece.bytes.len();
             }

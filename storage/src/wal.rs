@@ -241,6 +241,11 @@ impl Wal {
         self.lane.pending_bytes()
     }
 
+    /// Gives back the memory of large batches if nothing waits.
+    pub fn trim(&self) {
+        self.lane.trim();
+    }
+
     /// What the lane did since it was opened.
     pub fn stats(&self) -> WalStats {
         WalStats {

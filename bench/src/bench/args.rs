@@ -3,6 +3,7 @@
 use super::faults::Fault;
 use super::in_flight::SnapshotArgs;
 use super::rolling::RollingArgs;
+use super::scale::{failover::FailoverArgs, idle::IdleArgs, restart::RestartArgs};
 use crate::load::default_threads;
 use crate::workload::{Arrivals, Keys, Pace, ReadMode, Sizes, Workload};
 use anyhow::{Context, Result, ensure};
@@ -37,6 +38,9 @@ pub enum BenchCommand {
     Reads(Box<ReadsArgs>),
     Snapshot(Box<SnapshotArgs>),
     RollingRestart(Box<RollingArgs>),
+    Idle(Box<IdleArgs>),
+    Failover(Box<FailoverArgs>),
+    Restart(Box<RestartArgs>),
 }
 
 /// The nodes that are measured.

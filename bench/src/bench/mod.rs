@@ -18,6 +18,7 @@ mod remote;
 mod result;
 mod rolling;
 mod rows;
+mod scale;
 mod stages;
 mod table;
 mod workdir;
@@ -66,6 +67,9 @@ pub fn run(args: &BenchArgs) -> Result<Ending> {
         Some(BenchCommand::Reads(args)) => reads::run(args),
         Some(BenchCommand::Snapshot(args)) => in_flight::run(args),
         Some(BenchCommand::RollingRestart(args)) => rolling::run(args),
+        Some(BenchCommand::Idle(args)) => scale::idle::run(args),
+        Some(BenchCommand::Failover(args)) => scale::failover::run(args),
+        Some(BenchCommand::Restart(args)) => scale::restart::run(args),
     }
 }
 

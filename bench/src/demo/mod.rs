@@ -5,7 +5,6 @@ mod acked;
 mod args;
 mod client;
 mod directory;
-mod failover;
 mod load;
 mod machine;
 mod report;
@@ -18,14 +17,15 @@ pub use machine::Ledger;
 pub use verify::{Verification, verify};
 
 use crate::cluster::{Cluster, Site};
+use crate::idle::Idle;
 use crate::screen::Screen;
 use crate::signal::interruption;
 use crate::totals::Totals;
-use crate::{preflight, process, screen};
+use crate::{failover, idle, preflight, process, screen};
 use acked::{AckFile, Promises};
 use anyhow::{Context, Result, bail};
 use directory::DemoDir;
-use report::{FailoverTimes, Idle, Latency, Report};
+use report::{FailoverTimes, Latency, Report};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -403,50 +403,14 @@ impl Demo<'_> {
 
     /// Waits for silence and measures it for so many seconds; nothing for none.
     async fn rest(&self, seconds: u64, empty_bytes: u64) -> Result<Option<Idle>> {
-        let nodes = self.cluster.running();
-        self.until_quiet(&nodes).await;
+        idle::until_quiet(&self.cluster.running(), self.screen).await;
         if seconds == 0 {
             return Ok(None);
         }
-        let (cpu_before, totals_before) = (process::cpu_time(), Totals::of(&nodes));
-        let switches_before = process::context_switches();
-        let started = Instant::now();
-        for tick in 1..=seconds {
-            tokio::time::sleep_until((started + Duration::from_secs(tick)).into()).await;
-            self.screen
-                .live(format!("{tick:>3}/{seconds} s idle"), false);
-        }
-        let passed = started.elapsed().as_secs_f64();
-        let totals = Totals::of(&nodes) - totals_before;
-        let cpu = process::cpu_time() - cpu_before;
-        let switches = process::context_switches().saturating_sub(switches_before);
-        self.cluster.check_health()?;
-        let replicas = self.cluster.groups() * nodes.len() as u64;
-        let beyond = process::resident().anonymous().saturating_sub(empty_bytes);
-        Ok(Some(Idle {
-            seconds: passed,
-            cpu_percent: 100.0 * cpu.as_secs_f64() / passed,
-            switches_per_second: switches as f64 / passed,
-            beats: totals.beats,
-            group_messages: totals.group_messages,
-            elections: totals.elections,
-            bytes_per_replica: beyond / replicas,
-        }))
-    }
-
-    /// The last commit notices of the load are not idle cost: waits until half a second has passed without a group
-    /// message, but not for ever, because a cluster that never falls silent is what the measurement is to show.
-    async fn until_quiet(&self, nodes: &[DemoNode]) {
-        self.screen.live("waiting for silence ...".into(), false);
-        let mut messages = Totals::of(nodes).group_messages;
-        for _ in 0..10 {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            let now = Totals::of(nodes).group_messages;
-            if now == messages {
-                return;
-            }
-            messages = now;
-        }
+        let groups = self.cluster.groups();
+        idle::measure(self.cluster, groups, seconds, empty_bytes, self.screen)
+            .await
+            .map(Some)
     }
 
     /// Stops a node under load, brings it back, and waits until it has caught up.

@@ -1,6 +1,7 @@
 //! The results of a demo: one value that becomes the table and the JSON, so that they never disagree.
 
 use super::verify::Verification;
+use crate::idle::Idle;
 use crate::preflight::Preflight;
 use crate::screen;
 use anyhow::{Context, Result};
@@ -103,42 +104,6 @@ pub struct FailoverTimes {
     pub max: f64,
     /// How many groups that were.
     pub groups: u64,
-}
-
-/// What a cluster without load costs.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Idle {
-    /// Measured length of the idle phase.
-    pub seconds: f64,
-    /// CPU time of all nodes together, in percent of one core.
-    pub cpu_percent: f64,
-    /// How often their threads went to sleep or had to give way.
-    pub switches_per_second: f64,
-    /// Beats between nodes.
-    pub beats: u64,
-    /// Messages that belong to single groups. A quiet cluster sends none.
-    pub group_messages: u64,
-    /// Elections. A quiet cluster has none.
-    pub elections: u64,
-    /// Anonymous memory beyond that of nodes without groups, for each replica of the running nodes.
-    pub bytes_per_replica: u64,
-}
-
-impl Idle {
-    /// In a line.
-    pub fn told(&self, groups: u64, nodes: u64) -> String {
-        format!(
-            "{} % of a core, {:.0} context switches/s and {} a replica for {} groups on {nodes} nodes; {} beats, {} group messages, {} elections in {:.1} s",
-            screen::three_digits(self.cpu_percent),
-            self.switches_per_second,
-            screen::bytes(self.bytes_per_replica),
-            screen::count(groups),
-            screen::count(self.beats),
-            screen::count(self.group_messages),
-            self.elections,
-            self.seconds
-        )
-    }
 }
 
 impl Report {

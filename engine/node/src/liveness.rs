@@ -341,6 +341,34 @@ impl Liveness {
         }
     }
 
+    /// Gives back the room of claims that were passed on.
+    pub(crate) fn trim(&mut self) {
+        for peer in &mut self.peers {
+            peer.outgoing.changes.shrink_to_fit();
+            peer.incoming.staged.shrink_to_fit();
+        }
+    }
+
+    /// How often a beat goes to each peer.
+    pub(crate) fn interval(&self) -> u64 {
+        self.intervals.beat
+    }
+
+    /// Sends the beats that are due while a turn is under way. They say what was so when it began: changes of claims leave when it
+    /// ends, and nobody is judged silent, because what arrived meanwhile was not looked at.
+    pub(crate) fn beat_in_turn(&mut self, now: Tick, out: &mut Vec<Action>) {
+        if self.pace.next().is_none_or(|next| now < next) {
+            return;
+        }
+        self.pace.advance(now);
+        let (own, intervals) = (self.incarnation, self.intervals);
+        for (place, peer) in self.peers.iter_mut().enumerate() {
+            if peer.incarnation.is_some() && self.pace.is_due(place) {
+                out.push(peer.next_beat(own, &intervals, now, false));
+            }
+        }
+    }
+
     /// A connection to `node` came up; it authenticated itself and showed `incarnation`.
     pub(crate) fn link_up(
         &mut self,

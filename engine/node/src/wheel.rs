@@ -79,6 +79,11 @@ impl Wheel {
         self.next_ms = now_ms;
     }
 
+    /// Gives back the room of timers that have fired.
+    pub(crate) fn trim(&mut self) {
+        self.slots.iter_mut().for_each(Vec::shrink_to_fit);
+    }
+
     /// When to look again: the first millisecond at which a timer is due, at most one round ahead.
     pub(crate) fn next(&self) -> Option<Tick> {
         if self.len == 0 {

@@ -21,7 +21,7 @@ pub(crate) struct Durability {
     /// The log is durable through this index.
     durable: Index,
     /// Appends not yet durable, by ascending id; `last` ascends too.
-    pending: SmallVec<[Pending; 2]>,
+    pending: SmallVec<[Pending; 1]>,
 }
 
 #[derive(Clone, Copy, Debug)]

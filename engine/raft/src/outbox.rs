@@ -47,6 +47,20 @@ impl Outbox {
         self.removed.clear();
     }
 
+    /// Gives back room beyond that for so many items of each kind.
+    pub fn shrink_to(&mut self, kept: usize) {
+        self.writes.shrink_to(kept);
+        self.sends.shrink_to(kept);
+        self.applies.shrink_to(kept);
+        self.proposed.shrink_to(kept);
+        self.timers.shrink_to(kept);
+        self.claims.shrink_to(kept);
+        self.snapshots.shrink_to(kept);
+        self.transfers.shrink_to(kept);
+        self.changes.shrink_to(kept);
+        self.removed.shrink_to(kept);
+    }
+
     /// Whether nothing wants to be done.
     #[must_use]
     pub fn is_empty(&self) -> bool {

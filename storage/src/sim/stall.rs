@@ -126,6 +126,10 @@ impl Disk for StallDisk {
         self.files.forget_cached(path)
     }
 
+    fn expect_reads(&self, path: &Path) {
+        self.files.expect_reads(path);
+    }
+
     fn open_segment(&self, path: &Path, spec: SegmentSpec) -> io::Result<Arc<dyn SegmentFile>> {
         Ok(Arc::new(StallSegment {
             file: self.files.open_segment(path, spec)?,

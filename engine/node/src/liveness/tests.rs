@@ -518,3 +518,34 @@ fn a_connection_that_came_up_before_a_beat_does_not_make_the_beat_older() {
     pair.two.poll(Tick(later.0 + 1), later, true, &mut out);
     assert!(pair.two.is_alive(ONE));
 }
+
+#[test]
+fn a_long_turn_beats_and_says_nothing_new() {
+    let mut pair = Pair::new();
+    pair.run(3);
+    let before = pair.one.peers[0].sent_sequence;
+    pair.one.claim(GroupId(1), Some(at_term(4)), &[ONE, TWO]);
+    let version = pair.one.peers[0].outgoing.version;
+    // Node 2 has long been silent by then, as far as node 1 has looked.
+    let later = Tick(pair.now.0 + 10 * INTERVALS.silence);
+    let mut out = Vec::new();
+    pair.one.beat_in_turn(later, &mut out);
+    let [Action::Beat { to: TWO, beat }] = out[..] else {
+        panic!("one beat and nothing else: {out:?}");
+    };
+    assert_eq!((beat.sequence, beat.claims_version), (before + 1, version));
+    out.clear();
+    pair.one.beat_in_turn(later, &mut out);
+    assert_eq!(out, [], "not more often than at other times");
+    pair.one.poll(later, later, true, &mut out);
+    assert!(matches!(
+        out[..],
+        [
+            Action::Peer {
+                node: TWO,
+                alive: false
+            },
+            Action::Delta { to: TWO, .. }
+        ]
+    ));
+}

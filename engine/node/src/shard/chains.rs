@@ -98,6 +98,13 @@ impl<T> Chains<T> {
         Some(item)
     }
 
+    /// Gives back what a burst took, if nothing waits.
+    pub(super) fn trim(&mut self) {
+        if self.len == 0 {
+            *self = Chains::default();
+        }
+    }
+
     /// Takes everything out of a queue, in order.
     pub(super) fn drain(&mut self, chain: &mut Chain) -> impl Iterator<Item = T> {
         std::iter::from_fn(|| self.pop_if(chain, |_| true))

@@ -46,6 +46,7 @@ impl Shard {
         let mut result = Ok(());
         let mut later = Vec::new();
         for (group, life) in self.mine(groups) {
+            self.keep_beating();
             match self.create_one((group, life), &configuration, members) {
                 Ok(possible) if possible == life => {}
                 Ok(possible) => later.push((group.0, possible)),
@@ -312,6 +313,7 @@ impl Shard {
             restored,
             &mut self.outbox,
         );
+        self.keep_beating();
         self.slots.insert(group, slot);
         let mut replica = Replica::new(core, self.shared.directory.add(group));
         replica.saved = self

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use polyraft_raft::{Configuration, Env, Group, GroupId, Life, Restored, Role, Tick};
+use polyraft_raft::{Configuration, Env, Group, GroupId, Life, Restored, Role, Tick, WriteId};
 use polyraft_storage::{Lsn, Tombstone};
 use rustc_hash::FxHashMap;
 
@@ -162,7 +162,7 @@ impl Shard {
         let mut husk = Replica::new(core, Default::default());
         husk.fault = Some("it has ended".to_owned());
         let mut ended = std::mem::replace(&mut self.replicas[at], husk);
-        self.marks[at].durable = None;
+        self.marks[at].durable = WriteId::ZERO;
         let open = Error::Unknown {
             why: "the group's replica at its leader ended",
         };
@@ -180,6 +180,9 @@ impl Shard {
         }
         let counters = self.shared.counters.shard(self.index);
         counters.groups.sub(1);
+        if ended.is_in_round {
+            self.campaigns.round_ended();
+        }
         if ended.shown.leads {
             counters.led.sub(1);
         }

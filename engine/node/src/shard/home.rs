@@ -70,6 +70,12 @@ impl Home {
         requests.into_iter().chain(self.liveness.deadline()).min()
     }
 
+    /// Gives back what a burst of claims left.
+    pub(super) fn trim(&mut self) {
+        self.actions.shrink_to_fit();
+        self.liveness.trim();
+    }
+
     /// Answers everybody who waits for groups to begin or end.
     pub(super) fn fail_all(&mut self, error: &Error) {
         self.coordination.fail_all(error);

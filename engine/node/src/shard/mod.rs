@@ -2,6 +2,8 @@
 //! It must never wait for a disk, a socket or a state machine; they answer through the inbox.
 
 mod balance;
+mod beats;
+mod campaigns;
 mod chains;
 mod coordinate;
 mod create;
@@ -23,6 +25,7 @@ mod stall;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod trim;
 mod turn;
 mod witness;
 
@@ -50,6 +53,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
 use self::balance::Balance;
+use self::campaigns::Campaigns;
 use self::create::Creations;
 use self::ends::Ends;
 use self::home::Home;
@@ -67,6 +71,7 @@ use self::snapshots::Snapshots;
 use self::stall::Stall;
 use self::transfer::Transfers;
 pub(crate) use self::transfer::{ChunkTrouble, TransferGauges, TransferLimits, Wanted};
+use self::trim::Trim;
 use crate::apply::{ApplyBacklog, ApplyBatch, Task};
 use crate::clock::Clock;
 use crate::directory::Directory;
@@ -201,6 +206,9 @@ pub(crate) struct Shard {
     unsubmitted: Vec<(u32, WriteId)>,
     fired: Vec<u32>,
     wheel: Wheel,
+    campaigns: Campaigns,
+    /// Replicas to deal with before the turn looks at the clock.
+    until_look: u32,
     /// Writes under way to the disk, in the order of their batches.
     written: VecDeque<Written>,
     /// The newest batch that this shard wrote into, and the newest that is durable.
@@ -261,6 +269,7 @@ pub(crate) struct Shard {
     stall: Stall,
     snapshots: Snapshots,
     transfers: Transfers,
+    trim: Trim,
     /// When the shard was made. What its replicas promised before may be lost.
     opened_at: Tick,
     /// Groups whose replica was quarantined when it was opened: it may have lost terms that it had seen.
@@ -282,8 +291,8 @@ struct Marks {
     /// Which life of the group's id the replica belongs to.
     life: Life,
     is_touched: bool,
-    /// The newest write that a barrier of this turn covered, until the core is told.
-    durable: Option<WriteId>,
+    /// The newest write that a barrier of this turn covered, until the core is told; 0: none.
+    durable: WriteId,
 }
 
 impl Marks {
@@ -292,7 +301,7 @@ impl Marks {
             group,
             life,
             is_touched: false,
-            durable: None,
+            durable: WriteId::ZERO,
         }
     }
 }
@@ -360,6 +369,8 @@ impl Shard {
             unsubmitted: Vec::new(),
             fired: Vec::new(),
             wheel: Wheel::new(now),
+            campaigns: Campaigns::default(),
+            until_look: beats::first_look(),
             written: VecDeque::new(),
             submitted: Lsn(0),
             durable: Lsn(0),
@@ -408,6 +419,7 @@ impl Shard {
             stall: Stall::default(),
             snapshots,
             transfers: Transfers::new(limits.transfers),
+            trim: Trim::opened(now),
             opened_at: shared.clock.now(),
             damaged: FxHashSet::default(),
             fault: None,
@@ -768,6 +780,7 @@ impl Shard {
 
     /// Steps a replica's core with one event and carries out the writes that follow from it.
     fn step(&mut self, slot: u32, event: Event<'_>, payloads: Payloads<'_>) {
+        self.keep_beating();
         let replica = &mut self.replicas[slot as usize];
         if replica.fault.is_some() {
             return;

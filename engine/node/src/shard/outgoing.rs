@@ -161,15 +161,25 @@ impl Outgoing {
             .map(|peer| &mut peer.liveness)
     }
 
+    /// Gives back the memory of frames that have left.
+    pub(super) fn trim(&mut self) {
+        let lanes = self.peers.iter_mut().flat_map(|peer| &mut peer.append);
+        for frame in lanes.filter(|frame| frame.bytes.is_empty()) {
+            *frame = LaneFrame::default();
+        }
+    }
+
+    /// Hands the liveness frames to the transport.
+    pub(super) fn send_beats(&mut self, counters: &ShardCounters) {
+        for peer in &mut self.peers {
+            peer.send_beat(&*self.network, counters);
+        }
+    }
+
     /// Hands every frame of the turn to the transport. What it can't take now is lost; Raft sends it again.
     pub(super) fn send_all(&mut self, counters: &ShardCounters) {
         for peer in &mut self.peers {
-            if !peer.liveness.is_empty() {
-                counters.beats.add(1);
-                let _ =
-                    self.network
-                        .send(peer.node, Lane::Liveness, peer.liveness.split().freeze());
-            }
+            peer.send_beat(&*self.network, counters);
             for (lane, frame) in peer.append.iter_mut().enumerate() {
                 if !frame.bytes.is_empty() {
                     let refused = frame.send(&*self.network, peer.node, lane, counters);
@@ -182,6 +192,17 @@ impl Outgoing {
 
 /// Stands for "no group" where a lane is chosen. No group may have this id.
 pub(super) const NODE_LEVEL: GroupId = GroupId(u64::MAX);
+
+impl PeerFrames {
+    /// Hands the liveness frame to the transport, if there is one.
+    fn send_beat(&mut self, network: &dyn Network, counters: &ShardCounters) {
+        if !self.liveness.is_empty() {
+            counters.beats.add(1);
+            let frame = self.liveness.split().freeze();
+            let _ = network.send(self.node, Lane::Liveness, frame);
+        }
+    }
+}
 
 impl LaneFrame {
     /// Hands the frame to the transport. What it can't take now is lost; Raft sends it again, but not forwards.

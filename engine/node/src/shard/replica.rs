@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use polyraft_raft::{Group, Index, NodeId, Term, Tick};
+use polyraft_raft::{Group, Index, NodeId, Role, Term, Tick};
 use polyraft_storage::EntryKind;
 
 use super::chains::{Chain, Chains};
@@ -34,6 +34,16 @@ pub(super) struct Queues {
     pub(super) ready: Chains<Ready>,
 }
 
+impl Queues {
+    /// Gives back the memory of queues in which nothing waits.
+    pub(super) fn trim(&mut self) {
+        self.proposals.trim();
+        self.waiting.trim();
+        self.reads.trim();
+        self.ready.trim();
+    }
+}
+
 /// A replica, owned by its shard.
 #[derive(Debug)]
 pub(super) struct Replica {
@@ -51,6 +61,8 @@ pub(super) struct Replica {
     pub(super) reads: Chain,
     /// Reads that wait for that to be handed out for applying.
     pub(super) ready: Chain,
+    /// It was let into a round of an election that has not ended.
+    pub(super) is_in_round: bool,
     /// It is in the list of replicas with reads.
     pub(super) is_reading: bool,
     /// What is handed out has everything that was committed at this moment; 0: that is not known of any.
@@ -88,6 +100,7 @@ impl Replica {
             pending_bytes: 0,
             reads: Chain::default(),
             ready: Chain::default(),
+            is_in_round: false,
             is_reading: false,
             fresh_at: Tick(0),
             claim_batch: u64::MAX,
@@ -98,6 +111,12 @@ impl Replica {
             shown: Shown::default(),
             fault: None,
         }
+    }
+
+    /// Whether it asks for votes, or whether it would get them.
+    pub(super) fn campaigns(&self) -> bool {
+        let role = self.group.role();
+        self.fault.is_none() && matches!(role, Role::PreCandidate | Role::Candidate)
     }
 
     /// Answers the callers whose entries are in the log of a leader that is one no more.

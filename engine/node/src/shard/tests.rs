@@ -1,5 +1,5 @@
 //! What a shard does when its log can't be read: no part of it may go on with what comes behind a gap. And what its bounds
-//! hold when a replica is quarantined.
+//! hold when a replica is quarantined, and how many replicas campaign at a time.
 
 use std::io::Read;
 use std::path::Path;
@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use polyraft_raft::{
-    Apply, Configuration, EntryRange, GroupId, HardState, Index, Life, NodeId, Term,
+    Apply, Configuration, EntryRange, Event, GroupId, HardState, Index, Life, LogPosition, Message,
+    NodeId, Term, Tick,
 };
 use polyraft_storage::sim::SimDisk;
-use polyraft_storage::{DataDir, Disk as _, Durable, EntryKind, WalOptions};
+use polyraft_storage::{DataDir, Disk as _, Durable, EntryKind, Tombstone, WalOptions};
 use polyraft_transport::{LoopbackHub, Network};
 
-use super::{PROPOSAL_OVERHEAD, Shard, Shared};
+use super::campaigns::AT_ONCE;
+use super::{PROPOSAL_OVERHEAD, Payloads, Shard, Shared};
 use crate::assembly::{Assembly, Parts, Place, applier, keeper};
 use crate::clock::Clock;
 use crate::completion::CompletionQueue;
@@ -261,4 +263,144 @@ fn slots_of_replicas_that_ended_are_used_again_and_hold_nothing() {
     }
     assert_eq!(shard.replicas.len() as u64, GROUPS);
     assert_eq!(shard.log.tombstones().count() as u64, GROUPS);
+}
+
+/// A shard with so many groups of three members, the second of which it takes to be alive. Nobody answers it.
+fn shard_with_groups(path: &Path, groups: u64) -> (Arc<Shared>, Parts) {
+    let disk = SimDisk::new(1);
+    {
+        let dir = DataDir::open(Arc::new(disk.clone()), path, "c", NodeId(1), 1).unwrap();
+        let mut opened = polyraft_storage::open(&dir, &WalOptions::default(), 1).unwrap();
+        let members = Configuration::simple([1, 2, 3].map(NodeId));
+        for group in (0..groups).map(GroupId) {
+            opened.logs[0].create(group, &members).unwrap();
+        }
+        opened.logs[0].submit().unwrap();
+        opened.wals[0].close().unwrap();
+    }
+    let (shared, mut parts) = parts_on(&disk, path);
+    let (shard, _) = &mut parts.shards[0];
+    shard.open_recovered();
+    shard.alive.insert(NodeId(2));
+    for group in (0..groups).map(GroupId) {
+        shard.opened(group, Ok(Index(0)));
+    }
+    // Arms the timers.
+    shard.end_turn(true);
+    (shared, parts)
+}
+
+/// Which replicas campaign after a turn at this time.
+fn campaigning_after(shard: &mut Shard, now: Tick, is_drained: bool) -> Vec<usize> {
+    shard.begin_turn(now);
+    shard.end_turn(is_drained);
+    let campaign = |slot: &usize| shard.replicas[*slot].campaigns();
+    (0..shard.replicas.len()).filter(campaign).collect()
+}
+
+#[test]
+fn a_limited_number_campaigns_at_a_time_and_nobody_waits_for_ever() {
+    let groups = AT_ONCE as u64 + 500;
+    let (_shared, mut parts) = shard_with_groups(Path::new("/n"), groups);
+    let shard = &mut parts.shards[0].0;
+    let (now, timeout) = (Tick(10_000_000), shard.settings.election_timeout_max);
+    let first = campaigning_after(shard, now, true);
+    assert_eq!(first.len(), AT_ONCE, "of {groups} whose timers have rung");
+    assert_eq!(campaigning_after(shard, now, true), first, "no room");
+
+    // Nobody has answered: their rounds are over, and those who waited come before they may ask again.
+    let begun = |shard: &Shard| -> Vec<u32> {
+        let replicas = shard.replicas.iter();
+        replicas.map(|r| r.group.counters().campaigns).collect()
+    };
+    campaigning_after(shard, now.after(timeout), true);
+    let counts = begun(shard);
+    assert!(counts.iter().all(|count| *count > 0), "some have starved");
+    assert_eq!(counts.iter().sum::<u32>(), 2 * AT_ONCE as u32);
+}
+
+#[test]
+fn nobody_campaigns_before_the_inbox_was_read_unless_it_is_never_empty() {
+    let (_shared, mut parts) = shard_with_groups(Path::new("/n"), 3);
+    let shard = &mut parts.shards[0].0;
+    let (now, timeout) = (Tick(10_000_000), shard.settings.election_timeout_max);
+    assert!(campaigning_after(shard, now, false).is_empty());
+    assert_eq!(campaigning_after(shard, now, true).len(), 3);
+
+    let (_shared, mut parts) = shard_with_groups(Path::new("/n"), 3);
+    let shard = &mut parts.shards[0].0;
+    assert!(campaigning_after(shard, now, false).is_empty());
+    assert_eq!(campaigning_after(shard, now.after(timeout), false).len(), 3);
+}
+
+#[test]
+fn a_lost_or_ended_round_makes_room_for_the_next() {
+    let (_shared, mut parts) = shard_with_groups(Path::new("/n"), AT_ONCE as u64 + 3);
+    let shard = &mut parts.shards[0].0;
+    let now = Tick(10_000_000);
+    let first = campaigning_after(shard, now, true);
+    let group = |shard: &Shard, slot: usize| shard.replicas[slot].group.id();
+    let (led, ended) = (group(shard, first[0]), group(shard, first[1]));
+    let faulty = first[2] as u32;
+    let message = Message::Append {
+        term: Term(1),
+        prev: LogPosition::ZERO,
+        entries: EntryRange::empty(Term(1), Index(1)),
+        commit: Index(0),
+    };
+    let slot = shard.slot(led).unwrap();
+    let from = NodeId(2);
+    shard.step(slot, Event::Message { from, message }, Payloads::None);
+    shard.end_replica(ended, Tombstone::destroyed(Life::FIRST));
+    shard.quarantine(faulty, "a test".to_owned());
+    campaigning_after(shard, now, true);
+    assert!(shard.next_deadline() <= Some(now), "there is room");
+    let then = campaigning_after(shard, now, true);
+    assert_eq!(then.len(), AT_ONCE);
+    assert!(first[..3].iter().all(|gone| !then.contains(gone)));
+}
+
+#[test]
+fn an_idle_shard_gives_back_what_a_burst_took() {
+    let (_shared, mut parts) = shard_with_groups(Path::new("/n"), 600);
+    let (wals, (shard, _)) = (&parts.wals, &mut parts.shards[0]);
+    let now = Tick(10_000_000);
+    assert_eq!(campaigning_after(shard, now, true).len(), 600);
+    // They ask again, in a turn that also writes.
+    for group in (0..600).map(GroupId) {
+        let state = HardState {
+            term: Term(1),
+            ..HardState::default()
+        };
+        shard.log.hard_state(group, state).unwrap();
+    }
+    let later = now.after(shard.settings.election_timeout_max);
+    assert_eq!(campaigning_after(shard, later, true).len(), 600);
+    while wals[0].pump().unwrap() {}
+    let room = |shard: &Shard| {
+        [
+            shard.outbox.sends.capacity(),
+            shard.touched.capacity(),
+            shard.fired.capacity(),
+        ]
+    };
+    assert!(room(shard).iter().all(|room| *room >= 600));
+    let due = shard.trim.deadline().expect("something was written");
+    let early = Tick(due.0 - 1);
+    shard.begin_turn(early);
+    shard.end_turn(false);
+    assert!(room(shard).iter().all(|room| *room >= 600), "not idle yet");
+    shard.begin_turn(due);
+    shard.end_turn(false);
+    assert!(room(shard).iter().all(|room| *room < 600));
+    assert_eq!(shard.trim.deadline(), None, "until something is written");
+}
+
+/// What a store with a hundred thousand groups has a hundred thousand of. A larger one is no fault, but somebody should have
+/// wanted it: each eight bytes are a megabyte there, on three nodes two.
+#[test]
+fn what_every_replica_has_is_as_large_as_it_was_meant_to_be() {
+    assert!(size_of::<super::replica::Replica>() <= 496);
+    assert!(size_of::<super::Marks>() <= 32);
+    assert!(size_of::<crate::directory::GroupCell>() <= 16);
 }

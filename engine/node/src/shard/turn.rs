@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{
-    Apply, EntryRange, Env, Event, GroupId, Index, Message, NodeId, Role, Send, Tick,
+    Apply, EntryRange, Env, Event, GroupId, Index, Message, NodeId, Send, Tick, WriteId,
 };
 use polyraft_storage::{
     Blocks, Durable, PREFETCH_AHEAD, PREFETCH_SOON, ReadError, StorageError, prefetch,
@@ -18,7 +18,6 @@ use super::{Deferred, DiskFull, Payloads, Shard, Written, guarded, leads};
 use crate::apply::{ApplyBatch, Task};
 use crate::error::Error;
 use crate::event::Claim;
-use crate::status::ElectionCause;
 use crate::wire;
 
 /// Log bytes handed to an apply worker in one piece, so that a restart's replay doesn't come as one huge slice.
@@ -35,7 +34,7 @@ impl Shard {
         }
         let may_maintain = self.maintenance_is_due && self.disk_full.is_none();
         let is_due = !self.touched.is_empty() || !self.claims.is_empty();
-        if may_maintain || is_due || self.members.are_leaving() {
+        if may_maintain || is_due || self.members.are_leaving() || self.campaigns.are_due() {
             return Some(self.now);
         }
         let disk = self.disk_full.as_ref().map(|full| full.retry_at);
@@ -56,6 +55,7 @@ impl Shard {
             self.members.deadline(),
             self.balance.deadline(),
             self.stall_deadline(),
+            self.trim.deadline(),
         ]
         .into_iter()
         .flatten()
@@ -74,7 +74,7 @@ impl Shard {
         if self.fault.is_some() {
             return;
         }
-        self.fire_timers();
+        self.fire_timers(is_drained);
         self.run_deferred();
         self.expire_forwards();
         self.expire_reads();
@@ -127,6 +127,7 @@ impl Shard {
             .send_all(self.shared.counters.shard(self.index));
         self.take_back_refused();
         self.maintain();
+        self.trim();
         self.counters().turns.add(1);
     }
 
@@ -138,31 +139,13 @@ impl Shard {
         }
     }
 
-    fn fire_timers(&mut self) {
-        let mut fired = std::mem::take(&mut self.fired);
-        self.wheel.fire(self.now, &mut fired);
-        for slot in fired.drain(..) {
-            let cause = match self.replicas[slot as usize].group.role() {
-                Role::PreCandidate | Role::Candidate => ElectionCause::Retry,
-                _ => ElectionCause::Silence,
-            };
-            self.step_to_campaign(slot, Event::Timer, cause);
-        }
-        self.fired = fired;
-    }
-
     fn run_deferred(&mut self) {
         while let Some((at, what)) = self.deferred.front().copied()
             && at <= self.now
         {
             self.deferred.pop_front();
             match what {
-                Deferred::Campaign(slot)
-                    if self.replicas[slot as usize].group.leader().is_none() =>
-                {
-                    self.step_to_campaign(slot, Event::Campaign, ElectionCause::Creation);
-                }
-                Deferred::Campaign(_) => {}
+                Deferred::Campaign(slot) => self.begin_to_lead(slot),
                 Deferred::Proposals(slot) => self.touch(slot),
                 Deferred::ForwardReplies => self.send_unsent_replies(),
             }
@@ -171,7 +154,8 @@ impl Shard {
 
     /// Tells a replica once what the barriers of this turn made durable.
     fn settle_durable(&mut self, slot: u32) {
-        if let Some(through) = self.marks[slot as usize].durable.take() {
+        let through = std::mem::take(&mut self.marks[slot as usize].durable);
+        if through > WriteId::ZERO {
             self.step(slot, Event::Durable { through }, Payloads::None);
         }
     }
@@ -203,6 +187,7 @@ impl Shard {
                     self.submissions.push_back((lsn, self.now));
                 }
                 self.submitted = lsn;
+                self.trim.wrote(self.now);
             }
             Ok(None) => {}
             Err(StorageError::DiskFull { needed, .. }) => {
@@ -249,7 +234,7 @@ impl Shard {
             .written
             .pop_front_if(|written| written.lsn <= self.durable)
         {
-            self.marks[written.slot as usize].durable = Some(written.id);
+            self.marks[written.slot as usize].durable = written.id;
             self.touch(written.slot);
         }
         self.finish_creations();
@@ -514,6 +499,10 @@ impl Shard {
             term: replica.group.term(),
             leads: leads(replica),
         };
+        if replica.is_in_round && !replica.campaigns() {
+            replica.is_in_round = false;
+            self.campaigns.round_ended();
+        }
         let before = std::mem::replace(&mut replica.shown, shown);
         if before == shown {
             return;

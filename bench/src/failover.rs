@@ -1,9 +1,9 @@
 //! Stops a node under load and measures how long each group that it led has no leader. Never changes anything but
 //! that one node.
 
-use super::machine::Ledger;
 use crate::cluster::{Cluster, place};
 use anyhow::{Context, Result, bail};
+use polyraft::StateMachine;
 use std::time::{Duration, Instant};
 
 /// How often leaders are looked at: the resolution of the measurement.
@@ -39,7 +39,7 @@ impl Failover {
 }
 
 /// The running node that leads the most groups. Its stop is the hardest.
-pub fn busiest(cluster: &Cluster<Ledger>) -> Result<u64> {
+pub fn busiest<M: StateMachine>(cluster: &Cluster<M>) -> Result<u64> {
     cluster
         .running()
         .iter()
@@ -50,7 +50,7 @@ pub fn busiest(cluster: &Cluster<Ledger>) -> Result<u64> {
 }
 
 /// Stops node `id` and waits until all groups that it led have another leader and the node is down.
-pub async fn stop_and_measure(cluster: &Cluster<Ledger>, id: u64) -> Result<Failover> {
+pub async fn stop_and_measure<M: StateMachine>(cluster: &Cluster<M>, id: u64) -> Result<Failover> {
     let nodes = cluster.running();
     let stopped = nodes
         .iter()

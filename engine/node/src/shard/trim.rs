@@ -1,0 +1,72 @@
+//! What a burst leaves behind: lists as long as there are groups, frames, turns that nobody will read again. A shard that has
+//! written nothing for a while gives it back, so that an idle group costs its own state and nothing else.
+//! It must never touch what is under way, nor come back before something was written again.
+
+use polyraft_raft::Tick;
+
+use super::Shard;
+use crate::apply::ApplyBatch;
+
+/// A shard that has written nothing for so long is idle. Microseconds.
+const IDLE_AFTER: u64 = 5_000_000;
+
+/// Items for which lists keep room.
+const KEPT: usize = 64;
+
+/// When a shard gives memory back.
+#[derive(Debug)]
+pub(super) struct Trim {
+    /// Unless something is written before. Absent: nothing was since the last time.
+    due_at: Option<Tick>,
+}
+
+impl Trim {
+    /// For a shard that was just opened, which is a burst too.
+    pub(super) fn opened(now: Tick) -> Self {
+        let mut trim = Trim { due_at: None };
+        trim.wrote(now);
+        trim
+    }
+
+    /// Something was written now.
+    pub(super) fn wrote(&mut self, now: Tick) {
+        self.due_at = Some(now.after(IDLE_AFTER));
+    }
+
+    /// When the shard has to be looked at.
+    pub(super) fn deadline(&self) -> Option<Tick> {
+        self.due_at
+    }
+}
+
+impl Shard {
+    /// Gives back what the last burst left, once the shard is idle. The end of a turn: everything has left its lists.
+    pub(super) fn trim(&mut self) {
+        if self.trim.due_at.take_if(|at| *at <= self.now).is_none() {
+            return;
+        }
+        self.outbox.shrink_to(KEPT);
+        self.touched.shrink_to(KEPT);
+        self.retouch.shrink_to(KEPT);
+        self.fired.shrink_to(KEPT);
+        self.unsubmitted.shrink_to(KEPT);
+        self.written.shrink_to(KEPT);
+        self.submissions.shrink_to(KEPT);
+        self.deferred.shrink_to(KEPT);
+        self.claims.shrink_to(KEPT);
+        self.proposals.shrink_to(KEPT);
+        self.soon.shrink_to(KEPT);
+        self.blocks = Default::default();
+        self.spare_batches = Vec::new();
+        let unused = self.applies.iter_mut().filter(|batch| batch.is_empty());
+        unused.for_each(|batch| *batch = ApplyBatch::default());
+        self.wheel.trim();
+        self.queues.trim();
+        self.outgoing.trim();
+        self.log.trim();
+        self.wal.trim();
+        if let Some(home) = &mut self.home {
+            home.trim();
+        }
+    }
+}
