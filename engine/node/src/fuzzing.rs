@@ -71,17 +71,23 @@ fn encode(out: &mut BytesMut, record: &Record<'_>) {
             term,
             leads,
             is_witness,
+            answers,
             configuration,
-        } => wire::put_join(out, *group, *term, (*leads, *is_witness), configuration),
+        } => {
+            let flags = (*leads, *is_witness);
+            wire::put_join(out, *group, *term, flags, *answers, configuration);
+        }
         Record::Removed {
             group,
             at,
             term,
-            is_final,
-        } => wire::put_removed(out, *group, *at, *term, *is_final),
-        Record::MemberAsk { group, is_damaged } => {
-            wire::put_member_ask(out, *group, *is_damaged);
-        }
+            grounds,
+        } => wire::put_removed(out, *group, *at, *term, *grounds),
+        Record::MemberAsk {
+            group,
+            wants,
+            question,
+        } => wire::put_member_ask(out, *group, *wants, *question),
         Record::Beat(beat) => wire::put_beat(out, beat),
         Record::ClaimsDelta {
             from_version,
@@ -175,7 +181,7 @@ mod tests {
     use crate::event::Reign;
     use crate::liveness::Beat;
     use crate::sessions::{Deduplication, Payload, Position, ProposalNumber, SessionId};
-    use crate::wire::{Chunk, Fate, Found, Refusal, SnapshotId};
+    use crate::wire::{Chunk, Fate, Found, Grounds, Refusal, SnapshotId, Wants};
 
     #[test]
     fn kept_inputs_do_no_harm() {
@@ -317,11 +323,13 @@ mod tests {
         wire::put_read_reply(&mut reads, group, 5, &Err(Error::Unconfirmed));
         let mut members = BytesMut::new();
         let joint = Configuration::joint([1, 2].map(NodeId), [2, 3].map(NodeId), [], []);
-        wire::put_join(&mut members, group, term, (true, false), &joint);
-        wire::put_removed(&mut members, group, index, term, false);
-        wire::put_removed(&mut members, group, index, term, true);
-        wire::put_member_ask(&mut members, group, false);
-        wire::put_member_ask(&mut members, group, true);
+        wire::put_join(&mut members, group, term, (true, false), 7, &joint);
+        for grounds in [Grounds::Hearsay, Grounds::Leader, Grounds::Proof(7)] {
+            wire::put_removed(&mut members, group, index, term, grounds);
+        }
+        for wants in [Wants::Word, Wants::Proof, Wants::Return] {
+            wire::put_member_ask(&mut members, group, wants, 7);
+        }
         let mut node = BytesMut::new();
         let beat = Beat {
             incarnation: 1,

@@ -20,8 +20,8 @@ pub(crate) use self::groups::{
     reply_bytes,
 };
 pub(crate) use self::members::{
-    MEMBER_ASK_BYTES, REMOVED_BYTES, join_bytes, place_bytes, put_join, put_member_ask, put_place,
-    put_removed,
+    Grounds, MEMBER_ASK_BYTES, REMOVED_BYTES, Wants, join_bytes, place_bytes, put_join,
+    put_member_ask, put_place, put_removed,
 };
 pub(crate) use self::snapshot::{
     CHUNK_BYTES, Chunk, FETCH_BYTES, REFUSED_BYTES, Refusal, SnapshotId, offer_bytes,
@@ -213,6 +213,8 @@ pub(crate) enum Record<'a> {
         leads: bool,
         /// The receiver stores no payload.
         is_witness: bool,
+        /// The number of the question that it answers, of a replica that may come back without its log; 0: of none.
+        answers: u64,
         configuration: Configuration,
     },
     /// The receiver is no member, as of a committed index.
@@ -221,14 +223,14 @@ pub(crate) enum Record<'a> {
         at: Index,
         /// The sender's term.
         term: Term,
-        /// The sender leads it, and no later entry of its log says who the members are.
-        is_final: bool,
+        grounds: Grounds,
     },
     /// The sender may have been left behind: is it a member still?
     MemberAsk {
         group: GroupId,
-        /// Its log is damaged: may it come back without that?
-        is_damaged: bool,
+        wants: Wants,
+        /// What the sender knows an answer to it by.
+        question: u64,
     },
     /// The life that the record's head names is over, and every one before it: destroyed everywhere.
     LifeOver { group: GroupId },

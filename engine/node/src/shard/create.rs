@@ -257,6 +257,7 @@ impl Shard {
             return;
         };
         self.opening_ended();
+        let is_damaged = found.fault.is_some();
         let fault = found.fault.clone().or_else(|| why_not(&found, &held));
         // A snapshot that came was acknowledged before the log said so.
         let saved = self.snapshots.file(group);
@@ -333,8 +334,8 @@ impl Shard {
         self.note_forlorn(slot);
         if let Some(reason) = fault {
             self.damaged.insert(group);
-            if let Some(last) = may_return {
-                self.note_damaged(slot, last);
+            if is_damaged {
+                self.note_damaged(slot, may_return);
             }
             return self.quarantine(slot, reason);
         }

@@ -146,7 +146,7 @@ impl Shard {
         self.end_snapshots_of(slot, &gone);
         self.traces.forget(slot);
         self.members.forget(slot);
-        self.repairs.forget(slot);
+        self.repairs.forget(slot, group);
         if self.sample.is_some_and(|sample| sample.slot == slot) {
             self.sample = None;
         }

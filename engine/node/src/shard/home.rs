@@ -190,30 +190,36 @@ impl Shard {
             }
             Record::UnknownGroup { group } => {
                 self.note_stranger(group);
-                self.welcome(from, group);
+                self.welcome(from, group, 0);
             }
             Record::Join {
                 group,
                 term,
                 leads,
                 is_witness,
+                answers,
                 configuration,
-            } => self.join(
-                from,
-                (group, life),
-                term,
-                (leads, is_witness),
-                &configuration,
-            ),
+            } => match self.slot(group) {
+                Some(slot) if leads => self.come_back(slot, (from, term), answers),
+                _ => self.join(
+                    from,
+                    (group, life),
+                    term,
+                    (leads, is_witness),
+                    &configuration,
+                ),
+            },
             Record::Removed {
                 group,
                 at,
                 term,
-                is_final,
-            } => self.removal_heard(from, group, at, (term, is_final)),
-            Record::MemberAsk { group, is_damaged } => {
-                self.member_asked(from, group, is_damaged);
-            }
+                grounds,
+            } => self.removal_heard(from, group, at, (term, grounds)),
+            Record::MemberAsk {
+                group,
+                wants,
+                question,
+            } => self.member_asked(from, group, (wants, question)),
             Record::LifeOver { group } => self.life_over(from, group, life),
             Record::Beat(beat) => {
                 self.with_liveness(|liveness, actions| liveness.beat(at, from, beat, actions))

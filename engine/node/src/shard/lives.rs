@@ -115,7 +115,7 @@ impl Shard {
         match self.life_of(group) {
             Some(here) if here <= over => _ = self.ends_with(group, Some(over)),
             // It has not heard of this life yet.
-            Some(_) => self.welcome(from, group),
+            Some(_) => self.welcome(from, group, 0),
             None => {}
         }
     }

@@ -4,11 +4,11 @@
 //! The core takes one step at a time: learners first, then voters through a joint configuration that it leaves by itself. What
 //! is here brings a group from where it is to where the caller wants it, one step after the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use polyraft_raft::{
     ChangeRefused, Configuration, Event, GroupId, Index, Life, MemberChange, Message, NodeId,
-    Removed, Role, Term, Tick,
+    Removed, Role, Term, Tick, votes_again_at,
 };
 use polyraft_storage::{Creation, Ending, Tombstone};
 
@@ -16,7 +16,7 @@ use super::{Payloads, Shard, leads};
 use crate::error::Error;
 use crate::event::MembersReply;
 use crate::status::Membership;
-use crate::wire::{self, MAX_MEMBERS};
+use crate::wire::{self, Grounds, MAX_MEMBERS, Wants};
 
 /// How often a change that waits for something is looked at, in microseconds.
 const LOOK_AGAIN: u64 = 10_000;
@@ -32,8 +32,41 @@ pub(super) struct Members {
     look_at: Option<Tick>,
     /// Groups that this node is no member of any more, as of an index.
     leaving: Vec<(GroupId, Index)>,
-    /// Replicas that may have been left behind, and when they ask the next time.
-    forlorn: BTreeMap<u32, Tick>,
+    forlorn: Forlorn,
+}
+
+/// Replicas that may have been left behind, by slot, and when each asks the next time.
+#[derive(Debug, Default)]
+struct Forlorn {
+    asks_at: BTreeMap<u32, Tick>,
+    /// The same, in the order in which they ask.
+    order: BTreeSet<(Tick, u32)>,
+}
+
+impl Forlorn {
+    /// A replica asks at a time, or before that if it was to do so already.
+    fn add(&mut self, slot: u32, at: Tick) {
+        let at = *self.asks_at.entry(slot).or_insert(at);
+        self.order.insert((at, slot));
+    }
+
+    fn remove(&mut self, slot: u32) {
+        if let Some(at) = self.asks_at.remove(&slot) {
+            self.order.remove(&(at, slot));
+        }
+    }
+
+    /// When the next one asks.
+    fn next(&self) -> Option<Tick> {
+        self.order.first().map(|(at, _)| *at)
+    }
+
+    /// Takes out one whose time has come.
+    fn take_due(&mut self, now: Tick) -> Option<u32> {
+        let (_, slot) = self.order.first().copied().filter(|(at, _)| *at <= now)?;
+        self.remove(slot);
+        Some(slot)
+    }
 }
 
 /// A change that a caller waits for.
@@ -62,13 +95,15 @@ impl Members {
 
     /// When a change, or a replica without a leader, has to be looked at.
     pub(super) fn deadline(&self) -> Option<Tick> {
-        let asks = self.forlorn.values().min().copied();
-        [self.look_at, asks].into_iter().flatten().min()
+        [self.look_at, self.forlorn.next()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// A replica has ended.
     pub(super) fn forget(&mut self, slot: u32) {
-        self.forlorn.remove(&slot);
+        self.forlorn.remove(slot);
     }
 
     /// Answers whoever waits for one group.
@@ -245,7 +280,9 @@ impl Shard {
     /// log it wins only the votes of empty logs, and a majority of the members as of a committed index has that index, or is
     /// back after a removal and does not vote. By the entry or the snapshot that brings it to the beginning of the log here,
     /// it knows what was true there.
-    pub(super) fn welcome(&mut self, node: NodeId, group: GroupId) {
+    ///
+    /// `answers` is the number of its question whether it may come back without its log; 0 if it did not ask that.
+    pub(super) fn welcome(&mut self, node: NodeId, group: GroupId, answers: u64) {
         let Some(slot) = self.slot(group) else { return };
         let replica = &self.replicas[slot as usize];
         let core = &replica.group;
@@ -263,7 +300,7 @@ impl Shard {
             // As of the beginning of the log it may have been none, or something else.
             let is_witness = core.configuration().is_witness(node);
             let flags = (leads, is_witness);
-            wire::put_join(frame, subject, core.term(), flags, configuration);
+            wire::put_join(frame, subject, core.term(), flags, answers, configuration);
         }
         self.step(slot, Event::BeganAnew { node }, Payloads::None);
     }
@@ -277,11 +314,6 @@ impl Shard {
         (leads, is_witness): (bool, bool),
         configuration: &Configuration,
     ) {
-        if let Some(slot) = self.slot(group)
-            && leads
-        {
-            return self.come_back(slot, from, term);
-        }
         if self.life_of(group).is_some() {
             return;
         }
@@ -337,8 +369,10 @@ impl Shard {
     pub(super) fn leave_groups(&mut self) {
         let mut leaving = std::mem::take(&mut self.members.leaving);
         for (group, at) in leaving.drain(..) {
+            // What a damaged log lost may say that it was taken in again: then it asks.
             if let Some(slot) = self.slot(group)
                 && self.is_out(slot, self.shared.node)
+                && !self.repairs.is_damaged(slot)
             {
                 self.end_membership(slot, at, Term::ZERO);
             }
@@ -348,15 +382,24 @@ impl Shard {
 
     fn say_removed(&mut self, node: NodeId, group: GroupId, at: Index) {
         let Some(slot) = self.slot(group) else { return };
+        let grounds = match self.replicas[slot as usize].group.leads_settled_members() {
+            true => Grounds::Leader,
+            false => Grounds::Hearsay,
+        };
+        self.say_removed_on(grounds, node, slot, at);
+    }
+
+    /// Says so on these grounds.
+    pub(super) fn say_removed_on(&mut self, grounds: Grounds, node: NodeId, slot: u32, at: Index) {
         let core = &self.replicas[slot as usize].group;
-        let (term, is_final) = (core.term(), core.leads_settled_members());
+        let (group, term) = (core.id(), core.term());
         let subject = (group, self.marks[slot as usize].life);
         let counters = self.shared.counters.shard(self.index);
         let frame = self
             .outgoing
             .append(node, group, wire::REMOVED_BYTES, counters);
         if let Some(frame) = frame {
-            wire::put_removed(frame, subject, at, term, is_final);
+            wire::put_removed(frame, subject, at, term, grounds);
         }
     }
 
@@ -366,17 +409,23 @@ impl Shard {
         !core.configuration().contains(node) && !core.applied_configuration().contains(node)
     }
 
-    /// A node that was a member once wants to know whether it is one still. If it is, it may want to come back without its log.
-    pub(super) fn member_asked(&mut self, from: NodeId, group: GroupId, is_damaged: bool) {
+    /// A node that was a member once wants to know whether it is one still. If its log is damaged, only a leader may say so, who
+    /// has proved that it is one; and the node may want to come back without that log.
+    pub(super) fn member_asked(
+        &mut self,
+        from: NodeId,
+        group: GroupId,
+        (wants, question): (Wants, u64),
+    ) {
         let slot = self.slot(group);
         let Some(slot) = slot.filter(|slot| self.replicas[*slot as usize].fault.is_none()) else {
             return;
         };
-        if self.is_out(slot, from) {
+        if wants != Wants::Word {
+            self.proof_asked(slot, from, (wants, question));
+        } else if self.is_out(slot, from) {
             let at = self.replicas[slot as usize].group.handed_out();
             self.say_removed(from, group, at);
-        } else if is_damaged {
-            self.repair_asked(slot, from);
         }
     }
 
@@ -403,8 +452,8 @@ impl Shard {
         let replica = &self.replicas[slot as usize];
         let core = &replica.group;
         let is_led = replica.fault.is_none() && core.leader().is_some();
-        if is_led && !self.members.forlorn.is_empty() {
-            self.members.forlorn.remove(&slot);
+        if is_led {
+            self.members.forlorn.remove(slot);
         }
         let may_stand = core.configuration().is_voter(self.shared.node) && !core.is_witness();
         if !is_led && (replica.fault.is_some() || !may_stand) {
@@ -415,7 +464,7 @@ impl Shard {
     /// A replica may be no member any more. It asks, unless a leader is heard before.
     fn doubt_membership(&mut self, slot: u32) {
         let at = self.ask_again_at(slot);
-        self.members.forlorn.entry(slot).or_insert(at);
+        self.members.forlorn.add(slot, at);
     }
 
     /// Somebody that a replica takes for a member has none. If nobody leads this one either, all whom it knows may have left, and
@@ -433,20 +482,31 @@ impl Shard {
             true => 1,
             false => PATIENCE,
         };
-        self.now.after(times * self.settings.election_timeout_max)
+        let timeout = self.settings.election_timeout_max;
+        // Not all of those at once whose logs were damaged together.
+        let spread = u64::from(slot).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+        self.now.after(times * timeout + spread % timeout.max(1))
+    }
+
+    /// What a replica that asks wants to hear.
+    fn wants(&self, slot: u32) -> Wants {
+        let group = self.replicas[slot as usize].group.id();
+        if self.repairs.is_possible(slot) {
+            Wants::Return
+        } else if self.repairs.is_damaged(slot) && !self.log.has_lost_life(group) {
+            Wants::Proof
+        } else {
+            Wants::Word
+        }
     }
 
     /// Replicas that may have been left behind for long ask whether they are members still.
     pub(super) fn ask_members(&mut self) {
-        if self.members.forlorn.values().all(|at| *at > self.now) {
-            return;
-        }
-        let mut forlorn = std::mem::take(&mut self.members.forlorn);
-        for (slot, at) in forlorn.iter_mut().filter(|(_, at)| **at <= self.now) {
-            *at = self.ask_again_at(*slot);
-            let is_damaged = self.repairs.is_possible(*slot);
-            let core = &self.replicas[*slot as usize].group;
-            let group = core.id();
+        while let Some(slot) = self.members.forlorn.take_due(self.now) {
+            let at = self.ask_again_at(slot);
+            self.members.forlorn.add(slot, at);
+            let (wants, question) = (self.wants(slot), self.repairs.question(slot));
+            let group = self.replicas[slot as usize].group.id();
             // Whoever it knows for members may have left too.
             for node in self.outgoing.peers() {
                 let counters = self.shared.counters.shard(self.index);
@@ -454,12 +514,11 @@ impl Shard {
                     .outgoing
                     .append(node, group, wire::MEMBER_ASK_BYTES, counters);
                 if let Some(frame) = frame {
-                    let life = self.marks[*slot as usize].life;
-                    wire::put_member_ask(frame, (group, life), is_damaged);
+                    let life = self.marks[slot as usize].life;
+                    wire::put_member_ask(frame, (group, life), wants, question);
                 }
             }
         }
-        self.members.forlorn = forlorn;
     }
 
     /// Another replica says that this node was removed.
@@ -468,10 +527,23 @@ impl Shard {
         from: NodeId,
         group: GroupId,
         at: Index,
-        (term, is_final): (Term, bool),
+        (term, grounds): (Term, Grounds),
     ) {
         let Some(slot) = self.slot(group) else { return };
         let core = &self.replicas[slot as usize].group;
+        if self.repairs.is_damaged(slot) {
+            // What it lost may say that it was taken in again since. Only what was committed after it asked is no old news; and
+            // whoever is in an earlier term may have been overtaken all the same.
+            if grounds != Grounds::Proof(self.repairs.question(slot)) {
+                return;
+            }
+            if term < core.term() {
+                let subject = (group, self.marks[slot as usize].life);
+                return self.say_stale(from, subject, core.term());
+            }
+            return self.end_membership(slot, at, term);
+        }
+        let is_final = grounds != Grounds::Hearsay;
         if core.heeds_removal(at, is_final.then_some(term)) {
             return self.end_membership(slot, at, term);
         }
@@ -500,12 +572,14 @@ impl Shard {
             true => Some(self.shared.node),
             false => core.vote().filter(|_| own >= term),
         };
+        // What a damaged log may have had counts besides.
+        let acknowledged = self.repairs.acknowledged(slot).map(votes_again_at);
         let tombstone = Tombstone {
             life: self.marks[slot as usize].life,
             ending: Ending::Removed,
             term: own.max(term),
             vote,
-            at,
+            at: acknowledged.map_or(at, |acknowledged| at.max(acknowledged)),
         };
         if let Some(wanted) = self.members.wanted.remove(&group) {
             // It was the end of what the caller wanted, or another change is lost with the replica.
@@ -543,5 +617,27 @@ fn words(why: ChangeRefused) -> String {
             "too few of the voters before and after it are alive to commit it".to_owned()
         }
         other => format!("{other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_was_left_behind_asks_at_its_time_and_nobody_else_is_looked_at() {
+        let mut forlorn = Forlorn::default();
+        for (slot, at) in [(4, 30), (2, 10), (9, 20), (2, 40), (7, 20)] {
+            forlorn.add(slot, Tick(at));
+        }
+        forlorn.remove(9);
+        forlorn.remove(9);
+        assert_eq!(forlorn.next(), Some(Tick(10)), "the first time counts");
+        assert_eq!(forlorn.take_due(Tick(9)), None);
+        let due = |forlorn: &mut Forlorn| forlorn.take_due(Tick(25));
+        assert_eq!([due(&mut forlorn), due(&mut forlorn)], [Some(2), Some(7)]);
+        assert_eq!((due(&mut forlorn), forlorn.next()), (None, Some(Tick(30))));
+        forlorn.add(2, Tick(25));
+        assert_eq!(due(&mut forlorn), Some(2));
     }
 }

@@ -69,7 +69,7 @@ fn damage(disk: &SimDisk) {
 }
 
 /// A node with one shard, which nobody runs.
-fn parts_on(disk: &SimDisk, path: &Path) -> (Arc<Shared>, Parts) {
+pub(super) fn parts_on(disk: &SimDisk, path: &Path) -> (Arc<Shared>, Parts) {
     let mut config = Config::default();
     config.shards.count = 1;
     let place = Place {

@@ -9,12 +9,34 @@ use super::{
 };
 use crate::event::Members;
 
+/// What the word that a node is no member rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Grounds {
+    /// What its sender knows, who may know less than others.
+    Hearsay,
+    /// Its sender leads its term, and no later entry of its log says who the members are.
+    Leader,
+    /// The same, and something was committed after the question of this number.
+    Proof(u64),
+}
+
+/// What a node wants to hear that asks whether it is a member still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wants {
+    /// What anybody knows.
+    Word,
+    /// What is so by all that is committed: its log is damaged, and it does not know what it lost.
+    Proof,
+    /// The same; or else, that it may come back without its log.
+    Return,
+}
+
 /// Bytes of a removal.
-pub(crate) const REMOVED_BYTES: usize = HEAD_BYTES + 17;
+pub(crate) const REMOVED_BYTES: usize = HEAD_BYTES + 25;
 
 /// A bound on the bytes of a record that makes a node a member.
 pub(crate) fn join_bytes(configuration: &Configuration) -> usize {
-    HEAD_BYTES + 9 + configuration_bytes(configuration)
+    HEAD_BYTES + 17 + configuration_bytes(configuration)
 }
 
 /// Writes the word that the receiver is a member, and who the members are as of the beginning of the sender's log.
@@ -23,11 +45,13 @@ pub(crate) fn put_join(
     group: impl Into<Subject>,
     term: Term,
     (leads, is_witness): (bool, bool),
+    answers: u64,
     configuration: &Configuration,
 ) {
     record(out, Kind::Join, group, |out| {
         out.put_u64_le(term.0);
         out.put_u8(u8::from(leads) | u8::from(is_witness) << 1);
+        out.put_u64_le(answers);
         put_configuration(out, configuration);
     });
 }
@@ -52,29 +76,40 @@ pub(crate) fn put_place(
     });
 }
 
-/// Writes the word that the receiver is no member, as of a committed index; by the leader of the term, who has no later entry
-/// that could make it one, if it `is_final`.
+/// Writes the word that the receiver is no member, as of a committed index, by somebody who is in a term.
 pub(crate) fn put_removed(
     out: &mut BytesMut,
     group: impl Into<Subject>,
     at: Index,
     term: Term,
-    is_final: bool,
+    grounds: Grounds,
 ) {
+    let (kind, question) = match grounds {
+        Grounds::Hearsay => (0, 0),
+        Grounds::Leader => (1, 0),
+        Grounds::Proof(question) => (2, question),
+    };
     record(out, Kind::Removed, group, |out| {
         out.put_u64_le(at.0);
         out.put_u64_le(term.0);
-        out.put_u8(is_final.into());
+        out.put_u8(kind);
+        out.put_u64_le(question);
     });
 }
 
 /// Bytes of the question whether the sender is a member still.
-pub(crate) const MEMBER_ASK_BYTES: usize = HEAD_BYTES + 1;
+pub(crate) const MEMBER_ASK_BYTES: usize = HEAD_BYTES + 9;
 
-/// Writes that question; one whose log is damaged asks besides whether it may come back without it.
-pub(crate) fn put_member_ask(out: &mut BytesMut, group: impl Into<Subject>, is_damaged: bool) {
+/// Writes that question, with its number.
+pub(crate) fn put_member_ask(
+    out: &mut BytesMut,
+    group: impl Into<Subject>,
+    wants: Wants,
+    question: u64,
+) {
     record(out, Kind::MemberAsk, group, |out| {
-        out.put_u8(is_damaged.into())
+        out.put_u8(wants as u8);
+        out.put_u64_le(question);
     });
 }
 
@@ -85,9 +120,19 @@ pub(super) fn decode<'a>(
     mut body: Body<'_>,
 ) -> Result<Record<'a>, WireError> {
     if kind == Kind::MemberAsk {
-        let is_damaged = body.bool("question of a member")?;
+        let (wants, question) = (body.u8()?, body.u64()?);
+        let wants = match wants {
+            0 => Wants::Word,
+            1 => Wants::Proof,
+            2 => Wants::Return,
+            _ => return Err(WireError::Value("question of a member")),
+        };
         return match body.0 {
-            [] => Ok(Record::MemberAsk { group, is_damaged }),
+            [] => Ok(Record::MemberAsk {
+                group,
+                wants,
+                question,
+            }),
             _ => Err(WireError::Value("question of a member")),
         };
     }
@@ -101,6 +146,7 @@ pub(super) fn decode<'a>(
             term,
             leads: flags & 1 != 0,
             is_witness: flags & 2 != 0,
+            answers: body.u64()?,
             configuration: configuration(&mut body)?,
         });
     }
@@ -117,13 +163,19 @@ pub(super) fn decode<'a>(
             configuration: configuration(&mut body)?,
         });
     }
-    let (at, term, is_final) = (body.index()?, body.term()?, body.bool("removal")?);
+    let (at, term) = (body.index()?, body.term()?);
+    let grounds = match (body.u8()?, body.u64()?) {
+        (0, 0) => Grounds::Hearsay,
+        (1, 0) => Grounds::Leader,
+        (2, question) => Grounds::Proof(question),
+        _ => return Err(WireError::Value("removal")),
+    };
     match body.0 {
         [] => Ok(Record::Removed {
             group,
             at,
             term,
-            is_final,
+            grounds,
         }),
         _ => Err(WireError::Value("removal")),
     }

@@ -101,7 +101,7 @@ fn what_is_said_to_witnesses_comes_back() {
     put_hollow_append(&mut frame, GroupId(7), &message, b"hollow");
     put_place(&mut frame, GroupId(8), Term(4), last, &members);
     for flags in [(false, true), (true, true)] {
-        put_join(&mut frame, GroupId(9), Term(4), flags, &members);
+        put_join(&mut frame, GroupId(9), Term(4), flags, 6, &members);
     }
     let join = |leads| {
         Ok(Record::Join {
@@ -109,6 +109,7 @@ fn what_is_said_to_witnesses_comes_back() {
             term: Term(4),
             leads,
             is_witness: true,
+            answers: 6,
             configuration: members.clone(),
         })
     };

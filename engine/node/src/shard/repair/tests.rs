@@ -1,0 +1,199 @@
+//! What a replica whose log is damaged believes of what others say, and what a leader needs to know before it says it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use polyraft_raft::{Configuration, EntryRange, HardState, Message};
+use polyraft_storage::sim::SimDisk;
+use polyraft_storage::{DataDir, Disk as _, Durable, EntryKind, ShardLog, WalOptions};
+
+use super::*;
+use crate::shard::tests::parts_on;
+
+const GROUP: GroupId = GroupId(7);
+const PATH: &str = "/n";
+
+fn voters<const N: usize>(nodes: [u64; N]) -> Configuration {
+    Configuration::simple(nodes.map(NodeId))
+}
+
+fn with_log(members: &Configuration, fill: impl FnOnce(&mut ShardLog)) -> SimDisk {
+    let disk = SimDisk::new(1);
+    let dir = DataDir::open(Arc::new(disk.clone()), Path::new(PATH), "c", NodeId(1), 1).unwrap();
+    let mut opened = polyraft_storage::open(&dir, &WalOptions::default(), 1).unwrap();
+    let log = &mut opened.logs[0];
+    log.create(GROUP, members).unwrap();
+    fill(log);
+    log.submit().unwrap();
+    opened.wals[0].close().unwrap();
+    disk
+}
+
+/// Flips a bit of a text, wherever it stands.
+fn damage(disk: &SimDisk, text: &[u8]) {
+    for path in disk.files() {
+        let bytes = disk.read(&path).unwrap();
+        if let Some(at) = bytes.windows(text.len()).position(|found| found == text) {
+            return disk.flip_bits(&path, at as u64, 1);
+        }
+    }
+    panic!("{text:?} is not in the log");
+}
+
+/// A removal of this node, its return, and what it acknowledged since; the newest term is written as a text.
+fn removed_and_back(log: &mut ShardLog) {
+    let state = |term| HardState {
+        term: Term(term),
+        vote: Some(NodeId(2)),
+        commit: Index(4),
+    };
+    log.hard_state(GROUP, state(5)).unwrap();
+    let range = |first| EntryRange {
+        term: Term(5),
+        first: Index(first),
+        end: Index(first + 1),
+    };
+    log.append_configuration(GROUP, range(1), &voters([2, 3]))
+        .unwrap();
+    log.append(GROUP, range(2), EntryKind::Normal, ["between"])
+        .unwrap();
+    log.append_configuration(GROUP, range(3), &voters([1, 2, 3]))
+        .unwrap();
+    log.append(GROUP, range(4), EntryKind::Normal, ["acknowledged"])
+        .unwrap();
+    let voted = state(u64::from_le_bytes(*b"ITVOTED\0"));
+    log.hard_state(GROUP, voted).unwrap();
+}
+
+/// Before, the leader's word that it was removed once was enough to forget what it acknowledged afterwards.
+#[test]
+fn a_damaged_replica_believes_in_no_removal_without_a_proof() {
+    for (text, repair) in [("between", true), ("between", false), ("ITVOTED", true)] {
+        let disk = with_log(&voters([1, 2, 3]), removed_and_back);
+        damage(&disk, text.as_bytes());
+        let (_shared, mut parts) = parts_on(&disk, Path::new(PATH));
+        let (shard, _) = &mut parts.shards[0];
+        shard.limits.repair = repair;
+        shard.open_recovered();
+        shard.opened(GROUP, Ok(Index(0)));
+        let slot = shard.slot(GROUP).unwrap();
+        assert!(shard.replicas[slot as usize].fault.is_some(), "{text}");
+        let is_certain = text == "between";
+        assert_eq!(shard.repairs.is_possible(slot), repair && is_certain);
+        // What is left of its log says that it was removed.
+        shard.tell_removed();
+        shard.leave_groups();
+        assert_eq!(shard.slot(GROUP), Some(slot), "{text}");
+        let own = shard.replicas[slot as usize].group.term();
+        let later = Term(own.0 + 1);
+        let question = shard.repairs.question(slot);
+        let other = Grounds::Proof(question.wrapping_add(1));
+        for (term, grounds) in [
+            (Term(5), Grounds::Hearsay),
+            (later, Grounds::Leader),
+            (later, other),
+            (Term(own.0 - 1), Grounds::Proof(question)),
+        ] {
+            shard.removal_heard(NodeId(2), GROUP, Index(2), (term, grounds));
+            assert_eq!(shard.slot(GROUP), Some(slot), "{text} {grounds:?}");
+        }
+        let proof = Grounds::Proof(question);
+        shard.removal_heard(NodeId(2), GROUP, Index(2), (later, proof));
+        assert_eq!(shard.slot(GROUP), None, "{text}");
+        let tombstone = shard.log.tombstone_of(GROUP).unwrap();
+        assert_eq!((tombstone.ending, tombstone.term), (Ending::Removed, later));
+        let (at, vote) = match is_certain {
+            true => (Index(4), None),
+            false => (Index(2), Some(NodeId(1))),
+        };
+        assert_eq!((tombstone.at, tombstone.vote), (at, vote), "{text}");
+    }
+}
+
+/// A leave that was given to somebody else's question, or before the damage, drops no log.
+#[test]
+fn a_damaged_replica_comes_back_by_an_answer_to_its_own_question() {
+    let disk = with_log(&voters([1, 2, 3]), removed_and_back);
+    damage(&disk, b"between");
+    let (_shared, mut parts) = parts_on(&disk, Path::new(PATH));
+    let (shard, _) = &mut parts.shards[0];
+    shard.open_recovered();
+    shard.opened(GROUP, Ok(Index(0)));
+    let slot = shard.slot(GROUP).unwrap();
+    let term = shard.replicas[slot as usize].group.term();
+    let question = shard.repairs.question(slot);
+    for answers in [0, question.wrapping_sub(1)] {
+        shard.come_back(slot, (NodeId(2), term), answers);
+        assert_eq!(shard.slot(GROUP), Some(slot));
+    }
+    shard.come_back(slot, (NodeId(2), term), question);
+    assert_eq!(shard.slot(GROUP), None);
+    assert_eq!(shard.log.tombstone_of(GROUP).unwrap().at, Index(4));
+}
+
+#[test]
+fn a_leader_answers_a_question_by_what_was_committed_since_without_who_asks() {
+    let (learner, stranger) = (NodeId(2), NodeId(3));
+    let members = Configuration::joint([NodeId(1)], [], [learner], []);
+    let disk = with_log(&members, |_| {});
+    let (shared, parts) = parts_on(&disk, Path::new(PATH));
+    let (wals, mut shards) = (parts.wals, parts.shards);
+    let (mut shard, inbox) = shards.remove(0);
+    shard.open_recovered();
+    shard.opened(GROUP, Ok(Index(0)));
+    let slot = shard.slot(GROUP).unwrap();
+    let settle = |shard: &mut Shard| {
+        for _ in 0..5 {
+            // Long enough after the start: it is bound to nobody.
+            shard.begin_turn(shared.clock.now().after(60_000_000));
+            shard.finish_turn(&inbox);
+            while wals[0].pump().unwrap() {}
+            let lsn = wals[0].durable();
+            shard.batch_durable(&Durable { lane: 0, lsn });
+        }
+    };
+    let waits_for = |shard: &Shard, node| {
+        let asked = shard.repairs.asked.get(&(GROUP, node));
+        asked.map(|asked| asked.index)
+    };
+    settle(&mut shard);
+    shard.step(slot, Event::Campaign, Payloads::None);
+    settle(&mut shard);
+    assert!(leads(&shard.replicas[slot as usize]));
+    // It wants to know only, and it is a member.
+    shard.proof_asked(slot, learner, (Wants::Proof, 7));
+    assert_eq!(waits_for(&shard, learner), None);
+    for node in [learner, stranger] {
+        shard.proof_asked(slot, node, (Wants::Return, 7));
+        let first = waits_for(&shard, node).unwrap();
+        shard.proof_asked(slot, node, (Wants::Return, 7));
+        assert_eq!(waits_for(&shard, node), Some(first), "nothing is committed");
+        settle(&mut shard);
+        // Another question is about another loss, and what was committed before it says nothing.
+        shard.proof_asked(slot, node, (Wants::Return, 8));
+        let second = waits_for(&shard, node).unwrap();
+        assert!(second > first, "{node}");
+        settle(&mut shard);
+        shard.proof_asked(slot, node, (Wants::Return, 8));
+        assert_eq!(waits_for(&shard, node), None, "it is answered");
+    }
+    // A copy of the question comes late; the node is back, and has a part in what is committed.
+    shard.proof_asked(slot, learner, (Wants::Return, 8));
+    let third = waits_for(&shard, learner).unwrap();
+    settle(&mut shard);
+    let core = &shard.replicas[slot as usize].group;
+    let (from, term) = (learner, core.term());
+    let message = Message::Matched {
+        term,
+        matched: third,
+        commit: third,
+    };
+    shard.step(slot, Event::Message { from, message }, Payloads::None);
+    let progress = shard.replicas[slot as usize].group.progress(learner);
+    assert_eq!(progress.map(|progress| progress.matched), Some(third));
+    shard.proof_asked(slot, learner, (Wants::Return, 8));
+    assert!(waits_for(&shard, learner) > Some(third));
+    // With the replica goes what it was asked.
+    shard.end_membership(slot, Index(1), term);
+    assert_eq!(waits_for(&shard, learner), None);
+}
