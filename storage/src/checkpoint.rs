@@ -15,10 +15,11 @@ use crate::index::{BlockRef, Place, SEGMENT_LIMIT, Where};
 use crate::tombstone::{Ending, Tombstone};
 
 const MAGIC: &[u8; 8] = b"PRWALCKP";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEADER_BYTES: usize = 88;
-/// Fixed part of an entry: ids and flags (24), three lengths (12), life (4), hard state and base (40), joined (8).
-const ENTRY_BYTES: usize = 88;
+/// Fixed part of an entry: ids and flags (24), three lengths (12), life (4), hard state and base (40), joined (8) and in which
+/// term the replica before ended (8).
+const ENTRY_BYTES: usize = 96;
 const BLOCK_BYTES: usize = 40;
 const TOMBSTONE: u32 = 1;
 const VOTED: u32 = 2;
@@ -158,6 +159,7 @@ impl Section {
             log.base.term.0,
             log.base.index.0,
             log.joined.0,
+            log.removed_in.0,
         ] {
             self.bytes.put_u64_le(value);
         }
@@ -207,6 +209,7 @@ impl Section {
             .put_u64_le(tombstone.vote.map_or(0, |node| node.0));
         self.bytes.put_bytes(0, 24);
         self.bytes.put_u64_le(tombstone.at.0);
+        self.bytes.put_u64_le(0);
     }
 
     fn put_entry(&mut self, group: GroupId, flags: u32, position: Position) {
@@ -297,6 +300,7 @@ fn load_entry(rest: &mut &[u8], interned: &mut Interned) -> Option<Loaded> {
         index: Index(u64_at(entry, 72)),
     };
     log.joined = Index(u64_at(entry, 80));
+    log.removed_in = Term(u64_at(entry, 88));
     log.is_witness = flags & WITNESS != 0;
     load_configurations(take(rest, configuration)?, &mut log, interned)?;
     if fault > 0 {
@@ -414,4 +418,28 @@ fn take<'a>(rest: &mut &'a [u8], bytes: usize) -> Option<&'a [u8]> {
     let (head, tail) = rest.split_at_checked(bytes)?;
     *rest = tail;
     Some(head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_of_an_earlier_version_is_not_read() {
+        let header = CheckpointHeader {
+            lane: 0,
+            store: 5,
+            replay: ReplayFrom::default(),
+            durable: Lsn(0),
+            entries: 0,
+        };
+        let mut file = header.encode(&[]);
+        let read = |file: &[u8]| load(file, &mut Interned::default(), |_| {});
+        assert_eq!(read(&file), Ok(header));
+        file[8..12].copy_from_slice(&2_u32.to_le_bytes());
+        let crc = crc32c::crc32c(&file[..84]);
+        file[84..88].copy_from_slice(&crc.to_le_bytes());
+        let refused = read(&file);
+        assert_eq!(refused, Err("a checkpoint of an unknown format version"));
+    }
 }

@@ -469,6 +469,7 @@ mod tests {
     fn checkpoint_of(state: HardState, base: LogPosition, configuration: Configuration) -> Vec<u8> {
         let mut log = GroupLog::new(configuration.into());
         (log.life, log.joined) = (Life::new(3).unwrap(), Index(12));
+        log.removed_in = Term(2);
         log.hard_state = state;
         log.base = base;
         for first in [10, 14] {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use polyraft_raft::{
-    Configuration, EntryRange, GroupId, HardState, Index, Life, LogPosition, TermRun,
+    Configuration, EntryRange, GroupId, HardState, Index, Life, LogPosition, Term, TermRun,
 };
 
 use crate::damage::LogDamage;
@@ -17,7 +17,8 @@ pub struct Creation {
     /// Which life of the group's id it belongs to.
     pub life: Life,
     /// It was made for a member that the group took in at this place of its log, and takes no part in votes until its own log
-    /// reaches there; 0 for the members that the group began with.
+    /// reaches there; 0 for the members that the group began with. Where a replica ended before, its [`Tombstone::at`] counts
+    /// besides, which may be an index that was never committed.
     pub joined: Index,
     /// It stores no payload, for as long as it lives.
     pub is_witness: bool,
@@ -42,6 +43,8 @@ impl Creation {
 pub(crate) struct GroupLog {
     pub(crate) life: Life,
     pub(crate) joined: Index,
+    /// The newest term that the replica before had seen, whose end made it begin anew.
+    pub(crate) removed_in: Term,
     pub(crate) is_witness: bool,
     /// The members as of `base`.
     pub(crate) configuration: Arc<Configuration>,
@@ -64,6 +67,7 @@ impl GroupLog {
         Self {
             life: Life::FIRST,
             joined: Index::ZERO,
+            removed_in: Term::ZERO,
             is_witness: false,
             configuration,
             later: None,
@@ -82,11 +86,17 @@ impl GroupLog {
     ) -> Self {
         let before = before.filter(|tombstone| tombstone.life == creation.life);
         let state = before.map(|tombstone| tombstone.hard_state_for(creation.life));
+        let joined = before.map_or(Index::ZERO, |tombstone| tombstone.at);
+        // What is not known lies before no term.
+        let removed_in = match before {
+            Some(tombstone) if creation.joined <= joined => tombstone.term,
+            _ if creation.joined > Index::ZERO => Term(u64::MAX),
+            _ => Term::ZERO,
+        };
         Self {
             life: creation.life,
-            joined: before.map_or(creation.joined, |tombstone| {
-                tombstone.at.max(creation.joined)
-            }),
+            joined: joined.max(creation.joined),
+            removed_in,
             is_witness: creation.is_witness,
             hard_state: state.unwrap_or_default(),
             ..Self::new(interned.share(creation.configuration))
@@ -184,6 +194,7 @@ impl GroupLog {
             group,
             life: self.life,
             joined: self.joined,
+            removed_in: self.removed_in,
             is_witness: self.is_witness,
             configuration: (*self.configuration).clone(),
             configurations: self
@@ -208,8 +219,11 @@ pub struct RecoveredGroup {
     pub group: GroupId,
     /// Which life of the id it belongs to.
     pub life: Life,
-    /// See [`Creation::joined`].
+    /// The replica votes once its log reaches there, or once its last entry is of a later term than `removed_in`; see
+    /// [`Creation::joined`] and [`Tombstone::at`].
     pub joined: Index,
+    /// The newest term that the replica before had seen, whose end made this one begin anew.
+    pub removed_in: Term,
     /// See [`Creation::is_witness`].
     pub is_witness: bool,
     /// The members as of `base`.
@@ -278,7 +292,7 @@ impl Interned {
 
 #[cfg(test)]
 mod tests {
-    use polyraft_raft::{NodeId, Term};
+    use polyraft_raft::NodeId;
 
     use super::*;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use polyraft_raft::{Configuration, GroupId, HardState, Index, Life, LogPosition, NodeId};
+use polyraft_raft::{Configuration, GroupId, HardState, Index, Life, LogPosition, NodeId, Term};
 use rustc_hash::FxHashMap;
 
 use crate::block::EntryBlock;
@@ -47,8 +47,10 @@ pub struct Survey {
 pub struct SurveyedReplica {
     /// Which life of its group's id it belongs to.
     pub life: Life,
-    /// It votes once its log reaches there.
+    /// It votes once its log reaches there, or once its last entry is of a later term than `removed_in`.
     pub joined: Index,
+    /// The newest term that the replica before had seen, whose end made this one begin anew.
+    pub removed_in: Term,
     /// It stores no payload: it can vote, and can be nobody's source.
     pub is_witness: bool,
     /// Newest durable term, vote and commit hint.
@@ -140,6 +142,7 @@ fn look(
     let mut replica = SurveyedReplica {
         life: found.life,
         joined: found.joined,
+        removed_in: found.removed_in,
         is_witness: found.is_witness,
         hard_state: found.hard_state,
         base: found.base,

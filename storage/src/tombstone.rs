@@ -6,7 +6,7 @@ use polyraft_raft::{GroupId, HardState, Index, Life, NodeId, Term};
 /// How a replica ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ending {
-    /// It was taken out of a group that lives on. It may come back in the same life, by the word of a leader whose term is at
+    /// It was taken out of a group that lives on, or dropped a damaged log. It may come back in the same life, by the word of a leader whose term is at
     /// least the tombstone's.
     Removed,
     /// The group is over everywhere. Nothing of that life, or of one before it, may come back.
@@ -24,8 +24,9 @@ pub struct Tombstone {
     pub term: Term,
     /// Whom it had voted for in that term: should it come back, it must not vote for another.
     pub vote: Option<NodeId>,
-    /// Of a removal: a committed index as of which the node is no member. A replica that comes back may not vote before it has
-    /// the log through there, as somebody may take it for the one before.
+    /// Of a removal: a committed index as of which the node is no member, or the last entry that the replica may have
+    /// acknowledged before it lost its log, which may never have been committed. A replica that comes back may not vote before it
+    /// has the log through there, as somebody may take it for the one before, or an entry of a later term than `term`.
     pub at: Index,
 }
 

@@ -13,8 +13,8 @@ use crate::options::{
     MAX_APPEND_LANES, MAX_FRAME_LIMIT, MAX_RECEIVE_WINDOW, MIN_FRAME_LIMIT, MIN_RECEIVE_WINDOW,
 };
 
-/// Version of everything below the group messages: hello and frame header.
-pub const FORMAT_VERSION: u16 = 2;
+/// Version of all that crosses a connection: hello, frame header and group messages.
+pub const FORMAT_VERSION: u16 = 3;
 
 /// Earlier incarnations in a hello, at most. With all of them, a hello still fits what a link may buffer before it is up.
 pub const MAX_PAST: usize = 1024;

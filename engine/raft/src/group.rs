@@ -53,6 +53,8 @@ pub struct Restored {
     /// An earlier replica of this node was removed, and that is committed at this index; or it lost its log, which may have gone
     /// through there. Without that in the log this one neither votes nor stands. 0 when there was none.
     pub removed_at: Index,
+    /// The newest term that the earlier replica had seen: it acknowledged nothing to a leader of a later one.
+    pub removed_in: Term,
     /// It stores no payload: it is a witness for as long as it lives, whatever its log says of an earlier replica of its node.
     pub is_witness: bool,
 }
@@ -71,6 +73,7 @@ impl Restored {
             applied: Index::ZERO,
             bound_for: 0,
             removed_at: Index::ZERO,
+            removed_in: Term::ZERO,
             is_witness: false,
         }
     }
@@ -178,6 +181,7 @@ impl Group {
             applied,
             bound_for,
             removed_at,
+            removed_in,
             is_witness,
         } = restored;
         let log = LogView::new(base, &runs, last);
@@ -198,7 +202,7 @@ impl Group {
             vote: hard_state.vote,
             leader: None,
             configuration,
-            former: Former::new(removed_at, hard_state.term, is_witness),
+            former: Former::new(removed_at, removed_in, is_witness),
             log,
             durability: Durability::new(last),
             committed: hard_state.commit.min(last).max(applied),

@@ -108,15 +108,15 @@ struct Kept {
     replaced: Vec<(Index, Configuration)>,
     /// An earlier replica of this node was removed by the entry at this index, or by one before it, or may have acknowledged that.
     removed_at: Index,
-    /// In which term this replica began: neither happened in a later one.
+    /// The newest term that the earlier replica had seen: neither happened in a later one.
     since: Term,
     /// The replica stores no payload. Here it costs nothing in all the others.
     is_witness: bool,
 }
 
 impl Former {
-    /// An earlier replica of this node was removed, or lost its log, before this one began in a term; 0: there was none. And
-    /// whether this one stores no payload.
+    /// An earlier replica of this node was removed, or lost its log, and had seen no later term than `since`; 0: there was none.
+    /// And whether this one stores no payload.
     pub(crate) fn new(removed_at: Index, since: Term, is_witness: bool) -> Former {
         let kept = Kept {
             removed_at,
@@ -130,13 +130,17 @@ impl Former {
 
     /// The log begins anew.
     fn begin_anew(&self) -> Former {
-        let since = self.0.as_ref().map_or(Term::ZERO, |kept| kept.since);
-        Former::new(self.known_removal(), since, self.is_witness())
+        Former::new(self.known_removal(), self.since(), self.is_witness())
     }
 
     /// The index as of which this node knows that an earlier replica of it was removed, until the log has that; else 0.
     fn known_removal(&self) -> Index {
         self.0.as_ref().map_or(Index::ZERO, |kept| kept.removed_at)
+    }
+
+    /// In which term that was, or before.
+    fn since(&self) -> Term {
+        self.0.as_ref().map_or(Term::ZERO, |kept| kept.since)
     }
 
     pub(crate) fn is_witness(&self) -> bool {
@@ -180,8 +184,8 @@ impl Former {
     }
 
     /// Takes out what entries through `through` replaced, with their indexes. These entries can't be taken back, nor what they
-    /// say of this node.
-    fn forget(&mut self, through: Index) -> Vec<(Index, Configuration)> {
+    /// say of this node; nor that the one at `through` is of a term, whose leader had all that an earlier replica had a part in.
+    fn forget(&mut self, through: Index, term: Option<Term>) -> Vec<(Index, Configuration)> {
         let Some(kept) = &mut self.0 else {
             return Vec::new();
         };
@@ -189,7 +193,7 @@ impl Former {
             .replaced
             .partition_point(|(index, _)| *index <= through);
         let gone = kept.replaced.drain(..settled).collect();
-        if kept.removed_at <= through {
+        if kept.removed_at <= through || term.is_some_and(|term| term > kept.since) {
             (kept.removed_at, kept.since) = (Index::ZERO, Term::ZERO);
         }
         self.shrink();
@@ -396,7 +400,7 @@ impl Group {
     /// have acknowledged before it lost its log. Somebody who does not have that may take this one for the earlier one, and must
     /// not be elected by it.
     ///
-    /// An entry of a later term than that in which this replica began comes from a leader who had all that was committed before.
+    /// An entry of a later term than any that the earlier one had seen comes from a leader who had all that was committed before.
     pub(crate) fn knows_its_removal(&self) -> bool {
         let Some(kept) = &self.former.0 else {
             return true;
@@ -424,16 +428,19 @@ impl Group {
 
     fn note_removed(&mut self, out: &mut Outbox) {
         let leads = matches!(self.part, Part::Leader(_));
-        // Through there the log says what this node knew when it came back.
-        let known = self.former.known_removal();
-        let settled = self.former.forget(self.handed_out);
+        // Through there the log says what this node knew when it came back; but nothing of what was so in a later term.
+        let (known, since) = (self.former.known_removal(), self.former.since());
+        let is_known =
+            |at: Index| at <= known && self.log.term_at(at).is_none_or(|term| term <= since);
+        let term = self.log.term_at(self.handed_out);
+        let settled = self.former.forget(self.handed_out, term);
         let newer = settled.iter().skip(1).map(|(_, before)| before);
         let afters = newer.chain([self.applied_configuration()]);
         for ((at, before), after) in settled.iter().zip(afters) {
             let is_out =
                 |node: &NodeId| !after.contains(*node) && !self.configuration.contains(*node);
             let is_news = |node: &NodeId| match *node == self.node {
-                true => *at > known,
+                true => !is_known(*at),
                 false => leads,
             };
             let told = before.nodes().filter(is_out).filter(is_news);
@@ -456,11 +463,13 @@ impl Group {
     /// later entry of its log makes the node a member again.
     ///
     /// `by` is the term of whoever says so, if that one [leads with members that are settled](Self::leads_settled_members). A
-    /// leader of a later term than such an entry, in whose log it is not, proves that it was never committed.
+    /// leader of a later term than such an entry, in whose log it is not, proves that it was never committed. Nor does such a
+    /// leader speak of what an earlier replica of this node was told in an earlier term.
     #[must_use]
     pub fn heeds_removal(&self, at: Index, by: Option<Term>) -> bool {
-        let known = self.handed_out.max(self.former.known_removal());
-        if known >= at {
+        let is_known =
+            at <= self.former.known_removal() && by.is_none_or(|term| term <= self.former.since());
+        if self.handed_out >= at || is_known {
             return false;
         }
         let Some(back) = self.back_since(at) else {
@@ -629,6 +638,67 @@ mod tests {
         assert!(later.heeds_removal(Index(3), Some(Term(5))));
     }
 
+    /// Node 3, back after it lost a log that may have gone through index 1000 in terms up to 5, with a log of these terms; the
+    /// entry at index 4 makes it no member if `is_out`. All of it is committed.
+    fn repaired(terms: &[(u64, u64)], last: u64, is_out: bool) -> (Group, Vec<Removed>) {
+        let alive = crate::NodeSet::new(NodeId(3));
+        let settings = crate::Settings::default();
+        let env = Env {
+            now: crate::Tick(0),
+            settings: &settings,
+            alive: &alive,
+        };
+        let left = (Index(4), Configuration::simple([1, 2].map(NodeId)));
+        let run = |&(term, first): &(u64, u64)| crate::TermRun {
+            term: Term(term),
+            first: Index(first),
+        };
+        let restored = crate::Restored {
+            hard_state: crate::HardState {
+                term: Term(7),
+                vote: None,
+                commit: Index(last),
+            },
+            configurations: is_out.then_some(left).into_iter().collect(),
+            runs: terms.iter().map(run).collect(),
+            last: Index(last),
+            removed_at: Index(1000),
+            removed_in: Term(5),
+            ..crate::Restored::empty(Configuration::simple([1, 2, 3].map(NodeId)))
+        };
+        let mut out = Outbox::default();
+        let group = Group::new(GroupId(1), NodeId(3), 7, &env, restored, &mut out);
+        (group, out.removed)
+    }
+
+    /// It was deaf to that until its log was as long as the one that it lost, which may never happen.
+    #[test]
+    fn a_repaired_replica_learns_of_its_removal_before_its_log_is_long_again() {
+        // By its own log.
+        let own = Removed {
+            group: GroupId(1),
+            node: NodeId(3),
+            at: Index(4),
+        };
+        assert_eq!(repaired(&[(5, 1), (6, 4)], 5, true).1, [own]);
+        // In that term it was removed before it came back, for all it knows.
+        assert_eq!(repaired(&[(5, 1)], 5, true).1, []);
+        // By what others say: only a leader of a later term can't mean what was before.
+        let (behind, _) = repaired(&[(5, 1)], 3, false);
+        assert_eq!(behind.returning(), Some(Index(1000)));
+        assert!(!behind.heeds_removal(Index(910), None));
+        assert!(!behind.heeds_removal(Index(910), Some(Term(5))));
+        assert!(behind.heeds_removal(Index(910), Some(Term(6))));
+        assert!(
+            !behind.heeds_removal(Index(3), Some(Term(6))),
+            "it has that"
+        );
+        // A committed entry of a later term says all that it has to know of the time before.
+        let (back, _) = repaired(&[(5, 1), (6, 3)], 3, false);
+        assert_eq!(back.returning(), None);
+        assert!(back.heeds_removal(Index(910), None));
+    }
+
     type Set = BTreeSet<u64>;
 
     fn ids(set: &Set) -> Vec<NodeId> {
@@ -772,9 +842,10 @@ mod tests {
         assert_eq!(replaced.first(), Some(&members(1)));
         assert_eq!(replaced.roll_back(Index(10)), None);
         assert_eq!(replaced.roll_back(Index(6)), Some(members(2)));
-        assert_eq!(replaced.forget(Index(3)), []);
+        assert_eq!(replaced.forget(Index(3), None), []);
         assert_eq!(replaced.last(), Some(Index(4)));
-        assert_eq!(replaced.forget(Index(4)), [(Index(4), members(1))]);
+        let forgotten = replaced.forget(Index(4), Some(Term(9)));
+        assert_eq!(forgotten, [(Index(4), members(1))]);
         assert_eq!(replaced, Former::default());
         assert_eq!(replaced.roll_back(Index(1)), None);
     }

@@ -82,6 +82,11 @@ fn a_life_goes_on_where_the_tombstone_before_it_allows() {
     found_twice(&disk, |driver| {
         let found = driver.log.groups().next().unwrap();
         assert_eq!((found.life, found.joined), (life(2), Index(40)));
+        assert_eq!(
+            found.removed_in,
+            Term(9),
+            "from the log and from a checkpoint"
+        );
         assert_eq!(found.hard_state, promised);
     });
 }

@@ -234,7 +234,8 @@ fn numbers<'a>(nodes: impl IntoIterator<Item = &'a NodeId>) -> Vec<u64> {
 
 /// Whether it is sound, and its log reaches as far as it has to before its node may vote.
 fn may_vote(replica: &SurveyedReplica) -> bool {
-    replica.fault.is_none() && replica.last.index >= replica.joined
+    let is_back = replica.last.index >= replica.joined || replica.last.term > replica.removed_in;
+    replica.fault.is_none() && is_back
 }
 
 fn faults(replicas: &Replicas<'_>) -> String {

@@ -5,7 +5,8 @@ use polyraft_raft::{
 };
 use polyraft_storage::sim::{Keep, SimDisk};
 use polyraft_storage::{
-    Creation, DataDir, EntryKind, SnapshotMeta, SnapshotStore, Tombstone, WalOptions, inspect,
+    Creation, DataDir, Ending, EntryKind, SnapshotMeta, SnapshotStore, Tombstone, WalOptions,
+    inspect,
 };
 
 use super::*;
@@ -519,4 +520,28 @@ fn an_apply_that_the_power_interrupts_is_completed_by_the_next_one() {
         }
     }
     assert!(begun > 0 && half > 0, "{begun} {half} of {}", images.len());
+}
+
+#[test]
+fn a_repaired_replica_may_be_chosen_once_it_has_an_entry_of_a_later_term() {
+    for (term, is_back) in [(2, false), (3, true)] {
+        let disk = SimDisk::new(1);
+        {
+            let dir = open(&disk, 1);
+            let mut opened = polyraft_storage::open(&dir, &options(), 1).unwrap();
+            let lost = Tombstone {
+                ending: Ending::Removed,
+                term: Term(2),
+                at: Index(9),
+                ..Tombstone::destroyed(Life::FIRST)
+            };
+            opened.logs[0].tombstone(GROUP, lost).unwrap();
+            opened.logs[0].submit().unwrap();
+            opened.wals[0].close().unwrap();
+        }
+        write(&disk, 1, &[replica([1, 2, 3], 3, 0, &[term])]);
+        let plan = plan(&disk, &[1], &[2, 3]).unwrap();
+        let chosen: Vec<_> = plan.groups.iter().map(|group| group.chosen).collect();
+        assert_eq!(chosen, if is_back { vec![1] } else { vec![] }, "{term}");
+    }
 }

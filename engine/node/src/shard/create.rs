@@ -297,6 +297,7 @@ impl Shard {
             applied,
             bound_for,
             removed_at: found.joined,
+            removed_in: found.removed_in,
             is_witness: found.is_witness,
         };
         let slot = self.ends.husk(self.durable);

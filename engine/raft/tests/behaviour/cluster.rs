@@ -53,6 +53,8 @@ pub struct Node {
     disk_base: Index,
     /// An earlier replica here was removed, committed at this index.
     removed_at: Index,
+    /// In which term it was then.
+    removed_in: Term,
     /// Whom this node takes for members before its log says anything.
     configuration: Configuration,
     pending: VecDeque<(WriteId, Record)>,
@@ -198,6 +200,7 @@ impl Cluster {
                 disk_state: HardState::default(),
                 disk_base: Index::ZERO,
                 removed_at: Index::ZERO,
+                removed_in: Term::ZERO,
                 configuration: configuration.clone(),
                 pending: VecDeque::new(),
                 completed: WriteId::ZERO,
@@ -299,6 +302,7 @@ impl Cluster {
             applied,
             bound_for: self.bound_for,
             removed_at: node.removed_at,
+            removed_in: node.removed_in,
             is_witness: self.witnesses.contains(&id),
         };
         let env = Env {
@@ -352,7 +356,7 @@ impl Cluster {
         assert!(node.group.is_none(), "{id} runs");
         node.disk_log.clear();
         (node.disk_base, node.handed_out) = (Index::ZERO, Index::ZERO);
-        node.removed_at = removed_at;
+        (node.removed_at, node.removed_in) = (removed_at, node.disk_state.term);
     }
 
     /// A node that is down has lost its log, and keeps its term and vote.
