@@ -55,7 +55,8 @@ pub enum Error {
     GroupExists {
         /// The group in question.
         group: GroupId,
-        /// Its members. None, if it lives on nodes that none of those asked knows: they were removed from it.
+        /// Its members. None, if it lives on nodes that none of those asked knows: they were removed from it, or one of them is
+        /// about to come back without a damaged log. Try again then.
         members: Vec<NodeId>,
     },
     /// The member list can't form a group.

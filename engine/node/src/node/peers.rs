@@ -2,7 +2,7 @@
 //! A caller must never be told of a change that a restart would forget, nor a shard hear of a connection to a peer that it does not
 //! know.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 
@@ -22,6 +22,8 @@ pub(crate) struct Peers {
     /// As the node was opened with them.
     given: BTreeMap<NodeId, SocketAddr>,
     now: Mutex<BTreeMap<NodeId, SocketAddr>>,
+    /// All that were peers since the node was opened: each keeps its place among those that shards count on.
+    seen: Mutex<BTreeSet<NodeId>>,
 }
 
 impl Peers {
@@ -41,14 +43,26 @@ impl Peers {
                 None => now.remove(node),
             };
         }
+        let seen = now.keys().copied().collect();
         Peers {
             given,
             now: Mutex::new(now),
+            seen: Mutex::new(seen),
         }
     }
 
     pub(crate) fn ids(&self) -> Vec<NodeId> {
         self.now.lock().keys().copied().collect()
+    }
+
+    /// Notes a peer; false when there is no place for another one.
+    fn note(&self, node: NodeId) -> bool {
+        let mut seen = self.seen.lock();
+        let has_place = seen.contains(&node) || seen.len() < MAX_PEERS;
+        if has_place {
+            seen.insert(node);
+        }
+        has_place
     }
 
     pub(super) fn list(&self) -> Vec<(NodeId, SocketAddr)> {
@@ -93,6 +107,8 @@ impl<M: StateMachine> Node<M> {
     }
 
     /// Takes a node out of the peers, also for after a restart: this node does not connect to it any more, and does not let it in.
+    ///
+    /// Whether a group needs it is asked before, and not again: don't bring it into a group at the same time.
     ///
     /// # Errors
     /// [`Error::Peer`] when it is no peer, when a group of which this node has a replica has it as a member, or when that can't be
@@ -172,9 +188,9 @@ impl Inner {
             (Change::Add(_), Some(at)) => {
                 format!("it is one already, at {at}; update_peer changes that")
             }
-            (Change::Add(_), None) if self.peers.now.lock().len() >= MAX_PEERS => {
-                format!("a node has at most {MAX_PEERS} peers")
-            }
+            (Change::Add(_), None) if !self.peers.note(node) => format!(
+                "a node has at most {MAX_PEERS} peers, those included that were taken out since it was opened; open it anew"
+            ),
             (Change::Move(_) | Change::Remove, None) => "it is none".to_owned(),
             (Change::Add(_) | Change::Move(_), _) => return Ok(None),
             (Change::Remove, Some(_)) => match self.group_with(node)? {
@@ -209,7 +225,37 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
+    use polyraft_raft::Tick;
+
     use super::*;
+    use crate::trust::{Standing, Trust};
+
+    #[test]
+    fn no_more_peers_come_and_go_than_shards_have_places_for() {
+        let given: BTreeMap<_, _> = [(NodeId(2), SocketAddr::from(([127, 0, 0, 1], 20)))].into();
+        let peers = Peers::new(given, &BTreeMap::new());
+        let trust = Trust::new(&peers.ids(), 1);
+        let stands = |node| {
+            let standing = Standing {
+                by: node,
+                batches: [1].into_iter().collect(),
+                since: Tick(1),
+                until: Tick(9),
+            };
+            trust.add(node);
+            trust.publish(&standing);
+            trust.stands(node, 0, 1, Tick(5))
+        };
+        // Each is taken out before the next one comes.
+        let newcomers = (3..).map(NodeId);
+        let last = newcomers.take(MAX_PEERS - 1).last().unwrap();
+        for id in 3..=last.0 {
+            assert!(peers.note(NodeId(id)) && stands(NodeId(id)), "{id}");
+        }
+        assert!(!peers.note(NodeId(last.0 + 1)), "nobody could count on it");
+        assert!(!stands(NodeId(last.0 + 1)));
+        assert!(peers.note(NodeId(3)) && stands(NodeId(3)), "it has a place");
+    }
 
     #[test]
     fn what_somebody_gives_anew_counts_more_than_what_is_remembered() {
