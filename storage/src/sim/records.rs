@@ -9,10 +9,11 @@ use crate::format::{
 };
 
 /// The payloads of the records in a segment's bytes, in the order in which they were written, each with the number of its batch.
+/// Those of batches that no later one in the segment says are durable are left out: damage there is taken for a torn tail.
 #[must_use]
 pub fn payloads(segment: &[u8]) -> Vec<(u64, Range<u64>)> {
     let mut found = Vec::new();
-    let (mut at, mut before) = (SEGMENT_HEADER_BYTES as usize, 0);
+    let (mut at, mut before, mut durable) = (SEGMENT_HEADER_BYTES as usize, 0, 0);
     while let Some(header) = segment.get(at..).and_then(BatchHeader::parse)
         && header.lsn > before
     {
@@ -32,8 +33,9 @@ pub fn payloads(segment: &[u8]) -> Vec<(u64, Range<u64>)> {
                 found.push((header.lsn, from as u64..to as u64));
             }
         }
-        before = header.lsn;
+        (before, durable) = (header.lsn, header.last_durable);
         at += header.padded() as usize;
     }
+    found.retain(|(lsn, _)| *lsn <= durable);
     found
 }

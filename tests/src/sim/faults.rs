@@ -343,29 +343,35 @@ impl World {
             }
         }
         full.retain(|(_, used)| *used + 16_384 >= self.plan.config.wal.segment_bytes.as_u64());
-        if full.is_empty() {
+        let disk = &self.hosts[victim as usize].disk;
+        let payloads_of = |(path, _): (std::path::PathBuf, u64)| {
+            let found = payloads(&disk.read(&path).ok()?);
+            (!found.is_empty()).then_some((path, found))
+        };
+        let known: Vec<_> = full.into_iter().filter_map(payloads_of).collect();
+        if known.is_empty() {
             return false;
         }
-        let (mut path, used) = self.rng.pick(&full).clone();
-        let (mut offset, mask) = (4096 + self.rng.below(used - 4096), 1 << self.rng.below(8));
         // Most of a segment is padding, and much of the rest is over. What was written last is needed, and found at a start.
         let is_aimed = self.rng.chance(700_000);
-        if is_aimed {
-            let disk = &self.hosts[victim as usize].disk;
+        let (path, offset) = if is_aimed {
             let mut places = Vec::new();
-            for (at, (path, _)) in full.iter().enumerate() {
-                let found = disk.read(path).map(|bytes| payloads(&bytes));
-                let found = found.unwrap_or_default().into_iter();
-                places.extend(found.map(|(lsn, place)| (lsn, at, place)));
+            for (path, found) in &known {
+                places.extend(found.iter().map(|(lsn, place)| (*lsn, path, place.clone())));
             }
             places.sort_by_key(|(lsn, ..)| *lsn);
             let newest = &places[places.len().saturating_sub(NEWEST)..];
-            if !newest.is_empty() {
-                let (_, at, place) = self.rng.pick(newest).clone();
-                path.clone_from(&full[at].0);
-                offset = place.start + self.rng.below(place.end - place.start);
-            }
-        }
+            let (_, path, place) = self.rng.pick(newest).clone();
+            (
+                path.clone(),
+                place.start + self.rng.below(place.end - place.start),
+            )
+        } else {
+            let (path, found) = self.rng.pick(&known).clone();
+            let end = found.last().map_or(0, |(_, place)| place.end);
+            (path, 4096 + self.rng.below(end - 4096))
+        };
+        let mask = 1 << self.rng.below(8);
         let host = &mut self.hosts[victim as usize];
         host.disk.flip_bits(&path, offset, mask);
         host.is_rotten = true;
