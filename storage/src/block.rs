@@ -31,8 +31,10 @@ pub enum EntryKind {
     Configuration = 2,
     /// Commands of client sessions: each has a header in front of what the state machine is given.
     Session = 3,
-    /// Entries of any of these kinds but configurations, without what they say: all that a witness keeps of them.
+    /// Entries of any kind but configurations, without what they say: all that a witness keeps of them.
     Hollow = 4,
+    /// A part of the group becomes a group of its own. The engine wrote it; it is alone in its block.
+    Split = 5,
 }
 
 impl EntryKind {
@@ -43,6 +45,7 @@ impl EntryKind {
             2 => Some(Self::Configuration),
             3 => Some(Self::Session),
             4 => Some(Self::Hollow),
+            5 => Some(Self::Split),
             _ => None,
         }
     }

@@ -16,9 +16,9 @@ use crate::tombstone::Tombstone;
 pub struct Creation {
     /// Which life of the group's id it belongs to.
     pub life: Life,
-    /// It was made for a member that the group took in at this place of its log, and takes no part in votes until its own log
-    /// reaches there; 0 for the members that the group began with. Where a replica ended before, its [`Tombstone::at`] counts
-    /// besides, which may be an index that was never committed.
+    /// It takes no part in votes until its own log reaches there: the group took its node in at this place of its log, or began
+    /// there, behind a state that this replica may lack. 0 for the members of a group that began with nothing. Where a replica
+    /// ended before, its [`Tombstone::at`] counts besides, which may be an index that was never committed.
     pub joined: Index,
     /// It stores no payload, for as long as it lives.
     pub is_witness: bool,

@@ -205,6 +205,12 @@ impl ShardLog {
         self.groups.get(group).is_some_and(|log| log.is_witness)
     }
 
+    /// See [`Creation::joined`]; 0 too if the group is not here.
+    pub fn joined(&self, group: GroupId) -> Index {
+        let log = self.groups.get(group);
+        log.map_or(Index::ZERO, |log| log.joined)
+    }
+
     /// Whether a group that is here lost a part of its log.
     pub fn is_faulty(&self, group: GroupId) -> bool {
         let log = self.groups.get(group);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft::{
     Config, Entry, Error, FrozenState, GroupId, Index, MachineError, Node, NodeId, OpenError, Read,
-    Replies, StateMachine, Tls,
+    Replies, Split, StateMachine, Tls,
 };
 use polyraft_storage::{Disk, FileDisk};
 use tempfile::TempDir;
@@ -24,7 +24,7 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A state machine that remembers everything: an append-only list of (index, payload).
 ///
-/// It refuses to apply a payload twice, and the payload [`Ledger::POISON`] at all.
+/// It refuses to apply a payload twice, and the payload [`Ledger::POISON`] at all. What begins with given bytes can be split off.
 #[derive(Debug, Default)]
 pub struct Ledger {
     entries: Vec<(Index, Bytes)>,
@@ -80,6 +80,22 @@ impl StateMachine for Ledger {
         let mut all = Vec::new();
         from.read_to_end(&mut all)?;
         self.entries = entries_of(Bytes::from(all)).into_iter().collect();
+        Ok(())
+    }
+
+    fn can_split(&self, split: &Split<'_>) -> bool {
+        !split.argument.is_empty()
+    }
+
+    fn split_off(&self, split: &Split<'_>) -> Result<FrozenState, MachineError> {
+        let goes = |entry: &&(Index, Bytes)| entry.1.starts_with(split.argument);
+        let part = self.entries.iter().filter(goes).cloned().collect();
+        Ledger { entries: part }.snapshot()
+    }
+
+    fn shed(&mut self, split: &Split<'_>) -> Result<(), MachineError> {
+        self.entries
+            .retain(|(_, payload)| !payload.starts_with(split.argument));
         Ok(())
     }
 }

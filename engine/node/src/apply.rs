@@ -1,6 +1,8 @@
 //! Apply workers: threads that own the state machines and feed them committed entries in order.
 //! A worker must never touch the log or the network; what it did goes back to the shard's inbox.
 
+mod split;
+
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -23,6 +25,7 @@ use crate::machine::{Entry, Replies, StateMachine};
 use crate::mailbox::{Mailbox, Sender};
 use crate::sessions::{self, Deduplication, Payload, Position, Table};
 use crate::shard::PROPOSAL_OVERHEAD;
+use crate::split::{SplitEntry, SplitPlace};
 
 /// The directory of the state machines' directories.
 const MACHINES: &str = "machines";
@@ -42,6 +45,13 @@ pub(crate) enum Task {
     Query(Query),
     /// The same for many. They count in the backlog.
     Queries(Vec<Query>),
+    /// Freeze the part of a group that becomes a group of its own, and have a keeper write it.
+    SplitOff {
+        at: SplitPlace,
+        term: Term,
+        entry: SplitEntry,
+        campaigns: bool,
+    },
     /// Freeze the state of a group, at the place that the description says, and have a keeper write it.
     Freeze { meta: SnapshotMeta },
     /// Lend the state machine of a group to a keeper, which gives it the state of a snapshot. If it `held` something already,
@@ -303,6 +313,12 @@ impl<M: StateMachine> Applier<M> {
                 }
                 self.backlog.0.fetch_sub(bytes, Ordering::Relaxed);
             }
+            Task::SplitOff {
+                at,
+                term,
+                entry,
+                campaigns,
+            } => self.split_off(at, term, &entry, campaigns),
             Task::Freeze { meta } => self.freeze(meta),
             Task::Restore { file, held } => self.lend(file, held),
             Task::TakeBack {
@@ -344,6 +360,18 @@ impl<M: StateMachine> Applier<M> {
                 },
             ),
         }
+    }
+
+    /// A state machine has failed.
+    fn stop(&mut self, group: GroupId, reason: &str) {
+        let stopped = self
+            .machines
+            .insert(group, Machine::Stopped(reason.to_owned()));
+        // Its own clean-up may panic too.
+        let _ = guarded(|| {
+            drop(stopped);
+            Ok(())
+        });
     }
 
     fn lend(&mut self, file: SnapshotFile, held: Index) {
@@ -498,7 +526,7 @@ impl<M: StateMachine> Applier<M> {
             let committed = &mut batch.groups[at];
             entries.clear();
             let held = self.held_within(committed);
-            let mut is_hollow = false;
+            let (mut is_hollow, mut split) = (false, None);
             for block in next..next + committed.blocks {
                 match batch.blocks.get(block).kind() {
                     EntryKind::Normal => {
@@ -507,19 +535,22 @@ impl<M: StateMachine> Applier<M> {
                     EntryKind::Session => {
                         self.put_sessions(&batch.blocks, block, committed, held, &mut entries);
                     }
+                    EntryKind::Split => split = Some(block),
                     EntryKind::Noop | EntryKind::Configuration => {}
                     EntryKind::Hollow => is_hollow = true,
                 }
             }
             next += committed.blocks;
             let waiting = waiting.by_ref().take(committed.waiting);
-            committed.fault = match is_hollow {
-                false => self.apply_group(committed, &entries, waiting).err(),
-                true => {
+            let applied = match split {
+                _ if is_hollow => {
                     waiting.for_each(drop);
-                    Some("its log lacks payloads, and it is no witness".to_owned())
+                    Err("its log lacks payloads, and it is no witness".to_owned())
                 }
+                Some(split) => self.shed(committed, batch.blocks.get(split), held, waiting),
+                None => self.apply_group(committed, &entries, waiting),
             };
+            committed.fault = applied.err();
         }
         self.entries = reuse(entries);
         drop(waiting);
@@ -596,14 +627,7 @@ impl<M: StateMachine> Applier<M> {
             Err(reason) => {
                 refuse(waiting, reason);
                 self.dedup.clear();
-                let stopped = self
-                    .machines
-                    .insert(work.group, Machine::Stopped(reason.clone()));
-                // Its own clean-up may panic too.
-                let _ = guarded(|| {
-                    drop(stopped);
-                    Ok(())
-                });
+                self.stop(work.group, reason);
             }
         }
         applied

@@ -108,6 +108,12 @@ pub enum Error {
         /// What was in the way, and what became of it.
         why: String,
     },
+    /// The group was not split. It goes on as before.
+    #[error("the group was not split: {why}")]
+    Split {
+        /// What was in the way.
+        why: String,
+    },
     /// No quorum confirmed in time that somebody leads the group, so a read could have missed something. Nothing was read;
     /// reading again is safe.
     #[error("no quorum confirmed the leader in time; nothing was read, retry")]

@@ -13,7 +13,7 @@ use crate::completion::{Outcome, ReplyTo};
 use crate::error::Error;
 use crate::group::Read;
 use crate::liveness::Untaken;
-use crate::shard::{ChunkTrouble, Wanted};
+use crate::shard::{ChunkTrouble, SplitEvent, Wanted};
 use crate::status::{GroupStatus, Membership};
 use crate::wire::{Chunk, Found, SnapshotId};
 
@@ -180,6 +180,8 @@ pub(crate) enum ShardEvent {
         within: u64,
         reply: MembersReply,
     },
+    /// About a group that is split.
+    Split(SplitEvent),
     /// Somebody asks for a group's status.
     GroupStatus { group: GroupId, reply: StatusReply },
     /// The WAL wants a checkpoint or relocation work from every shard.

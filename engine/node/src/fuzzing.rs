@@ -68,15 +68,9 @@ fn encode(out: &mut BytesMut, record: &Record<'_>) {
         }
         Record::Join {
             group,
-            term,
-            leads,
-            is_witness,
-            answers,
+            welcome,
             configuration,
-        } => {
-            let flags = (*leads, *is_witness);
-            wire::put_join(out, *group, *term, flags, *answers, configuration);
-        }
+        } => wire::put_join(out, *group, *welcome, configuration),
         Record::Removed {
             group,
             at,
@@ -323,7 +317,16 @@ mod tests {
         wire::put_read_reply(&mut reads, group, 5, &Err(Error::Unconfirmed));
         let mut members = BytesMut::new();
         let joint = Configuration::joint([1, 2].map(NodeId), [2, 3].map(NodeId), [], []);
-        wire::put_join(&mut members, group, term, (true, false), 7, &joint);
+        for flag in 0..3 {
+            let welcome = wire::Welcome {
+                term,
+                answers: 7,
+                leads: flag == 0,
+                is_witness: flag == 1,
+                has_begun: flag == 2,
+            };
+            wire::put_join(&mut members, group, welcome, &joint);
+        }
         for grounds in [Grounds::Hearsay, Grounds::Leader, Grounds::Proof(7)] {
             wire::put_removed(&mut members, group, index, term, grounds);
         }

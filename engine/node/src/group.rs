@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::event::ShardEvent;
 use crate::node::Inner;
 use crate::sessions::{self, Command, ProposalNumber, Session, SessionId};
-use crate::shard::PROPOSAL_OVERHEAD;
+use crate::shard::{PROPOSAL_OVERHEAD, SplitEvent};
 use crate::status::{GroupStatus, Membership};
 
 /// Which state a read may see.
@@ -443,6 +443,50 @@ impl<M> GroupHandle<M> {
         };
         self.inner.shared.tell(self.shard, event);
         answer.await.unwrap_or(Err(Error::Closed))
+    }
+
+    /// Makes a part of the group a group of its own, on the same nodes, and waits until it is durable on this one. Ask the node
+    /// that leads. `argument` is for the state machine, which says by it which part that is:
+    /// [`StateMachine::can_split`](crate::StateMachine::can_split).
+    ///
+    /// All replicas split at the same place of the log. No data moves between nodes: each writes the part from its own state, as
+    /// the child's first snapshot, and applies nothing more of the parent meanwhile. The child knows all sessions of the parent,
+    /// so a proposal whose outcome is unknown may be tried again with whichever of the two has its part now. This node campaigns
+    /// for the child at once.
+    ///
+    /// The id of the child must not be in use, and nobody else may begin to use it meanwhile. Before the child has a leader the
+    /// parent must not be destroyed; changes of its members are refused for that long.
+    ///
+    /// # Errors
+    /// [`Error::NotLeader`] with a hint when another node leads, [`Error::GroupExists`] when the child's id is in use, and
+    /// [`Error::Split`] when the members are being changed, another split is under way, or the state machine has no such part:
+    /// then nothing happened. [`Error::Unknown`] when the leader stepped down in between: the group may be split or not, and
+    /// trying again does no harm, as a split that was made answers with [`Error::GroupExists`].
+    pub async fn split(
+        &self,
+        child: u64,
+        argument: impl Into<Bytes>,
+    ) -> Result<GroupHandle<M>, Error> {
+        let (child, argument) = (GroupId(child), argument.into());
+        let (inner, bytes) = (&self.inner, argument.len());
+        if child == self.group || child.0 >= u64::MAX - 1 {
+            let why = format!("{child} can't be the id of the new group");
+            return Err(Error::Split { why });
+        }
+        if bytes > inner.max_proposal_bytes {
+            let limit = inner.max_proposal_bytes;
+            return Err(Error::TooLarge { bytes, limit });
+        }
+        let (outcome, reply) = inner.slots.pair();
+        let event = SplitEvent::Asked {
+            group: self.group,
+            child,
+            argument,
+            reply,
+        };
+        inner.shared.tell(self.shard, ShardEvent::Split(event));
+        outcome.await?;
+        Ok(GroupHandle::new(Arc::clone(&self.inner), child))
     }
 
     /// Who leads the group and at which term, as far as this node knows. Takes no lock and asks nobody.

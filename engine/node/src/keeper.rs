@@ -17,7 +17,8 @@ use crate::event::ShardEvent;
 use crate::machine::{FrozenState, StateMachine};
 use crate::mailbox::Mailbox;
 use crate::sessions::{self, Table};
-use crate::shard::{ChunkTrouble, Shared, Wanted};
+use crate::shard::{ChunkTrouble, Shared, SplitEvent, Wanted};
+use crate::split::SplitPlace;
 use crate::wire::{Chunk, SnapshotId};
 
 /// Work for a keeper. The jobs of one group are done in order, by the same keeper.
@@ -26,6 +27,13 @@ pub(crate) enum Job {
     Save {
         meta: SnapshotMeta,
         state: FrozenState,
+    },
+    /// Write what a child begins with, which its parent splits off.
+    SaveChild {
+        at: SplitPlace,
+        meta: SnapshotMeta,
+        state: FrozenState,
+        campaigns: bool,
     },
     /// Give a state machine, whose worker has lent it, the state in a file; or only the sessions in it, if it `held` something
     /// that need not be replaced.
@@ -105,6 +113,22 @@ impl<M: StateMachine> Keeper<M> {
                     result,
                 };
                 self.tell(group, event);
+            }
+            Job::SaveChild {
+                at,
+                meta,
+                state,
+                campaigns,
+            } => {
+                let child = meta.group;
+                let event = SplitEvent::ChildSaved {
+                    at,
+                    child,
+                    life: meta.life().unwrap_or_default(),
+                    result: self.save(&meta, state),
+                    campaigns,
+                };
+                self.tell(child, ShardEvent::Split(event));
             }
             Job::Restore {
                 file,

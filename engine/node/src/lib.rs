@@ -32,6 +32,7 @@ mod shard;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod snapshots;
+mod split;
 mod status;
 mod trace;
 mod trust;
@@ -50,7 +51,7 @@ pub use crate::lost_quorum::{
     GivenDirectory, Recovered, RecoveryError, RecoveryPlan, RefusedGroup, SurvivingGroup,
     SurvivingReplica, TERM_STEP, apply_recovery, plan_recovery,
 };
-pub use crate::machine::{Entry, FrozenState, Replies, StateMachine};
+pub use crate::machine::{Entry, FrozenState, Replies, Split, StateMachine};
 pub use crate::node::{Node, NodeBuilder};
 pub use crate::sessions::{ProposalNumber, SESSION_WINDOW, Session, SessionId};
 pub use crate::snapshots::{

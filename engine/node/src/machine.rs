@@ -111,6 +111,20 @@ impl Replies {
 /// A state machine's state at one moment, which writes itself out on another thread while the state machine goes on.
 pub type FrozenState = Box<dyn FnOnce(&mut dyn Write) -> Result<(), MachineError> + Send>;
 
+/// A part of a group that becomes a group of its own: what the state machine is told of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Split<'a> {
+    /// The place in the group's log at which it is split. The child's log goes on behind the same index.
+    pub index: Index,
+    /// The term of the leader that appended it.
+    pub term: Term,
+    /// The group that begins.
+    pub child: GroupId,
+    /// What was given to [`GroupHandle::split`](crate::GroupHandle::split): which part it is, in whatever way the state machine
+    /// is told such things.
+    pub argument: &'a [u8],
+}
+
 /// What a group replicates: a deterministic function of its log.
 ///
 /// Each group on each node has an instance of its own, used by one apply worker at a time. Entries come in log
@@ -196,6 +210,34 @@ pub trait StateMachine: Sized + Send + 'static {
     /// A state machine that keeps its state on disk must replace it as a whole: after a crash, [`StateMachine::open`] says
     /// the index of what was there before, or `last`. An error quarantines the group on this node.
     fn restore(&mut self, last: Index, from: &mut dyn Read) -> Result<(), MachineError>;
+
+    /// Whether this part can become a group of its own. If not, nothing happens, on all replicas alike, and the caller is told:
+    /// so it must depend on nothing but the state and the split. By default there is no such part.
+    fn can_split(&self, _split: &Split<'_>) -> bool {
+        false
+    }
+
+    /// Freezes the part that becomes a group of its own, and leaves the state as it is: what the returned closure writes,
+    /// [`StateMachine::restore`] of the child's state machine is given, with the index of the split as the last one. Like
+    /// [`StateMachine::snapshot`] it should not take long; replicas must write the same.
+    ///
+    /// The state machine is given nothing more until the child keeps that durably on this node. After a crash in between this is
+    /// called again.
+    ///
+    /// # Errors
+    /// They quarantine the group on this node.
+    fn split_off(&self, _split: &Split<'_>) -> Result<FrozenState, MachineError> {
+        Err(MachineError::from("this state machine does not split"))
+    }
+
+    /// The child has its part, which goes from the state: the effect of the entry at the index of the split. Like that of any
+    /// other entry it may be made durable from now on, and not before.
+    ///
+    /// # Errors
+    /// They quarantine the group on this node.
+    fn shed(&mut self, _split: &Split<'_>) -> Result<(), MachineError> {
+        Err(MachineError::from("this state machine does not split"))
+    }
 }
 
 #[cfg(test)]

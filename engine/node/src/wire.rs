@@ -20,8 +20,8 @@ pub(crate) use self::groups::{
     reply_bytes,
 };
 pub(crate) use self::members::{
-    Grounds, MEMBER_ASK_BYTES, REMOVED_BYTES, Wants, join_bytes, place_bytes, put_join,
-    put_member_ask, put_place, put_removed,
+    Grounds, MEMBER_ASK_BYTES, REMOVED_BYTES, Wants, Welcome, configuration_and_rest, join_bytes,
+    place_bytes, put_configuration, put_join, put_member_ask, put_place, put_removed,
 };
 pub(crate) use self::snapshot::{
     CHUNK_BYTES, Chunk, FETCH_BYTES, REFUSED_BYTES, Refusal, SnapshotId, offer_bytes,
@@ -208,13 +208,7 @@ pub(crate) enum Record<'a> {
     /// The receiver is a member of a group, whose members as of the beginning of the sender's log these are.
     Join {
         group: GroupId,
-        /// The sender's term, and whether it leads it.
-        term: Term,
-        leads: bool,
-        /// The receiver stores no payload.
-        is_witness: bool,
-        /// The number of the question that it answers, of a replica that may come back without its log; 0: of none.
-        answers: u64,
+        welcome: Welcome,
         configuration: Configuration,
     },
     /// The receiver is no member, as of a committed index.

@@ -157,6 +157,10 @@ pub enum Mutant {
     DuplicateApplied,
     /// A snapshot has the state and not the sessions.
     SessionForgotten,
+    /// A group lets go of what it split off before that is durable.
+    ShedBeforeDurable,
+    /// A replica of a group that began with a state votes although it has nothing of it.
+    EmptyChildVotes,
 }
 
 /// The mutants that show in what a power cut leaves of the log, with the number of the fault that they stand for.
@@ -213,6 +217,8 @@ pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::WitnessCampaigns, 20),
     (Mutant::DuplicateApplied, 19),
     (Mutant::SessionForgotten, 19),
+    (Mutant::ShedBeforeDurable, 8),
+    (Mutant::EmptyChildVotes, 19),
     (Mutant::LifeIgnored, 19),
     (Mutant::TombstoneForgotten, 19),
     (Mutant::ClaimNotWithdrawn, 21),

@@ -86,6 +86,8 @@ pub struct Sum {
     corrupted: u64,
     outlasted: u64,
     lives: u64,
+    splits: u64,
+    moved: u64,
     faults: [u64; Fault::ALL.len()],
     hash: u64,
 }
@@ -117,6 +119,8 @@ impl Sum {
         self.corrupted += counts.corrupted;
         self.outlasted += counts.outlasted;
         self.lives += counts.lives;
+        self.splits += counts.splits;
+        self.moved += counts.moved;
         for (sum, count) in self.faults.iter_mut().zip(counts.faults) {
             *sum += u64::from(count);
         }
@@ -144,6 +148,8 @@ impl Sum {
             ("a repaired replica".to_owned(), self.repaired),
             ("a damaged part of a snapshot".to_owned(), self.corrupted),
             ("a group in a later life".to_owned(), self.lives),
+            ("a group split off".to_owned(), self.splits),
+            ("a key that had moved".to_owned(), self.moved),
             ("an unknown outcome".to_owned(), self.unknown),
             ("a read beside the log".to_owned(), self.queries),
             (
@@ -174,7 +180,7 @@ impl fmt::Display for Sum {
         )?;
         writeln!(
             f,
-            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} replicas repaired, {} parts damaged; {} groups destroyed and created again; in sessions {} proposals tried again, {} replies not kept, {} expired",
+            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} replicas repaired, {} parts damaged; {} groups destroyed and created again, {} split off, {} operations that came too late for that; in sessions {} proposals tried again, {} replies not kept, {} expired",
             self.acknowledged,
             self.queries,
             self.unknown,
@@ -187,6 +193,8 @@ impl fmt::Display for Sum {
             self.repaired,
             self.corrupted,
             self.lives,
+            self.splits,
+            self.moved,
             self.tried_again,
             self.forgotten,
             self.expired
@@ -220,6 +228,8 @@ mod tests {
             expired: 1,
             outlasted: 1,
             lives: 1,
+            splits: 1,
+            moved: 1,
             faults: [1; Fault::ALL.len()],
             ..Sum::default()
         };

@@ -7,7 +7,7 @@ use polyraft_storage::RecoveredGroup;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 
-use super::machine::{Applied, Restored};
+use super::machine::{Applied, Born, Restored};
 
 /// Something that must never happen, has.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -165,6 +165,26 @@ impl GroupChecks {
             promises: vec![Promise::default(); nodes as usize + 1],
             ..GroupChecks::default()
         }
+    }
+
+    /// The group begins with a state, behind a place that no leader of its own has led to.
+    pub(super) fn begin_at(&mut self, born: &Born) {
+        let at = born.index;
+        self.committed.push(TermRun {
+            term: Term::ZERO,
+            first: at,
+        });
+        self.committed_through = at;
+        self.entries.resize(at.0 as usize + 1, None);
+        self.entries[at.0 as usize] = Some(Applied {
+            node: born.node,
+            group: born.child,
+            life: 0,
+            index: at,
+            term: Term::ZERO,
+            request: 0,
+            digest: born.digest,
+        });
     }
 
     /// The term of a committed index.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use polyraft::{Committed, Completion, Error, GroupId, ProposalNumber, Read, SessionId};
 
 use super::ends::{self, register};
-use super::machine::{Command, Request};
+use super::machine::{Command, NOT_MINE, Request};
 use super::phases::FEWEST_OPERATIONS;
 use super::plan::{MILLI, Plan};
 use super::sessions::Sessions;
@@ -132,7 +132,7 @@ impl Clients {
             sessions: (at < plan.session_clients).then(Sessions::default),
         });
         let mut kinds: BTreeMap<Vec<u64>, Vec<u64>> = BTreeMap::new();
-        for (at, members) in plan.members.iter().enumerate() {
+        for (at, members) in plan.members.iter().take(plan.roots as usize).enumerate() {
             kinds
                 .entry(members.clone())
                 .or_default()
@@ -152,7 +152,8 @@ impl Clients {
             last_request: 0,
             history: History::new(),
             creations: creations.collect(),
-            has_served: vec![false; plan.members.len()],
+            // Nobody waits for what has not begun.
+            has_served: (0..groups).map(|group| group >= plan.roots).collect(),
             seen: BTreeMap::new(),
             answered: BTreeMap::new(),
             completions: Vec::new(),
@@ -168,6 +169,14 @@ impl Clients {
     pub(super) fn is_created(&self, group: GroupId) -> bool {
         let mut creations = self.creations.iter();
         creations.any(|creation| creation.is_done && creation.groups.contains(&group.0))
+    }
+
+    /// The client that makes sure of a group, and its step.
+    pub(super) fn finisher(&self, group: GroupId) -> (u32, u32) {
+        let mut clients = self.clients.iter();
+        let at = clients.position(|client| client.finisher_of == Some(group));
+        let at = at.expect("every group has one");
+        (at as u32, self.clients[at].step)
     }
 
     fn next_request(&mut self) -> u64 {
@@ -201,6 +210,12 @@ impl World {
         }
         self.count(Event::Client { client, step });
         match self.clients.clients[at].operation {
+            None if self.clients.clients[at]
+                .finisher_of
+                .is_some_and(|group| !self.splits.has_begun(group)) =>
+            {
+                return;
+            }
             None if self.phase == Phase::Storm
                 || self.clients.clients[at].finisher_of.is_some() =>
             {
@@ -220,17 +235,18 @@ impl World {
 
     fn begin_operation(&mut self, client: u32) {
         let at = client as usize;
-        let group = match self.clients.clients[at].finisher_of {
-            Some(group) => group,
-            None => {
-                let groups = self.plan.members.len() as u64;
-                // Some groups are busier than others.
-                GroupId(1 + self.rng.below(groups).min(self.rng.below(groups)))
-            }
-        };
+        let (whose, groups) = (self.clients.clients[at].finisher_of, self.plan.roots);
+        // Some groups are busier than others.
+        let root = whose
+            .map(|group| self.splits.root_of(group))
+            .unwrap_or_else(|| GroupId(1 + self.rng.below(groups).min(self.rng.below(groups))));
         let id = self.clients.next_request();
-        let key = self.rng.below(u64::from(self.plan.keys)) as u8;
-        let register = register(group, key, 0);
+        let key = match whose.filter(|_| self.plan.splits(root)) {
+            Some(group) => *self.rng.pick(&self.splits.keys_of(group)),
+            None => self.rng.below(u64::from(self.plan.keys)) as u8,
+        };
+        let group = self.splits.holder(root, key);
+        let register = register(root, key, 0);
         // Plain reads and writes on most keys; one key takes everything.
         let command = match self.rng.below(if key == 0 { 6 } else { 4 }) {
             0 | 1 => Command::Write(id),
@@ -264,7 +280,7 @@ impl World {
             .invoke(self.now, u64::from(client), register, call);
         self.ends.asked.push(ends::Asked {
             id: history,
-            group,
+            group: root,
             key,
             request: id,
             command,
@@ -291,6 +307,7 @@ impl World {
     /// Brings an operation to a node that runs.
     fn send_operation(&mut self, client: u32) {
         let at = client as usize;
+        self.follow_the_key(client);
         self.clients.clients[at].number_operation();
         let operation = self.clients.clients[at].operation.expect("it has one");
         let node = self.choose_node(at, operation.group);
@@ -463,9 +480,8 @@ impl World {
                 continue;
             } else if let Ok(committed) = &result {
                 self.counts.acknowledged += 1;
-                let checks = &self.checks[waiting.group.0 as usize - 1];
                 let verdict =
-                    checks.acknowledged(waiting.group, committed.index, waiting.request.id);
+                    self.check_acknowledged(waiting.group, committed.index, waiting.request.id);
                 self.judge(verdict);
                 if self.is_healed && !self.ends.is_changing(waiting.group) {
                     self.clients.has_served[waiting.group.0 as usize - 1] = true;
@@ -478,9 +494,13 @@ impl World {
                 continue; // It has given up on this one.
             }
             match result {
+                Ok(committed) if committed.reply[..] == *NOT_MINE => {
+                    self.key_has_moved(waiting.client);
+                }
                 Ok(committed) => {
                     let answer = answer(waiting.request.command, &committed.reply);
-                    let register = register(waiting.group, waiting.request.key, 0);
+                    let root = self.splits.root_of(waiting.group);
+                    let register = register(root, waiting.request.key, 0);
                     self.clients
                         .seen
                         .insert(register, waiting.request.leaves(answer));
@@ -546,6 +566,7 @@ impl World {
             }
         }
         self.ends.lost(node);
+        self.splits.lost(node);
         for creation in &mut self.clients.creations {
             if creation.attempt.as_ref().is_some_and(|(at, _)| *at == node) {
                 creation.attempt = None;

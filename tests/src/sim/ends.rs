@@ -116,7 +116,10 @@ impl World {
         for _ in 0..self.rng.within(1, 6) {
             let group = GroupId(self.rng.within(1, count));
             let is_there = self.clients.is_created(group);
-            let may_end = is_there && !self.ends.is_changing(group) && !self.plan.churns(group);
+            let may_end = is_there
+                && !self.ends.is_changing(group)
+                && !self.plan.churns(group)
+                && !self.plan.splits(group);
             if may_end && !groups.contains(&group.0) {
                 groups.push(group.0);
             }
@@ -214,6 +217,9 @@ impl World {
     pub(super) fn put_to_lives(&mut self) -> Verdict {
         for asked in std::mem::take(&mut self.ends.asked) {
             let Asked { id, group, key, .. } = asked;
+            if self.plan.splits(group) {
+                continue; // It has one life, and its keys go from group to group.
+            }
             let operation = *self.clients.history.operation(id);
             let checks = &self.checks[group.0 as usize - 1];
             let seen = match operation.outcome {

@@ -60,6 +60,7 @@ impl World {
             Fault::Handover => self.ask_for_handover(node),
             Fault::Reconfigure => self.ask_for_members(node),
             Fault::Destroy => self.ask_for_end(),
+            Fault::Split => self.ask_for_split(node),
             Fault::ClientCrash => {
                 let client = self.rng.below(self.plan.clients) as u32;
                 self.client_crashes(client)

@@ -122,6 +122,8 @@ impl World {
             let over = node.over(group).map(|life| life.get());
             verdict = verdict.and_then(|()| checks.recovered(group, id, found, over));
         }
+        let has = |group| node.life(group).is_some() || node.removed_from(group).is_some();
+        let verdict = verdict.and_then(|()| self.splits.check_recovered(id, has));
         self.judge(verdict);
     }
 

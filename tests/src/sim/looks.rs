@@ -28,6 +28,7 @@ impl World {
         self.take_completions(id);
         self.poll_creations(id);
         self.poll_ends(id);
+        self.poll_splits(id);
         if promised && self.hosts[id as usize].cut_after_promise {
             self.fired(Fault::PowerCutAfterPromise);
             return self.power_cut(id);
@@ -78,6 +79,16 @@ impl World {
     }
 
     pub(super) fn look_at_machines(&mut self) {
+        for born in machine::take_born() {
+            self.trace.note(born.digest);
+            self.trace.group(self.now, born.node, born.parent, || {
+                format!("splits off {born:?}")
+            });
+            self.child_is_born(born);
+        }
+        for shed in machine::take_shed() {
+            self.part_is_shed(shed);
+        }
         let mut applied = std::mem::take(&mut self.applied);
         machine::take_applied(&mut applied);
         for entry in applied.drain(..) {

@@ -7,7 +7,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use polyraft::{Entry, FrozenState, GroupId, Index, MachineError, Replies, StateMachine, Term};
+use polyraft::{
+    Entry, FrozenState, GroupId, Index, MachineError, Replies, Split, StateMachine, Term,
+};
 use polyraft_storage::parse_name_of;
 
 use super::rng::mix;
@@ -126,9 +128,43 @@ pub struct Restored {
     pub digest: u64,
 }
 
+/// A state machine that gave a part of its state.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Born {
+    /// Where.
+    pub node: u64,
+    /// Which group.
+    pub parent: GroupId,
+    /// To which group.
+    pub child: GroupId,
+    /// The place in the log.
+    pub index: Index,
+    /// The first key that the child has.
+    pub first: u8,
+    /// Of the child's state.
+    pub digest: u64,
+}
+
+/// A state machine that let go of a part that it gave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shed {
+    /// Where.
+    pub node: u64,
+    /// To which group.
+    pub child: GroupId,
+}
+
+/// What a group answers that does not have the key.
+pub const NOT_MINE: &[u8] = b"?";
+
+/// Numbers of entries that are no operation of a client.
+const SPLIT_NUMBERS: u64 = 1 << 62;
+
 /// The state of one group on one node.
 #[derive(Clone, Default, Debug)]
 struct State {
+    /// The keys that the group has: from the first to before the second.
+    keys: (u16, u16),
     values: BTreeMap<u8, u64>,
     applied: Index,
     digest: u64,
@@ -139,6 +175,8 @@ impl State {
         let mut out = Vec::new();
         out.put_u64_le(self.applied.0);
         out.put_u64_le(self.digest);
+        out.put_u16_le(self.keys.0);
+        out.put_u16_le(self.keys.1);
         for (key, value) in &self.values {
             out.put_u8(*key);
             out.put_u64_le(*value);
@@ -147,19 +185,46 @@ impl State {
     }
 
     fn decode(mut bytes: &[u8]) -> Option<State> {
-        if bytes.len() < 16 || !(bytes.len() - 16).is_multiple_of(9) {
+        if bytes.len() < 20 || !(bytes.len() - 20).is_multiple_of(9) {
             return None;
         }
         let (applied, digest) = (Index(bytes.get_u64_le()), bytes.get_u64_le());
+        let keys = (bytes.get_u16_le(), bytes.get_u16_le());
         let mut values = BTreeMap::new();
         while bytes.has_remaining() {
             values.insert(bytes.get_u8(), bytes.get_u64_le());
         }
         Some(State {
+            keys,
             values,
             applied,
             digest,
         })
+    }
+
+    fn has(&self, key: u8) -> bool {
+        (self.keys.0..self.keys.1).contains(&u16::from(key))
+    }
+
+    /// What a child begins with, if the split is one of keys that the group has.
+    fn part(&self, split: &Split<'_>) -> Option<(u8, State)> {
+        let [first] = *split.argument else {
+            return None;
+        };
+        if !self.has(first) || u16::from(first) == self.keys.0 {
+            return None;
+        }
+        let part = State {
+            keys: (u16::from(first), self.keys.1),
+            values: self
+                .values
+                .range(first..)
+                .map(|(key, value)| (*key, *value))
+                .collect(),
+            applied: split.index,
+            digest: mix(self.digest ^ mix(split.index.0 ^ u64::from(first))),
+        };
+        Some((first, part))
     }
 }
 
@@ -173,8 +238,12 @@ struct Stage {
     saves_every: Option<u64>,
     /// What stable storage holds.
     saved: BTreeMap<Whose, State>,
+    /// Groups that have all keys when they begin; others have none before they are given some.
+    roots: u64,
     applied: Vec<Applied>,
     restored: Vec<Restored>,
+    born: RefCell<Vec<Born>>,
+    shed: Vec<Shed>,
 }
 
 thread_local! {
@@ -186,9 +255,10 @@ thread_local! {
 pub struct Saved(BTreeMap<Whose, State>);
 
 /// Forgets earlier worlds of this thread.
-pub fn begin(saves_every: Option<u64>) {
+pub fn begin(saves_every: Option<u64>, roots: u64) {
     STAGE.replace(Stage {
         saves_every,
+        roots,
         ..Stage::default()
     });
 }
@@ -201,6 +271,16 @@ pub fn take_applied(into: &mut Vec<Applied>) {
 /// Moves what was restored since the last call out.
 pub fn take_restored() -> Vec<Restored> {
     STAGE.with_borrow_mut(|stage| std::mem::take(&mut stage.restored))
+}
+
+/// Moves what was split off since the last call out.
+pub fn take_born() -> Vec<Born> {
+    STAGE.with_borrow_mut(|stage| stage.born.take())
+}
+
+/// Moves out what was let go of since the last call.
+pub fn take_shed() -> Vec<Shed> {
+    STAGE.with_borrow_mut(|stage| std::mem::take(&mut stage.shed))
 }
 
 /// What the state machines of a node have on stable storage.
@@ -249,6 +329,9 @@ pub struct Registers {
 
 impl Registers {
     fn perform(&mut self, request: &Request) -> Bytes {
+        if !self.state.has(request.key) {
+            return Bytes::from_static(NOT_MINE);
+        }
         let value = self.state.values.entry(request.key).or_default();
         let before = *value;
         match request.command {
@@ -261,12 +344,32 @@ impl Registers {
     }
 }
 
+impl Registers {
+    /// Saves the state if there is enough that is not saved.
+    fn note_unsaved(&mut self, entries: u64) {
+        self.unsaved += entries;
+        STAGE.with_borrow_mut(|stage| {
+            if stage.saves_every.is_some_and(|every| self.unsaved >= every) {
+                self.unsaved = 0;
+                stage
+                    .saved
+                    .insert((self.node, self.group, self.life), self.state.clone());
+            }
+        });
+    }
+}
+
 impl StateMachine for Registers {
     fn open(group: GroupId, dir: &Path) -> Result<(Self, Index), MachineError> {
         let node = owner_of(dir).ok_or("the directory belongs to no node")?;
         let (_, life) = life_of(dir).ok_or("the directory names no life")?;
-        let saved = STAGE.with_borrow(|stage| stage.saved.get(&(node, group, life)).cloned());
-        let state = saved.unwrap_or_default();
+        let state = STAGE.with_borrow(|stage| {
+            let saved = stage.saved.get(&(node, group, life)).cloned();
+            saved.unwrap_or_else(|| State {
+                keys: (0, if group.0 <= stage.roots { 256 } else { 0 }),
+                ..State::default()
+            })
+        });
         let applied = state.applied;
         let registers = Registers {
             node,
@@ -305,21 +408,14 @@ impl StateMachine for Registers {
             };
             STAGE.with_borrow_mut(|stage| stage.applied.push(applied));
         }
-        self.unsaved += entries.len() as u64;
-        STAGE.with_borrow_mut(|stage| {
-            if stage.saves_every.is_some_and(|every| self.unsaved >= every) {
-                self.unsaved = 0;
-                stage
-                    .saved
-                    .insert((self.node, self.group, self.life), self.state.clone());
-            }
-        });
+        self.note_unsaved(entries.len() as u64);
         Ok(())
     }
 
     /// The value of a key, or the digest of everything.
     fn query(&self, query: &[u8]) -> Result<Bytes, MachineError> {
         let answer = match query {
+            [key] if !self.state.has(*key) => return Ok(Bytes::from_static(NOT_MINE)),
             [key] => self.state.values.get(key).copied().unwrap_or_default(),
             _ => self.state.digest,
         };
@@ -352,6 +448,51 @@ impl StateMachine for Registers {
                     .insert((self.node, self.group, self.life), self.state.clone());
             }
         });
+        Ok(())
+    }
+
+    fn can_split(&self, split: &Split<'_>) -> bool {
+        self.state.part(split).is_some()
+    }
+
+    fn split_off(&self, split: &Split<'_>) -> Result<FrozenState, MachineError> {
+        let (first, part) = self.state.part(split).ok_or("there is no such part")?;
+        let born = Born {
+            node: self.node,
+            parent: self.group,
+            child: split.child,
+            index: split.index,
+            first,
+            digest: part.digest,
+        };
+        STAGE.with_borrow(|stage| stage.born.borrow_mut().push(born));
+        Ok(Box::new(move |out| Ok(out.write_all(&part.encode())?)))
+    }
+
+    fn shed(&mut self, split: &Split<'_>) -> Result<(), MachineError> {
+        let (first, part) = self.state.part(split).ok_or("there is no such part")?;
+        let state = &mut self.state;
+        state.values.split_off(&first);
+        state.keys.1 = u16::from(first);
+        (state.applied, state.digest) = (split.index, mix(part.digest));
+        let applied = Applied {
+            node: self.node,
+            group: self.group,
+            life: self.life,
+            index: split.index,
+            term: split.term,
+            request: SPLIT_NUMBERS | self.group.0 << 32 | split.index.0,
+            digest: state.digest,
+        };
+        let shed = Shed {
+            node: self.node,
+            child: split.child,
+        };
+        STAGE.with_borrow_mut(|stage| {
+            stage.applied.push(applied);
+            stage.shed.push(shed);
+        });
+        self.note_unsaved(1);
         Ok(())
     }
 }

@@ -19,6 +19,7 @@ mod phases;
 mod plan;
 mod rng;
 mod sessions;
+mod splits;
 mod trace;
 mod world;
 

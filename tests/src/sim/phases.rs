@@ -77,7 +77,12 @@ impl World {
                 let has_operations =
                     self.counts.acknowledged + self.counts.queries >= FEWEST_OPERATIONS;
                 let is_late = self.now > deadline;
-                if served.iter().all(|has_served| *has_served) && (has_operations || is_late) {
+                let all_have_served = served.iter().all(|has_served| *has_served);
+                if all_have_served && !self.splits.are_over() {
+                    // A group may be about to begin; a node gives up on that after some seconds.
+                    return;
+                }
+                if all_have_served && (has_operations || is_late) {
                     let bound = self.recovery_bound();
                     self.phase = Phase::Settling {
                         deadline: self.now + bound,
@@ -179,7 +184,10 @@ impl World {
     /// A group whose replicas differ, if there is one.
     fn unequal(&self) -> Option<GroupId> {
         let groups = (1..=self.plan.members.len() as u64).map(GroupId);
-        groups.into_iter().find(|group| !self.is_equal(*group))
+        let mut begun = groups
+            .into_iter()
+            .filter(|group| self.splits.has_begun(*group));
+        begun.find(|group| !self.is_equal(*group))
     }
 
     fn is_equal(&self, group: GroupId) -> bool {
@@ -279,6 +287,9 @@ impl World {
 
     fn judge_the_end(&mut self) -> Verdict {
         for group in (1..=self.plan.members.len() as u64).map(GroupId) {
+            if !self.splits.has_begun(group) {
+                continue;
+            }
             self.check_states(group)?;
         }
         self.put_to_lives()?;

@@ -65,11 +65,13 @@ pub enum Fault {
     Reconfigure,
     /// Groups are destroyed, and created again.
     Destroy,
+    /// A leader is asked to split its group.
+    Split,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 24] = [
+    pub const ALL: [Fault; 25] = [
         Fault::PowerCut,
         Fault::PowerCutInWrite,
         Fault::PowerCutAfterPromise,
@@ -94,6 +96,7 @@ impl Fault {
         Fault::ClientCrash,
         Fault::Reconfigure,
         Fault::Destroy,
+        Fault::Split,
     ];
 
     /// Whether it can take back what a node has promised. Only a minority of each group may be hit by those.
@@ -112,8 +115,12 @@ pub struct Plan {
     pub seed: u64,
     /// Number of nodes; their ids are 1 and up.
     pub nodes: u64,
+    /// Groups that are created; those behind them begin when one of these is split.
+    pub roots: u64,
     /// Members by group; group `n` has id `n + 1`.
     pub members: Vec<Vec<u64>>,
+    /// Which groups may be split, by group.
+    pub splits: Vec<bool>,
     /// Whose members change, by group.
     pub churns: Vec<bool>,
     /// Whether nodes become witnesses where members change.
@@ -190,8 +197,10 @@ impl Plan {
         let mut plan = Plan {
             seed,
             nodes,
+            roots: groups,
             churns: vec![false; members.len()],
             has_witnesses: false,
+            splits: vec![false; members.len()],
             members,
             clock_ppm: (0..nodes)
                 .map(|_| rng.within(0, 2 * skew) as i64 - skew as i64)
@@ -228,6 +237,7 @@ impl Plan {
         sessions(&mut plan);
         ends(&mut plan);
         witnesses(&mut plan);
+        splits(&mut plan);
         plan
     }
 
@@ -239,6 +249,12 @@ impl Plan {
     /// Whether the members of a group change.
     pub fn churns(&self, group: polyraft::GroupId) -> bool {
         self.churns[group.0 as usize - 1]
+    }
+
+    /// Whether a group, and what is split off it, may be split.
+    pub fn splits(&self, group: polyraft::GroupId) -> bool {
+        let splits = self.splits.get(group.0 as usize - 1);
+        splits.copied().unwrap_or(false)
     }
 
     /// Whether a quorum of these voters keeps its data, whatever is destroyed.
@@ -298,7 +314,7 @@ fn weights(rng: &mut Rng) -> [u32; Fault::ALL.len()] {
     for (weight, _) in weights
         .iter_mut()
         .zip(Fault::ALL)
-        .filter(|(_, fault)| !matches!(fault, Fault::Reconfigure | Fault::Destroy))
+        .filter(|(_, fault)| !matches!(fault, Fault::Reconfigure | Fault::Destroy | Fault::Split))
     {
         *weight = *rng.pick(&[0, 1, 2, 4, 10]);
     }
@@ -357,6 +373,26 @@ fn witnesses(plan: &mut Plan) {
     }
     let weight = &mut plan.weights[Fault::Reconfigure as usize];
     *weight = (*weight).max(*rng.pick(&[10, 30]));
+}
+
+/// In some worlds groups are split. Drawn from a source of its own, so that the others stay as they were.
+fn splits(plan: &mut Plan) {
+    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0x0591_17ED));
+    if !rng.chance(300_000) {
+        return;
+    }
+    let most = rng.within(1, 10) as u32 * 100_000;
+    for splits in &mut plan.splits {
+        *splits = rng.chance(most);
+    }
+    plan.weights[Fault::Split as usize] = *rng.pick(&[3, 10, 30]);
+    // Something has to be there to be split off.
+    plan.keys = plan.keys.max(rng.within(2, 6) as u8);
+    for _ in 0..rng.within(1, 12) {
+        // It gets the members of its parent.
+        plan.members.push(plan.members[0].clone());
+        plan.churns.push(false);
+    }
 }
 
 /// Small limits, so that every one of them is reached.
@@ -419,7 +455,7 @@ impl fmt::Display for Plan {
             "seed {}: {} nodes, {} groups, {} clients ({} with sessions), {} keys, victims {:?}, {}{} events",
             self.seed,
             self.nodes,
-            self.members.len(),
+            self.roots,
             self.clients,
             self.session_clients,
             self.keys,
@@ -432,10 +468,13 @@ impl fmt::Display for Plan {
             self.events
         )?;
         write!(f, "  members")?;
-        for (members, churns) in self.members.iter().zip(&self.churns) {
-            write!(f, " {members:?}{}", if *churns { "*" } else { "" })?;
+        let roots = self.members.iter().take(self.roots as usize);
+        for ((members, churns), splits) in roots.zip(&self.churns).zip(&self.splits) {
+            let churns = if *churns { "*" } else { "" };
+            write!(f, " {members:?}{churns}{}", if *splits { "/" } else { "" })?;
         }
-        writeln!(f)?;
+        let children = self.members.len() as u64 - self.roots;
+        writeln!(f, ", at most {children} split off")?;
         writeln!(f, "  clocks {:?} ppm", self.clock_ppm)?;
         writeln!(
             f,

@@ -7,7 +7,7 @@ use polyraft::{Committed, Error, GroupId, ProposalNumber, SessionId};
 
 use super::checks::broken;
 use super::clients::{Client, Waiting};
-use super::machine::Command;
+use super::machine::{Command, NOT_MINE};
 use super::plan::MILLI;
 use super::world::World;
 use crate::history::Answer;
@@ -65,6 +65,9 @@ impl World {
     /// A proposal of a session was answered, perhaps not for the first time.
     pub(super) fn check_answer(&mut self, waiting: &Waiting, committed: &Committed) {
         let request = waiting.request.id;
+        if committed.reply[..] == *NOT_MINE {
+            return; // That was no answer: it is asked for elsewhere.
+        }
         let first = self.clients.answered.entry(request);
         let first = first.or_insert_with(|| committed.clone()).clone();
         if first != *committed {
@@ -73,6 +76,41 @@ impl World {
                 waiting.group,
                 format!("operation {request:x} was answered with {first:?} and with {committed:?}"),
             ));
+        }
+    }
+
+    /// A group does not have the key of an operation any more, and has done nothing. The number is used up there.
+    pub(super) fn key_has_moved(&mut self, client: u32) {
+        self.counts.moved += 1;
+        let state = &mut self.clients.clients[client as usize];
+        if let Some(operation) = &mut state.operation {
+            let root = self.splits.root_of(operation.group);
+            let group = self.splits.holder(root, operation.request.key);
+            // A child knows the sessions of its parent.
+            if let Some(sessions) = &mut state.sessions
+                && let Some(session) = sessions.get(&operation.group).copied()
+                && self.rng.chance(500_000)
+            {
+                sessions.entry(group).or_insert(session);
+            }
+            (operation.group, operation.number) = (group, None);
+        }
+        self.retry_later(client, MILLI);
+    }
+
+    /// A proposal of a session may go on, with its number, where its key is now: who has it now knows what was applied before.
+    pub(super) fn follow_the_key(&mut self, client: u32) {
+        let state = &mut self.clients.clients[client as usize];
+        let (Some(sessions), Some(operation)) = (&mut state.sessions, &mut state.operation) else {
+            return;
+        };
+        let root = self.splits.root_of(operation.group);
+        let group = self.splits.holder(root, operation.request.key);
+        if operation.number.is_some() && group != operation.group && self.rng.chance(500_000) {
+            if let Some(session) = sessions.get(&operation.group).copied() {
+                sessions.insert(group, session);
+            }
+            operation.group = group;
         }
     }
 

@@ -19,6 +19,7 @@ use super::machine::{self, Applied, Registers};
 use super::network::{Link, Port, Sent, links};
 use super::plan::{Fault, MILLI, Plan, SECOND};
 use super::rng::Rng;
+use super::splits::Splits;
 use super::trace::Trace;
 
 /// Something that is going to happen.
@@ -151,6 +152,10 @@ pub struct Counts {
     pub corrupted: u64,
     /// Groups that were destroyed and created again.
     pub lives: u64,
+    /// Groups that were split off.
+    pub splits: u64,
+    /// Operations that came to a group which did not have their key any more.
+    pub moved: u64,
     /// Starts that failed because the power was cut again.
     pub failed_recoveries: u64,
     /// Faults that took effect, by [`Fault::ALL`].
@@ -190,6 +195,7 @@ pub(super) struct World {
     pub(super) links: Vec<Link>,
     pub(super) checks: Vec<LifeChecks>,
     pub(super) ends: Ends,
+    pub(super) splits: Splits,
     pub(super) clients: Clients,
     pub(super) disturbances: Vec<Option<super::faults::Disturbance>>,
     pub(super) trace: Trace,
@@ -204,7 +210,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(plan: Plan, rng: Rng, trace: Trace) -> World {
-        machine::begin(plan.saves_every);
+        machine::begin(plan.saves_every, plan.roots);
         let transport = &plan.config.transport;
         let (frame, queue) = (
             transport.max_frame_bytes.as_u64() as usize,
@@ -249,6 +255,7 @@ impl World {
                 .map(|_| LifeChecks::new(plan.nodes))
                 .collect(),
             ends: Ends::new(plan.members.len()),
+            splits: Splits::new(&plan),
             clients: Clients::new(&plan),
             disturbances: Vec::new(),
             trace,

@@ -12,12 +12,12 @@ use std::collections::BTreeMap;
 use polyraft_raft::{Configuration, GroupId, Life, NodeId, Tick};
 use rustc_hash::FxHashMap;
 
-use super::Shard;
 use super::outgoing::NODE_LEVEL;
 use super::proposals::first_request;
+use super::{Shard, SplitEvent};
 use crate::error::Error;
 use crate::event::{
-    CreateOrigin, CreateReply, GroupRanges, LifeRanges, Members, ShardEvent, life_ranges,
+    CreateOrigin, CreateReply, GroupRanges, LifeRanges, Members, ShardEvent, life_ranges, ranges,
 };
 use crate::liveness::Liveness;
 use crate::wire::{self, Fate, Found};
@@ -46,7 +46,7 @@ struct Request {
     groups: LifeRanges,
     /// Who has not answered.
     missing: Members,
-    reply: CreateReply,
+    asker: Asker,
     retry_at: Tick,
     times: Times,
     /// When the last answer came.
@@ -65,11 +65,11 @@ enum What {
     Create {
         members: Members,
     },
-    /// Find out which lives the groups have, to create them with these members, or to destroy them.
+    /// Find out which lives the groups have.
     Survey {
         asked: Members,
         found: Vec<Found>,
-        members: Option<Members>,
+        purpose: Purpose,
     },
     Destroy {
         asked: Members,
@@ -78,6 +78,24 @@ enum What {
         /// A group that nobody knows.
         unknown: Option<GroupId>,
     },
+}
+
+/// What is to be done when it is known which lives groups have.
+#[derive(Debug, Clone)]
+enum Purpose {
+    /// They are created with these members.
+    Create(Members),
+    Destroy,
+    /// The only one of them is split off.
+    Split,
+}
+
+/// Who waits for a request.
+#[derive(Debug)]
+enum Asker {
+    Caller(CreateReply),
+    /// The shard of a group that is to be split.
+    Parent(GroupId),
 }
 
 #[derive(Debug)]
@@ -115,7 +133,10 @@ impl Coordination {
     /// Answers everybody who waits.
     pub(super) fn fail_all(&mut self, error: &Error) {
         for request in self.requests.drain(..) {
-            let _ = request.reply.send(Err(error.clone()));
+            // Shards have heard of it themselves.
+            if let Asker::Caller(reply) = request.asker {
+                let _ = reply.send(Err(error.clone()));
+            }
         }
     }
 
@@ -149,7 +170,7 @@ impl Request {
             What::Survey {
                 asked,
                 found,
-                members: None,
+                purpose: Purpose::Destroy,
             } => {
                 // One of the members has to know of the end.
                 let is_astray = |known: &Known| known.is_astray();
@@ -177,12 +198,18 @@ impl Shard {
         members: Members,
         reply: CreateReply,
     ) {
-        self.begin_request(groups, Some(members), reply);
+        self.begin_request(groups, Purpose::Create(members), Asker::Caller(reply));
     }
 
     /// A caller of this node destroys groups.
     pub(super) fn destroy_everywhere(&mut self, groups: GroupRanges, reply: CreateReply) {
-        self.begin_request(groups, None, reply);
+        self.begin_request(groups, Purpose::Destroy, Asker::Caller(reply));
+    }
+
+    /// A leader of this node is to split a child off.
+    pub(super) fn survey_child(&mut self, parent: GroupId, child: GroupId) {
+        let groups = ranges([child.0]);
+        self.begin_request(groups, Purpose::Split, Asker::Parent(parent));
     }
 
     fn all_nodes(&mut self) -> Members {
@@ -191,7 +218,7 @@ impl Shard {
         peers.chain([node]).collect()
     }
 
-    fn begin_request(&mut self, groups: GroupRanges, members: Option<Members>, reply: CreateReply) {
+    fn begin_request(&mut self, groups: GroupRanges, purpose: Purpose, asker: Asker) {
         let now = self.now;
         let asked = self.all_nodes();
         let missing = asked.clone();
@@ -199,7 +226,7 @@ impl Shard {
         let what = What::Survey {
             asked,
             found,
-            members,
+            purpose,
         };
         let coordination = &mut self.home().coordination;
         let number = coordination.next_number();
@@ -211,7 +238,7 @@ impl Shard {
                 .map(|range| (range, Life::FIRST))
                 .collect(),
             missing,
-            reply,
+            asker,
             retry_at: now.after(RETRY),
             times: Times {
                 grace_ends_at: now.after(GRACE),
@@ -413,8 +440,7 @@ impl Shard {
             Ok(later) => later,
             Err(error) => {
                 let request = coordination.requests.swap_remove(at);
-                let _ = request.reply.send(Err(error));
-                return;
+                return self.answer(request.asker, &request.groups, Err(error));
             }
         };
         let fresh = coordination.next_number();
@@ -430,7 +456,7 @@ impl Shard {
             request.what = What::Survey {
                 asked,
                 found: Vec::new(),
-                members: None,
+                purpose: Purpose::Destroy,
             };
             request.number = fresh;
             self.ask_missing(fresh);
@@ -469,8 +495,14 @@ impl Shard {
         if !requests[at].is_done(node, now, &home.liveness) {
             return false;
         }
-        let request = requests.swap_remove(at);
-        let outcome = match request.what {
+        let Request {
+            what,
+            mut groups,
+            asker,
+            times,
+            ..
+        } = requests.swap_remove(at);
+        let outcome = match what {
             What::Create { .. } => Ok(()),
             What::Destroy { unknown, .. } => match unknown {
                 Some(group) => Err(Error::NoSuchGroup { group }),
@@ -479,10 +511,10 @@ impl Shard {
             What::Survey {
                 asked,
                 found,
-                members: None,
+                purpose: Purpose::Destroy,
             } => {
                 let lives = lives_found(&found);
-                let mut wanted = request.groups.iter().flat_map(|(range, _)| range.clone());
+                let mut wanted = groups.iter().flat_map(|(range, _)| range.clone());
                 let unknown = wanted.find(|group| !lives.contains_key(group));
                 let unknown = unknown.map(GroupId);
                 if !lives.is_empty() {
@@ -492,25 +524,40 @@ impl Shard {
                             members.push(more.clone());
                         }
                     }
-                    let groups = lives.iter().map(|(group, known)| (*group, known.life));
-                    let groups = life_ranges(groups);
+                    let over = lives.iter().map(|(group, known)| (*group, known.life));
+                    let over = life_ranges(over);
                     let missing = asked.clone();
                     let what = What::Destroy {
                         asked,
                         members,
                         unknown,
                     };
-                    return self.go_on(request.reply, (what, groups, missing), request.times);
+                    return self.go_on(asker, (what, over, missing), times);
                 }
                 unknown.map_or(Ok(()), |group| Err(Error::NoSuchGroup { group }))
             }
             What::Survey {
                 found,
-                members: Some(members),
+                purpose: Purpose::Split,
+                ..
+            } => {
+                let child = groups[0].0.start;
+                let known = lives_found(&found).remove(&child).unwrap_or_default();
+                groups = vec![(child..child + 1, known.possible)];
+                let group = GroupId(child);
+                // Whoever its members are, it is there.
+                match known.other_than(&Configuration::default()) {
+                    Some(members) => Err(Error::GroupExists { group, members }),
+                    None => Ok(()),
+                }
+            }
+            What::Survey {
+                found,
+                purpose: Purpose::Create(members),
                 ..
             } => {
                 let lives = lives_found(&found);
-                let wanted = || request.groups.iter().flat_map(|(range, _)| range.clone());
+                let wanted = || groups.iter().flat_map(|(range, _)| range.clone());
                 let configuration = Configuration::simple(members.iter().copied());
                 let other = |group| Some((group, lives.get(&group)?.other_than(&configuration)?));
                 if let Some((group, members)) = wanted().find_map(other) {
@@ -518,21 +565,38 @@ impl Shard {
                     Err(Error::GroupExists { group, members })
                 } else {
                     let possible = |group| lives.get(&group).map_or(Life::FIRST, Known::possible);
-                    let groups = life_ranges(wanted().map(|group| (group, possible(group))));
+                    let begun = life_ranges(wanted().map(|group| (group, possible(group))));
                     let missing = members.clone();
                     let what = What::Create { members };
-                    return self.go_on(request.reply, (what, groups, missing), request.times);
+                    return self.go_on(asker, (what, begun, missing), times);
                 }
             }
         };
-        let _ = request.reply.send(outcome);
+        self.answer(asker, &groups, outcome);
         true
+    }
+
+    /// Tells whoever asked what came of a request.
+    fn answer(&self, asker: Asker, groups: &LifeRanges, outcome: Result<(), Error>) {
+        match asker {
+            Asker::Caller(reply) => _ = reply.send(outcome),
+            Asker::Parent(parent) => {
+                let (range, life) = &groups[0];
+                let event = SplitEvent::LifeKnown {
+                    parent,
+                    child: GroupId(range.start),
+                    result: outcome.map(|()| *life),
+                };
+                let shard = self.shared.shard_of(parent);
+                self.shared.tell(shard, ShardEvent::Split(event));
+            }
+        }
     }
 
     /// It is known which lives are to begin or to end.
     fn go_on(
         &mut self,
-        reply: CreateReply,
+        asker: Asker,
         (what, groups, missing): (What, LifeRanges, Members),
         times: Times,
     ) -> bool {
@@ -544,7 +608,7 @@ impl Shard {
             what,
             groups,
             missing,
-            reply,
+            asker,
             retry_at: now.after(RETRY),
             times,
             heard_at: now,
@@ -566,11 +630,20 @@ impl Shard {
                 let error = match request.what {
                     What::Create { .. }
                     | What::Survey {
-                        members: Some(_), ..
+                        purpose: Purpose::Create(_),
+                        ..
                     } => Error::CreateTimeout { missing },
+                    What::Survey {
+                        purpose: Purpose::Split,
+                        ..
+                    } => Error::Split {
+                        why: format!(
+                            "nodes {missing:?} have not said in time whether they know the new group"
+                        ),
+                    },
                     _ => Error::DestroyTimeout { missing },
                 };
-                let _ = request.reply.send(Err(error));
+                self.answer(request.asker, &request.groups, Err(error));
                 continue;
             }
             if request.retry_at <= now {

@@ -98,23 +98,24 @@ impl Shard {
             _ => {}
         }
         let creation = Creation::founding(life, configuration.clone());
-        let created = self.create_group(group, creation, members);
+        // First leaders are spread over the members by the group's number; the others wait for an election timeout.
+        let campaigns = u8::from(preferred(group, members) == Some(self.shared.node));
+        let created = self.create_group(group, creation, campaigns);
         created.map(|()| life).map_err(|error| Error::Fault {
             reason: error.to_string(),
         })
     }
 
+    /// Begins a replica and has its state machine opened. Once that is done, it `campaigns` so often at most.
     pub(super) fn create_group(
         &mut self,
         group: GroupId,
         creation: Creation,
-        members: &[NodeId],
+        campaigns: u8,
     ) -> Result<(), StorageError> {
         let ended = self.log.tombstone_of(group);
         let (life, is_witness) = (creation.life, creation.is_witness);
         self.log.begin(group, creation)?;
-        // First leaders are spread over the members by the group's number; the others wait for an election timeout.
-        let campaigns = preferred(group, members) == Some(self.shared.node);
         let begun = self.log.recovered(group).expect("it was begun just now");
         self.opening.insert(group, (begun, campaigns));
         let task = Task::open(group, life, is_witness);
@@ -341,10 +342,10 @@ impl Shard {
             return self.quarantine(slot, reason);
         }
         self.shared.tell(0, ShardEvent::ClaimWanted { group });
-        if campaigns {
+        if campaigns > 0 {
             self.deferred.push_back((
                 Tick(self.now.0 + self.limits.campaign_delay),
-                Deferred::Campaign(slot),
+                Deferred::Campaign(slot, campaigns),
             ));
         }
     }

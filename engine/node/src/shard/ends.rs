@@ -119,6 +119,7 @@ impl Shard {
         let gone = Error::NoSuchGroup { group };
         self.leadership.fail(group, &gone);
         self.members.fail(group, &gone);
+        self.splits.fail(group, &gone);
         self.damaged.remove(&group);
         self.shared.directory.remove(group);
         self.ends.last_at = Some(self.now);
@@ -147,6 +148,7 @@ impl Shard {
         self.traces.forget(slot);
         self.members.forget(slot);
         self.repairs.forget(slot, group);
+        self.splits.forget(slot);
         if self.sample.is_some_and(|sample| sample.slot == slot) {
             self.sample = None;
         }

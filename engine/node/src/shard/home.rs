@@ -194,20 +194,13 @@ impl Shard {
             }
             Record::Join {
                 group,
-                term,
-                leads,
-                is_witness,
-                answers,
+                welcome,
                 configuration,
             } => match self.slot(group) {
-                Some(slot) if leads => self.come_back(slot, (from, term), answers),
-                _ => self.join(
-                    from,
-                    (group, life),
-                    term,
-                    (leads, is_witness),
-                    &configuration,
-                ),
+                Some(slot) if welcome.leads => {
+                    self.come_back(slot, (from, welcome.term), welcome.answers);
+                }
+                _ => self.join(from, (group, life), welcome, &configuration),
             },
             Record::Removed {
                 group,

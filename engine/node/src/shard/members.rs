@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{
     ChangeRefused, Configuration, Event, GroupId, Index, Life, MemberChange, Message, NodeId,
     Removed, Role, Term, Tick, votes_again_at,
@@ -16,7 +17,7 @@ use super::{Payloads, Shard, leads};
 use crate::error::Error;
 use crate::event::MembersReply;
 use crate::status::Membership;
-use crate::wire::{self, Grounds, MAX_MEMBERS, Wants};
+use crate::wire::{self, Grounds, MAX_MEMBERS, Wants, Welcome};
 
 /// How often a change that waits for something is looked at, in microseconds.
 const LOOK_AGAIN: u64 = 10_000;
@@ -99,6 +100,11 @@ impl Members {
             .into_iter()
             .flatten()
             .min()
+    }
+
+    /// Whether a caller waits for a change.
+    pub(super) fn is_wanted(&self, group: GroupId) -> bool {
+        self.wanted.contains_key(&group)
     }
 
     /// A replica has ended.
@@ -241,6 +247,11 @@ impl Shard {
 
     /// Proposes what comes next: nodes that are no members begin as learners. The end, if the core refuses it for good.
     fn next_change(&mut self, slot: u32, wanted: &mut Wanted) -> Option<Result<Membership, Error>> {
+        if self.is_splitting(slot) {
+            // Those who leave could not make their replicas of the child any more.
+            wanted.waits_for = Waits::Turn;
+            return None;
+        }
         let members = self.replicas[slot as usize].group.configuration();
         let learners: Vec<MemberChange> = wanted
             .changes
@@ -296,11 +307,15 @@ impl Shard {
         let counters = self.shared.counters.shard(self.index);
         let bytes = wire::join_bytes(configuration);
         if let Some(frame) = self.outgoing.append(node, group, bytes, counters) {
-            let leads = core.role() == Role::Leader;
-            // As of the beginning of the log it may have been none, or something else.
-            let is_witness = core.configuration().is_witness(node);
-            let flags = (leads, is_witness);
-            wire::put_join(frame, subject, core.term(), flags, answers, configuration);
+            let welcome = Welcome {
+                term: core.term(),
+                leads: core.role() == Role::Leader,
+                // As of the beginning of the log it may have been none, or something else.
+                is_witness: core.configuration().is_witness(node),
+                answers,
+                has_begun: self.log.joined(group) > Index::ZERO,
+            };
+            wire::put_join(frame, subject, welcome, configuration);
         }
         self.step(slot, Event::BeganAnew { node }, Payloads::None);
     }
@@ -310,10 +325,16 @@ impl Shard {
         &mut self,
         from: NodeId,
         (group, life): (GroupId, Life),
-        term: Term,
-        (leads, is_witness): (bool, bool),
+        welcome: Welcome,
         configuration: &Configuration,
     ) {
+        let Welcome {
+            term,
+            leads,
+            is_witness,
+            has_begun,
+            ..
+        } = welcome;
         if self.life_of(group).is_some() {
             return;
         }
@@ -331,9 +352,14 @@ impl Shard {
         }
         let creation = Creation {
             is_witness,
+            joined: match has_begun && !mutants::is_active(Mutant::EmptyChildVotes) {
+                // Without a log it has nothing of what the group began with.
+                true => Index(1),
+                false => Index::ZERO,
+            },
             ..Creation::founding(life, configuration.clone())
         };
-        if let Err(error) = self.create_group(group, creation, &[]) {
+        if let Err(error) = self.create_group(group, creation, 0) {
             tracing::error!(%group, %error, "a replica could not be made");
         }
     }
@@ -595,7 +621,7 @@ fn refused(why: impl Into<String>) -> Error {
 
 fn timed_out(waits_for: Waits) -> Error {
     refused(match waits_for {
-        Waits::Turn => "the group was busy with another change or a handover all the time".to_owned(),
+        Waits::Turn => "the group was busy with another change, a handover or a split all the time".to_owned(),
         Waits::Quorum => "no quorum of the old and the new voters took it in time; it goes on, ask for the members later".to_owned(),
         Waits::Learner(node) => {
             format!("node {node} has not caught up in time; it stays a learner, try again or remove it")

@@ -21,6 +21,7 @@ mod repair;
 mod replica;
 mod room;
 mod snapshots;
+mod split;
 mod stall;
 #[cfg(test)]
 mod tests;
@@ -68,6 +69,8 @@ use self::replica::{Proposal, Queues, Replica};
 use self::room::Room;
 pub(crate) use self::snapshots::SnapshotPolicy;
 use self::snapshots::Snapshots;
+use self::split::Splits;
+pub(crate) use self::split::{ChildNews, SplitEvent};
 use self::stall::Stall;
 use self::transfer::Transfers;
 pub(crate) use self::transfer::{ChunkTrouble, TransferGauges, TransferLimits, Wanted};
@@ -193,8 +196,8 @@ pub(crate) struct Shard {
     replicas: Vec<Replica>,
     queues: Queues,
     slots: GroupNumbers,
-    /// Recovered or created groups whose state machine is being opened; true: campaign once it is.
-    opening: FxHashMap<GroupId, (RecoveredGroup, bool)>,
+    /// Recovered or created groups whose state machine is being opened, and how often to campaign at most once it is.
+    opening: FxHashMap<GroupId, (RecoveredGroup, u8)>,
     /// Nodes that live, this one included.
     alive: NodeSet,
 
@@ -242,6 +245,7 @@ pub(crate) struct Shard {
     /// Numbers what they are told.
     last_told: u64,
     balance: Balance,
+    splits: Splits,
     /// Which peers stand by this node's claims.
     trust: Arc<Trust>,
     /// Batches of claims handed to the home shard.
@@ -328,8 +332,8 @@ const SAMPLE_LIMIT: u64 = 10_000_000;
 /// Something to do for a replica at a later time.
 #[derive(Debug, Clone, Copy)]
 enum Deferred {
-    /// Its creation is over; it is the first of the members and starts the first election.
-    Campaign(u32),
+    /// Its creation is over, and it is the one to start the first election; so often at most.
+    Campaign(u32, u8),
     /// Proposals that were held may have found a leader or their deadline.
     Proposals(u32),
     /// Answers to forwards that the transport did not take.
@@ -352,7 +356,7 @@ impl Shard {
         let completed = snapshots.complete(&mut log);
         let opening = log
             .groups()
-            .map(|found| (found.group, (found, false)))
+            .map(|found| (found.group, (found, 0)))
             .collect();
         let mut shard = Shard {
             index,
@@ -399,6 +403,7 @@ impl Shard {
             newcomers: FxHashSet::default(),
             last_told: 0,
             balance: Balance::default(),
+            splits: Splits::default(),
             reads: Reads::new(shared.incarnation, shared.workers.len()),
             trust: Arc::clone(&options.trust),
             claim_batches: 0,
@@ -691,6 +696,7 @@ impl Shard {
                 within,
                 reply,
             } => self.change_asked(group, changes, within, reply),
+            ShardEvent::Split(event) => self.split_event(event),
             ShardEvent::GroupStatus { group, reply } => {
                 let _ = reply.send(self.group_status(group));
             }
@@ -769,6 +775,7 @@ impl Shard {
         self.reads.fail_all(&error);
         self.leadership.fail_all(&error);
         self.members.fail_all(&error);
+        self.splits.fail_all(&error);
         self.snapshots.fail_all(&error);
         if let Some(home) = &mut self.home {
             home.fail_all(&error);

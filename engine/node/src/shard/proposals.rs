@@ -233,7 +233,7 @@ impl Shard {
     }
 
     /// Appends proposals in as few entry blocks as the bounds on an append allow.
-    fn append_proposals(&mut self, slot: u32, proposals: &mut Vec<Proposal>) {
+    pub(super) fn append_proposals(&mut self, slot: u32, proposals: &mut Vec<Proposal>) {
         let is_traced = self.shared.tracer.is_on();
         let mut start = 0;
         while start < proposals.len() {

@@ -670,7 +670,7 @@ impl Shard {
 /// Through where the apply worker has been handed what is committed. While a state machine takes a snapshot, what comes
 /// behind that is held back, and no read may be answered without it.
 fn handed_out(replica: &Replica) -> Index {
-    if replica.is_restoring {
+    if replica.is_held {
         Index::ZERO
     } else {
         replica.group.handed_out()

@@ -73,8 +73,8 @@ pub(super) struct Replica {
     /// Where the last snapshot was begun, and bytes of log applied since.
     pub(super) saved: Index,
     pub(super) unsaved_bytes: u64,
-    /// Its state machine is being given the state of a snapshot, and applies nothing.
-    pub(super) is_restoring: bool,
+    /// Its state machine is being given the state of a snapshot, or gives a part of its state away, and applies nothing.
+    pub(super) is_held: bool,
     /// What the counters and the cell say of it now.
     pub(super) shown: Shown,
     /// Why it is quarantined; then it is never stepped again.
@@ -107,7 +107,7 @@ impl Replica {
             barrier: None,
             saved: Index::ZERO,
             unsaved_bytes: 0,
-            is_restoring: false,
+            is_held: false,
             shown: Shown::default(),
             fault: None,
         }

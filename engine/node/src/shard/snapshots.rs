@@ -98,6 +98,11 @@ impl Snapshots {
         *end = apply.end;
     }
 
+    /// What was kept so.
+    pub(super) fn take_held(&mut self, slot: u32) -> Option<(Index, Index)> {
+        self.held.remove(&slot)
+    }
+
     /// The newest durable snapshot of a group.
     pub(super) fn file(&self, group: GroupId) -> Option<&SnapshotFile> {
         self.files.get(&group)
@@ -207,7 +212,7 @@ impl Shard {
         {
             let replica = &mut self.replicas[slot as usize];
             let (group, index) = (replica.group.id(), replica.group.handed_out());
-            if replica.is_restoring {
+            if replica.is_held {
                 continue; // It waits for that.
             }
             let waiting = self.snapshots.wanted.get(&slot);
@@ -324,21 +329,20 @@ impl Shard {
         let Some(slot) = self.slot(group) else {
             return self.open_replica(group, result);
         };
-        self.replicas[slot as usize].is_restoring = false;
-        // Reads have waited for this too.
-        self.touch(slot);
+        match result {
+            Ok(_) => self.release(slot),
+            Err(reason) => {
+                self.snapshots.held.remove(&slot);
+                self.release(slot);
+                self.quarantine(slot, reason);
+            }
+        }
+    }
+
+    /// A replica may be snapshotted again that could not be for a while.
+    pub(super) fn want_again(&mut self, slot: u32) {
         if self.snapshots.wanted.contains_key(&slot) {
             self.snapshots.due.push_back(slot);
-        }
-        let held = self.snapshots.held.remove(&slot);
-        match result {
-            Ok(_) => {
-                // Before what this turn has brought.
-                if let Some((first, end)) = held {
-                    self.outbox.applies.insert(0, Apply { group, first, end });
-                }
-            }
-            Err(reason) => self.quarantine(slot, reason),
         }
     }
 

@@ -6,10 +6,10 @@ use std::ops::Range;
 
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{
-    Apply, EntryRange, Env, Event, GroupId, Index, Message, NodeId, Send, Tick, WriteId,
+    Apply, EntryRange, Env, Event, GroupId, Index, Message, NodeId, Role, Send, Term, Tick, WriteId,
 };
 use polyraft_storage::{
-    Blocks, Durable, PREFETCH_AHEAD, PREFETCH_SOON, ReadError, StorageError, prefetch,
+    Blocks, Durable, EntryKind, PREFETCH_AHEAD, PREFETCH_SOON, ReadError, StorageError, prefetch,
 };
 
 use super::outgoing::NODE_LEVEL;
@@ -54,6 +54,7 @@ impl Shard {
             self.leadership.deadline(),
             self.members.deadline(),
             self.balance.deadline(),
+            self.splits.deadline(),
             self.stall_deadline(),
             self.trim.deadline(),
         ]
@@ -83,6 +84,7 @@ impl Shard {
         self.judge_disk(is_drained);
         self.drain();
         self.rebalance();
+        self.run_splits();
         self.change_members();
         self.leave_groups();
         self.ask_members();
@@ -145,7 +147,20 @@ impl Shard {
         {
             self.deferred.pop_front();
             match what {
-                Deferred::Campaign(slot) => self.begin_to_lead(slot),
+                Deferred::Campaign(slot, times) => {
+                    let core = &self.replicas[slot as usize].group;
+                    if core.leader().is_some() {
+                        continue;
+                    }
+                    if core.role() != Role::Candidate {
+                        self.begin_to_lead(slot);
+                    }
+                    if times > 1 {
+                        let at = self.now.after(self.limits.campaign_delay);
+                        let again = Deferred::Campaign(slot, times - 1);
+                        self.deferred.push_back((at, again));
+                    }
+                }
                 Deferred::Proposals(slot) => self.touch(slot),
                 Deferred::ForwardReplies => self.send_unsent_replies(),
             }
@@ -205,7 +220,9 @@ impl Shard {
         self.written
             .extend(written.map(|(slot, id)| Written { lsn, slot, id }));
         self.ends.submitted(self.submitted);
+        self.splits.submitted(self.submitted);
         self.await_creations();
+        self.finish_children();
         true
     }
 
@@ -239,6 +256,7 @@ impl Shard {
         }
         self.finish_creations();
         self.finish_ends();
+        self.finish_children();
     }
 
     /// State machines have come further, or one of them has stopped.
@@ -441,11 +459,13 @@ impl Shard {
         if self.replicas[slot as usize].group.is_witness() {
             return self.pass_over(slot, apply);
         }
-        if self.replicas[slot as usize].is_restoring {
+        if self.replicas[slot as usize].is_held {
             return self.snapshots.hold(slot, apply);
         }
         let worker = polyraft_raft::shard_of(apply.group, self.applies.len());
         let mut first = apply.first;
+        // A split that nothing has to be done for any more.
+        let mut passed = self.splits.settled_at(slot);
         while first < apply.end {
             let Replica {
                 waiting,
@@ -456,7 +476,16 @@ impl Shard {
             let pushed = self.applies[worker].push(
                 (slot, apply.group),
                 first,
-                |blocks| log.blocks(apply.group, first, apply.end, APPLY_PIECE_BYTES, blocks),
+                |blocks| {
+                    let from = blocks.len();
+                    let end = log.blocks(apply.group, first, apply.end, APPLY_PIECE_BYTES, blocks);
+                    up_to_split(
+                        blocks,
+                        from,
+                        end.map_err(Unhanded::Unread)?,
+                        (first, passed),
+                    )
+                },
                 |end| {
                     std::iter::from_fn(move || {
                         let reply = queue.pop_if(waiting, |reply| reply.index < end)?;
@@ -467,11 +496,23 @@ impl Shard {
             );
             let end = match pushed {
                 Ok(end) => end,
-                Err(error) => {
+                Err(Unhanded::Unread(error)) => {
                     let what = "a committed entry can't be read";
                     return self.quarantine_unreadable(slot, what, &error);
                 }
+                Err(Unhanded::Split(term, payload)) => {
+                    if !self.reach_split(slot, (first, term), &payload) {
+                        passed = Some(first);
+                        continue;
+                    }
+                    let held = Apply { first, ..*apply };
+                    self.replicas[slot as usize].is_held = true;
+                    return self.snapshots.hold(slot, &held);
+                }
             };
+            if passed == Some(first) {
+                self.splits.forget(slot);
+            }
             let counters = self.shared.counters.shard(self.index);
             counters.applied.add(end.0 - first.0);
             if leads(&self.replicas[slot as usize]) {
@@ -578,6 +619,38 @@ impl Shard {
             }
         }
     }
+}
+
+/// Why entries are not handed out.
+enum Unhanded {
+    Unread(ReadError),
+    /// The first of them splits the group: its term, and what it says.
+    Split(Term, Vec<u8>),
+}
+
+/// Cuts what was read, from block number `from` on, where an entry splits the group: that goes alone, once it may pass.
+fn up_to_split(
+    blocks: &mut Blocks,
+    from: usize,
+    end: Index,
+    (first, passed): (Index, Option<Index>),
+) -> Result<Index, Unhanded> {
+    let is_split = |at: &usize| blocks.get(*at).kind() == EntryKind::Split;
+    let Some(at) = (from..blocks.len()).find(is_split) else {
+        return Ok(end);
+    };
+    let block = blocks.get(at);
+    let index = block.first();
+    if index > first {
+        blocks.truncate(at);
+        return Ok(index);
+    }
+    if passed != Some(index) {
+        let payload = block.entry(index).to_vec();
+        return Err(Unhanded::Split(block.term(), payload));
+    }
+    blocks.truncate(at + 1);
+    Ok(index.next())
 }
 
 /// The entries that a message brings.

@@ -39,19 +39,36 @@ pub(crate) fn join_bytes(configuration: &Configuration) -> usize {
     HEAD_BYTES + 17 + configuration_bytes(configuration)
 }
 
+/// What a node says of itself that tells another one that it is a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Welcome {
+    /// Its term, and whether it leads it.
+    pub(crate) term: Term,
+    pub(crate) leads: bool,
+    /// The receiver stores no payload.
+    pub(crate) is_witness: bool,
+    /// The number of the question that it answers, of a replica that may come back without its log; 0: of none.
+    pub(crate) answers: u64,
+    /// The group began with a state: whoever has nothing lacks something that counts.
+    pub(crate) has_begun: bool,
+}
+
 /// Writes the word that the receiver is a member, and who the members are as of the beginning of the sender's log.
 pub(crate) fn put_join(
     out: &mut BytesMut,
     group: impl Into<Subject>,
-    term: Term,
-    (leads, is_witness): (bool, bool),
-    answers: u64,
+    welcome: Welcome,
     configuration: &Configuration,
 ) {
     record(out, Kind::Join, group, |out| {
-        out.put_u64_le(term.0);
-        out.put_u8(u8::from(leads) | u8::from(is_witness) << 1);
-        out.put_u64_le(answers);
+        out.put_u64_le(welcome.term.0);
+        let flags = [welcome.leads, welcome.is_witness, welcome.has_begun];
+        let flags = flags
+            .iter()
+            .rev()
+            .fold(0, |sum, flag| sum << 1 | u8::from(*flag));
+        out.put_u8(flags);
+        out.put_u64_le(welcome.answers);
         put_configuration(out, configuration);
     });
 }
@@ -138,15 +155,18 @@ pub(super) fn decode<'a>(
     }
     if kind == Kind::Join {
         let (term, flags) = (body.term()?, body.u8()?);
-        if flags > 3 {
+        if flags > 7 {
             return Err(WireError::Value("join"));
         }
         return Ok(Record::Join {
             group,
-            term,
-            leads: flags & 1 != 0,
-            is_witness: flags & 2 != 0,
-            answers: body.u64()?,
+            welcome: Welcome {
+                term,
+                leads: flags & 1 != 0,
+                is_witness: flags & 2 != 0,
+                has_begun: flags & 4 != 0,
+                answers: body.u64()?,
+            },
             configuration: configuration(&mut body)?,
         });
     }
@@ -198,7 +218,7 @@ pub(super) fn configuration_bytes(configuration: &Configuration) -> usize {
 
 /// Counts and then the nodes: incoming voters, outgoing voters, learners, next learners and witnesses. The counts of the last two
 /// share a byte.
-pub(super) fn put_configuration(out: &mut BytesMut, configuration: &Configuration) {
+pub(crate) fn put_configuration(out: &mut BytesMut, configuration: &Configuration) {
     let lists = lists_of(configuration);
     for list in &lists[..3] {
         out.put_u8(u8::try_from(list.len()).expect("configurations are far smaller"));
@@ -248,4 +268,11 @@ pub(super) fn next_configuration(body: &mut Body<'_>) -> Result<Configuration, W
         true => Ok(configuration),
         false => Err(WireError::Value("configuration")),
     }
+}
+
+/// Reads a configuration at the start of bytes in which it is followed by something else.
+pub(crate) fn configuration_and_rest(bytes: &[u8]) -> Option<(Configuration, &[u8])> {
+    let mut body = Body(bytes);
+    let configuration = next_configuration(&mut body).ok()?;
+    Some((configuration, body.0))
 }

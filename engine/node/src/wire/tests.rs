@@ -100,16 +100,20 @@ fn what_is_said_to_witnesses_comes_back() {
     let mut frame = BytesMut::new();
     put_hollow_append(&mut frame, GroupId(7), &message, b"hollow");
     put_place(&mut frame, GroupId(8), Term(4), last, &members);
-    for flags in [(false, true), (true, true)] {
-        put_join(&mut frame, GroupId(9), Term(4), flags, 6, &members);
+    let welcome = |leads| Welcome {
+        term: Term(4),
+        leads,
+        is_witness: true,
+        answers: 6,
+        has_begun: !leads,
+    };
+    for leads in [false, true] {
+        put_join(&mut frame, GroupId(9), welcome(leads), &members);
     }
     let join = |leads| {
         Ok(Record::Join {
             group: GroupId(9),
-            term: Term(4),
-            leads,
-            is_witness: true,
-            answers: 6,
+            welcome: welcome(leads),
             configuration: members.clone(),
         })
     };

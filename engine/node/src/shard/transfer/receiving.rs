@@ -83,7 +83,7 @@ impl Shard {
             return self.install(slot, from, term, &file);
         }
         let id = SnapshotId::of(&file);
-        if replica.is_restoring {
+        if replica.is_held {
             return self.refuse_snapshot(from, group, id, Refusal::Busy);
         }
         let now = self.now;
@@ -309,7 +309,13 @@ impl Shard {
     }
 
     /// The core takes a durable snapshot, and the state machine its state if the log could not take it there.
-    fn install(&mut self, slot: u32, from: NodeId, term: Term, file: &SnapshotFile) {
+    pub(in super::super) fn install(
+        &mut self,
+        slot: u32,
+        from: NodeId,
+        term: Term,
+        file: &SnapshotFile,
+    ) {
         let (group, last) = (file.meta.group, file.meta.last);
         if self.transfers.receiving.contains_key(&group) {
             // The log has come to that place by itself.
@@ -330,7 +336,12 @@ impl Shard {
         // The log does not have what was to be applied before, and the snapshot does.
         self.outbox.applies.retain(|apply| apply.group != group);
         (replica.saved, replica.unsaved_bytes) = (last.index, 0);
-        replica.is_restoring = !mutants::is_active(Mutant::AppliedWhileRestored);
+        if self.splits.forget(slot) {
+            // The state that comes is one without what was to be split off.
+            self.snapshots.take_held(slot);
+        }
+        let replica = &mut self.replicas[slot as usize];
+        replica.is_held = !mutants::is_active(Mutant::AppliedWhileRestored);
         let file = file.clone();
         let restore = Task::Restore {
             file,

@@ -1,0 +1,257 @@
+//! Groups that are split while clients go on: who asks for it, which group has which key since, and how each child began. It must
+//! never route a key by anything but what a state machine has done.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use polyraft::{Error, GroupId, Index, Role};
+
+use super::checks::{Verdict, broken};
+use super::machine::{Born, Shed};
+use super::plan::{MILLI, Plan};
+use super::world::{Event, World};
+
+type Done = Pin<Box<dyn Future<Output = Result<(), Error>>>>;
+
+/// All that is known of splits.
+pub(super) struct Splits {
+    /// Groups behind these begin by a split.
+    roots: u64,
+    keys: u8,
+    /// How each child began, as the first of its replicas told.
+    born: BTreeMap<GroupId, Born>,
+    /// Which id a parent may use for a child: nobody else uses it.
+    reserved: BTreeMap<GroupId, GroupId>,
+    /// By the group that had all keys at first, and key: who has it now.
+    holders: BTreeMap<(GroupId, u8), GroupId>,
+    /// Children that were durable on a node when their parents let go of them.
+    kept: BTreeSet<(u64, GroupId)>,
+    attempts: Vec<Attempt>,
+}
+
+/// A split that a node was asked for.
+struct Attempt {
+    node: u64,
+    parent: GroupId,
+    child: GroupId,
+    done: Done,
+}
+
+impl Splits {
+    pub(super) fn new(plan: &Plan) -> Self {
+        Splits {
+            roots: plan.roots,
+            keys: plan.keys,
+            born: BTreeMap::new(),
+            reserved: BTreeMap::new(),
+            holders: BTreeMap::new(),
+            kept: BTreeSet::new(),
+            attempts: Vec::new(),
+        }
+    }
+
+    /// Whether a group is there, or is to be there from the beginning.
+    pub(super) fn has_begun(&self, group: GroupId) -> bool {
+        group.0 <= self.roots || self.born.contains_key(&group)
+    }
+
+    /// The group that a group was split off.
+    pub(super) fn parent_of(&self, group: GroupId) -> Option<GroupId> {
+        self.born.get(&group).map(|born| born.parent)
+    }
+
+    /// The group that had all keys of a group at first.
+    pub(super) fn root_of(&self, mut group: GroupId) -> GroupId {
+        while let Some(parent) = self.parent_of(group) {
+            group = parent;
+        }
+        group
+    }
+
+    /// Who has a key of a root now.
+    pub(super) fn holder(&self, root: GroupId, key: u8) -> GroupId {
+        self.holders.get(&(root, key)).copied().unwrap_or(root)
+    }
+
+    /// The keys of clients that a group has.
+    pub(super) fn keys_of(&self, group: GroupId) -> Vec<u8> {
+        let root = self.root_of(group);
+        let mut keys: Vec<u8> = (0..self.keys).collect();
+        keys.retain(|key| self.holder(root, *key) == group);
+        keys
+    }
+
+    /// Whether nobody waits for a split.
+    pub(super) fn are_over(&self) -> bool {
+        self.attempts.is_empty()
+    }
+
+    /// A node is gone, and with it what was asked of it.
+    pub(super) fn lost(&mut self, node: u64) {
+        self.attempts.retain(|attempt| attempt.node != node);
+    }
+
+    /// Whether a node has lost a child that was durable there.
+    pub(super) fn check_recovered(&self, node: u64, has: impl Fn(GroupId) -> bool) -> Verdict {
+        let kept = self.kept.iter().filter(|(at, _)| *at == node);
+        let lost = kept.map(|(_, child)| *child).find(|child| !has(*child));
+        match lost {
+            None => Ok(()),
+            Some(child) => Err(broken(
+                "durable children",
+                child,
+                format!("node {node} has let go of what it split off, and finds no child"),
+            )),
+        }
+    }
+}
+
+impl World {
+    /// Asks a node to split some groups that it leads.
+    pub(super) fn ask_for_split(&mut self, node: u64) -> bool {
+        let Some(sim) = &self.hosts[node as usize].node else {
+            return false;
+        };
+        let groups = (1..=self.plan.members.len() as u64).map(GroupId);
+        let leads = |group: &GroupId| {
+            let core = sim.replica(*group).map(|(core, _)| core.role());
+            core == Some(Role::Leader) && self.plan.splits(self.splits.root_of(*group))
+        };
+        let led: Vec<GroupId> = groups.filter(leads).collect();
+        let mut has_asked = false;
+        for _ in 0..self.rng.within(1, 4).min(led.len() as u64) {
+            let (parent, at) = (*self.rng.pick(&led), self.rng.bits());
+            has_asked |= self.ask_to_split(node, parent, at);
+        }
+        self.schedule(node);
+        has_asked
+    }
+
+    fn ask_to_split(&mut self, node: u64, parent: GroupId, at: u64) -> bool {
+        let Some(sim) = &self.hosts[node as usize].node else {
+            return false;
+        };
+        let mut spare = (self.plan.roots + 1..=self.plan.members.len() as u64).map(GroupId);
+        let is_free = |child: &GroupId| {
+            let reserved = self.splits.reserved.get(child);
+            !self.splits.born.contains_key(child) && reserved.is_none_or(|by| *by == parent)
+        };
+        let Some(child) = spare.find(is_free) else {
+            return false;
+        };
+        let keys = self.splits.keys_of(parent);
+        // With the first key that the group has nothing can be split off: it is refused.
+        let Some(key) = keys.get(at as usize % keys.len().max(1)).copied() else {
+            return false;
+        };
+        self.splits.reserved.insert(child, parent);
+        self.trace.group(self.now, node, parent, || {
+            format!("is asked to split {child} off from key {key}")
+        });
+        let handle = sim.node().group(parent.0);
+        let done: Done =
+            Box::pin(async move { handle.split(child.0, vec![key]).await.map(|_| ()) });
+        self.splits.attempts.push(Attempt {
+            node,
+            parent,
+            child,
+            done,
+        });
+        self.poll_splits(node);
+        true
+    }
+
+    /// Looks whether what a node was asked for is done.
+    pub(super) fn poll_splits(&mut self, node: u64) {
+        let mut attempts = std::mem::take(&mut self.splits.attempts);
+        attempts.retain_mut(|attempt| {
+            if attempt.node != node {
+                return true;
+            }
+            let mut context = Context::from_waker(Waker::noop());
+            let Poll::Ready(done) = attempt.done.as_mut().poll(&mut context) else {
+                return true;
+            };
+            let (parent, child) = (attempt.parent, attempt.child);
+            self.trace.group(self.now, node, parent, || {
+                format!("is done with the split of {child}: {done:?}")
+            });
+            match done {
+                Ok(()) if self.splits.parent_of(child) != Some(parent) => {
+                    let what = format!("{child} was said to be split off");
+                    self.fail(broken("acknowledged splits", parent, what));
+                }
+                Ok(()) => self.counts.splits += 1,
+                Err(_) => {}
+            }
+            false
+        });
+        self.splits.attempts.append(&mut attempts);
+    }
+
+    /// A state machine gave a part of its state.
+    pub(super) fn child_is_born(&mut self, born: Born) {
+        let Born {
+            parent,
+            child,
+            index,
+            digest,
+            ..
+        } = born;
+        match self.splits.born.get(&child) {
+            None => {
+                self.splits.born.insert(child, born.clone());
+                let root = self.splits.root_of(child);
+                for key in born.first..=u8::MAX {
+                    if self.splits.holder(root, key) == parent {
+                        self.splits.holders.insert((root, key), child);
+                    }
+                }
+                let (at, of) = (child.0 as usize - 1, parent.0 as usize - 1);
+                self.plan.members[at] = self.plan.members[of].clone();
+                self.plan.churns[at] = self.plan.churns[of];
+                self.checks[at].of(0).begin_at(&born);
+                self.clients.has_served[at] = false;
+                if self.is_healed {
+                    let (client, step) = self.clients.finisher(child);
+                    let at = self.now + MILLI;
+                    self.push(at, Event::Client { client, step });
+                }
+            }
+            Some(first) if (first.parent, first.index, first.digest) == (parent, index, digest) => {
+            }
+            Some(first) => {
+                let what = format!("its replicas begin differently: {first:?} and {born:?}");
+                self.fail(broken("beginnings", child, what));
+            }
+        }
+    }
+
+    /// A state machine has let go of a part.
+    pub(super) fn part_is_shed(&mut self, shed: Shed) {
+        let Shed { node, child, .. } = shed;
+        let host = &self.hosts[node as usize];
+        if !host.is_outcast && !host.is_rotten && host.node.is_some() {
+            self.splits.kept.insert((node, child));
+        }
+    }
+
+    /// A client was told that its operation is at `index`.
+    pub(super) fn check_acknowledged(&self, group: GroupId, index: Index, request: u64) -> Verdict {
+        // What a child answers from the sessions that it was given happened in its parent.
+        let mut at = Some(group);
+        let mut verdict = Ok(());
+        while let Some(group) = at {
+            let checks = &self.checks[group.0 as usize - 1];
+            let found = checks.acknowledged(group, index, request);
+            if found.is_ok() {
+                return found;
+            }
+            verdict = verdict.and(found);
+            at = self.splits.parent_of(group);
+        }
+        verdict
+    }
+}
