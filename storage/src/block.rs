@@ -126,6 +126,10 @@ impl Head {
         {
             return Err(BlockError::Field("range"));
         }
+        // It is applied alone.
+        if head.kind == EntryKind::Split && head.count != 1 {
+            return Err(BlockError::Field("range"));
+        }
         if head.stride != VARIABLE
             && u64::from(head.stride) * u64::from(head.count) != u64::from(head.payload)
         {
@@ -523,6 +527,21 @@ mod tests {
             BLOCK_HEADER_BYTES + 8 + 24
         );
         assert_eq!(packed(1, &[vec![], vec![]]).len(), BLOCK_HEADER_BYTES);
+    }
+
+    #[test]
+    fn an_entry_that_splits_a_group_is_alone_in_its_block() {
+        for count in [1, 2] {
+            let mut buffer = BytesMut::new();
+            let range = EntryRange {
+                term: Term(4),
+                first: Index(3),
+                end: Index(3 + count),
+            };
+            let payloads = (0..count).map(|_| "part");
+            pack(&mut buffer, GroupId(9), range, EntryKind::Split, payloads).unwrap();
+            assert_eq!(EntryBlock::parse(&buffer).is_ok(), count == 1);
+        }
     }
 
     #[test]

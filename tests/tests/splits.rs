@@ -215,6 +215,8 @@ async fn a_leader_that_stops_in_the_middle_of_a_split_leaves_it_done_or_not() {
         .unwrap();
     let mut kept = vec!["a".to_owned()];
     propose(&cluster, 1, "a").await;
+    // How many splits were made, and how many were not.
+    let mut outcomes = [0, 0];
     for child in 2..8 {
         let mine = format!("b{child}");
         propose(&cluster, 1, &mine).await;
@@ -223,9 +225,12 @@ async fn a_leader_that_stops_in_the_middle_of_a_split_leaves_it_done_or_not() {
         let group = cluster.node(leader).group(1);
         let argument = mine.clone();
         let asked = tokio::spawn(async move { group.split(child, argument).await.map(|_| ()) });
-        // Each time a little later, so that the stop comes at another step.
-        for _ in 0..child * child {
+        // Each time a little later, so that the stop comes at another step: at first nothing was done, at last everything.
+        for _ in 0..(child - 2) * child {
             tokio::task::yield_now().await;
+        }
+        if child == 7 {
+            until("the group is split", async || asked.is_finished()).await;
         }
         cluster.stop(leader).await;
         let outcome = asked.await.unwrap();
@@ -250,6 +255,7 @@ async fn a_leader_that_stops_in_the_middle_of_a_split_leaves_it_done_or_not() {
             .await;
             has_child = !has(1, &mine).await;
         }
+        outcomes[usize::from(!has_child)] += 1;
         if has_child {
             cluster.led(child..child + 1).await;
             let entries = cluster.agree(child, 1).await;
@@ -265,6 +271,7 @@ async fn a_leader_that_stops_in_the_middle_of_a_split_leaves_it_done_or_not() {
             }
         }
     }
+    assert!(outcomes.iter().all(|count| *count > 0), "{outcomes:?}");
     let kept: Vec<&str> = kept.iter().map(String::as_str).collect();
     holds(&cluster, 1, &kept).await;
     cluster.stop_all().await;

@@ -11,7 +11,8 @@ use rustc_hash::FxHashMap;
 /// The public face of one replica.
 #[derive(Debug, Default)]
 pub(crate) struct GroupCell {
-    /// The leader's id, or 0 when none is known: node ids start at 1.
+    /// The leader's id, or 0 when none is known: node ids start at 1. No node has the highest, which stands for a replica that is
+    /// out of service.
     leader: AtomicU64,
     term: AtomicU64,
 }
@@ -24,9 +25,19 @@ impl GroupCell {
             .store(leader.map_or(0, |node| node.0), Ordering::Release);
     }
 
+    /// The replica is out of service.
+    pub(crate) fn fail(&self) {
+        self.leader.store(u64::MAX, Ordering::Release);
+    }
+
+    pub(crate) fn is_out_of_service(&self) -> bool {
+        self.leader.load(Ordering::Acquire) == u64::MAX
+    }
+
     pub(crate) fn leader(&self) -> Option<(NodeId, Term)> {
         let leader = self.leader.load(Ordering::Acquire);
-        (leader != 0).then(|| (NodeId(leader), Term(self.term.load(Ordering::Acquire))))
+        (leader != 0 && leader != u64::MAX)
+            .then(|| (NodeId(leader), Term(self.term.load(Ordering::Acquire))))
     }
 }
 

@@ -20,6 +20,7 @@ use crate::event::ShardEvent;
 use crate::node::Inner;
 use crate::sessions::{self, Command, ProposalNumber, Session, SessionId};
 use crate::shard::{PROPOSAL_OVERHEAD, SplitEvent};
+use crate::split::SplitEntry;
 use crate::status::{GroupStatus, Membership};
 
 /// Which state a read may see.
@@ -461,7 +462,12 @@ impl<M> GroupHandle<M> {
     /// [`Error::NotLeader`] with a hint when another node leads, [`Error::GroupExists`] when the child's id is in use, and
     /// [`Error::Split`] when the members are being changed, another split is under way, or the state machine has no such part:
     /// then nothing happened. [`Error::Unknown`] when the leader stepped down in between: the group may be split or not, and
-    /// trying again does no harm, as a split that was made answers with [`Error::GroupExists`].
+    /// trying again does no harm, as a split that was made answers with [`Error::GroupExists`]. [`Error::TooLarge`] when the
+    /// argument is longer than a proposal may be, [`Error::NoSuchGroup`] when no replica is here, [`Error::Fault`] when it is out
+    /// of service, or is taken out by the split, and [`Error::Closed`] when the node is shut down.
+    ///
+    /// Once the entry is in the log there is no limit on how long this waits: without a quorum, or without room for the child on
+    /// this node's disk, until one of them is back or another node leads.
     pub async fn split(
         &self,
         child: u64,
@@ -469,7 +475,7 @@ impl<M> GroupHandle<M> {
     ) -> Result<GroupHandle<M>, Error> {
         let (child, argument) = (GroupId(child), argument.into());
         let (inner, bytes) = (&self.inner, argument.len());
-        if child == self.group || child.0 >= u64::MAX - 1 {
+        if !SplitEntry::may_be_child(self.group, child) {
             let why = format!("{child} can't be the id of the new group");
             return Err(Error::Split { why });
         }

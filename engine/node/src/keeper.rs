@@ -106,7 +106,8 @@ impl<M: StateMachine> Keeper<M> {
             Job::Save { meta, state } => {
                 let group = meta.group;
                 let life = meta.life().unwrap_or_default();
-                let result = self.save(&meta, state);
+                let saved = self.save(&meta, state);
+                let result = saved.map_err(Unsaved::words);
                 let event = ShardEvent::Saved {
                     group,
                     life,
@@ -215,13 +216,23 @@ impl<M: StateMachine> Keeper<M> {
         }
     }
 
-    fn save(&self, meta: &SnapshotMeta, state: FrozenState) -> Result<SnapshotFile, String> {
+    fn save(&self, meta: &SnapshotMeta, state: FrozenState) -> Result<SnapshotFile, Unsaved> {
         let shared = &self.shared;
+        let mut is_machine = false;
         let written = self.store.write(meta, |out| {
-            let mut out = UntilClosed { out, shared };
-            guarded(|| state(&mut out).map_err(|error| error.to_string()))
+            let mut out = UntilClosed {
+                out,
+                shared,
+                has_failed: false,
+            };
+            let given = guarded(|| state(&mut out).map_err(|error| error.to_string()));
+            is_machine = given.is_err() && !out.has_failed;
+            given
         });
-        written.map_err(|error| error.to_string())
+        written.map_err(|error| match is_machine {
+            true => Unsaved::Machine(error.to_string()),
+            false => Unsaved::Disk(error.to_string()),
+        })
     }
 
     /// The sessions in a snapshot; nothing else of it is looked at.
@@ -308,21 +319,44 @@ impl<M: StateMachine> Keeper<M> {
     }
 }
 
+/// Why a snapshot was not written.
+#[derive(Debug)]
+pub(crate) enum Unsaved {
+    /// The state machine did not give its state.
+    Machine(String),
+    Disk(String),
+}
+
+impl Unsaved {
+    fn words(self) -> String {
+        match self {
+            Unsaved::Machine(why) | Unsaved::Disk(why) => why,
+        }
+    }
+}
+
 /// Stops a long snapshot when the node is shut down.
 struct UntilClosed<'a> {
     out: &'a mut dyn Write,
     shared: &'a Shared,
+    /// The disk did not take something, or the node was shut down.
+    has_failed: bool,
 }
 
 impl Write for UntilClosed<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         if self.shared.is_closed.load(Ordering::Acquire) {
+            self.has_failed = true;
             return Err(std::io::Error::other("the node is shut down"));
         }
-        self.out.write(bytes)
+        let written = self.out.write(bytes);
+        self.has_failed |= written.is_err();
+        written
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.out.flush()
+        let flushed = self.out.flush();
+        self.has_failed |= flushed.is_err();
+        flushed
     }
 }

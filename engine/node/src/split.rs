@@ -53,6 +53,16 @@ impl SplitEntry {
         })
     }
 
+    /// What an entry of a group says, if a child can be split off that group by it.
+    pub(crate) fn of(parent: GroupId, payload: &[u8]) -> Option<SplitEntry> {
+        SplitEntry::parse(payload).filter(|entry| Self::may_be_child(parent, entry.child))
+    }
+
+    /// Whether a group can have a child of this id.
+    pub(crate) fn may_be_child(parent: GroupId, child: GroupId) -> bool {
+        child != parent && child.0 < u64::MAX - 1
+    }
+
     /// The snapshot that the child begins with. Its log begins where the parent was split, so that whatever names places of the
     /// parent's log, as sessions do, lies before everything of its own. No leader has led the term of that place.
     pub(crate) fn beginning(&self, at: Index) -> SnapshotMeta {
@@ -96,6 +106,15 @@ mod tests {
         assert_eq!(SplitEntry::parse(&bytes), Some(entry.clone()));
         for cut in 0..bytes.len() - 1 {
             assert_eq!(SplitEntry::parse(&bytes[..cut]), None, "{cut}");
+        }
+        assert_eq!(SplitEntry::of(GroupId(7), &bytes), Some(entry.clone()));
+        for (parent, child) in [(9, 9), (7, u64::MAX), (7, u64::MAX - 1)] {
+            let child = GroupId(child);
+            let bytes = SplitEntry {
+                child,
+                ..entry.clone()
+            };
+            assert_eq!(SplitEntry::of(GroupId(parent), &bytes.encode()), None);
         }
         let last = entry.beginning(Index(7)).last;
         assert_eq!((last.index, last.term), (Index(7), Term::ZERO));

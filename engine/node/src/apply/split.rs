@@ -54,7 +54,8 @@ impl<M: StateMachine> Applier<M> {
                 };
                 return self.keeper_of(entry.child).send(job);
             }
-            Ok(None) => ChildNews::Settled,
+            Ok(None) if has_shed => ChildNews::Settled,
+            Ok(None) => ChildNews::Nothing,
             Err(reason) => ChildNews::Failed(reason),
         };
         self.tell(
@@ -72,7 +73,7 @@ impl<M: StateMachine> Applier<M> {
         waiting: impl Iterator<Item = WaitingReply>,
     ) -> Result<(), String> {
         let (index, term) = (block.first(), block.term());
-        let entry = SplitEntry::parse(block.entry(index));
+        let entry = SplitEntry::of(work.group, block.entry(index));
         let shed = match self.machines.get_mut(work.group) {
             Some(Machine::Running(_)) if index <= held => Ok(true),
             Some(Machine::Running(machine)) => guarded(|| {

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{
     Configuration, Env, Group, GroupId, HardState, Index, Life, LogPosition, NodeId, Restored,
-    Role, Term, Tick, shard_of,
+    Role, Term, shard_of,
 };
 use polyraft_storage::{Creation, Ending, Lsn, RecoveredGroup, StorageError, Tombstone};
 use rustc_hash::FxHashMap;
@@ -343,10 +343,8 @@ impl Shard {
         }
         self.shared.tell(0, ShardEvent::ClaimWanted { group });
         if campaigns > 0 {
-            self.deferred.push_back((
-                Tick(self.now.0 + self.limits.campaign_delay),
-                Deferred::Campaign(slot, campaigns),
-            ));
+            let at = self.now.after(self.limits.campaign_delay);
+            self.defer(at, Deferred::Campaign(group, found.life, campaigns));
         }
     }
 

@@ -399,11 +399,22 @@ impl Shard {
             if let Some(slot) = self.slot(group)
                 && self.is_out(slot, self.shared.node)
                 && !self.repairs.is_damaged(slot)
+                && !self.leaves_later(slot)
             {
                 self.end_membership(slot, at, Term::ZERO);
             }
         }
         self.members.leaving = leaving;
+    }
+
+    /// Whether a replica has to make its part of a child before it ends. It asks again whether it is a member.
+    fn leaves_later(&mut self, slot: u32) -> bool {
+        let is_running = self.replicas[slot as usize].fault.is_none();
+        let is_later = is_running && self.splits.is_pending(slot);
+        if is_later {
+            self.doubt_membership(slot);
+        }
+        is_later
     }
 
     fn say_removed(&mut self, node: NodeId, group: GroupId, at: Index) {
@@ -571,7 +582,10 @@ impl Shard {
         }
         let is_final = grounds != Grounds::Hearsay;
         if core.heeds_removal(at, is_final.then_some(term)) {
-            return self.end_membership(slot, at, term);
+            if !self.leaves_later(slot) {
+                self.end_membership(slot, at, term);
+            }
+            return;
         }
         if core.back_since(at).is_none() || core.leader().is_some() {
             return;

@@ -221,8 +221,7 @@ pub(crate) struct Shard {
     submissions: VecDeque<(Lsn, Tick)>,
     /// The proposal whose commit is waited for, to know how long that takes.
     sample: Option<Sample>,
-    /// Replicas to look at again, in the order in which that was decided. The delays differ by little, and one that is
-    /// due may wait for the one before it.
+    /// Replicas to look at again, by the time of that.
     deferred: VecDeque<(Tick, Deferred)>,
 
     log: ShardLog,
@@ -333,7 +332,7 @@ const SAMPLE_LIMIT: u64 = 10_000_000;
 #[derive(Debug, Clone, Copy)]
 enum Deferred {
     /// Its creation is over, and it is the one to start the first election; so often at most.
-    Campaign(u32, u8),
+    Campaign(GroupId, Life, u8),
     /// Proposals that were held may have found a leader or their deadline.
     Proposals(u32),
     /// Answers to forwards that the transport did not take.

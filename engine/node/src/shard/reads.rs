@@ -42,6 +42,8 @@ pub(super) struct Reads {
     last_request: u64,
     /// What waiting reads keep in memory.
     bytes: usize,
+    /// Replicas whose reads were looked at in this turn.
+    settled: Vec<u32>,
     /// Queries of this turn, by apply worker.
     queries: Vec<Vec<(u32, Query)>>,
     /// Empty between two uses.
@@ -91,6 +93,8 @@ enum How {
 #[derive(Debug)]
 pub(super) struct Ready {
     index: Index,
+    /// Everything through the index was all that was committed at this moment; 0: that is not known.
+    fresh_at: Tick,
     pub(super) query: Query,
     gives_up_at: Tick,
 }
@@ -129,6 +133,7 @@ impl Reads {
             again: VecDeque::new(),
             last_request: first_request(incarnation),
             bytes: 0,
+            settled: Vec::new(),
             queries: (0..workers).map(|_| Vec::new()).collect(),
             scratch: Vec::new(),
         }
@@ -264,15 +269,7 @@ impl Shard {
                 _ => self.hold_reads(slot),
             }
         }
-        self.release_reads(slot);
-        let replica = &mut self.replicas[slot as usize];
-        let has_reads = !replica.reads.is_empty() || !replica.ready.is_empty();
-        if has_reads && !replica.is_reading {
-            replica.is_reading = true;
-            self.reads.slots.push(slot);
-            let look_at = self.now.after(LOOK_AGAIN);
-            self.reads.look_at.get_or_insert(look_at);
-        }
+        self.reads.settled.push(slot);
     }
 
     /// Takes the reads of a replica out, without those whose time is over or which need not wait.
@@ -291,6 +288,7 @@ impl Shard {
                 Who::Caller(query) if is_fresh => {
                     let ready = Ready {
                         index: Index::ZERO,
+                        fresh_at: Tick(0),
                         query,
                         gives_up_at: reading.gives_up_at,
                     };
@@ -401,13 +399,11 @@ impl Shard {
     /// It is known what a read must see: everything through `index`, which was all that was committed at `fresh_at`.
     fn read_confirmed(&mut self, slot: u32, reading: Reading, index: Index, fresh_at: Tick) {
         let replica = &mut self.replicas[slot as usize];
-        if index <= handed_out(replica) {
-            replica.fresh_at = replica.fresh_at.max(fresh_at);
-        }
         match reading.who {
             Who::Caller(query) => {
                 let ready = Ready {
                     index,
+                    fresh_at,
                     query,
                     gives_up_at: reading.gives_up_at,
                 };
@@ -574,7 +570,8 @@ impl Shard {
         self.close_reads(open);
     }
 
-    /// Reads whose state is handed to the apply worker follow it there.
+    /// Reads whose state is handed to the apply worker follow it there. Comes after that: only then is it known how far a replica
+    /// went, which may have to stop at an entry.
     fn release_reads(&mut self, slot: u32) {
         let replica = &mut self.replicas[slot as usize];
         let handed_out = handed_out(replica);
@@ -585,6 +582,7 @@ impl Shard {
             .pop_if(&mut replica.ready, |ready| ready.index <= handed_out)
         {
             self.reads.bytes -= ready.query.bytes();
+            replica.fresh_at = replica.fresh_at.max(ready.fresh_at);
             let index = ready.index;
             let query = Query {
                 index,
@@ -606,10 +604,22 @@ impl Shard {
                 .add(1);
             late.query.reply.answer(Err(Error::Unconfirmed));
         }
+        let has_reads = !replica.reads.is_empty() || !replica.ready.is_empty();
+        if has_reads && !replica.is_reading {
+            replica.is_reading = true;
+            self.reads.slots.push(slot);
+            let look_at = self.now.after(LOOK_AGAIN);
+            self.reads.look_at.get_or_insert(look_at);
+        }
     }
 
     /// Hands the queries of this turn to the apply workers, behind everything that the turn committed.
     pub(super) fn dispatch_queries(&mut self) {
+        let mut settled = std::mem::take(&mut self.reads.settled);
+        for slot in settled.drain(..) {
+            self.release_reads(slot);
+        }
+        self.reads.settled = settled;
         for (worker, queries) in self.reads.queries.iter_mut().enumerate() {
             if queries.is_empty() {
                 continue;
@@ -667,8 +677,8 @@ impl Shard {
     }
 }
 
-/// Through where the apply worker has been handed what is committed. While a state machine takes a snapshot, what comes
-/// behind that is held back, and no read may be answered without it.
+/// Through where the apply worker has been handed what is committed, once all of this turn is. While a state machine takes a
+/// snapshot or gives a part away, what comes behind that is held back, and no read may be answered without it.
 fn handed_out(replica: &Replica) -> Index {
     if replica.is_held {
         Index::ZERO

@@ -120,6 +120,7 @@ impl Shard {
         self.leadership.fail(group, &error);
         self.members.fail(group, &error);
         replica.fault = Some(reason);
+        self.splits.forget(slot);
         // What its last step left behind must not leave.
         self.outbox.writes.clear();
         self.outbox.sends.retain(|send| send.group != group);

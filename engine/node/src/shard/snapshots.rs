@@ -215,6 +215,11 @@ impl Shard {
             if replica.is_held {
                 continue; // It waits for that.
             }
+            if self.unborn_child_of(group).is_some_and(|at| at <= index) {
+                // Whoever gets it instead of the log would not make its part of the child.
+                self.postpone_snapshot(slot);
+                continue;
+            }
             let waiting = self.snapshots.wanted.get(&slot);
             if waiting.is_some_and(Vec::is_empty) && self.is_sending(group) {
                 // A newer one would make the one on its way useless. The next entries ask again.
@@ -304,11 +309,13 @@ impl Shard {
     }
 
     pub(super) fn purge(&mut self, slot: u32, through: Index) {
+        let group = self.marks[slot as usize].group;
+        let unborn = self.unborn_child_of(group);
+        let through = unborn.map_or(through, |at| through.min(at.prev()));
         let replica = &self.replicas[slot as usize];
         if through <= replica.group.base().index || replica.fault.is_some() {
             return;
         }
-        let group = replica.group.id();
         let term = replica.group.term_at(through);
         let term = term.expect("what is applied and not purged is in the log");
         let position = LogPosition {
@@ -341,8 +348,9 @@ impl Shard {
 
     /// A replica may be snapshotted again that could not be for a while.
     pub(super) fn want_again(&mut self, slot: u32) {
-        if self.snapshots.wanted.contains_key(&slot) {
-            self.snapshots.due.push_back(slot);
+        let snapshots = &mut self.snapshots;
+        if snapshots.wanted.contains_key(&slot) && !snapshots.due.contains(&slot) {
+            snapshots.due.push_back(slot);
         }
     }
 

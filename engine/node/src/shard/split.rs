@@ -11,15 +11,17 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use polyraft_raft::mutants::{self, Mutant};
-use polyraft_raft::{Apply, GroupId, Index, Life, Role, Term, Tick};
+use polyraft_raft::{Apply, Event, GroupId, Index, Life, Role, Term, Tick};
 use polyraft_storage::{Creation, EntryKind, Lsn, SnapshotFile, StorageError, Tombstone};
 
 use super::replica::Proposal;
-use super::{Shard, leads};
+use super::room::Leaving;
+use super::{Payloads, Shard, leads};
 use crate::apply::Task;
 use crate::completion::ReplyTo;
 use crate::error::Error;
 use crate::event::ShardEvent;
+use crate::keeper::Unsaved;
 use crate::split::{SplitEntry, SplitPlace};
 
 /// How long a child that could not be written waits before that is tried again, in microseconds.
@@ -31,8 +33,8 @@ const CAMPAIGNS: u8 = 7;
 /// How often a split that waits for something is looked at, in microseconds.
 const LOOK_AGAIN: u64 = 10_000;
 
-/// How long a child may take to be opened before its parent counts it as gone, in microseconds.
-const OPENING: u64 = 10_000_000;
+/// How long a child that is not open, or out of service, counts as one that may be led some day, in microseconds.
+const PATIENCE: u64 = 600_000_000;
 
 /// What a shard knows of splits.
 #[derive(Debug, Default)]
@@ -41,15 +43,17 @@ pub(super) struct Splits {
     asked: BTreeMap<GroupId, Asked>,
     /// When to look whether one of them may go on.
     look_at: Option<Tick>,
-    /// The newest split that this node appended to a group, as its leader.
-    appended: BTreeMap<GroupId, Index>,
+    /// The newest split that this node appended to a group, and the term in which it did so as its leader.
+    appended: BTreeMap<GroupId, (Term, Index)>,
     /// Replicas that have come to a split and stop there.
     reached: BTreeMap<u32, Reached>,
     /// Children that were split off here, by parent, until somebody leads them.
     children: BTreeMap<GroupId, Vec<Child>>,
-    /// Children of this shard whose parents wait for what this turn writes, and for batches.
-    fresh: Vec<SplitPlace>,
-    waiting: VecDeque<(Lsn, SplitPlace)>,
+    /// Replicas that want a snapshot and must not have one before their children have leaders.
+    postponed: Vec<u32>,
+    /// Children of this shard whose parents wait for what this turn writes, and for batches; and what they are told then.
+    fresh: Vec<(SplitPlace, ChildNews)>,
+    waiting: VecDeque<(Lsn, SplitPlace, ChildNews)>,
 }
 
 /// A split that a caller wants.
@@ -74,11 +78,15 @@ struct Reached {
     is_settled: bool,
     /// When to ask again for a child that could not be written.
     retry_at: Option<Tick>,
+    /// Attempts to hand the group over to a node that can write.
+    leaving: Option<Leaving>,
 }
 
 #[derive(Debug)]
 struct Child {
     group: GroupId,
+    /// The place of its parent's log at which it was split off.
+    at: Index,
     since: Tick,
     was_open: bool,
 }
@@ -88,8 +96,12 @@ struct Child {
 pub(crate) enum ChildNews {
     /// It is not here, and its parent's state machine has to give it.
     Wanted,
-    /// It is durable here, or it ended, or there is none.
+    /// It is durable here.
     Settled,
+    /// There is none: it ended, or nothing is split off.
+    Nothing,
+    /// It can't be written yet, because of something that is over soon.
+    Later,
     /// It could not be written.
     Unwritten(String),
     /// The parent's state machine failed.
@@ -125,7 +137,7 @@ pub(crate) enum SplitEvent {
         at: SplitPlace,
         child: GroupId,
         life: Life,
-        result: Result<SnapshotFile, String>,
+        result: Result<SnapshotFile, Unsaved>,
         /// The parent's leader is here, so the child's is to be here too.
         campaigns: bool,
     },
@@ -144,6 +156,24 @@ impl Splits {
     pub(super) fn settled_at(&self, slot: u32) -> Option<Index> {
         let reached = self.reached.get(&slot)?;
         reached.is_settled.then_some(reached.index)
+    }
+
+    /// Whether a replica stops at a split of which it has not made its part yet.
+    pub(super) fn is_pending(&self, slot: u32) -> bool {
+        let reached = self.reached.get(&slot);
+        reached.is_some_and(|reached| !reached.is_settled)
+    }
+
+    /// Whether the leader of a group, in its term, has appended a split behind a place.
+    fn has_behind(&self, group: GroupId, term: Term, through: Index) -> bool {
+        let appended = self.appended.get(&group);
+        appended.is_some_and(|(then, index)| *then == term && *index > through)
+    }
+
+    fn forget_child(&mut self, parent: GroupId, at: Index) {
+        if let Some(children) = self.children.get_mut(&parent) {
+            children.retain(|child| child.at != at);
+        }
     }
 
     /// A replica stops at no split any more: it goes on, or its state comes from elsewhere, or it has ended. Whether it did.
@@ -170,7 +200,8 @@ impl Splits {
     /// All records up to now are in this batch, or in one before it.
     pub(super) fn submitted(&mut self, lsn: Lsn) {
         let fresh = self.fresh.drain(..);
-        self.waiting.extend(fresh.map(|place| (lsn, place)));
+        self.waiting
+            .extend(fresh.map(|(place, news)| (lsn, place, news)));
     }
 }
 
@@ -283,7 +314,7 @@ impl Shard {
         }
         // A split that is in the log and not applied may be of the same child, of which nobody could tell yet.
         let is_settled = core.term_at(core.applied()) == Some(core.term())
-            && self.splits.appended.get(&group) <= Some(&core.applied());
+            && !self.splits.has_behind(group, core.term(), core.applied());
         Ok(is_settled.then(|| core.term()))
     }
 
@@ -306,6 +337,7 @@ impl Shard {
         };
         let slot = self.slot(group).expect("it was found just now");
         let replica = &mut self.replicas[slot as usize];
+        let before = replica.group.last().index;
         let entry = SplitEntry {
             child,
             life,
@@ -321,40 +353,65 @@ impl Shard {
             deadline: self.now,
         };
         self.append_proposals(slot, &mut vec![proposal]);
-        let last = self.replicas[slot as usize].group.last().index;
-        self.splits.appended.insert(group, last);
+        let core = &self.replicas[slot as usize].group;
+        let last = core.last().index;
+        if last > before {
+            self.splits.appended.insert(group, (core.term(), last));
+        }
     }
 
     /// Whether a child of a group may have too few replicas yet to do without those that the group's members are going to make.
+    /// For the leader, before it appends anything about the members.
     pub(super) fn is_splitting(&mut self, slot: u32) -> bool {
         let (replica, group) = (
             &self.replicas[slot as usize],
             self.marks[slot as usize].group,
         );
+        let (core, term) = (&replica.group, replica.group.term());
+        // What this turn hands out is not on its way to the state machine yet.
         let mut coming = self.outbox.applies.iter();
-        // What is not handed out to the end may split it.
-        let is_behind = replica.is_held || coming.any(|apply| apply.group == group);
-        is_behind || self.splits.asked.contains_key(&group) || self.has_unborn_child(group)
+        let coming = coming.find(|apply| apply.group == group);
+        let through = coming.map_or(core.handed_out(), |apply| apply.first.prev());
+        // Splits of earlier leaders lie before the first entry of this one.
+        let may_meet_one = replica.is_held
+            || core.term_at(through) != Some(term)
+            || self.splits.has_behind(group, term, through);
+        may_meet_one
+            || self.splits.asked.contains_key(&group)
+            || self.unborn_child_of(group).is_some()
     }
 
-    fn has_unborn_child(&mut self, group: GroupId) -> bool {
-        let Some(children) = self.splits.children.get_mut(&group) else {
-            return false;
-        };
+    /// Where the first child was split off a group of which it is not known yet that a majority has it. Whoever leads a child has
+    /// the votes of a majority, and only those vote that have what the group began with.
+    ///
+    /// After a restart the log leads to the same splits again: no snapshot is taken behind them before.
+    pub(super) fn unborn_child_of(&mut self, group: GroupId) -> Option<Index> {
+        let children = self.splits.children.get_mut(&group)?;
         let (directory, now) = (&self.shared.directory, self.now);
-        children.retain_mut(|child| match directory.cell(child.group) {
-            Some(cell) => {
-                child.was_open = true;
-                // Whoever leads has the votes of a majority, and only those vote that have what the group began with.
-                cell.leader().is_none()
+        children.retain_mut(|child| {
+            let may_wait = now.since(child.since) < PATIENCE;
+            match directory.cell(child.group) {
+                Some(cell) if cell.is_out_of_service() => may_wait,
+                Some(cell) => {
+                    child.was_open = true;
+                    cell.leader().is_none()
+                }
+                // It ended, or is not open yet.
+                None => !child.was_open && may_wait,
             }
-            None => !child.was_open && now.since(child.since) < OPENING,
         });
-        let has_some = !children.is_empty();
-        if !has_some {
+        let first = children.iter().map(|child| child.at).min();
+        if first.is_none() {
             self.splits.children.remove(&group);
         }
-        has_some
+        first
+    }
+
+    /// A replica wants a snapshot, which has to wait for the leader of a child.
+    pub(super) fn postpone_snapshot(&mut self, slot: u32) {
+        self.splits.postponed.push(slot);
+        let at = self.now.after(LOOK_AGAIN);
+        self.splits.look_at = Some(self.splits.look_at.map_or(at, |known| known.min(at)));
     }
 
     // ---- the entry is reached ----
@@ -367,12 +424,14 @@ impl Shard {
         payload: &[u8],
     ) -> bool {
         // What no leader wrote does nothing. A member that came later makes no child.
-        let entry = SplitEntry::parse(payload);
+        let group = self.marks[slot as usize].group;
+        let entry = SplitEntry::of(group, payload);
         let entry = entry.filter(|entry| entry.members.contains(self.shared.node));
         let Some(entry) = entry else { return false };
-        let group = self.marks[slot as usize].group;
+        self.unborn_child_of(group);
         let child = Child {
             group: entry.child,
+            at: index,
             since: self.now,
             was_open: false,
         };
@@ -385,6 +444,7 @@ impl Shard {
             entry,
             is_settled: false,
             retry_at: None,
+            leaving: None,
         };
         self.splits.reached.insert(slot, reached);
         self.ask_for_child(slot);
@@ -413,6 +473,9 @@ impl Shard {
             return;
         }
         self.look_at_asked();
+        for slot in std::mem::take(&mut self.splits.postponed) {
+            self.want_again(slot);
+        }
         let mut due = Vec::new();
         for (slot, reached) in &mut self.splits.reached {
             if reached.retry_at.take_if(|at| *at <= self.now).is_some() {
@@ -451,14 +514,29 @@ impl Shard {
                     self.release(slot);
                 }
             }
-            ChildNews::Settled => {
+            ChildNews::Settled | ChildNews::Nothing => {
                 reached.is_settled = true;
+                if matches!(news, ChildNews::Nothing) {
+                    self.splits.forget_child(at.group, at.index);
+                }
                 self.release(slot);
             }
+            ChildNews::Later => reached.retry_at = Some(self.now.after(LOOK_AGAIN)),
             ChildNews::Unwritten(why) => {
-                reached.retry_at = Some(self.now.after(RETRY));
+                let now = self.now;
+                reached.retry_at = Some(now.after(RETRY));
                 let (group, child) = (at.group, reached.entry.child);
                 tracing::error!(node = %self.shared.node, %group, %child, %why, "what a group splits off could not be written; the group waits, and it is tried again");
+                // Another node may be able to write it, and nothing is answered here until then.
+                let pause = self.settings.election_timeout_max;
+                let leaving = reached.leaving.get_or_insert(Leaving::new(now, pause));
+                if leads
+                    && let Some(attempt) = leaving.attempt(now)
+                    && let Some(to) = self.other_voter(slot, attempt)
+                {
+                    tracing::warn!(%group, %to, "handing a group over that can't be split here");
+                    self.step(slot, Event::Transfer { to }, Payloads::None);
+                }
             }
             ChildNews::Failed(reason) => self.quarantine(slot, reason),
         }
@@ -496,10 +574,35 @@ impl Shard {
 
     /// A replica of the parent has come to the split: the child is asked for.
     fn child_wanted(&mut self, at: SplitPlace, child: GroupId, life: Life) {
+        if let Some(why) = self.is_foreign(child, life, at.index) {
+            return self.tell_parent(at, ChildNews::Unwritten(why));
+        }
         match self.lacks_child(child, life, at.index) {
             true => self.tell_parent(at, ChildNews::Wanted),
-            false => self.splits.fresh.push(at),
+            false => self.splits.fresh.push((at, self.news_of(child, life))),
         }
+    }
+
+    /// What the parent hears of a child that is not to be made here.
+    fn news_of(&self, child: GroupId, life: Life) -> ChildNews {
+        match self.is_current(child, life) {
+            true => ChildNews::Settled,
+            false => ChildNews::Nothing,
+        }
+    }
+
+    /// Why the group that has the child's id and life is not known to be the child. Its replica was made by this split, or told
+    /// by a member to begin without a log; or it came back after a removal, and has the place of the split again.
+    fn is_foreign(&self, child: GroupId, life: Life, at: Index) -> Option<String> {
+        if !self.is_current(child, life) || self.log.is_faulty(child) {
+            return None;
+        }
+        let joined = self.log.joined(child);
+        let is_it = joined == at || joined == Index(1);
+        let is_back = joined > Index::ZERO && self.log.last(child) >= Some(at);
+        (!is_it && !is_back && !mutants::is_active(Mutant::EmptyChildVotes)).then(|| {
+            format!("a group {child} is here that was not split off at {at}: its id was used twice")
+        })
     }
 
     /// What the child begins with is durable, or could not be written.
@@ -507,22 +610,36 @@ impl Shard {
         &mut self,
         at: SplitPlace,
         (child, life): (GroupId, Life),
-        result: Result<SnapshotFile, String>,
+        result: Result<SnapshotFile, Unsaved>,
         campaigns: bool,
     ) {
         let file = match result {
             Ok(file) => file,
-            Err(why) => return self.tell_parent(at, ChildNews::Unwritten(why)),
+            Err(Unsaved::Machine(why)) => return self.tell_parent(at, ChildNews::Failed(why)),
+            Err(Unsaved::Disk(why)) => return self.tell_parent(at, ChildNews::Unwritten(why)),
         };
+        if let Some(why) = self.is_foreign(child, life, at.index) {
+            return self.tell_parent(at, ChildNews::Unwritten(why));
+        }
+        if self.is_finishing_snapshot(child) {
+            // A later one, from a node that has the child, which takes this one's place on the disk.
+            return self.tell_parent(at, ChildNews::Later);
+        }
         if self.lacks_child(child, life, at.index) {
-            if let Err(error) = self.begin_child(child, life, &file, campaigns) {
-                return self.fail(error.to_string());
+            match self.begin_child(child, life, &file, campaigns) {
+                Ok(()) => {}
+                Err(
+                    error @ (StorageError::LifeIsOver { .. } | StorageError::GroupExists { .. }),
+                ) => {
+                    return self.tell_parent(at, ChildNews::Unwritten(error.to_string()));
+                }
+                Err(error) => return self.fail(error.to_string()),
             }
         } else if self.life_of(child) != Some(life) {
             // It ended meanwhile.
             self.remove_snapshots(vec![(child, life)]);
         }
-        self.splits.fresh.push(at);
+        self.splits.fresh.push((at, self.news_of(child, life)));
     }
 
     /// Begins a replica behind the snapshot that it begins with; or gives that to one that has nothing yet.
@@ -574,8 +691,13 @@ impl Shard {
     /// Parents go on whose children are durable.
     pub(super) fn finish_children(&mut self) {
         let durable = self.durable;
-        while let Some((_, at)) = self.splits.waiting.pop_front_if(|(lsn, _)| *lsn <= durable) {
-            self.tell_parent(at, ChildNews::Settled);
+        let waiting = &mut self.splits.waiting;
+        let mut done = Vec::new();
+        while let Some((_, at, news)) = waiting.pop_front_if(|(lsn, ..)| *lsn <= durable) {
+            done.push((at, news));
+        }
+        for (at, news) in done {
+            self.tell_parent(at, news);
         }
     }
 }
@@ -585,3 +707,6 @@ fn refused(why: &str) -> Error {
         why: why.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;

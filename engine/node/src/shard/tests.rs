@@ -26,10 +26,21 @@ use crate::event::CreateOrigin;
 use crate::group::Read as How;
 use crate::machine::{Entry, FrozenState, Replies, StateMachine};
 
-const GROUP: GroupId = GroupId(7);
+pub(super) const GROUP: GroupId = GroupId(7);
 
 /// A disk with a log in which one group has two entries, each in a block of its own.
 fn disk_with_two_blocks(path: &Path) -> SimDisk {
+    disk_with(
+        path,
+        &[
+            (EntryKind::Normal, b"the first entry"),
+            (EntryKind::Normal, b"the second entry"),
+        ],
+    )
+}
+
+/// A disk with a log in which a group, of which this node is the only member, has some entries, each in a block of its own.
+pub(super) fn disk_with(path: &Path, entries: &[(EntryKind, &[u8])]) -> SimDisk {
     let disk = SimDisk::new(1);
     let dir = DataDir::open(Arc::new(disk.clone()), path, "c", NodeId(1), 1).unwrap();
     let mut opened = polyraft_storage::open(&dir, &WalOptions::default(), 1).unwrap();
@@ -42,14 +53,11 @@ fn disk_with_two_blocks(path: &Path) -> SimDisk {
         commit: Index(0),
     };
     log.hard_state(GROUP, state).unwrap();
-    for (first, payload) in [
-        (Index(1), "the first entry"),
-        (Index(2), "the second entry"),
-    ] {
-        let (term, end) = (Term(1), first.next());
+    for (at, (kind, payload)) in (1..).zip(entries) {
+        let (term, first) = (Term(1), Index(at));
+        let end = first.next();
         let range = EntryRange { term, first, end };
-        log.append(GROUP, range, EntryKind::Normal, [payload])
-            .unwrap();
+        log.append(GROUP, range, *kind, [payload]).unwrap();
         log.submit().unwrap();
         while opened.wals[0].pump().unwrap() {}
     }

@@ -6,7 +6,8 @@ use std::ops::Range;
 
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{
-    Apply, EntryRange, Env, Event, GroupId, Index, Message, NodeId, Role, Send, Term, Tick, WriteId,
+    Apply, EntryRange, Env, Event, GroupId, Index, Life, Message, NodeId, Role, Send, Term, Tick,
+    WriteId,
 };
 use polyraft_storage::{
     Blocks, Durable, EntryKind, PREFETCH_AHEAD, PREFETCH_SOON, ReadError, StorageError, prefetch,
@@ -141,24 +142,22 @@ impl Shard {
         }
     }
 
-    fn run_deferred(&mut self) {
+    pub(super) fn run_deferred(&mut self) {
         while let Some((at, what)) = self.deferred.front().copied()
             && at <= self.now
         {
             self.deferred.pop_front();
             match what {
-                Deferred::Campaign(slot, times) => {
-                    let core = &self.replicas[slot as usize].group;
-                    if core.leader().is_some() {
+                Deferred::Campaign(group, life, times) => {
+                    let Some(slot) = self.leaderless(group, life) else {
                         continue;
-                    }
-                    if core.role() != Role::Candidate {
+                    };
+                    if self.replicas[slot as usize].group.role() != Role::Candidate {
                         self.begin_to_lead(slot);
                     }
                     if times > 1 {
                         let at = self.now.after(self.limits.campaign_delay);
-                        let again = Deferred::Campaign(slot, times - 1);
-                        self.deferred.push_back((at, again));
+                        self.defer(at, Deferred::Campaign(group, life, times - 1));
                     }
                 }
                 Deferred::Proposals(slot) => self.touch(slot),
@@ -167,8 +166,21 @@ impl Shard {
         }
     }
 
+    /// Has something done at a later time.
+    pub(super) fn defer(&mut self, at: Tick, what: Deferred) {
+        let behind = self.deferred.partition_point(|(known, _)| *known <= at);
+        self.deferred.insert(behind, (at, what));
+    }
+
+    /// The replica of this life of a group, if it is here and knows no leader.
+    fn leaderless(&self, group: GroupId, life: Life) -> Option<u32> {
+        let slot = self.slot(group).filter(|_| self.is_current(group, life))?;
+        let core = &self.replicas[slot as usize].group;
+        core.leader().is_none().then_some(slot)
+    }
+
     /// Tells a replica once what the barriers of this turn made durable.
-    fn settle_durable(&mut self, slot: u32) {
+    pub(super) fn settle_durable(&mut self, slot: u32) {
         let through = std::mem::take(&mut self.marks[slot as usize].durable);
         if through > WriteId::ZERO {
             self.step(slot, Event::Durable { through }, Payloads::None);
@@ -545,10 +557,15 @@ impl Shard {
             self.campaigns.round_ended();
         }
         let before = std::mem::replace(&mut replica.shown, shown);
+        if before != shown {
+            replica.cell.publish(shown.leader, shown.term);
+        }
+        if !is_running {
+            replica.cell.fail();
+        }
         if before == shown {
             return;
         }
-        replica.cell.publish(shown.leader, shown.term);
         let has_held = !replica.held.is_empty();
         match (before.leads, shown.leads) {
             (false, true) => counters.led.add(1),

@@ -308,6 +308,12 @@ impl Shard {
         }
     }
 
+    /// Whether a snapshot of a group is about to get its name.
+    pub(in super::super) fn is_finishing_snapshot(&self, group: GroupId) -> bool {
+        let receiving = self.transfers.receiving.get(&group);
+        receiving.is_some_and(|receiving| receiving.is_finishing)
+    }
+
     /// The core takes a durable snapshot, and the state machine its state if the log could not take it there.
     pub(in super::super) fn install(
         &mut self,

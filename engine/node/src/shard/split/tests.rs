@@ -1,0 +1,354 @@
+//! A node alone, part by part, with a group that is split: what waits for the child, and for how long.
+
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use polyraft_raft::{Configuration, NodeId};
+use polyraft_storage::sim::SimDisk;
+use polyraft_storage::{Durable, Wal};
+
+use super::super::tests::{GROUP, disk_with, parts_on};
+use super::super::{Deferred, Shared};
+use super::*;
+use crate::apply::Applier;
+use crate::assembly::{Parts, applier, keeper};
+use crate::completion::CompletionQueue;
+use crate::error::MachineError;
+use crate::event::CreateOrigin;
+use crate::group::Read as How;
+use crate::keeper::{Job, Keeper};
+use crate::machine::{Entry, FrozenState, Replies, Split, StateMachine};
+use crate::mailbox::Mailbox;
+
+const CHILD: GroupId = GroupId(9);
+
+/// A state machine that says how many entries it has applied. What it is to split off tells it what to do.
+struct Counter(u64);
+
+impl StateMachine for Counter {
+    fn open(_: GroupId, _: &Path) -> Result<(Self, Index), MachineError> {
+        Ok((Counter(0), Index::ZERO))
+    }
+    fn apply(&mut self, entries: &[Entry<'_>], replies: &mut Replies) -> Result<(), MachineError> {
+        self.0 += entries.len() as u64;
+        entries.iter().for_each(|_| replies.push([]));
+        Ok(())
+    }
+    fn query(&self, _: &[u8]) -> Result<Bytes, MachineError> {
+        Ok(Bytes::copy_from_slice(&self.0.to_le_bytes()))
+    }
+    fn snapshot(&self) -> Result<FrozenState, MachineError> {
+        Ok(Box::new(|_| Ok(())))
+    }
+    fn restore(&mut self, _: Index, _: &mut dyn Read) -> Result<(), MachineError> {
+        Ok(())
+    }
+    fn can_split(&self, split: &Split<'_>) -> bool {
+        split.argument != b"not"
+    }
+    fn split_off(&self, split: &Split<'_>) -> Result<FrozenState, MachineError> {
+        let fails = split.argument == b"fail";
+        Ok(Box::new(move |_| match fails {
+            true => Err(MachineError::from("it can't be read")),
+            false => Ok(()),
+        }))
+    }
+    fn shed(&mut self, _: &Split<'_>) -> Result<(), MachineError> {
+        Ok(())
+    }
+}
+
+/// A node with one shard, whose parts are run by hand.
+struct Alone {
+    shared: Arc<Shared>,
+    shard: Shard,
+    inbox: Mailbox<ShardEvent>,
+    wal: Wal,
+    applier: Applier<Counter>,
+    tasks: Mailbox<Task>,
+    keeper: Keeper<Counter>,
+    jobs: Mailbox<Job>,
+    queue: CompletionQueue,
+}
+
+/// An entry that splits the child off; its members are never heard of, so that nobody leads it.
+fn split_entry(argument: &'static [u8]) -> Bytes {
+    let entry = SplitEntry {
+        child: CHILD,
+        life: Life::FIRST,
+        members: Configuration::simple([1, 2, 3].map(NodeId)),
+        argument: Bytes::from_static(argument),
+    };
+    entry.encode()
+}
+
+impl Alone {
+    /// With these entries in the log of its group.
+    fn with(entries: &[(EntryKind, &[u8])]) -> Self {
+        let path = Path::new("/n");
+        Self::on(&disk_with(path, entries), path)
+    }
+
+    /// With an entry that splits the group, and one behind it.
+    fn with_split(argument: &'static [u8]) -> Self {
+        Self::with(&[
+            (EntryKind::Normal, b"before"),
+            (EntryKind::Split, &split_entry(argument)),
+            (EntryKind::Normal, b"behind"),
+        ])
+    }
+
+    fn on(disk: &SimDisk, path: &Path) -> Self {
+        let (shared, parts) = parts_on(disk, path);
+        let Parts {
+            mut wals,
+            mut shards,
+            mut tasks,
+            mut jobs,
+            store,
+            ..
+        } = parts;
+        let (mut shard, inbox) = shards.remove(0);
+        shard.open_recovered();
+        let mut alone = Alone {
+            applier: applier(path, &shared),
+            keeper: keeper(&shared, &store),
+            shared,
+            shard,
+            inbox,
+            wal: wals.remove(0),
+            tasks: tasks.remove(0),
+            jobs: jobs.remove(0),
+            queue: CompletionQueue::new(),
+        };
+        alone.work();
+        alone.turn();
+        alone
+    }
+
+    fn turn(&mut self) {
+        // A millisecond later at least.
+        let now = self.shard.now.after(1_000);
+        self.shard.begin_turn(now.max(self.shared.clock.now()));
+        self.shard.finish_turn(&self.inbox);
+    }
+
+    /// The disk, the state machines and the snapshots do what they were given. How many queries came?
+    fn work(&mut self) -> usize {
+        while self.wal.pump().unwrap() {}
+        let lsn = self.wal.durable();
+        self.shard.batch_durable(&Durable { lane: 0, lsn });
+        let mut queries = 0;
+        while let Some(task) = self.tasks.try_take() {
+            if let Task::Queries(batch) = &task {
+                queries += batch.len();
+            }
+            self.applier.perform(task);
+        }
+        while let Some(job) = self.jobs.try_take() {
+            self.keeper.perform(job);
+        }
+        queries
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..20 {
+            self.turn();
+            self.work();
+        }
+    }
+
+    fn slot(&self) -> u32 {
+        self.shard.slot(GROUP).unwrap()
+    }
+
+    /// Until the group's replica leads. Its first entry is not on the disk yet.
+    fn elect(&mut self) {
+        loop {
+            self.turn();
+            let core = &self.shard.replicas[self.slot() as usize].group;
+            if core.role() == Role::Leader {
+                return;
+            }
+            self.work();
+        }
+    }
+
+    fn is_held(&self) -> bool {
+        self.shard.replicas[self.slot() as usize].is_held
+    }
+
+    fn applied(&self) -> Index {
+        self.shard.replicas[self.slot() as usize].group.applied()
+    }
+
+    /// Somebody leads the child.
+    fn lead_child(&self) {
+        let cell = self.shared.directory.cell(CHILD).unwrap();
+        cell.publish(Some(NodeId(2)), Term(5));
+    }
+
+    fn answers(&self) -> usize {
+        let mut done = Vec::new();
+        self.queue.drain(&mut done, Duration::ZERO);
+        done.len()
+    }
+}
+
+#[test]
+fn a_read_waits_for_the_split_that_is_found_when_what_it_must_see_is_handed_out() {
+    for how in [How::Linearizable, How::Lease] {
+        let mut alone = Alone::with_split(b"part");
+        let reply = alone.queue.reply_to(1);
+        alone.elect();
+        alone.shard.read(GROUP, how, Bytes::new(), reply);
+        // The first commit of the leader brings the split, what is behind it and the leader's own entry in one turn.
+        let mut queries = 0;
+        while !alone.is_held() {
+            queries += alone.work();
+            alone.turn();
+        }
+        while let Some(task) = alone.tasks.try_take() {
+            let is_read = matches!(task, Task::Query(_) | Task::Queries(_));
+            assert!(!is_read, "a read is answered from before the split");
+            alone.applier.perform(task);
+        }
+        assert_eq!((queries, alone.answers()), (0, 0));
+        alone.settle();
+        alone.settle();
+        assert!(!alone.is_held());
+        assert_eq!(alone.answers(), 1);
+    }
+}
+
+#[test]
+fn no_snapshot_takes_the_place_of_a_split_before_the_child_has_a_leader() {
+    let mut alone = Alone::with_split(b"part");
+    alone.elect();
+    alone.settle();
+    assert!(!alone.is_held() && alone.applied() == Index(4));
+    let (reply, mut answer) = tokio::sync::oneshot::channel();
+    alone.shard.snapshot_requested(GROUP, reply);
+    alone.settle();
+    assert!(
+        answer.try_recv().is_err(),
+        "the log of the split is not needed any more"
+    );
+    assert!(alone.shard.is_splitting(alone.slot()));
+    alone.lead_child();
+    alone.settle();
+    alone.settle();
+    let saved = answer.try_recv().unwrap().unwrap();
+    assert_eq!(saved.index, Index(4));
+    assert!(!alone.shard.is_splitting(alone.slot()));
+}
+
+#[test]
+fn members_stay_while_a_split_is_in_the_log_that_the_leader_has_not_come_to() {
+    let mut alone = Alone::with(&[(EntryKind::Normal, b"before")]);
+    alone.elect();
+    let slot = alone.slot();
+    // It leads, and does not know yet what leaders before it have left.
+    assert!(alone.shard.is_splitting(slot));
+    alone.settle();
+    assert!(!alone.shard.is_splitting(slot));
+    // What is committed in this turn, as in every turn of a busy group, is no split.
+    let reply = alone.queue.reply_to(1);
+    alone
+        .shard
+        .propose(GROUP, EntryKind::Normal, Bytes::new(), reply);
+    alone.turn();
+    alone.work();
+    alone.shard.begin_turn(alone.shared.clock.now());
+    while let Some(event) = alone.inbox.try_take() {
+        alone.shard.handle(event);
+    }
+    alone.shard.settle_durable(slot);
+    assert!(!alone.shard.outbox.applies.is_empty());
+    assert!(!alone.shard.is_splitting(slot));
+    alone.settle();
+
+    let reply = alone.queue.reply_to(2);
+    let argument = Bytes::from_static(b"part");
+    alone.shard.split_asked(GROUP, CHILD, argument, reply);
+    let before = alone.shard.replicas[slot as usize].group.last().index;
+    while alone.shard.replicas[slot as usize].group.last().index == before {
+        alone.turn();
+    }
+    assert!(alone.shard.splits.asked.is_empty());
+    assert!(alone.shard.is_splitting(slot));
+    assert!(alone.shard.may_split(GROUP).unwrap().is_none());
+    // What was appended in an earlier term may be gone.
+    let of_old = (Term::ZERO, Index(1_000));
+    alone.shard.splits.appended.insert(GROUP, of_old);
+    assert!(alone.shard.may_split(GROUP).unwrap().is_some());
+}
+
+#[test]
+fn a_split_that_is_refused_holds_up_nothing() {
+    let mut alone = Alone::with_split(b"not");
+    alone.elect();
+    alone.settle();
+    assert_eq!(alone.applied(), Index(4));
+    assert!(alone.shared.directory.cell(CHILD).is_none());
+    assert!(!alone.shard.is_splitting(alone.slot()));
+}
+
+#[test]
+fn a_part_that_the_state_machine_cannot_give_takes_its_replica_out_of_service() {
+    let mut alone = Alone::with_split(b"fail");
+    alone.elect();
+    alone.settle();
+    let replica = &alone.shard.replicas[alone.slot() as usize];
+    assert!(replica.fault.as_ref().unwrap().contains("it can't be read"));
+    assert!(
+        alone.shard.splits.deadline().is_none(),
+        "nothing is tried again"
+    );
+}
+
+#[test]
+fn a_group_that_was_created_is_not_taken_for_the_child() {
+    let mut alone = Alone::with_split(b"part");
+    let origin = CreateOrigin {
+        node: NodeId(1),
+        request: 0,
+    };
+    let lives = vec![(CHILD.0..CHILD.0 + 1, Life::FIRST)];
+    alone.shard.create(origin, &lives, &[NodeId(1)]);
+    alone.settle();
+    alone.elect();
+    alone.settle();
+    assert!(alone.is_held(), "the part is lost");
+    assert_eq!(alone.applied(), Index(1));
+    // Once it is destroyed, its life is over: nobody waits for the child any more.
+    alone.shard.destroy(origin, &lives);
+    alone.shard.now = alone.shard.now.after(RETRY);
+    alone.settle();
+    alone.settle();
+    assert!(!alone.is_held());
+}
+
+#[test]
+fn campaigns_come_at_their_time_and_for_the_replica_that_they_were_meant_for() {
+    let mut alone = Alone::with(&[(EntryKind::Normal, b"before")]);
+    alone.settle();
+    let later = alone.shard.now.after(1_000_000);
+    let sooner = alone.shard.now.after(500_000);
+    let other = Life::FIRST.next();
+    alone
+        .shard
+        .defer(later, Deferred::Campaign(GROUP, other, 1));
+    alone.shard.defer(sooner, Deferred::ForwardReplies);
+    let times = alone.shard.deferred.iter().map(|(at, _)| *at);
+    assert_eq!(times.collect::<Vec<_>>(), [sooner, later]);
+    alone.shard.now = later;
+    alone.shard.run_deferred();
+    let core = &alone.shard.replicas[alone.slot() as usize].group;
+    assert_eq!(
+        (core.counters().campaigns, core.role()),
+        (0, Role::Follower)
+    );
+}
