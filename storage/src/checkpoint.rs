@@ -158,8 +158,8 @@ impl Section {
             state.commit.0,
             log.base.term.0,
             log.base.index.0,
-            log.joined.0,
-            log.removed_in.0,
+            log.joined().0,
+            log.removed_in().0,
         ] {
             self.bytes.put_u64_le(value);
         }
@@ -299,8 +299,7 @@ fn load_entry(rest: &mut &[u8], interned: &mut Interned) -> Option<Loaded> {
         term: Term(u64_at(entry, 64)),
         index: Index(u64_at(entry, 72)),
     };
-    log.joined = Index(u64_at(entry, 80));
-    log.removed_in = Term(u64_at(entry, 88));
+    log.begin(Index(u64_at(entry, 80)), Term(u64_at(entry, 88)));
     log.is_witness = flags & WITNESS != 0;
     load_configurations(take(rest, configuration)?, &mut log, interned)?;
     if fault > 0 {

@@ -468,8 +468,8 @@ mod tests {
     /// A checkpoint of a group with blocks, a faulty one, and a tombstone.
     fn checkpoint_of(state: HardState, base: LogPosition, configuration: Configuration) -> Vec<u8> {
         let mut log = GroupLog::new(configuration.into());
-        (log.life, log.joined) = (Life::new(3).unwrap(), Index(12));
-        log.removed_in = Term(2);
+        log.life = Life::new(3).unwrap();
+        log.begin(Index(12), Term(2));
         log.hard_state = state;
         log.base = base;
         for first in [10, 14] {

@@ -42,10 +42,9 @@ impl Creation {
 /// What a group's records add up to.
 pub(crate) struct GroupLog {
     pub(crate) life: Life,
-    pub(crate) joined: Index,
-    /// The newest term that the replica before had seen, whose end made it begin anew.
-    pub(crate) removed_in: Term,
     pub(crate) is_witness: bool,
+    /// What it began with, if not with nothing. Most replicas did.
+    pub(crate) began: Option<Box<Began>>,
     /// The members as of `base`.
     pub(crate) configuration: Arc<Configuration>,
     /// What entries behind it say of the members, in their order. Absent when none does.
@@ -59,6 +58,13 @@ pub(crate) struct GroupLog {
     pub(crate) fault: Option<Box<LogDamage>>,
 }
 
+/// What a replica began with that took the place of another, or joined its group.
+#[derive(Clone, Copy, Default, PartialEq)]
+pub(crate) struct Began {
+    joined: Index,
+    removed_in: Term,
+}
+
 /// Configurations by the entries that say them.
 pub(crate) type Later = Vec<(Index, Arc<Configuration>)>;
 
@@ -66,9 +72,8 @@ impl GroupLog {
     pub(crate) fn new(configuration: Arc<Configuration>) -> Self {
         Self {
             life: Life::FIRST,
-            joined: Index::ZERO,
-            removed_in: Term::ZERO,
             is_witness: false,
+            began: None,
             configuration,
             later: None,
             hard_state: HardState::default(),
@@ -93,14 +98,34 @@ impl GroupLog {
             _ if creation.joined > Index::ZERO => Term(u64::MAX),
             _ => Term::ZERO,
         };
-        Self {
+        let mut log = Self {
             life: creation.life,
-            joined: joined.max(creation.joined),
-            removed_in,
             is_witness: creation.is_witness,
             hard_state: state.unwrap_or_default(),
             ..Self::new(interned.share(creation.configuration))
-        }
+        };
+        log.begin(joined.max(creation.joined), removed_in);
+        log
+    }
+
+    /// See [`Creation::joined`] and [`RecoveredGroup::removed_in`].
+    pub(crate) fn begin(&mut self, joined: Index, removed_in: Term) {
+        let began = Began { joined, removed_in };
+        self.began = (began != Began::default()).then(|| Box::new(began));
+    }
+
+    /// See [`Creation::joined`].
+    pub(crate) fn joined(&self) -> Index {
+        self.began
+            .as_ref()
+            .map_or(Index::ZERO, |began| began.joined)
+    }
+
+    /// The newest term that the replica before had seen, whose end made it begin anew.
+    pub(crate) fn removed_in(&self) -> Term {
+        self.began
+            .as_ref()
+            .map_or(Term::ZERO, |began| began.removed_in)
     }
 
     pub(crate) fn last(&self) -> Index {
@@ -193,8 +218,8 @@ impl GroupLog {
         RecoveredGroup {
             group,
             life: self.life,
-            joined: self.joined,
-            removed_in: self.removed_in,
+            joined: self.joined(),
+            removed_in: self.removed_in(),
             is_witness: self.is_witness,
             configuration: (*self.configuration).clone(),
             configurations: self
@@ -318,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_quiet_group_takes_little_memory() {
-        assert!(size_of::<GroupLog>() <= 176, "{}", size_of::<GroupLog>());
+        assert!(size_of::<GroupLog>() <= 168, "{}", size_of::<GroupLog>());
     }
 
     #[test]

@@ -208,7 +208,7 @@ impl ShardLog {
     /// See [`Creation::joined`]; 0 too if the group is not here.
     pub fn joined(&self, group: GroupId) -> Index {
         let log = self.groups.get(group);
-        log.map_or(Index::ZERO, |log| log.joined)
+        log.map_or(Index::ZERO, GroupLog::joined)
     }
 
     /// Whether a group that is here lost a part of its log.
