@@ -37,6 +37,9 @@ pub enum EntryKind {
     Split = 5,
 }
 
+/// Where the header says the kind.
+const KIND_AT: usize = 3;
+
 impl EntryKind {
     fn parse(byte: u8) -> Option<Self> {
         match byte {
@@ -110,7 +113,7 @@ impl Head {
         // Its length is checked once, here.
         let bytes = &bytes[..BLOCK_HEADER_BYTES];
         let head = Self {
-            kind: EntryKind::parse(bytes[3]).ok_or(BlockError::Field("kind"))?,
+            kind: EntryKind::parse(bytes[KIND_AT]).ok_or(BlockError::Field("kind"))?,
             count: u32_at(bytes, 4),
             group: GroupId(u64_at(bytes, 8)),
             term: Term(u64_at(bytes, 16)),
@@ -213,6 +216,11 @@ impl<'a> EntryBlock<'a> {
             ),
         };
         Self { bytes, head }
+    }
+
+    /// The kind of the block that starts here, which was checked before.
+    pub(crate) fn kind_of(bytes: &[u8]) -> EntryKind {
+        EntryKind::parse(bytes[KIND_AT]).expect("a cached block has a kind")
     }
 
     /// How many bytes the block that starts here takes, from its header alone: splits concatenated blocks.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 use polyraft_raft::Index;
 
-use crate::block::EntryBlock;
+use crate::block::{EntryBlock, EntryKind};
 use crate::error::BlockError;
 
 /// Blocks read from a log, in the order in which they were read. Made to be cleared and filled again.
@@ -59,6 +59,11 @@ impl Blocks {
     /// Block number `at`. Panics when there is none.
     pub fn get(&self, at: usize) -> EntryBlock<'_> {
         EntryBlock::trusted(self.bytes(at))
+    }
+
+    /// What the entries of block number `at` are for. Panics when there is none.
+    pub fn kind(&self, at: usize) -> EntryKind {
+        EntryBlock::kind_of(self.bytes(at))
     }
 
     /// The encoded block number `at`. Panics when there is none.

@@ -235,6 +235,12 @@ impl BlockIndex {
         let chunk = &mut self.newest;
         debug_assert_eq!(block.first, chunk.end());
         chunk.entries += block.count;
+        if chunk.slots.len() == chunk.slots.capacity() {
+            // A group that gets a second block gets more: no steps of one and two.
+            chunk
+                .slots
+                .grow((2 * chunk.slots.len()).clamp(8, CHUNK_BLOCKS));
+        }
         chunk.slots.push(Slot {
             place: block.place,
             offset: block.offset,

@@ -528,7 +528,7 @@ impl<M: StateMachine> Applier<M> {
             let held = self.held_within(committed);
             let (mut is_hollow, mut split) = (false, None);
             for block in next..next + committed.blocks {
-                match batch.blocks.get(block).kind() {
+                match batch.blocks.kind(block) {
                     EntryKind::Normal => {
                         put_entries(&batch.blocks, block, committed, held, &mut entries);
                     }

@@ -652,7 +652,7 @@ fn up_to_split(
     end: Index,
     (first, passed): (Index, Option<Index>),
 ) -> Result<Index, Unhanded> {
-    let is_split = |at: &usize| blocks.get(*at).kind() == EntryKind::Split;
+    let is_split = |at: &usize| blocks.kind(*at) == EntryKind::Split;
     let Some(at) = (from..blocks.len()).find(is_split) else {
         return Ok(end);
     };
