@@ -134,9 +134,7 @@ impl<T> Mailbox<T> {
             }
         }
     }
-}
 
-impl<T> Mailbox<T> {
     /// Sleeps until a pressing message has come since the last rest, for `limit` at most; whatever else comes, waits. A
     /// rest may end early, for a wake-up that is left over from an earlier message.
     pub(crate) fn rest(&self, limit: Duration) {

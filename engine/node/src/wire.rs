@@ -12,6 +12,7 @@ use polyraft_storage::{EntryKind, SnapshotFile};
 
 mod groups;
 mod members;
+mod reads;
 mod snapshot;
 
 pub(crate) use self::groups::{
@@ -23,6 +24,7 @@ pub(crate) use self::members::{
     Grounds, MEMBER_ASK_BYTES, REMOVED_BYTES, Wants, Welcome, configuration_and_rest, join_bytes,
     place_bytes, put_configuration, put_join, put_member_ask, put_place, put_removed,
 };
+pub(crate) use self::reads::{READ_ASK_BYTES, READ_REPLY_BYTES, put_read_ask, put_read_reply};
 pub(crate) use self::snapshot::{
     CHUNK_BYTES, Chunk, FETCH_BYTES, REFUSED_BYTES, Refusal, SnapshotId, offer_bytes,
     put_snapshot_chunk, put_snapshot_fetch, put_snapshot_offer, put_snapshot_refused,
@@ -478,44 +480,6 @@ pub(crate) fn put_beat(out: &mut BytesMut, beat: &Beat) {
         out.put_u64_le(beat.taken);
         out.put_u64_le(beat.promise);
         out.put_u8(beat.wants_answer.into());
-    });
-}
-
-/// Bytes of a question for what reads must wait for.
-pub(crate) const READ_ASK_BYTES: usize = HEAD_BYTES + 9;
-
-/// Writes the question what reads of a group must wait for.
-pub(crate) fn put_read_ask(
-    out: &mut BytesMut,
-    group: impl Into<Subject>,
-    request: u64,
-    by_lease: bool,
-) {
-    record(out, Kind::ReadAsk, group, |out| {
-        out.put_u64_le(request);
-        out.put_u8(by_lease.into());
-    });
-}
-
-/// Bytes of the answer to it, at most.
-pub(crate) const READ_REPLY_BYTES: usize = HEAD_BYTES + 17;
-
-/// Writes the answer to it.
-pub(crate) fn put_read_reply(
-    out: &mut BytesMut,
-    group: impl Into<Subject>,
-    request: u64,
-    outcome: &Result<Index, Error>,
-) {
-    record(out, Kind::ReadReply, group, |out| {
-        out.put_u64_le(request);
-        match outcome {
-            Ok(index) => {
-                out.put_u8(0);
-                out.put_u64_le(index.0);
-            }
-            Err(error) => put_error(out, error),
-        }
     });
 }
 

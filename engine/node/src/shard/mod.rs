@@ -12,6 +12,8 @@ mod fetch;
 mod home;
 mod leadership;
 mod lives;
+#[cfg(feature = "sim")]
+mod looks;
 mod members;
 mod outgoing;
 mod peers;
@@ -43,8 +45,6 @@ use polyraft_raft::{
     Env, Event, GroupId, Index, Life, NodeId, NodeSet, Origin, Outbox, Role, Settings, Tick,
     WriteId, WriteKind, shard_of,
 };
-#[cfg(feature = "sim")]
-use polyraft_storage::Ending;
 use polyraft_storage::{
     BlockError, Blocks, EntryBlock, EntryKind, GroupNumbers, Lsn, PREFETCH_AHEAD, RecoveredGroup,
     ShardLog, SnapshotFile, StorageError, Wal,
@@ -508,63 +508,6 @@ impl Shard {
         if campaigns(self) != before {
             self.counters().election(cause);
         }
-    }
-
-    /// Begins to note which groups turns touch.
-    #[cfg(feature = "sim")]
-    pub(crate) fn note_stepped(&mut self) {
-        self.stepped = Some(Vec::new());
-    }
-
-    /// Moves the groups that turns have touched since the last call into `into`.
-    #[cfg(feature = "sim")]
-    pub(crate) fn take_stepped(&mut self, into: &mut Vec<GroupId>) {
-        into.extend(self.stepped.iter_mut().flat_map(|list| list.drain(..)));
-    }
-
-    /// A replica's core, and why it is quarantined.
-    #[cfg(feature = "sim")]
-    pub(crate) fn replica(&self, group: GroupId) -> Option<(&polyraft_raft::Group, Option<&str>)> {
-        let replica = &self.replicas[self.slot(group)? as usize];
-        Some((&replica.group, replica.fault.as_deref()))
-    }
-
-    /// Whether a group's replica is going to get its damaged log from its peers.
-    #[cfg(feature = "sim")]
-    pub(crate) fn is_repairable(&self, group: GroupId) -> bool {
-        self.slot(group)
-            .is_some_and(|slot| self.repairs.is_possible(slot))
-    }
-
-    /// Of which life of a group the replica here was removed, if it was and nothing is here now.
-    #[cfg(feature = "sim")]
-    pub(crate) fn removed_from(&self, group: GroupId) -> Option<Life> {
-        let ended = self.log.tombstone_of(group)?;
-        (ended.ending == Ending::Removed).then_some(ended.life)
-    }
-
-    /// Which life of its id a group that is here belongs to.
-    #[cfg(feature = "sim")]
-    pub(crate) fn life_here(&self, group: GroupId) -> Option<Life> {
-        self.life_of(group)
-    }
-
-    /// The newest life of a group that is over everywhere, as far as this log knows.
-    #[cfg(feature = "sim")]
-    pub(crate) fn life_over_here(&self, group: GroupId) -> Option<Life> {
-        self.log.tombstone_of(group)?.over()
-    }
-
-    /// What the log had of the groups whose state machine is not open yet.
-    #[cfg(feature = "sim")]
-    pub(crate) fn recovered(&self) -> impl Iterator<Item = &RecoveredGroup> {
-        self.opening.values().map(|(found, _)| found)
-    }
-
-    /// Whether the shard has left its loop.
-    #[cfg(feature = "sim")]
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.is_stopping
     }
 
     fn slot(&self, group: GroupId) -> Option<u32> {
