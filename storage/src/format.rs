@@ -505,21 +505,23 @@ fn control_crc(kind: u8, payload: &[u8]) -> u32 {
     crc32c::crc32c(&payload[..covered])
 }
 
-/// Counted lists of node ids: incoming voters, outgoing voters, learners, next learners; and witnesses, whose count is the upper
-/// half of the fourth one, so that members without witnesses look as they did before there were any.
+/// Counted lists of node ids: incoming voters, outgoing voters, learners, next learners; and witnesses, and who should lead, whose
+/// counts are the upper halves of the fourth and the third one, so that members without these look as they did before.
 pub fn put_configuration(into: &mut Vec<u8>, configuration: &Configuration) {
+    let preferred = configuration.preferred();
     let lists = [
         configuration.voters(),
         configuration.outgoing(),
         configuration.learners(),
         configuration.learners_next(),
         configuration.witnesses(),
+        preferred.as_slice(),
     ];
-    for list in &lists[..3] {
-        into.put_u32_le(list.len() as u32);
+    for at in [0, 1] {
+        into.put_u32_le(lists[at].len() as u32);
     }
-    for list in &lists[3..] {
-        into.put_u16_le(u16::try_from(list.len()).expect("groups are far smaller"));
+    for at in [2, 5, 3, 4] {
+        into.put_u16_le(u16::try_from(lists[at].len()).expect("groups are far smaller"));
     }
     for node in lists.iter().flat_map(|list| list.iter()) {
         into.put_u64_le(node.0);
@@ -531,9 +533,13 @@ pub fn parse_configuration(bytes: &[u8]) -> Option<Configuration> {
     if bytes.len() < 16 {
         return None;
     }
-    let [a, b, c] = [0, 4, 8].map(|at| u32_at(bytes, at) as usize);
-    let [d, e] = [12, 14].map(|at| usize::from(u16_at(bytes, at)));
-    let counts = [a, b, c, d, e];
+    let [voters, outgoing] = [0, 4].map(|at| u32_at(bytes, at) as usize);
+    let [learners, preferred, next, witnesses] =
+        [8, 10, 12, 14].map(|at| usize::from(u16_at(bytes, at)));
+    let counts = [voters, outgoing, learners, next, witnesses, preferred];
+    if preferred > 1 {
+        return None;
+    }
     let total = counts
         .iter()
         .try_fold(0usize, |sum, count| sum.checked_add(*count))?;
@@ -543,8 +549,42 @@ pub fn parse_configuration(bytes: &[u8]) -> Option<Configuration> {
     let mut nodes = bytes[16..]
         .chunks_exact(8)
         .map(|node| NodeId(u64_at(node, 0)));
-    let [voters, outgoing, learners, learners_next, witnesses] =
-        counts.map(|count| nodes.by_ref().take(count).collect::<Vec<_>>());
+    let [
+        voters,
+        outgoing,
+        learners,
+        learners_next,
+        witnesses,
+        preferred,
+    ] = counts.map(|count| nodes.by_ref().take(count).collect::<Vec<_>>());
     let members = Configuration::joint(voters, outgoing, learners, learners_next);
-    Some(members.with_witnesses(witnesses))
+    let members = members.with_witnesses(witnesses);
+    Some(members.with_preferred(preferred.first().copied()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_come_back_as_they_were_and_without_more_look_as_ever() {
+        let nodes = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
+        let plain =
+            Configuration::joint(nodes(&[1, 2, 3]), nodes(&[3, 4]), nodes(&[5]), nodes(&[4]));
+        let more = plain
+            .clone()
+            .with_witnesses(nodes(&[3, 5]))
+            .with_preferred(Some(NodeId(2)));
+        for (members, counts) in [
+            (&plain, [3, 0, 2, 0, 1, 0, 1, 0]),
+            (&more, [3, 0, 2, 0, 1, 1, 1, 2]),
+        ] {
+            let mut bytes = Vec::new();
+            put_configuration(&mut bytes, members);
+            let found: Vec<u16> = (0..8).map(|at| u16_at(&bytes, 2 * at)).collect();
+            assert_eq!(found, counts);
+            assert_eq!(parse_configuration(&bytes).as_ref(), Some(members));
+            assert_eq!(parse_configuration(&bytes[..bytes.len() - 8]), None);
+        }
+    }
 }

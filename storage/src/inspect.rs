@@ -441,8 +441,10 @@ fn describe(configuration: &Configuration) -> String {
         ("learners-next", configuration.learners_next()),
         ("witnesses", configuration.witnesses()),
     ];
+    let preferred = configuration.preferred();
     let named = lists
         .into_iter()
+        .chain([("preferred", preferred.as_slice())])
         .filter(|(_, nodes)| !nodes.is_empty())
         .map(|(name, nodes)| {
             let nodes: Vec<String> = nodes.iter().map(|node| node.to_string()).collect();

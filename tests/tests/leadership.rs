@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use polyraft::Error;
+use polyraft::{Error, MemberChange, NodeId};
 use polyraft_tests::{Cluster, small_config, until};
 
 const ALL: [u64; 3] = [1, 2, 3];
@@ -115,5 +115,72 @@ async fn groups_go_back_to_the_nodes_that_should_lead_them() {
         let proposed = cluster.node(3).group(group).propose("after").await;
         proposed.expect("a commit");
     }
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn leaders_go_to_preferred_nodes_and_to_those_of_higher_priority() {
+    let mut config = small_config();
+    config.election.rebalance_delay = Duration::from_millis(100);
+    let mut last = config.clone();
+    last.election.priority = 0;
+    let mut cluster = Cluster::start(3, config.clone()).await;
+    cluster.stop(3).await;
+    cluster.reconfigure(last);
+    cluster.open(3).await.unwrap();
+    for node in [1, 2] {
+        cluster.sees(node, 3, true).await;
+        cluster.sees(3, node, true).await;
+    }
+    cluster.node(1).create_groups(0..30, &ALL).await.unwrap();
+    cluster.led(0..30).await;
+    let leader = |cluster: &Cluster, group: u64| {
+        let handle = cluster.node(2).group(group);
+        handle.leader().map(|(leader, _)| leader.0)
+    };
+    until("nobody is led by the last one", async || {
+        // Its neighbours share what it would lead.
+        let should = |group: u64| match (group % 3, group / 3 % 2) {
+            (0, _) | (2, 0) => 1,
+            _ => 2,
+        };
+        (0..30).all(|group| leader(&cluster, group) == Some(should(group)))
+    })
+    .await;
+    // What a group prefers comes first, and is found again after a restart.
+    for group in 0..30 {
+        until("a preference is taken", async || {
+            for id in 1..=3 {
+                let handle = cluster.node(id).group(group);
+                let prefer = [MemberChange::Prefer(NodeId(2))];
+                let changed = handle.change_members(prefer, Duration::from_secs(30)).await;
+                if changed.is_ok_and(|members| members.preferred == Some(NodeId(2))) {
+                    return true;
+                }
+            }
+            false
+        })
+        .await;
+    }
+    let all_at_two = async |cluster: &Cluster| {
+        until("the preferred node leads", async || {
+            (0..30).all(|group| leader(cluster, group) == Some(2))
+        })
+        .await;
+    };
+    all_at_two(&cluster).await;
+    cluster.reconfigure(config);
+    cluster.stop(2).await;
+    for node in [1, 3] {
+        until("another one leads meanwhile", async || {
+            (0..30).all(|group| {
+                let handle = cluster.node(node).group(group);
+                handle.leader().is_some_and(|(leader, _)| leader.0 != 2)
+            })
+        })
+        .await;
+    }
+    cluster.open(2).await.unwrap();
+    all_at_two(&cluster).await;
     cluster.stop_all().await;
 }

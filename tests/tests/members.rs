@@ -27,6 +27,7 @@ fn members(voters: &[u64], learners: &[u64]) -> Membership {
         outgoing: Vec::new(),
         learners: nodes(learners),
         witnesses: Vec::new(),
+        preferred: None,
     }
 }
 

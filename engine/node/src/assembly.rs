@@ -15,7 +15,7 @@ use polyraft_transport::{Identity, Network};
 
 use crate::apply::{Applier, ApplyBacklog, Task};
 use crate::clock::{Clock, micros};
-use crate::config::{ByteSize, Config, WalMode};
+use crate::config::{ByteSize, Config, USUAL_PRIORITY, WalMode};
 use crate::directory::Directory;
 use crate::error::OpenError;
 use crate::event::ShardEvent;
@@ -173,6 +173,7 @@ impl Assembly {
                 beat: micros(config.liveness.beat_interval),
                 silence: micros(config.election.timeout_min),
                 drift_ppm: u64::from(config.liveness.clock_drift_ppm),
+                priority: priority(config),
             },
         };
         let wals = self.opened.wals;
@@ -257,6 +258,10 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
+fn priority(config: &Config) -> u8 {
+    u8::try_from(config.election.priority).unwrap_or(USUAL_PRIORITY)
+}
+
 fn limits(config: &Config) -> Limits {
     Limits {
         turn_events: config.batch.turn_events as usize,
@@ -270,6 +275,7 @@ fn limits(config: &Config) -> Limits {
         // Long enough for the other members to create the group, short against their election timeouts.
         campaign_delay: micros(config.election.timeout_min) / 8,
         rebalance_delay: micros(config.election.rebalance_delay),
+        priority: priority(config),
         stall_timeout: micros(config.wal.stall_timeout),
         repair: config.wal.repair,
         append_lanes: config.transport.append_lanes as usize,

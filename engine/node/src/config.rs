@@ -25,6 +25,9 @@ pub use sections::{
     Wal, WalMode,
 };
 
+/// How readily a node leads that says nothing about it.
+pub(crate) const USUAL_PRIORITY: u8 = 100;
+
 /// Everything about a node that can be tuned. What a node *is* (its id, its peers, its directory)
 /// is given to its builder instead.
 ///

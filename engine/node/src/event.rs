@@ -72,6 +72,8 @@ pub(crate) enum ShardEvent {
     },
     /// The home shard judges another node alive or silent.
     Peer { node: NodeId, alive: bool },
+    /// How readily another node should lead.
+    Priority { node: NodeId, priority: u8 },
     /// `by` claims (a term) or no longer claims (none) to lead these groups.
     Claims {
         by: NodeId,

@@ -343,6 +343,7 @@ mod tests {
             taken: 6,
             promise: 7,
             wants_answer: true,
+            priority: 100,
         };
         wire::put_beat(&mut node, &beat);
         let later = Reign {

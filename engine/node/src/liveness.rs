@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{GroupId, NodeId, Tick};
 
+use crate::config::USUAL_PRIORITY;
 use crate::event::Reign;
 use crate::pace::Pace;
 use crate::pulse::Expected;
@@ -43,6 +44,8 @@ pub(crate) struct Beat {
     pub(crate) promise: u64,
     /// The sender wants a beat back at once.
     pub(crate) wants_answer: bool,
+    /// How readily the sender's node should lead, at most [`USUAL_PRIORITY`].
+    pub(crate) priority: u8,
 }
 
 /// What the owner has to do.
@@ -65,6 +68,8 @@ pub(crate) enum Action {
     },
     /// Ask a peer for all of its claims.
     RequestTable { from: NodeId },
+    /// Tell every shard how readily a peer should lead. Comes before it lives.
+    Priority { node: NodeId, priority: u8 },
     /// Tell every shard that a peer lives or is silent.
     Peer { node: NodeId, alive: bool },
     /// Tell the shards what a peer claims now.
@@ -85,7 +90,7 @@ pub(crate) enum Untaken {
     Disputed,
 }
 
-/// The intervals that liveness works with, in microseconds.
+/// The intervals that liveness works with, in microseconds, and what a node says of itself.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Intervals {
     pub(crate) beat: u64,
@@ -93,6 +98,8 @@ pub(crate) struct Intervals {
     pub(crate) silence: u64,
     /// By how much two clocks may differ in rate, in parts per million.
     pub(crate) drift_ppm: u64,
+    /// How readily this node should lead, which its beats say.
+    pub(crate) priority: u8,
 }
 
 /// Everything this node knows of the other nodes' life, and what it has told them of its own.
@@ -117,6 +124,7 @@ struct Peer {
     /// What it showed when its connection came up; a beat of another incarnation is dropped.
     incarnation: Option<u64>,
     alive: bool,
+    priority: u8,
     heard_at: Tick,
     heard_sequence: u64,
     sent_sequence: u64,
@@ -412,6 +420,13 @@ impl Liveness {
         self.pace.heard(place, at);
         peer.heard_sequence = beat.sequence;
         peer.heard_at = peer.heard_at.max(at);
+        if peer.priority != beat.priority {
+            peer.priority = beat.priority;
+            out.push(Action::Priority {
+                node: from,
+                priority: beat.priority,
+            });
+        }
         if !peer.alive {
             peer.alive = true;
             out.push(Action::Peer {
@@ -579,6 +594,7 @@ impl Peer {
             is_gone: false,
             incarnation: None,
             alive: false,
+            priority: USUAL_PRIORITY,
             heard_at: Tick(0),
             heard_sequence: 0,
             sent_sequence: 0,
@@ -645,6 +661,7 @@ impl Peer {
             taken: self.taken(),
             promise: intervals.silence,
             wants_answer,
+            priority: intervals.priority,
         };
         Action::Beat {
             to: self.node,

@@ -101,6 +101,7 @@ mod tests {
             taken: 0,
             promise: 0,
             wants_answer: false,
+            priority: 100,
         }
     }
 

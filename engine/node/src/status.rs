@@ -58,6 +58,8 @@ pub struct Membership {
     pub learners: Vec<NodeId>,
     /// Those among the others that store no payload.
     pub witnesses: Vec<NodeId>,
+    /// Who should lead, if it can and [`config::Election::rebalance_delay`](crate::config::Election::rebalance_delay) is set.
+    pub preferred: Option<NodeId>,
 }
 
 impl Membership {
@@ -67,6 +69,7 @@ impl Membership {
             outgoing: configuration.outgoing().to_vec(),
             learners: configuration.learners().to_vec(),
             witnesses: configuration.witnesses().to_vec(),
+            preferred: configuration.preferred(),
         }
     }
 

@@ -479,7 +479,10 @@ pub(crate) fn put_beat(out: &mut BytesMut, beat: &Beat) {
         out.put_u64_le(beat.of);
         out.put_u64_le(beat.taken);
         out.put_u64_le(beat.promise);
-        out.put_u8(beat.wants_answer.into());
+        // What was said before there were priorities says the usual one.
+        let below =
+            crate::config::USUAL_PRIORITY - beat.priority.min(crate::config::USUAL_PRIORITY);
+        out.put_u8(u8::from(beat.wants_answer) | below << 1);
     });
 }
 
@@ -851,7 +854,7 @@ fn decode<'a>(
             return members::decode(kind, group, body);
         }
         Kind::Beat => {
-            return Ok(Record::Beat(Beat {
+            let mut beat = Beat {
                 incarnation: body.u64()?,
                 sequence: body.u64()?,
                 heard: body.u64()?,
@@ -859,8 +862,14 @@ fn decode<'a>(
                 of: body.u64()?,
                 taken: body.u64()?,
                 promise: body.u64()?,
-                wants_answer: body.bool("beat")?,
-            }));
+                wants_answer: false,
+                priority: crate::config::USUAL_PRIORITY,
+            };
+            let last = body.u8()?;
+            beat.wants_answer = last & 1 != 0;
+            let priority = beat.priority.checked_sub(last >> 1);
+            beat.priority = priority.ok_or(WireError::Value("beat"))?;
+            return Ok(Record::Beat(beat));
         }
         Kind::ClaimsRequest => return Ok(Record::ClaimsRequest),
         Kind::ClaimsDelta

@@ -31,6 +31,8 @@ struct More {
     learners_next: Nodes,
     /// Members of any of these lists that store no payload.
     witnesses: Nodes,
+    /// Who should lead. One of the voters, and no witness.
+    preferred: Option<NodeId>,
 }
 
 fn sorted(nodes: impl IntoIterator<Item = NodeId>) -> Nodes {
@@ -74,6 +76,7 @@ impl Configuration {
             learners,
             learners_next,
             witnesses: Nodes::new(),
+            preferred: None,
         };
         let more = (more != More::default()).then(|| Box::new(more));
         Configuration { voters, more }
@@ -146,6 +149,24 @@ impl Configuration {
             !half.is_empty() && witnesses > half.len() / 2
         };
         could(&self.voters) || could(self.outgoing())
+    }
+
+    /// The same members, of whom `node` should lead: a voter that is no witness, or it is left out. Comes after
+    /// [`Configuration::with_witnesses`].
+    #[must_use]
+    pub fn with_preferred(mut self, node: Option<NodeId>) -> Configuration {
+        let node = node.filter(|node| self.full_voters().any(|voter| voter == *node));
+        if node.is_some() || self.more.is_some() {
+            self.more.get_or_insert_default().preferred = node;
+        }
+        self.more.take_if(|more| **more == More::default());
+        self
+    }
+
+    /// Who should lead, if it can.
+    #[must_use]
+    pub fn preferred(&self) -> Option<NodeId> {
+        self.more.as_ref().and_then(|more| more.preferred)
     }
 
     /// Whether two halves count.

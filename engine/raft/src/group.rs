@@ -466,7 +466,29 @@ impl Group {
             } else {
                 self.rng.within(low, high)
             };
+            let timeout = timeout + self.handicap(env);
             self.set_deadline(env.now.after(timeout), out);
+        }
+    }
+
+    /// By how much longer it waits before it campaigns, because somebody who lives should rather lead: as long as others differ
+    /// among each other, so that it comes after all of them if they can, and not much later if they can't.
+    fn handicap(&self, env: &Env<'_>) -> u64 {
+        let (members, alive) = (&self.configuration, env.alive);
+        let preferred = members.preferred().filter(|node| alive.priority(*node) > 0);
+        if preferred.is_none() && alive.are_equal() {
+            return 0;
+        }
+        let rank = |node: NodeId| (preferred == Some(node), alive.priority(node));
+        let own = rank(self.node);
+        let mut others = members.full_voters().filter(|node| alive.contains(*node));
+        match others.any(|node| node != self.node && rank(node) > own) {
+            true => {
+                let settings = env.settings;
+                let (low, high) = (settings.election_timeout_min, settings.election_timeout_max);
+                high.saturating_sub(low)
+            }
+            false => 0,
         }
     }
 

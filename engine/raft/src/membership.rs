@@ -25,6 +25,10 @@ pub enum MemberChange {
     WitnessLearner(NodeId),
     /// No member.
     Remove(NodeId),
+    /// What it is, or becomes with the other changes: a voter that stores payloads. It should lead, and nobody else.
+    Prefer(NodeId),
+    /// What it is. Nobody should lead rather than others, if that was the one who should.
+    Unprefer(NodeId),
 }
 
 impl MemberChange {
@@ -36,8 +40,16 @@ impl MemberChange {
             | MemberChange::Learner(node)
             | MemberChange::Witness(node)
             | MemberChange::WitnessLearner(node)
-            | MemberChange::Remove(node) => node,
+            | MemberChange::Remove(node)
+            | MemberChange::Prefer(node)
+            | MemberChange::Unprefer(node) => node,
         }
+    }
+
+    /// Whether it says what the node is, and not only who should lead.
+    #[must_use]
+    pub const fn is_role(self) -> bool {
+        !matches!(self, MemberChange::Prefer(_) | MemberChange::Unprefer(_))
     }
 
     /// Whether the node shall store no payload.
@@ -88,6 +100,11 @@ pub enum ChangeRefused {
     TooManyWitnesses,
     /// The node is a member that stores payloads and should not any more, or the other way round: remove it first.
     KindKept {
+        /// The node.
+        node: NodeId,
+    },
+    /// The node that should lead would be no voter, or one without payloads.
+    CannotLead {
         /// The node.
         node: NodeId,
     },
@@ -223,10 +240,23 @@ impl Configuration {
     pub fn changed(&self, changes: &[MemberChange]) -> Result<Configuration, ChangeRefused> {
         let mut voters: SmallVec<[NodeId; 8]> = self.voters().into();
         let mut learners: SmallVec<[NodeId; 8]> = self.learners().into();
+        let mut preferred = self.preferred();
         for (at, change) in changes.iter().enumerate() {
             let node = change.node();
-            if changes[..at].iter().any(|earlier| earlier.node() == node) {
+            let is_alike = |earlier: &MemberChange| match change.is_role() {
+                true => earlier.is_role() && earlier.node() == node,
+                false => !earlier.is_role(),
+            };
+            if changes[..at].iter().any(is_alike) {
                 return Err(ChangeRefused::Repeated { node });
+            }
+            match change {
+                MemberChange::Prefer(_) => preferred = Some(node),
+                MemberChange::Unprefer(_) => _ = preferred.take_if(|known| *known == node),
+                _ => {}
+            }
+            if !change.is_role() {
+                continue;
             }
             let stays = !matches!(change, MemberChange::Remove(_));
             if stays && self.contains(node) && self.is_witness(node) != change.is_witness() {
@@ -237,7 +267,7 @@ impl Configuration {
             match change {
                 MemberChange::Voter(_) | MemberChange::Witness(_) => voters.push(node),
                 MemberChange::Learner(_) | MemberChange::WitnessLearner(_) => learners.push(node),
-                MemberChange::Remove(_) => {}
+                _ => {}
             }
         }
         if voters.is_empty() {
@@ -254,6 +284,13 @@ impl Configuration {
         let changed = changed.with_witnesses(self.witnesses().iter().copied().chain(brought));
         if changed.witnesses_could_decide() && !mutants::is_active(Mutant::WitnessMajority) {
             return Err(ChangeRefused::TooManyWitnesses);
+        }
+        let changed = changed.with_preferred(preferred);
+        let mut wanted = changes.iter().filter(|change| !change.is_role());
+        if let Some(MemberChange::Prefer(node)) = wanted.next()
+            && changed.preferred() != Some(*node)
+        {
+            return Err(ChangeRefused::CannotLead { node: *node });
         }
         match changed == *self {
             true => Err(ChangeRefused::Unchanged),
@@ -272,6 +309,7 @@ impl Configuration {
             [],
         )
         .with_witnesses(self.witnesses().iter().copied())
+        .with_preferred(self.preferred())
     }
 }
 
@@ -764,7 +802,7 @@ mod tests {
                     MemberChange::Learner(_) | MemberChange::WitnessLearner(_) => {
                         _ = to_learn.insert(node);
                     }
-                    MemberChange::Remove(_) => {}
+                    _ => {}
                 }
                 if change.is_witness() {
                     to_witness.insert(node);
@@ -829,6 +867,34 @@ mod tests {
                 prop_assert!(!(decides(&during, &yes) && decides(&after, &others)));
             }
         }
+    }
+
+    #[test]
+    fn who_should_lead_is_a_voter_with_payloads_and_stays_so_until_it_is_none() {
+        let voters = Configuration::simple((1..=3).map(NodeId)).with_witnesses([NodeId(3)]);
+        let prefer = |node| MemberChange::Prefer(NodeId(node));
+        let two = voters.changed(&[prefer(2)]).unwrap();
+        assert_eq!((two.preferred(), two.is_joint()), (Some(NodeId(2)), false));
+        assert_eq!(two.changed(&[prefer(2)]), Err(ChangeRefused::Unchanged));
+        for node in [3, 4].map(NodeId) {
+            let refused = Err(ChangeRefused::CannotLead { node });
+            assert_eq!(voters.changed(&[MemberChange::Prefer(node)]), refused);
+        }
+        let repeated = ChangeRefused::Repeated { node: NodeId(2) };
+        assert_eq!(voters.changed(&[prefer(1), prefer(2)]), Err(repeated));
+        // It may become a voter with the same change, and ceases to be the one with its vote.
+        let four = [MemberChange::Voter(NodeId(4)), prefer(4)];
+        let four = two.changed(&four).unwrap();
+        assert_eq!(
+            (four.preferred(), four.left().preferred()),
+            (Some(NodeId(4)), Some(NodeId(4)))
+        );
+        let gone = two.changed(&[MemberChange::Remove(NodeId(2))]).unwrap();
+        assert_eq!(gone.preferred(), None);
+        assert_eq!(
+            two.changed(&[MemberChange::Unprefer(NodeId(2))]),
+            Ok(voters)
+        );
     }
 
     #[test]

@@ -1,14 +1,19 @@
-//! The set of nodes believed to be alive. Small, sorted, and never without the node itself.
+//! The set of nodes believed to be alive, and which of them should rather lead. Small, sorted, and never without the node itself.
 
 use smallvec::{SmallVec, smallvec};
 
 use crate::NodeId;
+
+/// The priority of a node of which nothing else is known.
+const USUAL: u8 = 100;
 
 /// A small sorted set of nodes which always holds the node it was made for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeSet {
     own: NodeId,
     nodes: SmallVec<[NodeId; 8]>,
+    /// Nodes with another priority than the usual one, alive or not.
+    priorities: SmallVec<[(NodeId, u8); 2]>,
 }
 
 impl NodeSet {
@@ -18,6 +23,7 @@ impl NodeSet {
         NodeSet {
             own,
             nodes: smallvec![own],
+            priorities: SmallVec::new(),
         }
     }
 
@@ -54,6 +60,30 @@ impl NodeSet {
             }
             _ => false,
         }
+    }
+
+    /// Nodes with a higher priority should rather lead; 0: only if nobody else can. 100 unless said. It stays known of a node that
+    /// is not in the set.
+    pub fn set_priority(&mut self, node: NodeId, priority: u8) {
+        self.priorities.retain(|(known, _)| *known != node);
+        if priority != USUAL {
+            self.priorities.push((node, priority));
+        }
+    }
+
+    /// See [`NodeSet::set_priority`].
+    #[must_use]
+    pub fn priority(&self, node: NodeId) -> u8 {
+        let mut known = self.priorities.iter();
+        let known = known.find(|(known, _)| *known == node);
+        known.map_or(USUAL, |(_, priority)| *priority)
+    }
+
+    /// Whether no node has another priority than the usual one.
+    #[inline]
+    #[must_use]
+    pub fn are_equal(&self) -> bool {
+        self.priorities.is_empty()
     }
 
     /// All nodes in ascending order.

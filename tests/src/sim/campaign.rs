@@ -88,6 +88,7 @@ pub struct Sum {
     lives: u64,
     splits: u64,
     moved: u64,
+    preferred: u64,
     faults: [u64; Fault::ALL.len()],
     hash: u64,
 }
@@ -121,6 +122,7 @@ impl Sum {
         self.lives += counts.lives;
         self.splits += counts.splits;
         self.moved += counts.moved;
+        self.preferred += counts.preferred;
         for (sum, count) in self.faults.iter_mut().zip(counts.faults) {
             *sum += u64::from(count);
         }
@@ -150,6 +152,10 @@ impl Sum {
             ("a group in a later life".to_owned(), self.lives),
             ("a group split off".to_owned(), self.splits),
             ("a key that had moved".to_owned(), self.moved),
+            (
+                "a group led by the node that it prefers".to_owned(),
+                self.preferred,
+            ),
             ("an unknown outcome".to_owned(), self.unknown),
             ("a read beside the log".to_owned(), self.queries),
             (
@@ -180,7 +186,7 @@ impl fmt::Display for Sum {
         )?;
         writeln!(
             f,
-            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} replicas repaired, {} parts damaged; {} groups destroyed and created again, {} split off, {} operations that came too late for that; in sessions {} proposals tried again, {} replies not kept, {} expired",
+            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} replicas repaired, {} parts damaged; {} groups destroyed and created again, {} split off, {} operations that came too late for that, {} led by the node that they prefer; in sessions {} proposals tried again, {} replies not kept, {} expired",
             self.acknowledged,
             self.queries,
             self.unknown,
@@ -195,6 +201,7 @@ impl fmt::Display for Sum {
             self.lives,
             self.splits,
             self.moved,
+            self.preferred,
             self.tried_again,
             self.forgotten,
             self.expired
@@ -230,6 +237,7 @@ mod tests {
             lives: 1,
             splits: 1,
             moved: 1,
+            preferred: 1,
             faults: [1; Fault::ALL.len()],
             ..Sum::default()
         };

@@ -116,12 +116,17 @@ impl World {
     ) -> Option<(Vec<MemberChange>, Duration)> {
         let sim = self.hosts[node as usize].node.as_ref()?;
         let (core, _) = sim.replica(group)?;
-        if !self.plan.churns(group) || core.role() != Role::Leader {
+        let churns = self.plan.churns(group);
+        if !(churns || self.plan.prefers) || core.role() != Role::Leader {
             return None;
         }
         let members = core.configuration().clone();
         let mut changes = Vec::new();
-        for _ in 0..self.rng.within(1, 2) {
+        let roles = match churns {
+            true => self.rng.within(1, 2),
+            false => 0,
+        };
+        for _ in 0..roles {
             let who = NodeId(self.rng.within(1, self.plan.nodes));
             let is_likely = self.rng.chance(600_000);
             let change = match (members.is_voter(who), members.is_learner(who), is_likely) {
@@ -135,8 +140,15 @@ impl World {
                 false => change,
             });
         }
+        if self.plan.prefers && (!churns || self.rng.chance(500_000)) {
+            let who = NodeId(self.rng.within(1, self.plan.nodes));
+            changes.push(match self.rng.chance(800_000) {
+                true => MemberChange::Prefer(who),
+                false => MemberChange::Unprefer(who),
+            });
+        }
         let mut voters: Vec<u64> = members.voters().iter().map(|node| node.0).collect();
-        for change in &changes {
+        for change in changes.iter().filter(|change| change.is_role()) {
             voters.retain(|voter| *voter != change.node().0);
             if let MemberChange::Voter(node) | MemberChange::Witness(node) = change {
                 voters.push(node.0);

@@ -38,13 +38,15 @@ impl World {
         ));
         host.queue = CompletionQueue::new();
         let path = machine::data_dir(id);
+        let mut config = self.plan.config.clone();
+        config.election.priority = self.plan.priorities[id as usize - 1];
         let place = SimPlace {
             disk: Arc::new(host.disk.clone()),
             path: &path,
             cluster: "sim",
             id,
             peers: &peers,
-            config: &self.plan.config,
+            config: &config,
             clock: Arc::clone(&host.clock),
         };
         let port = Arc::clone(&host.port);

@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::task::{Context, Poll, Waker};
 
-use polyraft::{GroupId, Read, Role};
+use polyraft::{GroupId, NodeId, Read, Role};
 
 use super::checks::{Failure, Verdict, broken};
 use super::ends::group_of;
@@ -300,6 +300,15 @@ impl World {
     /// The state machines of a group hold the same.
     fn check_states(&mut self, group: GroupId) -> Verdict {
         let members = self.members_of(group);
+        let leads_as_preferred = members.iter().any(|member| {
+            let node = self.hosts[*member as usize].node.as_ref();
+            let core = node.and_then(|node| node.replica(group));
+            core.is_some_and(|(core, _)| {
+                let preferred = core.configuration().preferred();
+                core.role() == Role::Leader && preferred == Some(NodeId(*member))
+            })
+        });
+        self.counts.preferred += u64::from(leads_as_preferred);
         let life = members.iter().find_map(|member| {
             let node = self.hosts[*member as usize].node.as_ref()?;
             let (core, _) = node.replica(group)?;

@@ -125,6 +125,10 @@ pub struct Plan {
     pub churns: Vec<bool>,
     /// Whether nodes become witnesses where members change.
     pub has_witnesses: bool,
+    /// Whether leaders are asked to prefer nodes.
+    pub prefers: bool,
+    /// How readily each node leads.
+    pub priorities: Vec<u32>,
     /// What every node is configured with.
     pub config: Config,
     /// How fast each node's clock runs, in parts per million more or less than real time.
@@ -201,6 +205,8 @@ impl Plan {
             churns: vec![false; members.len()],
             has_witnesses: false,
             splits: vec![false; members.len()],
+            prefers: false,
+            priorities: vec![100; nodes as usize],
             members,
             clock_ppm: (0..nodes)
                 .map(|_| rng.within(0, 2 * skew) as i64 - skew as i64)
@@ -238,6 +244,7 @@ impl Plan {
         ends(&mut plan);
         witnesses(&mut plan);
         splits(&mut plan);
+        priorities(&mut plan);
         plan
     }
 
@@ -395,6 +402,21 @@ fn splits(plan: &mut Plan) {
     }
 }
 
+/// In some worlds nodes should lead more or less readily, and leaders are asked to prefer some. Drawn from a source of its own, so that
+/// the others stay as they were.
+fn priorities(plan: &mut Plan) {
+    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0x0921_0217));
+    if !rng.chance(150_000) {
+        return;
+    }
+    plan.prefers = true;
+    for priority in &mut plan.priorities {
+        *priority = *rng.pick(&[100, 100, 50, 0]) as u32;
+    }
+    let weight = &mut plan.weights[Fault::Reconfigure as usize];
+    *weight = (*weight).max(10);
+}
+
 /// Small limits, so that every one of them is reached.
 fn config(rng: &mut Rng) -> Config {
     let millis = Duration::from_millis;
@@ -475,6 +497,9 @@ impl fmt::Display for Plan {
         }
         let children = self.members.len() as u64 - self.roots;
         writeln!(f, ", at most {children} split off")?;
+        if self.prefers {
+            writeln!(f, "  priorities {:?}", self.priorities)?;
+        }
         writeln!(f, "  clocks {:?} ppm", self.clock_ppm)?;
         writeln!(
             f,

@@ -156,6 +156,8 @@ pub struct Counts {
     pub splits: u64,
     /// Operations that came to a group which did not have their key any more.
     pub moved: u64,
+    /// Groups that are led by the node that they prefer, at the end.
+    pub preferred: u64,
     /// Starts that failed because the power was cut again.
     pub failed_recoveries: u64,
     /// Faults that took effect, by [`Fault::ALL`].

@@ -83,6 +83,7 @@ pub(super) const KEYS: &[Key] = &[
     Key::new("election", "timeout_min", millis(10, 60_000)),
     Key::new("election", "timeout_max", millis(10, 60_000)),
     Key::new("election", "rebalance_delay", micros(0, 3_600_000_000)),
+    Key::new("election", "priority", Allowed::Count(0, 100)),
     Key::new("liveness", "beat_interval", millis(1, 10_000)),
     Key::new("liveness", "clock_drift_ppm", Allowed::Count(0, 500_000)),
     Key::new(

@@ -35,6 +35,11 @@ pub struct Election {
     /// Default `0us`; allowed `0us` to `3600s`; takes effect at restart.
     #[serde(with = "units::duration")]
     pub rebalance_delay: Duration,
+    /// How readily this node leads. Of the voters of a group those with the highest priority should lead it: they campaign first,
+    /// and with `rebalance_delay` groups are handed to them. With `0` it is preferred by no group, and campaigns behind all others.
+    ///
+    /// Default `100`; allowed `0` to `100`; takes effect at restart.
+    pub priority: u32,
 }
 
 impl Default for Election {
@@ -43,6 +48,7 @@ impl Default for Election {
             timeout_min: Duration::from_millis(150),
             timeout_max: Duration::from_millis(300),
             rebalance_delay: Duration::ZERO,
+            priority: u32::from(super::USUAL_PRIORITY),
         }
     }
 }

@@ -6,6 +6,7 @@ const INTERVALS: Intervals = Intervals {
     beat: 25_000,
     silence: 150_000,
     drift_ppm: 100_000,
+    priority: 100,
 };
 /// A claim of the first life.
 fn at_term(term: u64) -> Reign {
@@ -106,7 +107,10 @@ impl Pair {
                 }
                 Action::RequestTable { .. } => receiver.table_requested(from),
                 Action::Beat { .. } | Action::Delta { .. } => {}
-                own @ (Action::Peer { .. } | Action::Claims { .. } | Action::Stands(_)) => {
+                own @ (Action::Peer { .. }
+                | Action::Priority { .. }
+                | Action::Claims { .. }
+                | Action::Stands(_)) => {
                     self.sent -= 1;
                     self.note(from, own);
                     continue;
@@ -170,6 +174,7 @@ fn a_peer_that_is_taken_out_is_silent_and_what_it_claimed_is_void() {
         taken: 0,
         promise: 0,
         wants_answer: false,
+        priority: 100,
     };
     liveness.link_up(Tick(10), three, 30, &mut out);
     liveness.beat(Tick(20), three, beat(1), &mut out);
@@ -348,6 +353,7 @@ fn a_beat_of_another_incarnation_or_an_old_one_is_no_sign_of_life() {
         taken: 0,
         promise: 150_000,
         wants_answer: false,
+        priority: 100,
     };
     let other = Beat {
         incarnation: 9,
@@ -358,6 +364,7 @@ fn a_beat_of_another_incarnation_or_an_old_one_is_no_sign_of_life() {
         taken: 0,
         promise: 150_000,
         wants_answer: false,
+        priority: 100,
     };
     pair.two.beat(pair.now, ONE, stale, &mut out);
     pair.two.beat(pair.now, ONE, other, &mut out);
@@ -464,6 +471,7 @@ fn an_answer_to_an_earlier_life_says_nothing() {
         taken,
         promise: 150_000,
         wants_answer: false,
+        priority: 100,
     };
     let mut out = Vec::new();
     pair.one.beat(pair.now, TWO, answer(7, 1), &mut out);
@@ -548,4 +556,40 @@ fn a_long_turn_beats_and_says_nothing_new() {
             Action::Delta { to: TWO, .. }
         ]
     ));
+}
+
+#[test]
+fn a_priority_is_told_before_its_node_lives_and_once() {
+    let mut pair = Pair::new();
+    let low = Intervals {
+        priority: 7,
+        ..INTERVALS
+    };
+    pair.run(3);
+    pair.take_seen();
+    pair.one = Liveness::new(ONE, 2, low, [TWO]);
+    pair.connect(2);
+    pair.run(9);
+    let told = Action::Priority {
+        node: ONE,
+        priority: 7,
+    };
+    let seen = pair.take_seen();
+    let lives = Action::Peer {
+        node: ONE,
+        alive: true,
+    };
+    let places: Vec<usize> = [told, lives]
+        .iter()
+        .map(|wanted| {
+            seen.iter()
+                .position(|one| one == wanted)
+                .expect("it is told")
+        })
+        .collect();
+    assert!(places[0] < places[1], "{seen:?}");
+    let again = seen
+        .iter()
+        .filter(|one| matches!(one, Action::Priority { .. }));
+    assert_eq!(again.count(), 1);
 }

@@ -2,9 +2,10 @@
 //! members as at the beginning. Nothing is looked for: a group is noted when it gets a leader elsewhere, or when its node
 //! comes back. It must never hand over many groups at once, nor try again by itself what did not work.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 
-use polyraft_raft::{Event, GroupId, NodeId, ProgressState, Tick};
+use polyraft_raft::{Configuration, Event, GroupId, NodeId, NodeSet, ProgressState, Tick};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
@@ -59,19 +60,51 @@ pub(super) fn preferred(group: GroupId, voters: &[NodeId]) -> Option<NodeId> {
     voters.get(at as usize).copied()
 }
 
+/// Who should lead a group: whoever its members prefer, if that node leads at all; else one of those with the highest priority: the
+/// one at the place that the group's number gives, or a neighbour of it. Whether they live does not matter.
+///
+/// Which of two nodes is the better one does not depend on the others: two that live agree on it, whatever they know of a third.
+/// Otherwise they might hand a group to each other for ever.
+pub(super) fn rightful_of(
+    group: GroupId,
+    members: &Configuration,
+    nodes: &NodeSet,
+) -> Option<NodeId> {
+    if let Some(node) = members.preferred().filter(|node| nodes.priority(*node) > 0) {
+        return Some(node);
+    }
+    if members.witnesses().is_empty() && nodes.are_equal() {
+        return preferred(group, members.voters());
+    }
+    let full: SmallVec<[NodeId; 8]> = members.full_voters().collect();
+    let count = full.len() as u64;
+    let place = group.0.checked_rem(count)?;
+    // Neighbours on both sides share what somebody does not lead.
+    let goes_up = (group.0 / count).is_multiple_of(2);
+    let nearest = (0..count).map(|step| match goes_up {
+        true => (place + step) % count,
+        false => (place + count - step) % count,
+    });
+    let nearest = nearest.map(|at| full[at as usize]);
+    nearest.min_by_key(|node| Reverse(nodes.priority(*node)))
+}
+
 impl Shard {
     /// The voter that should lead a replica's group, if that is another node.
     fn rightful(&self, slot: u32) -> Option<NodeId> {
         let group = &self.replicas[slot as usize].group;
-        let members = group.configuration();
-        let node = match members.witnesses() {
-            [] => preferred(group.id(), members.voters()),
-            _ => {
-                let full: SmallVec<[NodeId; 8]> = members.full_voters().collect();
-                preferred(group.id(), &full)
-            }
-        };
+        let node = rightful_of(group.id(), group.configuration(), &self.alive);
         node.filter(|node| *node != self.shared.node)
+    }
+
+    /// How readily a peer should lead is known now.
+    pub(super) fn priority_known(&mut self, node: NodeId, priority: u8) {
+        self.alive.set_priority(node, priority);
+        for slot in 0..self.replicas.len() as u32 {
+            if leads(&self.replicas[slot as usize]) {
+                self.note_led(slot);
+            }
+        }
     }
 
     /// This node began to lead a group.
@@ -140,6 +173,44 @@ mod tests {
         }
         assert_eq!(led, [10, 10, 10]);
         assert_eq!(preferred(GroupId(1), &[]), None);
+    }
+
+    #[test]
+    fn who_is_preferred_should_lead_and_else_one_of_the_highest_priority() {
+        let three = Configuration::simple([1, 2, 3].map(NodeId));
+        let mut nodes = NodeSet::new(NodeId(1));
+        let should = |members: &Configuration, nodes: &NodeSet| {
+            [0, 1, 2].map(|group| rightful_of(GroupId(group), members, nodes).map_or(0, |n| n.0))
+        };
+        assert_eq!(should(&three, &nodes), [1, 2, 3]);
+        nodes.set_priority(NodeId(2), 0);
+        assert_eq!(should(&three, &nodes), [1, 3, 3]);
+        let shared = [1, 4].map(|group| rightful_of(GroupId(group), &three, &nodes));
+        assert_eq!(shared, [3, 1].map(|node| Some(NodeId(node))));
+        // Whatever one of them does not know of a third, two nodes never hand a group to each other.
+        for group in (0..12).map(GroupId) {
+            for (known, unknown) in [(0, 100), (50, 100), (100, 0)] {
+                let should = |priority| {
+                    let mut nodes = NodeSet::new(NodeId(1));
+                    nodes.set_priority(NodeId(3), priority);
+                    rightful_of(group, &three, &nodes).expect("there are voters")
+                };
+                let both = [should(known), should(unknown)];
+                assert!(both[0] == both[1] || both.contains(&NodeId(3)), "{both:?}");
+            }
+        }
+        nodes.set_priority(NodeId(3), 20);
+        assert_eq!(should(&three, &nodes), [1, 1, 1]);
+        let third = three.clone().with_preferred(Some(NodeId(3)));
+        assert_eq!(should(&third, &nodes), [3, 3, 3]);
+        let second = three.clone().with_preferred(Some(NodeId(2)));
+        assert_eq!(should(&second, &nodes), [1, 1, 1]);
+        for node in [1, 2, 3].map(NodeId) {
+            nodes.set_priority(node, 0);
+        }
+        assert_eq!(should(&three, &nodes), [1, 2, 3], "somebody has to");
+        let witness = three.with_witnesses([NodeId(1)]);
+        assert_eq!(should(&witness, &nodes), [2, 3, 2]);
     }
 
     #[test]

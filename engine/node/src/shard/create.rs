@@ -11,7 +11,7 @@ use polyraft_raft::{
 use polyraft_storage::{Creation, Ending, Lsn, RecoveredGroup, StorageError, Tombstone};
 use rustc_hash::FxHashMap;
 
-use super::balance::preferred;
+use super::balance::rightful_of;
 use super::replica::Replica;
 use super::{Deferred, Marks, Shard};
 use crate::apply::{Held, Task};
@@ -47,7 +47,7 @@ impl Shard {
         let mut later = Vec::new();
         for (group, life) in self.mine(groups) {
             self.keep_beating();
-            match self.create_one((group, life), &configuration, members) {
+            match self.create_one((group, life), &configuration) {
                 Ok(possible) if possible == life => {}
                 Ok(possible) => later.push((group.0, possible)),
                 Err(error) => result = Err(error),
@@ -62,7 +62,6 @@ impl Shard {
         &mut self,
         (group, life): (GroupId, Life),
         configuration: &Configuration,
-        members: &[NodeId],
     ) -> Result<Life, Error> {
         if let Some(here) = self.life_of(group).filter(|here| *here < life) {
             // The one who asks knows that this one is over.
@@ -80,7 +79,8 @@ impl Shard {
             (None, None) => None,
         };
         if let Some(existing) = existing {
-            return match *existing == *configuration {
+            // Whom it prefers may have been chosen since.
+            return match existing.clone().with_preferred(None) == *configuration {
                 true => Ok(self.life_of(group).unwrap_or(life)),
                 false => Err(Error::GroupExists {
                     group,
@@ -99,7 +99,8 @@ impl Shard {
         }
         let creation = Creation::founding(life, configuration.clone());
         // First leaders are spread over the members by the group's number; the others wait for an election timeout.
-        let campaigns = u8::from(preferred(group, members) == Some(self.shared.node));
+        let rightful = rightful_of(group, configuration, &self.alive);
+        let campaigns = u8::from(rightful == Some(self.shared.node));
         let created = self.create_group(group, creation, campaigns);
         created.map(|()| life).map_err(|error| Error::Fault {
             reason: error.to_string(),

@@ -431,6 +431,13 @@ impl Shard {
                     wire::put_claims_request(frame);
                 }
             }
+            Action::Priority { node, priority } => {
+                for shard in 1..self.shared.inboxes.len() {
+                    self.shared
+                        .tell(shard, ShardEvent::Priority { node, priority });
+                }
+                self.priority_known(node, priority);
+            }
             Action::Peer { node, alive } => {
                 let mut peers = self.shared.alive_peers.lock();
                 if alive {

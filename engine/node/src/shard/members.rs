@@ -173,6 +173,7 @@ impl Shard {
         }
         let brought = changes.iter().filter(|change| {
             !matches!(change, MemberChange::Remove(_))
+                && change.is_role()
                 && !core.configuration().contains(change.node())
         });
         for node in brought.map(|change| change.node()) {
@@ -649,6 +650,9 @@ fn words(why: ChangeRefused) -> String {
         ChangeRefused::NoVoters => "nobody would vote".to_owned(),
         ChangeRefused::TooManyWitnesses => {
             "witnesses alone could commit, and nobody would have what".to_owned()
+        }
+        ChangeRefused::CannotLead { node } => {
+            format!("node {node} can't be preferred: it would be no voter, or a witness")
         }
         ChangeRefused::KindKept { node } => format!(
             "node {node} is a member with payloads and would be one without, or the other way round; remove it first"

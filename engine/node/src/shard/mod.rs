@@ -105,6 +105,8 @@ pub(crate) struct Limits {
     pub(crate) proposal_timeout: u64,
     pub(crate) campaign_delay: u64,
     pub(crate) rebalance_delay: u64,
+    /// How readily this node should lead.
+    pub(crate) priority: u8,
     pub(crate) stall_timeout: u64,
     pub(crate) repair: bool,
     pub(crate) append_lanes: usize,
@@ -350,7 +352,8 @@ impl Shard {
     ) -> Self {
         let limits = options.limits.clone();
         let now = shared.clock.now();
-        let alive = NodeSet::new(shared.node);
+        let mut alive = NodeSet::new(shared.node);
+        alive.set_priority(shared.node, limits.priority);
         let mut snapshots = Snapshots::new(limits.snapshots, snapshots);
         let completed = snapshots.complete(&mut log);
         let opening = log
@@ -576,6 +579,7 @@ impl Shard {
             }
             ShardEvent::LinkUp { node, incarnation } => self.link_up(node, incarnation),
             ShardEvent::Peer { node, alive } => self.peer_changed(node, alive),
+            ShardEvent::Priority { node, priority } => self.priority_known(node, priority),
             ShardEvent::Claims { by, changes } => self.claims_changed(by, changes),
             ShardEvent::ClaimsTaken { by, untaken } => self.claims_taken(by, untaken),
             ShardEvent::ClaimsChanged { shard, claims } => self.tell_claims(shard, claims),

@@ -128,9 +128,14 @@ impl Shard {
     pub(super) fn other_voter(&self, slot: u32, attempt: usize) -> Option<NodeId> {
         let group = &self.replicas[slot as usize].group;
         let voters = group.configuration().full_voters();
-        let others: Vec<NodeId> = voters
+        let mut others: Vec<NodeId> = voters
             .filter(|voter| *voter != self.shared.node && self.alive.contains(*voter))
             .collect();
+        // Those with the highest priority first; then anybody who would do.
+        let highest = others.iter().map(|node| self.alive.priority(*node)).max();
+        if attempt < 2 {
+            others.retain(|node| Some(self.alive.priority(*node)) == highest);
+        }
         let at = (slot as usize + attempt) % others.len().max(1);
         others.get(at).copied()
     }

@@ -213,22 +213,25 @@ fn lists_of(configuration: &Configuration) -> [&[NodeId]; 5] {
 
 pub(super) fn configuration_bytes(configuration: &Configuration) -> usize {
     let nodes: usize = lists_of(configuration).iter().map(|list| list.len()).sum();
-    4 + 8 * nodes
+    4 + 8 * nodes + configuration.preferred().map_or(0, |_| 8)
 }
 
-/// Counts and then the nodes: incoming voters, outgoing voters, learners, next learners and witnesses. The counts of the last two
-/// share a byte.
+/// Counts and then the nodes: incoming voters, outgoing voters, learners, next learners, witnesses, and who should lead. The count
+/// of the last one shares a byte with that of the learners, and that of the witnesses one with that of the next learners.
 pub(crate) fn put_configuration(out: &mut BytesMut, configuration: &Configuration) {
     let lists = lists_of(configuration);
-    for list in &lists[..3] {
-        out.put_u8(u8::try_from(list.len()).expect("configurations are far smaller"));
-    }
-    let [next, witnesses] = [lists[3], lists[4]].map(|list| {
+    let count = |list: &[NodeId]| u8::try_from(list.len()).expect("configurations are far smaller");
+    let half = |list: &[NodeId]| {
         assert!(list.len() <= MAX_MEMBERS, "configurations are smaller");
         list.len() as u8
-    });
-    out.put_u8(next | witnesses << 4);
-    for node in lists.iter().flat_map(|list| list.iter()) {
+    };
+    let preferred = configuration.preferred();
+    let [voters, outgoing, learners, next, witnesses] = lists;
+    out.put_u8(count(voters));
+    out.put_u8(count(outgoing));
+    out.put_u8(half(learners) | half(preferred.as_slice()) << 4);
+    out.put_u8(half(next) | half(witnesses) << 4);
+    for node in lists.iter().flat_map(|list| list.iter()).chain(&preferred) {
         out.put_u64_le(node.0);
     }
 }
@@ -244,8 +247,13 @@ pub(super) fn configuration(body: &mut Body<'_>) -> Result<Configuration, WireEr
 
 /// What comes next is a configuration in the form in which it is written.
 pub(super) fn next_configuration(body: &mut Body<'_>) -> Result<Configuration, WireError> {
-    let [a, b, c, both] = [body.u8()?, body.u8()?, body.u8()?, body.u8()?];
-    let counts = [a, b, c, both & 15, both >> 4].map(usize::from);
+    let [a, b, c, d] = [body.u8()?, body.u8()?, body.u8()?, body.u8()?];
+    let counts = [a, b, c & 15, d & 15, d >> 4].map(usize::from);
+    let has_preferred = match c >> 4 {
+        0 => false,
+        1 => true,
+        _ => return Err(WireError::Value("configuration")),
+    };
     if counts.iter().any(|count| *count > MAX_MEMBERS)
         || body.0.len() < 8 * counts.iter().sum::<usize>()
     {
@@ -259,11 +267,18 @@ pub(super) fn next_configuration(body: &mut Body<'_>) -> Result<Configuration, W
     }
     let nodes = |at: usize| lists[at].iter().copied();
     let configuration = Configuration::joint(nodes(0), nodes(1), nodes(2), nodes(3));
-    let configuration = configuration.with_witnesses(nodes(4));
+    let preferred = match has_preferred {
+        true => Some(NodeId(body.u64()?)),
+        false => None,
+    };
+    let configuration = configuration
+        .with_witnesses(nodes(4))
+        .with_preferred(preferred);
     let as_written = lists_of(&configuration)
         .iter()
         .zip(&lists)
         .all(|(list, read)| **list == read[..]);
+    let as_written = as_written && configuration.preferred() == preferred;
     match as_written && !lists[0].is_empty() {
         true => Ok(configuration),
         false => Err(WireError::Value("configuration")),

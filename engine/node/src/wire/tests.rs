@@ -96,7 +96,9 @@ fn what_is_said_to_witnesses_comes_back() {
         commit: Index(8),
     };
     let members = Configuration::joint([1, 2, 3].map(NodeId), [3, 4].map(NodeId), [NodeId(5)], []);
-    let members = members.with_witnesses([3, 5].map(NodeId));
+    let members = members
+        .with_witnesses([3, 5].map(NodeId))
+        .with_preferred(Some(NodeId(1)));
     let mut frame = BytesMut::new();
     put_hollow_append(&mut frame, GroupId(7), &message, b"hollow");
     put_place(&mut frame, GroupId(8), Term(4), last, &members);
@@ -227,6 +229,7 @@ fn node_level_records_come_back_as_they_were_sent() {
         taken: 6,
         promise: 7,
         wants_answer: true,
+        priority: 100,
     };
     put_beat(&mut frame, &beat);
     put_claims_delta(

@@ -365,6 +365,13 @@ impl Cluster {
         self.forget(id, votes_again_at(last.max(self.nodes[&id].removed_at)));
     }
 
+    /// What all nodes know of one.
+    pub fn set_priority(&mut self, of: NodeId, priority: u8) {
+        for node in self.nodes.values_mut() {
+            node.alive.set_priority(of, priority);
+        }
+    }
+
     /// Whether a node's replica stores no payloads: that is decided when the cluster begins.
     pub fn is_witness(&self, id: NodeId) -> bool {
         self.witnesses.contains(&id)
@@ -961,6 +968,9 @@ impl Cluster {
             if !nodes.is_empty() {
                 line += &format!(", {what} {}", list(nodes));
             }
+        }
+        if let Some(node) = members.preferred() {
+            line += &format!(", preferred {node}");
         }
         line
     }

@@ -9,7 +9,8 @@
 //! | `lead N` | N campaigns and all rests, after every follower has heard of the first commit; prints nothing |
 //! | `transfer N M` | N shall hand the leadership to M |
 //! | `propose N [count]` | proposes |
-//! | `change N +A ~B -C ^D _E` | A shall vote, B shall learn, C shall be no member, D shall be a witness, E a learning one: N is asked |
+//! | `change N +A ~B -C ^D _E !F` | A shall vote, B shall learn, C shall be no member, D shall be a witness, E a learning one, F should lead: N is asked |
+//! | `priority N P` | all nodes learn the priority of N |
 //! | `members` | prints whom each node takes for members |
 //! | `read N [A,B]` | whether N may answer reads, and from which index on, while the nodes of the list stand by it |
 //! | `barrier N` | appends an entry that stands for nothing |
@@ -140,12 +141,17 @@ fn run(cluster: &mut Cluster, line: &str) -> String {
                     "+" => MemberChange::Voter(node),
                     "~" => MemberChange::Learner(node),
                     "^" => MemberChange::Witness(node),
+                    "!" => MemberChange::Prefer(node),
                     "_" => MemberChange::WitnessLearner(node),
                     _ => MemberChange::Remove(node),
                 }
             };
             let changes: Vec<MemberChange> = words[1..].iter().map(change).collect();
             cluster.step(node(), Event::ChangeMembers { changes: &changes });
+        }
+        "priority" => {
+            let priority = second().expect("a priority") as u8;
+            cluster.set_priority(node(), priority);
         }
         "members" => {
             printed.extend(cluster.ids().into_iter().map(|id| cluster.members_line(id)));

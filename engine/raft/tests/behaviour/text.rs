@@ -24,6 +24,7 @@ pub fn refusal(why: ChangeRefused) -> String {
         ChangeRefused::Repeated { node } => format!("{node} is named twice"),
         ChangeRefused::NoVoters => "nobody would vote".to_owned(),
         ChangeRefused::TooManyWitnesses => "witnesses alone could decide".to_owned(),
+        ChangeRefused::CannotLead { node } => format!("{node} could not lead"),
         ChangeRefused::KindKept { node } => format!("{node} has to be removed first"),
         ChangeRefused::NoQuorum => "too few voters are alive to commit it".to_owned(),
         ChangeRefused::Unchanged => "everybody is that already".to_owned(),
