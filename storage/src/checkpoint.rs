@@ -27,6 +27,7 @@ const REMOVED: u32 = 4;
 const LOST_VOTE: u32 = 8;
 const LOST_LIFE: u32 = 16;
 const LOST_END: u32 = 32;
+const NO_SESSIONS: u32 = 128;
 /// The replica stores no payload.
 const WITNESS: u32 = 64;
 
@@ -141,7 +142,8 @@ impl Section {
         let fault = log.fault.as_deref().map_or(Vec::new(), encode_fault);
         let state = log.hard_state;
         let voted = if state.vote.is_some() { VOTED } else { 0 };
-        let flags = voted | log.fault.as_deref().map_or(0, fault_flags);
+        let no_sessions = if log.has_sessions { 0 } else { NO_SESSIONS };
+        let flags = voted | no_sessions | log.fault.as_deref().map_or(0, fault_flags);
         let flags = if log.is_witness {
             flags | WITNESS
         } else {
@@ -295,6 +297,7 @@ fn load_entry(rest: &mut &[u8], interned: &mut Interned) -> Option<Loaded> {
     let [configuration, fault, blocks] = [24, 28, 32].map(|at| u32_at(entry, at) as usize);
     let mut log = GroupLog::new(Arc::default());
     (log.life, log.hard_state) = (life, state);
+    log.has_sessions = flags & NO_SESSIONS == 0;
     log.base = LogPosition {
         term: Term(u64_at(entry, 64)),
         index: Index(u64_at(entry, 72)),

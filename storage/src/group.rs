@@ -52,6 +52,8 @@ pub(crate) struct GroupLog {
     pub(crate) hard_state: HardState,
     /// Everything up to here was purged; entries begin right behind it.
     pub(crate) base: LogPosition,
+    /// Whether the log ever had entries of client sessions.
+    pub(crate) has_sessions: bool,
     /// The first reaches `base.index + 1`.
     pub(crate) blocks: BlockIndex,
     /// Why the log on disk cannot be trusted any more.
@@ -78,6 +80,7 @@ impl GroupLog {
             later: None,
             hard_state: HardState::default(),
             base: LogPosition::default(),
+            has_sessions: false,
             blocks: BlockIndex::default(),
             fault: None,
         }

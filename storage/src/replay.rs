@@ -6,6 +6,7 @@ use polyraft_raft::{GroupId, Life};
 use rustc_hash::FxHashMap;
 
 use crate::batch::Lsn;
+use crate::block::EntryKind;
 use crate::checkpoint::{self, CheckpointHeader, Held, Position};
 use crate::damage::{LogDamage, Lost};
 use crate::format::{
@@ -117,10 +118,11 @@ impl Groups {
             Record::HardState(state) => log.hard_state = state,
             Record::Block {
                 range,
+                kind,
                 configurations,
-                ..
             } if range.first == log.last().next() => {
                 log.append(range, place, at, bytes);
+                log.has_sessions |= kind == EntryKind::Session;
                 for (index, configuration) in configurations {
                     log.configure(index, self.interned.share(configuration));
                 }

@@ -229,6 +229,11 @@ impl ShardLog {
         fault.is_some_and(|fault| fault.has_lost_vote || fault.has_lost_life)
     }
 
+    /// Whether the log of a group that is here has, or had, entries of client sessions.
+    pub fn has_sessions(&self, group: GroupId) -> bool {
+        self.groups.get(group).is_some_and(|log| log.has_sessions)
+    }
+
     /// Whether the group is here.
     pub fn contains(&self, group: GroupId) -> bool {
         self.groups.contains(group)
@@ -381,6 +386,7 @@ impl ShardLog {
             });
         }
         log.append(range, Place::turn(self.tail.next()), offset, bytes);
+        log.has_sessions |= kind == EntryKind::Session;
         self.turn.tally.blocks += 1;
         self.turn.tally.refusable += u32::from(kind != EntryKind::Noop);
         self.turn.tally.entries += range.end.0 - range.first.0;

@@ -510,3 +510,28 @@ async fn a_durable_state_machine_that_is_behind_the_snapshot_begins_with_it_if_t
         stop(node, group).await;
     }
 }
+
+#[tokio::test]
+async fn a_durable_state_machine_without_sessions_is_handed_nothing_again() {
+    for has_session in [false, true] {
+        let (dir, config) = (tempfile::tempdir().unwrap(), small_config());
+        let (node, group) = alone(dir.path(), &config).await;
+        let mut applied = 0;
+        if has_session {
+            let session = opened(&group).await;
+            assert_eq!(numbered(&group, session, 1).await, Ok(1));
+            applied += 1;
+        }
+        for payload in std::iter::once(SAVE_ALWAYS).chain(std::iter::repeat_n(&b"plain"[..], 20)) {
+            applied += 1;
+            assert_eq!(propose(&group, payload).await, applied);
+        }
+        stop(node, group).await;
+        let (node, group) = alone(dir.path(), &config).await;
+        assert_eq!(propose(&group, b"plain").await, applied + 1);
+        // The entry that begins a term, and the one just now.
+        let handed = node.status().counters.applied;
+        assert_eq!(handed > 20, has_session, "{handed} entries were handed out");
+        stop(node, group).await;
+    }
+}

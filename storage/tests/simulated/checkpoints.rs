@@ -1,10 +1,11 @@
 //! Owns checkpoints of more groups than fit into a slice. A checkpoint must never miss what changed while it was made.
 
 use crate::driver::{Driver, options};
-use polyraft_raft::GroupId;
-use polyraft_storage::sim::model::Op;
+use crate::lives::found_twice;
+use polyraft_raft::{EntryRange, GroupId, Index, Term};
+use polyraft_storage::sim::model::{Op, voters};
 use polyraft_storage::sim::{Keep, SimDisk};
-use polyraft_storage::{WalMode, WalOptions};
+use polyraft_storage::{EntryKind, WalMode, WalOptions};
 
 /// A payload that no other entry has.
 fn payload(unique: u64, bytes: usize) -> Vec<u8> {
@@ -60,4 +61,32 @@ fn a_checkpoint_is_written_in_slices_while_its_groups_change() {
         assert_eq!(again.model, driver.model);
         assert!(again.report.batches < driver.stats().batches);
     }
+}
+
+#[test]
+fn which_logs_ever_had_entries_of_sessions_is_remembered() {
+    let disk = SimDisk::new(7);
+    let mut driver = Driver::open(&disk, &options(WalMode::Direct)).unwrap();
+    let kinds = [EntryKind::Normal, EntryKind::Session, EntryKind::Noop];
+    let groups = [1, 2, 3].map(GroupId);
+    for (group, kind) in groups.into_iter().zip(kinds) {
+        driver.log.create(group, &voters()).unwrap();
+        let range = EntryRange {
+            term: Term(1),
+            first: Index(1),
+            end: Index(2),
+        };
+        driver.log.append(group, range, kind, [b"entry"]).unwrap();
+    }
+    let check = |driver: &Driver| {
+        let found = groups.map(|group| driver.log.has_sessions(group));
+        assert_eq!(found, [false, true, false]);
+    };
+    check(&driver);
+    // Also when none of them is left.
+    driver.log.truncate(groups[1], Index(1)).unwrap();
+    driver.submit().unwrap();
+    driver.settle().unwrap();
+    check(&driver);
+    found_twice(&disk, check);
 }

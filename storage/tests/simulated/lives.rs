@@ -28,7 +28,7 @@ fn reopened(disk: &SimDisk) -> Driver {
 }
 
 /// What an opening finds, and what it finds again after a checkpoint.
-fn found_twice(disk: &SimDisk, check: impl Fn(&Driver)) {
+pub fn found_twice(disk: &SimDisk, check: impl Fn(&Driver)) {
     let after = disk.after_power_cut(Keep::Nothing);
     let mut driver = Driver::open(&after, &options(WalMode::Direct)).unwrap();
     check(&driver);

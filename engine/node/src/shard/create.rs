@@ -266,7 +266,11 @@ impl Shard {
         let saved = saved.map_or(Index::ZERO, |file| file.meta.last.index);
         let promised = found.joined.max(saved).max(found.hard_state.commit);
         let may_return = found.may_return.map(|last| last.max(promised));
-        let held = held.unwrap_or(Held::all(found.base.index));
+        let mut held = held.unwrap_or(Held::all(found.base.index));
+        if !self.log.has_sessions(group) {
+            // Nothing behind the snapshot speaks of them: they are as they were there.
+            held.sessions = held.machine;
+        }
         let [machine, applied] =
             [held.machine, held.sessions].map(|index| index.clamp(found.base.index, found.last));
         // What the state machine holds durably was committed, whatever the last hard state said.
