@@ -114,17 +114,14 @@ impl Shard {
         creation: Creation,
         campaigns: u8,
     ) -> Result<(), StorageError> {
-        let ended = self.log.tombstone_of(group);
         let (life, is_witness) = (creation.life, creation.is_witness);
         self.log.begin(group, creation)?;
         let begun = self.log.recovered(group).expect("it was begun just now");
         self.opening.insert(group, (begun, campaigns));
         let task = Task::open(group, life, is_witness);
-        match ended {
-            None => self.shared.worker_of(group).send(task),
-            // Behind the end of what was here before.
-            Some(_) => self.ends.once_durable(group, task),
-        }
+        // Behind the end of what was here before. And what a state machine keeps on the disk must not outlive its group's beginning in
+        // the log: the group would begin anew without a log, and find a state that is ahead of it.
+        self.ends.once_durable(group, task);
         Ok(())
     }
 

@@ -352,3 +352,18 @@ fn campaigns_come_at_their_time_and_for_the_replica_that_they_were_meant_for() {
         (0, Role::Follower)
     );
 }
+
+#[test]
+fn a_state_machine_is_opened_once_its_group_is_in_the_log() {
+    let mut alone = Alone::with(&[]);
+    let members = Configuration::simple([1, 2, 3].map(NodeId));
+    let creation = Creation::founding(Life::FIRST, members);
+    alone.shard.create_group(CHILD, creation, 0).unwrap();
+    alone.turn();
+    assert!(
+        alone.tasks.try_take().is_none(),
+        "what it stores may outlive the group's beginning"
+    );
+    alone.settle();
+    assert!(alone.shard.slot(CHILD).is_some());
+}
