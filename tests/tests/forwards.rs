@@ -100,7 +100,7 @@ impl Pair {
                 path: Path::new("/data"),
                 cluster: "pair",
                 id,
-                peers: &[3 - id],
+                peers: &[(3 - id, ([127, 0, 0, 1], 1).into())],
                 config: &config,
                 clock: Arc::clone(&clock),
             };

@@ -211,7 +211,10 @@ impl Nodes {
 
 fn open_host(id: u64) -> Host {
     let (wire, clock) = (Arc::new(Wire::default()), Arc::new(AtomicU64::new(0)));
-    let peers: Vec<u64> = (1..=NODES).filter(|peer| *peer != id).collect();
+    let others = (1..=NODES).filter(|peer| *peer != id);
+    let peers: Vec<_> = others
+        .map(|peer| (peer, ([127, 0, 0, 1], 1).into()))
+        .collect();
     let mut config = Config::default();
     // The least that is allowed: a disk in memory keeps every page that was ever written.
     config.wal.segment_bytes = polyraft::config::ByteSize::mib(8);

@@ -18,7 +18,9 @@ use polyraft_raft::{GroupId, NodeId};
 use polyraft_storage::{DataDir, Disk, FileDisk, SnapshotStore, Wal, WalObserver, WalThreads};
 use polyraft_transport::{Identity, Network, Options, QuicListener, Tls};
 
-pub(crate) use self::peers::Peers;
+#[cfg(feature = "sim")]
+pub(crate) use self::peers::{Asked, Change};
+pub(crate) use self::peers::{Peers, forget_outdated};
 use crate::apply::{Task, remove_leftovers};
 use crate::assembly::{self, Assembly, Place, bytes};
 use crate::clock::{Clock, micros};
@@ -208,6 +210,7 @@ impl<M: StateMachine> NodeBuilder<M> {
         let listener = QuicListener::bind(options)?;
         // From here on peers may come to know this opening; one that failed before does not count.
         assembly.data_dir.show()?;
+        forget_outdated(&assembly.data_dir, peers.given())?;
         let network: Arc<dyn Network> = Arc::new(listener.start(Arc::clone(&router) as _)?);
 
         let shared = Arc::clone(&assembly.shared);
@@ -552,6 +555,11 @@ impl<M: StateMachine> Node<M> {
 
 impl Inner {
     /// What handles share of a node of which nothing runs.
+    #[cfg(feature = "sim")]
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
     pub(crate) fn new(
         config: &Config,
         shared: Arc<Shared>,

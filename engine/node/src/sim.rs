@@ -1,13 +1,14 @@
 //! A node whose parts somebody else runs, one at a time: for a simulator that owns the time, the network and the disk.
 //! It must never run anything by itself, and must be made of the same parts as a [`Node`].
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use polyraft_raft::{Group, GroupId, Life, Message, NodeId, Tick, shard_of};
-use polyraft_storage::{Disk, EntryKind, RecoveredGroup, Wal};
+use polyraft_storage::{DataDir, Disk, EntryKind, RecoveredGroup, Wal};
 use polyraft_transport::{Identity, Network, Receiver};
 
 use crate::apply::{Applier, Task};
@@ -15,12 +16,12 @@ use crate::assembly::{self, Assembly, Parts, Place};
 use crate::clock::Clock;
 use crate::completion::SlotPool;
 use crate::config::Config;
-use crate::error::OpenError;
+use crate::error::{Error, OpenError};
 use crate::event::ShardEvent;
 use crate::keeper::{Job, Keeper};
 use crate::machine::StateMachine;
 use crate::mailbox::Mailbox;
-use crate::node::{Inner, Node, Peers};
+use crate::node::{Asked, Change, Inner, Node, Peers, forget_outdated};
 use crate::shard::Shard;
 use crate::wire::{self, Record, Records};
 
@@ -35,8 +36,8 @@ pub struct SimPlace<'a> {
     pub cluster: &'a str,
     /// This node.
     pub id: u64,
-    /// The other nodes.
-    pub peers: &'a [u64],
+    /// The other nodes, and where they are.
+    pub peers: &'a [(u64, SocketAddr)],
     /// Taken as it is: values below the ranges of [`Config::validate`] make small and quick worlds.
     pub config: &'a Config,
     /// Microseconds on this node's clock. The owner moves it, forward only.
@@ -48,6 +49,8 @@ pub struct SimNode<M: StateMachine> {
     node: Node<M>,
     identity: Identity,
     receiver: Arc<dyn Receiver>,
+    network: Arc<dyn Network>,
+    data_dir: Arc<DataDir>,
     shards: Vec<(Shard, Mailbox<ShardEvent>)>,
     workers: Vec<(Applier<M>, Mailbox<Task>)>,
     keepers: Vec<(Keeper<M>, Mailbox<Job>)>,
@@ -73,10 +76,13 @@ impl<M: StateMachine> SimNode<M> {
             node: NodeId(place.id),
         };
         let assembly = Assembly::open(&found, config, Clock::Virtual(Arc::clone(&place.clock)))?;
-        let peers: Vec<NodeId> = place.peers.iter().copied().map(NodeId).collect();
+        let given = place.peers.iter().map(|(peer, at)| (NodeId(*peer), *at));
+        let data_dir = Arc::clone(&assembly.data_dir);
+        let peers = Peers::new(given.collect(), &data_dir.address_changes());
         let (identity, router) = (assembly.identity(), Arc::clone(&assembly.router));
         let receiver: Arc<dyn Receiver> = Arc::clone(&router) as _;
-        assembly.data_dir.show()?;
+        data_dir.show()?;
+        forget_outdated(&data_dir, peers.given())?;
         let network = connect(&identity, &receiver);
         let (shared, observer) = (Arc::clone(&assembly.shared), assembly.observer());
         let Parts {
@@ -85,7 +91,7 @@ impl<M: StateMachine> SimNode<M> {
             tasks,
             store,
             jobs,
-        } = assembly.into_parts(config, &network, &peers);
+        } = assembly.into_parts(config, &network, &peers.ids());
         for wal in &wals {
             wal.observe(Arc::clone(&observer));
         }
@@ -103,15 +109,21 @@ impl<M: StateMachine> SimNode<M> {
         let keepers = keepers.collect();
         // Callers here do not wait for futures, so no reply slots are worth keeping.
         let slots = SlotPool::new(1);
-        // They have no addresses here.
-        let nowhere = std::net::SocketAddr::from(([0, 0, 0, 0], 0));
-        let peers = peers.into_iter().map(|peer| (peer, nowhere)).collect();
-        let peers = Peers::new(peers, &Default::default());
-        let inner = Inner::new(config, shared, peers, wals.clone(), network, router, slots);
+        let inner = Inner::new(
+            config,
+            shared,
+            peers,
+            wals.clone(),
+            Arc::clone(&network),
+            router,
+            slots,
+        );
         Ok(SimNode {
             node: Node::from_inner(inner),
             identity,
             receiver,
+            network,
+            data_dir,
             shards,
             workers,
             keepers,
@@ -132,6 +144,43 @@ impl<M: StateMachine> SimNode<M> {
     /// The node's way in, for the network.
     pub fn receiver(&self) -> &Arc<dyn Receiver> {
         &self.receiver
+    }
+
+    /// The other nodes and where they are, as this one knows.
+    pub fn peers(&self) -> Vec<(NodeId, SocketAddr)> {
+        self.node.inner().peers().list()
+    }
+
+    /// Begins [`Node::add_peer`] or [`Node::update_peer`], or [`Node::remove_peer`] without an address. `None`: there is nothing to do.
+    ///
+    /// # Errors
+    /// Those of these.
+    pub fn change_peer(
+        &self,
+        id: u64,
+        address: Option<SocketAddr>,
+    ) -> Result<Option<PeerChange>, Error> {
+        let is_peer = self.peers().iter().any(|(peer, _)| peer.0 == id);
+        let change = match address {
+            Some(address) if is_peer => Change::Move(address),
+            Some(address) => Change::Add(address),
+            None => Change::Remove,
+        };
+        let asked = self.node.inner().ask(NodeId(id), change)?;
+        Ok(asked.map(PeerChange))
+    }
+
+    /// Goes on with a change of a peer, after turns. True: it is done. There must be one at a time.
+    ///
+    /// # Errors
+    /// Those of [`SimNode::change_peer`]; then it is over.
+    pub fn go_on_with_peer(&self, change: &mut PeerChange) -> Result<bool, Error> {
+        if !change.0.poll()? {
+            return Ok(false);
+        }
+        let inner = self.node.inner();
+        inner.carry_out(&change.0, &*self.network, &self.data_dir)?;
+        Ok(true)
     }
 
     /// Number of shards.
@@ -276,6 +325,10 @@ impl<M: StateMachine> std::fmt::Debug for SimNode<M> {
             .finish_non_exhaustive()
     }
 }
+
+/// A change of a peer that is under way: see [`SimNode::change_peer`].
+#[derive(Debug)]
+pub struct PeerChange(Asked);
 
 /// What a frame holds, as far as a checker wants to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -89,6 +89,10 @@ pub struct Sum {
     splits: u64,
     moved: u64,
     preferred: u64,
+    needed_peers: u64,
+    told_peers: u64,
+    parted: u64,
+    joined: u64,
     faults: [u64; Fault::ALL.len()],
     hash: u64,
 }
@@ -123,6 +127,10 @@ impl Sum {
         self.splits += counts.splits;
         self.moved += counts.moved;
         self.preferred += counts.preferred;
+        self.needed_peers += counts.needed_peers;
+        self.told_peers += counts.told_peers;
+        self.parted += counts.parted;
+        self.joined += counts.joined;
         for (sum, count) in self.faults.iter_mut().zip(counts.faults) {
             *sum += u64::from(count);
         }
@@ -156,6 +164,10 @@ impl Sum {
                 "a group led by the node that it prefers".to_owned(),
                 self.preferred,
             ),
+            ("a node that became a peer".to_owned(), self.joined),
+            ("a peer taken out".to_owned(), self.parted),
+            ("a change of a peer".to_owned(), self.told_peers),
+            ("a peer that a group needs".to_owned(), self.needed_peers),
             ("an unknown outcome".to_owned(), self.unknown),
             ("a read beside the log".to_owned(), self.queries),
             (
@@ -186,7 +198,7 @@ impl fmt::Display for Sum {
         )?;
         writeln!(
             f,
-            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} replicas repaired, {} parts damaged; {} groups destroyed and created again, {} split off, {} operations that came too late for that, {} led by the node that they prefer; in sessions {} proposals tried again, {} replies not kept, {} expired",
+            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} replicas repaired, {} parts damaged; {} groups destroyed and created again, {} split off, {} operations that came too late for that, {} led by the node that they prefer; {} times a node became a peer of all and {} times none, {} changes of peers, {} refused for a group; in sessions {} proposals tried again, {} replies not kept, {} expired",
             self.acknowledged,
             self.queries,
             self.unknown,
@@ -202,6 +214,10 @@ impl fmt::Display for Sum {
             self.splits,
             self.moved,
             self.preferred,
+            self.joined,
+            self.parted,
+            self.told_peers,
+            self.needed_peers,
             self.tried_again,
             self.forgotten,
             self.expired
@@ -238,6 +254,10 @@ mod tests {
             splits: 1,
             moved: 1,
             preferred: 1,
+            needed_peers: 1,
+            told_peers: 1,
+            parted: 1,
+            joined: 1,
             faults: [1; Fault::ALL.len()],
             ..Sum::default()
         };

@@ -567,6 +567,7 @@ impl World {
         }
         self.ends.lost(node);
         self.splits.lost(node);
+        self.peers.lost(node);
         for creation in &mut self.clients.creations {
             if creation.attempt.as_ref().is_some_and(|(at, _)| *at == node) {
                 creation.attempt = None;
@@ -585,7 +586,8 @@ impl World {
             }
             let node = self.rng.within(1, self.plan.nodes);
             let host = &self.hosts[node as usize];
-            let Some(sim) = host.node.as_ref().filter(|_| !host.is_outcast) else {
+            let may_ask = !host.is_outcast && self.peers.is_resident(node);
+            let Some(sim) = host.node.as_ref().filter(|_| may_ask) else {
                 continue;
             };
             let (handle, groups) = (sim.node().clone(), creation.groups.clone());

@@ -152,7 +152,8 @@ impl World {
             }
             let node = self.rng.within(1, self.plan.nodes);
             let host = &self.hosts[node as usize];
-            let Some(sim) = host.node.as_ref().filter(|_| !host.is_outcast) else {
+            let may_ask = !host.is_outcast && self.peers.is_resident(node);
+            let Some(sim) = host.node.as_ref().filter(|_| may_ask) else {
                 continue;
             };
             let (handle, groups) = (sim.node().clone(), run.groups.clone());

@@ -61,6 +61,8 @@ impl World {
             Fault::Reconfigure => self.ask_for_members(node),
             Fault::Destroy => self.ask_for_end(),
             Fault::Split => self.ask_for_split(node),
+            Fault::Peer => self.turn_guest(),
+            Fault::Move => self.move_machine(node),
             Fault::ClientCrash => {
                 let client = self.rng.below(self.plan.clients) as u32;
                 self.client_crashes(client)
@@ -135,6 +137,10 @@ impl World {
                 (_, true, true) | (false, false, true) => MemberChange::Voter(who),
                 (false, false, false) => MemberChange::Learner(who),
             };
+            let is_new = !members.contains(who) && !matches!(change, MemberChange::Remove(_));
+            if is_new && !self.peers.may_join(who.0) {
+                continue;
+            }
             changes.push(match self.plan.has_witnesses {
                 true => self.draw_witness(&members, change),
                 false => change,
@@ -146,6 +152,9 @@ impl World {
                 true => MemberChange::Prefer(who),
                 false => MemberChange::Unprefer(who),
             });
+        }
+        if changes.is_empty() {
+            return None;
         }
         let mut voters: Vec<u64> = members.voters().iter().map(|node| node.0).collect();
         for change in changes.iter().filter(|change| change.is_role()) {
@@ -486,7 +495,7 @@ impl World {
     }
 
     /// A node is stopped in order.
-    fn restart(&mut self, id: u64) {
+    pub(super) fn restart(&mut self, id: u64) {
         self.set_clock(id);
         let host = &mut self.hosts[id as usize];
         let node = host.node.take().expect("it runs");

@@ -15,7 +15,6 @@ use super::world::{Event, World};
 impl World {
     /// Starts a node on what its disk holds.
     pub(super) fn boot(&mut self, id: u64) {
-        let peers: Vec<u64> = (1..=self.plan.nodes).filter(|peer| *peer != id).collect();
         let cuts_again = !self.is_healed
             && self.hosts[id as usize].life > 0
             && self.plan.fault_us > 0
@@ -24,6 +23,8 @@ impl World {
             let operations = self.hosts[id as usize].disk.operations() + self.rng.below(8);
             self.cut_power_at(id, operations);
         }
+        let given = self.peers_to_open_with(id);
+        let peers: Vec<_> = given.iter().map(|(peer, at)| (*peer, *at)).collect();
         let now = self.now;
         let host = &mut self.hosts[id as usize];
         let is_first = host.life == 0;
@@ -61,14 +62,19 @@ impl World {
                 host.node = Some(node);
             }
             Err(_) if is_cut => {
+                self.peers.not_opened(id, &given);
                 self.counts.failed_recoveries += 1;
                 return self.power_cut(id);
             }
-            Err(error) => return self.could_not_boot(id, &error.to_string()),
+            Err(error) => {
+                self.peers.not_opened(id, &given);
+                return self.could_not_boot(id, &error.to_string());
+            }
         }
         self.counts.restarts += u64::from(!is_first);
         self.trace.event(now, id, || "starts".to_owned());
         self.check_recovered(id);
+        self.check_peers(id, given);
         for checks in &mut self.checks {
             checks.reborn(id);
         }

@@ -13,11 +13,10 @@ use super::world::{Host, World};
 impl World {
     /// A part of a node has run: what it did is checked and carried on.
     pub(super) fn after_step(&mut self, id: u64) {
-        let host = &self.hosts[id as usize];
-        if host.node.is_none() {
+        if self.hosts[id as usize].node.is_none() {
             return;
         }
-        if host.cut_at.is_some_and(|cut| host.disk.operations() >= cut) {
+        if self.has_lost_power(id) {
             return self.power_cut(id);
         }
         let promised = self.look_at_frames(id);
@@ -29,11 +28,20 @@ impl World {
         self.poll_creations(id);
         self.poll_ends(id);
         self.poll_splits(id);
+        self.poll_peers(id);
+        if self.has_lost_power(id) {
+            return self.power_cut(id);
+        }
         if promised && self.hosts[id as usize].cut_after_promise {
             self.fired(Fault::PowerCutAfterPromise);
             return self.power_cut(id);
         }
         self.schedule(id);
+    }
+
+    fn has_lost_power(&self, id: u64) -> bool {
+        let host = &self.hosts[id as usize];
+        host.cut_at.is_some_and(|cut| host.disk.operations() >= cut)
     }
 
     /// Checks what a step sent and brings it on its way. Returns whether a promise was among it.

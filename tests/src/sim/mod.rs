@@ -15,6 +15,7 @@ mod machine;
 pub mod mutants;
 mod network;
 mod parts;
+mod peers;
 mod phases;
 mod plan;
 mod rng;

@@ -2,7 +2,7 @@
 //! It must keep the promises of the real transport unless the plan of the world says otherwise: a frame arrives between
 //! the `Up` and the `Down` of its connection, in the order of its lane, once or not at all.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ struct PortState {
     /// By peer: bytes that are under way.
     queued: Vec<usize>,
     outbox: Vec<Sent>,
+    /// The peers, and where this node dials them.
+    addresses: BTreeMap<u64, SocketAddr>,
     stats: NetworkStats,
 }
 
@@ -60,6 +62,16 @@ impl Port {
         into.append(&mut self.state.lock().outbox);
     }
 
+    /// The node has a peer, there.
+    pub(super) fn know(&self, peer: u64, at: SocketAddr) {
+        self.state.lock().addresses.insert(peer, at);
+    }
+
+    /// Where the node dials a peer.
+    pub(super) fn known(&self, peer: u64) -> Option<SocketAddr> {
+        self.state.lock().addresses.get(&peer).copied()
+    }
+
     fn set_up(&self, peer: u64, is_up: bool) {
         let mut state = self.state.lock();
         state.is_up[peer as usize] = is_up;
@@ -79,6 +91,9 @@ impl Network for Port {
         if frame.len() > self.max_frame_bytes {
             let (bytes, limit) = (frame.len(), self.max_frame_bytes);
             return Err(SendError::TooLarge { bytes, limit });
+        }
+        if !state.addresses.contains_key(&to.0) {
+            return Err(SendError::UnknownPeer);
         }
         if !state.is_up[peer] {
             return Err(SendError::Disconnected);
@@ -104,6 +119,14 @@ impl Network for Port {
 
     fn max_frame_bytes(&self) -> usize {
         self.max_frame_bytes
+    }
+
+    fn set_peer(&self, node: NodeId, at: SocketAddr) {
+        self.know(node.0, at);
+    }
+
+    fn remove_peer(&self, node: NodeId) {
+        self.state.lock().addresses.remove(&node.0);
     }
 
     fn stats(&self) -> NetworkStats {
@@ -332,6 +355,17 @@ impl World {
             host.node.is_some() && host.paused_until <= self.now
         };
         if self.links[at].is_blocked() || !is_there(a) || !is_there(b) {
+            return self.dial_later(at);
+        }
+        // The lower one dials, where it takes the other one to be.
+        if !self.knows_where(a, b) {
+            return self.dial_later(at);
+        }
+        if !self.takes_for_peer(b, a) {
+            self.counts.refused += 1;
+            let reason = format!("node {a} is no peer of node {b}");
+            self.tell_link(a, b, LinkEvent::Refused { reason });
+            self.after_step(a);
             return self.dial_later(at);
         }
         for (asked, peer) in [(a, b), (b, a)] {

@@ -57,6 +57,7 @@ impl World {
             Phase::Storm => {
                 self.create_groups();
                 self.go_on_with_ends();
+                self.go_on_with_peers();
                 let is_long = self.now > LONGEST_STORM;
                 let is_full = self.counts.events * 4 >= self.plan.events * 3;
                 let has_faults = self.plan.fault_us == 0 || self.fault_count() >= FAULTS;
@@ -73,6 +74,7 @@ impl World {
             Phase::Healing { deadline } => {
                 self.create_groups();
                 self.go_on_with_ends();
+                self.go_on_with_peers();
                 let served = &self.clients.has_served;
                 let has_operations =
                     self.counts.acknowledged + self.counts.queries >= FEWEST_OPERATIONS;
@@ -80,6 +82,17 @@ impl World {
                 let all_have_served = served.iter().all(|has_served| *has_served);
                 if all_have_served && !self.splits.are_over() {
                     // A group may be about to begin; a node gives up on that after some seconds.
+                    return;
+                }
+                if all_have_served && !self.peers_are_settled() {
+                    if self.now > deadline + self.recovery_bound() {
+                        let what = self.describe_peers();
+                        self.fail(Failure {
+                            checker: "peers",
+                            what,
+                            group: None,
+                        });
+                    }
                     return;
                 }
                 if all_have_served && (has_operations || is_late) {

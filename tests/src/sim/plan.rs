@@ -67,11 +67,15 @@ pub enum Fault {
     Destroy,
     /// A leader is asked to split its group.
     Split,
+    /// A node becomes a peer of the others, or is taken out.
+    Peer,
+    /// A node goes on at another address, which the others are told.
+    Move,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 25] = [
+    pub const ALL: [Fault; 27] = [
         Fault::PowerCut,
         Fault::PowerCutInWrite,
         Fault::PowerCutAfterPromise,
@@ -97,6 +101,8 @@ impl Fault {
         Fault::Reconfigure,
         Fault::Destroy,
         Fault::Split,
+        Fault::Peer,
+        Fault::Move,
     ];
 
     /// Whether it can take back what a node has promised. Only a minority of each group may be hit by those.
@@ -129,6 +135,10 @@ pub struct Plan {
     pub prefers: bool,
     /// How readily each node leads.
     pub priorities: Vec<u32>,
+    /// The node that is not always a peer of the others, where there is one.
+    pub guest: Option<u64>,
+    /// Whether it is one at the beginning.
+    pub guest_begins: bool,
     /// What every node is configured with.
     pub config: Config,
     /// How fast each node's clock runs, in parts per million more or less than real time.
@@ -207,6 +217,8 @@ impl Plan {
             splits: vec![false; members.len()],
             prefers: false,
             priorities: vec![100; nodes as usize],
+            guest: None,
+            guest_begins: true,
             members,
             clock_ppm: (0..nodes)
                 .map(|_| rng.within(0, 2 * skew) as i64 - skew as i64)
@@ -245,6 +257,7 @@ impl Plan {
         witnesses(&mut plan);
         splits(&mut plan);
         priorities(&mut plan);
+        peers(&mut plan);
         plan
     }
 
@@ -321,12 +334,21 @@ fn weights(rng: &mut Rng) -> [u32; Fault::ALL.len()] {
     for (weight, _) in weights
         .iter_mut()
         .zip(Fault::ALL)
-        .filter(|(_, fault)| !matches!(fault, Fault::Reconfigure | Fault::Destroy | Fault::Split))
+        .filter(|(_, fault)| !ASKED.contains(fault))
     {
         *weight = *rng.pick(&[0, 1, 2, 4, 10]);
     }
     weights
 }
+
+/// Drawn with weights of their own, where a world has them.
+const ASKED: [Fault; 5] = [
+    Fault::Reconfigure,
+    Fault::Destroy,
+    Fault::Split,
+    Fault::Peer,
+    Fault::Move,
+];
 
 /// In some worlds the members of some groups change. Drawn from a source of its own, so that the others stay as they were.
 fn churn(plan: &mut Plan) {
@@ -417,6 +439,42 @@ fn priorities(plan: &mut Plan) {
     *weight = (*weight).max(10);
 }
 
+/// In some worlds one node becomes a peer of the others and is taken out while they run, and machines get other addresses. No group
+/// begins on that node. Drawn from a source of its own, so that the others stay as they were.
+fn peers(plan: &mut Plan) {
+    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0x9EE2_0022));
+    if plan.nodes < 4 || plan.has_witnesses || !rng.chance(350_000) {
+        return;
+    }
+    let guest = rng.within(1, plan.nodes);
+    plan.guest = Some(guest);
+    plan.guest_begins = rng.chance(500_000);
+    let others: Vec<u64> = (1..=plan.nodes).filter(|node| *node != guest).collect();
+    for members in &mut plan.members {
+        members.retain(|node| *node != guest);
+        let spare = others.iter().filter(|node| !members.contains(node));
+        let spare: Vec<u64> = spare.copied().collect();
+        members.extend(spare.iter().take(3_usize.saturating_sub(members.len())));
+        members.sort_unstable();
+    }
+    plan.victims.retain(|node| *node != guest);
+    let is_hit = |plan: &Plan| {
+        let mut groups = plan.members.iter().chain([&others]);
+        groups.any(|members| !plan.is_safe(members))
+    };
+    while is_hit(plan) {
+        plan.victims.pop();
+    }
+    let most = rng.within(3, 10) as u32 * 100_000;
+    for churns in &mut plan.churns {
+        *churns |= rng.chance(most);
+    }
+    let weight = &mut plan.weights[Fault::Reconfigure as usize];
+    *weight = (*weight).max(*rng.pick(&[10, 30]));
+    plan.weights[Fault::Peer as usize] = *rng.pick(&[3, 10, 30]);
+    plan.weights[Fault::Move as usize] = *rng.pick(&[0, 3, 10]);
+}
+
 /// Small limits, so that every one of them is reached.
 fn config(rng: &mut Rng) -> Config {
     let millis = Duration::from_millis;
@@ -499,6 +557,10 @@ impl fmt::Display for Plan {
         writeln!(f, ", at most {children} split off")?;
         if self.prefers {
             writeln!(f, "  priorities {:?}", self.priorities)?;
+        }
+        if let Some(guest) = self.guest {
+            let begins = if self.guest_begins { "" } else { " later" };
+            writeln!(f, "  node {guest} is a peer{begins}, not always")?;
         }
         writeln!(f, "  clocks {:?} ppm", self.clock_ppm)?;
         writeln!(

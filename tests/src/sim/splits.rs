@@ -6,10 +6,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
+use polyraft::sim::SimNode;
 use polyraft::{Error, GroupId, Index, Role};
 
 use super::checks::{Verdict, broken};
-use super::machine::{Born, Shed};
+use super::machine::{Born, Registers, Shed};
 use super::plan::{MILLI, Plan};
 use super::world::{Event, World};
 
@@ -26,6 +27,8 @@ pub(super) struct Splits {
     reserved: BTreeMap<GroupId, GroupId>,
     /// By the group that had all keys at first, and key: who has it now.
     holders: BTreeMap<(GroupId, u8), GroupId>,
+    /// Children that a node made its part of: who became a member of the parent later does not.
+    made: BTreeSet<(u64, GroupId)>,
     /// Children that were durable on a node when their parents let go of them.
     kept: BTreeSet<(u64, GroupId)>,
     attempts: Vec<Attempt>,
@@ -47,6 +50,7 @@ impl Splits {
             born: BTreeMap::new(),
             reserved: BTreeMap::new(),
             holders: BTreeMap::new(),
+            made: BTreeSet::new(),
             kept: BTreeSet::new(),
             attempts: Vec::new(),
         }
@@ -200,6 +204,7 @@ impl World {
             digest,
             ..
         } = born;
+        self.splits.made.insert((born.node, child));
         match self.splits.born.get(&child) {
             None => {
                 self.splits.born.insert(child, born.clone());
@@ -233,7 +238,10 @@ impl World {
     pub(super) fn part_is_shed(&mut self, shed: Shed) {
         let Shed { node, child, .. } = shed;
         let host = &self.hosts[node as usize];
-        if !host.is_outcast && !host.is_rotten && host.node.is_some() {
+        let has = |sim: &SimNode<Registers>| sim.life(child).is_some();
+        let has_it =
+            host.node.as_ref().is_some_and(has) || self.splits.made.contains(&(node, child));
+        if !host.is_outcast && !host.is_rotten && host.node.is_some() && has_it {
             self.splits.kept.insert((node, child));
         }
     }

@@ -17,6 +17,7 @@ use super::clients::Clients;
 use super::ends::Ends;
 use super::machine::{self, Applied, Registers};
 use super::network::{Link, Port, Sent, links};
+use super::peers::Peers;
 use super::plan::{Fault, MILLI, Plan, SECOND};
 use super::rng::Rng;
 use super::splits::Splits;
@@ -158,6 +159,14 @@ pub struct Counts {
     pub moved: u64,
     /// Groups that are led by the node that they prefer, at the end.
     pub preferred: u64,
+    /// Times that a node became a peer of all others, and that it was taken out by all.
+    pub joined: u64,
+    /// See `joined`.
+    pub parted: u64,
+    /// Changes of peers that nodes have taken, new addresses among them.
+    pub told_peers: u64,
+    /// Peers that were not taken out because a group has them as members.
+    pub needed_peers: u64,
     /// Starts that failed because the power was cut again.
     pub failed_recoveries: u64,
     /// Faults that took effect, by [`Fault::ALL`].
@@ -198,6 +207,7 @@ pub(super) struct World {
     pub(super) checks: Vec<LifeChecks>,
     pub(super) ends: Ends,
     pub(super) splits: Splits,
+    pub(super) peers: Peers,
     pub(super) clients: Clients,
     pub(super) disturbances: Vec<Option<super::faults::Disturbance>>,
     pub(super) trace: Trace,
@@ -258,6 +268,7 @@ impl World {
                 .collect(),
             ends: Ends::new(plan.members.len()),
             splits: Splits::new(&plan),
+            peers: Peers::new(&plan),
             clients: Clients::new(&plan),
             disturbances: Vec::new(),
             trace,

@@ -8,13 +8,29 @@ use std::sync::{Arc, mpsc};
 
 use parking_lot::Mutex;
 use polyraft_raft::{GroupId, NodeId};
-use polyraft_storage::AddressChange;
+use polyraft_storage::{AddressChange, DataDir, StorageError};
+use polyraft_transport::Network;
 
 use super::{Inner, Node, Running, blocking};
 use crate::error::Error;
 use crate::event::ShardEvent;
 use crate::machine::StateMachine;
 use crate::trust::MAX_PEERS;
+
+/// Drops from a data directory what became of peers that the node is opened with otherwise now: it must not count again once they are
+/// given as they were then.
+pub(crate) fn forget_outdated(
+    data_dir: &DataDir,
+    given: &BTreeMap<NodeId, SocketAddr>,
+) -> Result<(), StorageError> {
+    for (node, change) in data_dir.address_changes() {
+        let given = given.get(&node).copied();
+        if given != change.given {
+            data_dir.note_address(node, AddressChange { given, now: given })?;
+        }
+    }
+    Ok(())
+}
 
 /// The other nodes.
 #[derive(Debug)]
@@ -51,6 +67,11 @@ impl Peers {
         }
     }
 
+    /// Those that the node was opened with.
+    pub(crate) fn given(&self) -> &BTreeMap<NodeId, SocketAddr> {
+        &self.given
+    }
+
     pub(crate) fn ids(&self) -> Vec<NodeId> {
         self.now.lock().keys().copied().collect()
     }
@@ -65,7 +86,7 @@ impl Peers {
         has_place
     }
 
-    pub(super) fn list(&self) -> Vec<(NodeId, SocketAddr)> {
+    pub(crate) fn list(&self) -> Vec<(NodeId, SocketAddr)> {
         let now = self.now.lock();
         now.iter().map(|(node, at)| (*node, *at)).collect()
     }
@@ -79,11 +100,57 @@ impl Peers {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Change {
+/// What becomes of a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
     Add(SocketAddr),
     Move(SocketAddr),
     Remove,
+}
+
+/// A change that nothing speaks against, unless a group needs the peer.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    node: NodeId,
+    change: Change,
+    before: Option<SocketAddr>,
+    /// Where the shards say which of their groups need it, and how many have still to.
+    answers: Option<(mpsc::Receiver<Option<GroupId>>, usize)>,
+}
+
+impl Asked {
+    /// Waits until all shards have answered.
+    fn wait(&mut self) -> Result<(), Error> {
+        while let Some((answers, left @ 1..)) = &mut self.answers {
+            let answer = answers.recv().map_err(|_| Error::Closed)?;
+            *left -= 1;
+            self.take(answer)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the answers that have come. True: they were the last ones.
+    #[cfg(feature = "sim")]
+    pub(crate) fn poll(&mut self) -> Result<bool, Error> {
+        while let Some((answers, left @ 1..)) = &mut self.answers {
+            let answer = match answers.try_recv() {
+                Ok(answer) => answer,
+                Err(mpsc::TryRecvError::Empty) => return Ok(false),
+                Err(mpsc::TryRecvError::Disconnected) => return Err(Error::Closed),
+            };
+            *left -= 1;
+            self.take(answer)?;
+        }
+        Ok(true)
+    }
+
+    fn take(&self, needed_by: Option<GroupId>) -> Result<(), Error> {
+        needed_by.map_or(Ok(()), |group| {
+            let why = format!("group {group} has it as a member; change its members first");
+            let node = self.node;
+            Err(Error::Peer { node, why })
+        })
+    }
 }
 
 impl<M: StateMachine> Node<M> {
@@ -137,16 +204,52 @@ impl Inner {
         else {
             return Err(Error::Closed);
         };
+        match self.ask(node, change)? {
+            None => Ok(()),
+            Some(mut asked) => {
+                asked.wait()?;
+                self.carry_out(&asked, &**network, data_dir)
+            }
+        }
+    }
+
+    /// Looks what speaks against a change, and asks the shards if they may know. None: there is nothing to do.
+    pub(crate) fn ask(&self, node: NodeId, change: Change) -> Result<Option<Asked>, Error> {
         let before = self.peers.at(node);
         if let (Change::Add(address), Some(before)) = (change, before)
             && address == before
         {
-            return Ok(());
+            return Ok(None);
         }
-        if let Some(why) = self.refusal(node, change, before)? {
+        if let Some(why) = self.refusal(node, change, before) {
             return Err(Error::Peer { node, why });
         }
-        let now = match change {
+        let answers = (change == Change::Remove).then(|| {
+            let (reply, answers) = mpsc::channel();
+            let asks = || ShardEvent::PeerNeeded {
+                node,
+                reply: reply.clone(),
+            };
+            self.shared.tell_all(asks);
+            (answers, self.shared.inboxes.len())
+        });
+        Ok(Some(Asked {
+            node,
+            change,
+            before,
+            answers,
+        }))
+    }
+
+    /// Does what was asked for, once no group needs the peer.
+    pub(crate) fn carry_out(
+        &self,
+        asked: &Asked,
+        network: &dyn Network,
+        data_dir: &DataDir,
+    ) -> Result<(), Error> {
+        let (node, before) = (asked.node, asked.before);
+        let now = match asked.change {
             Change::Add(address) | Change::Move(address) => Some(address),
             Change::Remove => None,
         };
@@ -175,13 +278,8 @@ impl Inner {
         Ok(())
     }
 
-    /// What speaks against a change.
-    fn refusal(
-        &self,
-        node: NodeId,
-        change: Change,
-        before: Option<SocketAddr>,
-    ) -> Result<Option<String>, Error> {
+    /// What speaks against a change, as far as that is known without asking the shards.
+    fn refusal(&self, node: NodeId, change: Change, before: Option<SocketAddr>) -> Option<String> {
         let why = match (change, before) {
             _ if node == self.shared.node => "it is this node itself".to_owned(),
             _ if node.0 == 0 => "node ids start at 1".to_owned(),
@@ -192,34 +290,9 @@ impl Inner {
                 "a node has at most {MAX_PEERS} peers, those included that were taken out since it was opened; open it anew"
             ),
             (Change::Move(_) | Change::Remove, None) => "it is none".to_owned(),
-            (Change::Add(_) | Change::Move(_), _) => return Ok(None),
-            (Change::Remove, Some(_)) => match self.group_with(node)? {
-                Some(group) => {
-                    format!("group {group} has it as a member; change its members first")
-                }
-                None => return Ok(None),
-            },
+            _ => return None,
         };
-        Ok(Some(why))
-    }
-
-    /// A group on this node that has another one as a member.
-    fn group_with(&self, node: NodeId) -> Result<Option<GroupId>, Error> {
-        let (reply, answers) = mpsc::channel();
-        let asks = || ShardEvent::PeerNeeded {
-            node,
-            reply: reply.clone(),
-        };
-        self.shared.tell_all(asks);
-        drop(reply);
-        for _ in 0..self.shared.inboxes.len() {
-            match answers.recv() {
-                Ok(None) => {}
-                Ok(Some(group)) => return Ok(Some(group)),
-                Err(_) => return Err(Error::Closed),
-            }
-        }
-        Ok(None)
+        Some(why)
     }
 }
 
@@ -255,6 +328,30 @@ mod tests {
         assert!(!peers.note(NodeId(last.0 + 1)), "nobody could count on it");
         assert!(!stands(NodeId(last.0 + 1)));
         assert!(peers.note(NodeId(3)) && stands(NodeId(3)), "it has a place");
+    }
+
+    #[test]
+    fn what_was_given_otherwise_once_does_not_come_back() {
+        let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        let disk: Arc<dyn polyraft_storage::Disk> = Arc::new(polyraft_storage::FileDisk);
+        let place = tempfile::tempdir().unwrap();
+        let open = || DataDir::open(Arc::clone(&disk), place.path(), "c", NodeId(1), 1).unwrap();
+        let (node, none) = (NodeId(4), BTreeMap::new());
+        let with = BTreeMap::from([(node, at(40))]);
+        let dir = open();
+        let (given, now) = (None, Some(at(40)));
+        dir.note_address(node, AddressChange { given, now })
+            .unwrap();
+        forget_outdated(&dir, &none).unwrap();
+        assert_eq!(dir.address_changes().len(), 1, "nothing else is given");
+        drop(dir);
+        // It was added while the node ran, then in its configuration, and taken out of that.
+        for (given, peers) in [(&with, 1), (&none, 0)] {
+            let dir = open();
+            let found = Peers::new(given.clone(), &dir.address_changes());
+            assert_eq!(found.ids().len(), peers);
+            forget_outdated(&dir, given).unwrap();
+        }
     }
 
     #[test]
