@@ -35,12 +35,24 @@ pub enum EntryKind {
     Hollow = 4,
     /// A part of the group becomes a group of its own. The engine wrote it; it is alone in its block.
     Split = 5,
+    /// A step of the merge of two groups, in the log of one of them. The engine wrote it; it is alone in its block.
+    Merge = 6,
 }
 
 /// Where the header says the kind.
 const KIND_AT: usize = 3;
 
 impl EntryKind {
+    /// Whether entries of this kind are applied one by one, each alone in its block.
+    pub fn is_alone(self) -> bool {
+        matches!(self, Self::Split | Self::Merge)
+    }
+
+    /// Whether entries of this kind change what is known of client sessions, or what is kept with that.
+    pub(crate) fn concerns_sessions(self) -> bool {
+        matches!(self, Self::Session | Self::Split | Self::Merge)
+    }
+
     fn parse(byte: u8) -> Option<Self> {
         match byte {
             0 => Some(Self::Normal),
@@ -49,6 +61,7 @@ impl EntryKind {
             3 => Some(Self::Session),
             4 => Some(Self::Hollow),
             5 => Some(Self::Split),
+            6 => Some(Self::Merge),
             _ => None,
         }
     }
@@ -129,8 +142,7 @@ impl Head {
         {
             return Err(BlockError::Field("range"));
         }
-        // It is applied alone.
-        if head.kind == EntryKind::Split && head.count != 1 {
+        if head.kind.is_alone() && head.count != 1 {
             return Err(BlockError::Field("range"));
         }
         if head.stride != VARIABLE

@@ -52,7 +52,7 @@ pub(crate) struct GroupLog {
     pub(crate) hard_state: HardState,
     /// Everything up to here was purged; entries begin right behind it.
     pub(crate) base: LogPosition,
-    /// Whether the log ever had entries of client sessions.
+    /// Whether the log ever had entries of client sessions, or such that change what is kept with them.
     pub(crate) has_sessions: bool,
     /// The first reaches `base.index + 1`.
     pub(crate) blocks: BlockIndex,

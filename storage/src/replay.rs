@@ -6,7 +6,6 @@ use polyraft_raft::{GroupId, Life};
 use rustc_hash::FxHashMap;
 
 use crate::batch::Lsn;
-use crate::block::EntryKind;
 use crate::checkpoint::{self, CheckpointHeader, Held, Position};
 use crate::damage::{LogDamage, Lost};
 use crate::format::{
@@ -122,7 +121,7 @@ impl Groups {
                 configurations,
             } if range.first == log.last().next() => {
                 log.append(range, place, at, bytes);
-                log.has_sessions |= kind == EntryKind::Session;
+                log.has_sessions |= kind.concerns_sessions();
                 for (index, configuration) in configurations {
                     log.configure(index, self.interned.share(configuration));
                 }

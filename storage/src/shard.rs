@@ -386,7 +386,7 @@ impl ShardLog {
             });
         }
         log.append(range, Place::turn(self.tail.next()), offset, bytes);
-        log.has_sessions |= kind == EntryKind::Session;
+        log.has_sessions |= kind.concerns_sessions();
         self.turn.tally.blocks += 1;
         self.turn.tally.refusable += u32::from(kind != EntryKind::Noop);
         self.turn.tally.entries += range.end.0 - range.first.0;

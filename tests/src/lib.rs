@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft::{
-    Config, Entry, Error, FrozenState, GroupId, Index, MachineError, Node, NodeId, OpenError, Read,
-    Replies, Split, StateMachine, Tls,
+    Config, Entry, Error, FrozenState, GroupId, Index, MachineError, Merge, Node, NodeId,
+    OpenError, Read, Replies, Split, StateMachine, Tls,
 };
 use polyraft_storage::{Disk, FileDisk};
 use tempfile::TempDir;
@@ -24,10 +24,12 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A state machine that remembers everything: an append-only list of (index, payload).
 ///
-/// It refuses to apply a payload twice, and the payload [`Ledger::POISON`] at all. What begins with given bytes can be split off.
+/// It refuses to apply a payload twice, and the payload [`Ledger::POISON`] at all. What begins with given bytes can be split off,
+/// and the entries of another one be added: under their indexes there, with that of the merge in the upper half.
 #[derive(Debug, Default)]
 pub struct Ledger {
     entries: Vec<(Index, Bytes)>,
+    last: Index,
 }
 
 impl Ledger {
@@ -35,6 +37,8 @@ impl Ledger {
     pub const POISON: &'static [u8] = b"poison";
     /// Applying this panics, which must quarantine the group.
     pub const PANIC: &'static [u8] = b"panic";
+    /// The argument of a merge that this refuses.
+    pub const UNWANTED: &'static [u8] = b"unwanted";
 }
 
 impl StateMachine for Ledger {
@@ -48,13 +52,10 @@ impl StateMachine for Ledger {
             if entry.payload == Ledger::POISON {
                 return Err("asked to fail".into());
             }
-            if self
-                .entries
-                .last()
-                .is_some_and(|(last, _)| *last >= entry.index)
-            {
+            if self.last >= entry.index {
                 return Err(format!("index {} came again", entry.index).into());
             }
+            self.last = entry.index;
             self.entries.push((entry.index, entry.payload_bytes()));
             replies.push((self.entries.len() as u64).to_le_bytes());
         }
@@ -76,10 +77,11 @@ impl StateMachine for Ledger {
         Ok(Box::new(move |out| Ok(out.write_all(&state)?)))
     }
 
-    fn restore(&mut self, _last: Index, from: &mut dyn std::io::Read) -> Result<(), MachineError> {
+    fn restore(&mut self, last: Index, from: &mut dyn std::io::Read) -> Result<(), MachineError> {
         let mut all = Vec::new();
         from.read_to_end(&mut all)?;
         self.entries = entries_of(Bytes::from(all)).into_iter().collect();
+        self.last = last;
         Ok(())
     }
 
@@ -89,13 +91,34 @@ impl StateMachine for Ledger {
 
     fn split_off(&self, split: &Split<'_>) -> Result<FrozenState, MachineError> {
         let goes = |entry: &&(Index, Bytes)| entry.1.starts_with(split.argument);
-        let part = self.entries.iter().filter(goes).cloned().collect();
-        Ledger { entries: part }.snapshot()
+        let part = Ledger {
+            entries: self.entries.iter().filter(goes).cloned().collect(),
+            last: split.index,
+        };
+        part.snapshot()
     }
 
     fn shed(&mut self, split: &Split<'_>) -> Result<(), MachineError> {
         self.entries
             .retain(|(_, payload)| !payload.starts_with(split.argument));
+        Ok(())
+    }
+
+    fn can_merge(&self, merge: &Merge<'_>) -> bool {
+        merge.argument != Ledger::UNWANTED
+    }
+
+    fn merge(
+        &mut self,
+        merge: &Merge<'_>,
+        from: &mut dyn std::io::Read,
+    ) -> Result<(), MachineError> {
+        let mut all = Vec::new();
+        from.read_to_end(&mut all)?;
+        let theirs = entries_of(Bytes::from(all)).into_iter();
+        let named = theirs.map(|(index, payload)| (Index(merge.index.0 << 32 | index.0), payload));
+        self.entries.extend(named);
+        self.last = merge.index;
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! Apply workers: threads that own the state machines and feed them committed entries in order.
 //! A worker must never touch the log or the network; what it did goes back to the shard's inbox.
 
+mod merge;
 mod split;
 
 use std::any::Any;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{GroupId, Index, Life, Term, Tick};
 use polyraft_storage::{
     Blocks, EntryKind, GroupTable, PREFETCH_AHEAD, SnapshotFile, SnapshotMeta, name_of,
@@ -23,9 +25,12 @@ use crate::event::ShardEvent;
 use crate::keeper::Job;
 use crate::machine::{Entry, Replies, StateMachine};
 use crate::mailbox::{Mailbox, Sender};
+use crate::merge::Frozen;
 use crate::sessions::{self, Deduplication, Payload, Position, Table};
 use crate::shard::PROPOSAL_OVERHEAD;
 use crate::split::{SplitEntry, SplitPlace};
+
+pub(crate) use self::merge::Gathered;
 
 /// The directory of the state machines' directories.
 const MACHINES: &str = "machines";
@@ -51,6 +56,12 @@ pub(crate) enum Task {
         term: Term,
         entry: SplitEntry,
         campaigns: bool,
+    },
+    /// Write out the state of a group that is frozen by this attempt to merge it, into memory.
+    GiveState {
+        group: GroupId,
+        life: Life,
+        attempt: Index,
     },
     /// Freeze the state of a group, at the place that the description says, and have a keeper write it.
     Freeze { meta: SnapshotMeta },
@@ -254,6 +265,8 @@ pub(crate) struct Applier<M> {
     witnesses: FxHashSet<GroupId>,
     /// State machines that may have the effect of entries which are handed out again, for the sessions.
     held: FxHashMap<GroupId, Index>,
+    /// Groups that take nothing any more, because they are to be merged.
+    frozen: FxHashMap<GroupId, Frozen>,
     /// Empty between groups.
     dedup: Deduplication,
 }
@@ -285,6 +298,7 @@ impl<M: StateMachine> Applier<M> {
             lives: FxHashMap::default(),
             witnesses: FxHashSet::default(),
             held: FxHashMap::default(),
+            frozen: FxHashMap::default(),
             dedup: Deduplication::default(),
         }
     }
@@ -319,6 +333,11 @@ impl<M: StateMachine> Applier<M> {
                 entry,
                 campaigns,
             } => self.split_off(at, term, &entry, campaigns),
+            Task::GiveState {
+                group,
+                life,
+                attempt,
+            } => self.give_state(group, life, attempt),
             Task::Freeze { meta } => self.freeze(meta),
             Task::Restore { file, held } => self.lend(file, held),
             Task::TakeBack {
@@ -420,10 +439,12 @@ impl<M: StateMachine> Applier<M> {
         };
         if matches!(self.machines.get(group), Some(Machine::Lent(lent)) if *lent == life) {
             self.machines.insert(group, machine);
-            self.forget_sessions(group);
+            self.sessions.remove(&group);
+            self.held.remove(&group);
             if sessions.is_some() {
                 self.sessions.insert(group, sessions);
             }
+            self.note_merges(group, true);
             if held > Index::ZERO {
                 self.held.insert(group, held);
             }
@@ -457,6 +478,7 @@ impl<M: StateMachine> Applier<M> {
     fn forget_sessions(&mut self, group: GroupId) {
         self.sessions.remove(&group);
         self.held.remove(&group);
+        self.frozen.remove(&group);
     }
 
     fn remove_kept(&self, group: GroupId, life: Life, slot: Option<u32>) {
@@ -526,9 +548,12 @@ impl<M: StateMachine> Applier<M> {
             let committed = &mut batch.groups[at];
             entries.clear();
             let held = self.held_within(committed);
-            let (mut is_hollow, mut split) = (false, None);
+            let (mut is_hollow, mut split, mut merge) = (false, None, None);
+            let frozen = self.frozen_into(committed.group);
+            let frozen = frozen.filter(|_| !mutants::is_active(Mutant::FrozenGoesOn));
             for block in next..next + committed.blocks {
                 match batch.blocks.kind(block) {
+                    EntryKind::Normal | EntryKind::Session if frozen.is_some() => {}
                     EntryKind::Normal => {
                         put_entries(&batch.blocks, block, committed, held, &mut entries);
                     }
@@ -536,19 +561,26 @@ impl<M: StateMachine> Applier<M> {
                         self.put_sessions(&batch.blocks, block, committed, held, &mut entries);
                     }
                     EntryKind::Split => split = Some(block),
+                    EntryKind::Merge => merge = Some(block),
                     EntryKind::Noop | EntryKind::Configuration => {}
                     EntryKind::Hollow => is_hollow = true,
                 }
             }
             next += committed.blocks;
             let waiting = waiting.by_ref().take(committed.waiting);
-            let applied = match split {
+            let applied = match (split, merge) {
                 _ if is_hollow => {
                     waiting.for_each(drop);
                     Err("its log lacks payloads, and it is no witness".to_owned())
                 }
-                Some(split) => self.shed(committed, batch.blocks.get(split), held, waiting),
-                None => self.apply_group(committed, &entries, waiting),
+                (Some(split), _) => self.shed(committed, batch.blocks.get(split), held, waiting),
+                (_, Some(merge)) => {
+                    self.merge_step(committed, batch.blocks.get(merge), held, waiting)
+                }
+                (None, None) => match frozen {
+                    Some(into) => self.refuse_frozen(into, waiting),
+                    None => self.apply_group(committed, &entries, waiting),
+                },
             };
             committed.fault = applied.err();
         }
@@ -641,6 +673,7 @@ impl<M: StateMachine> Applier<M> {
     }
 
     fn query(&self, group: GroupId, query: &[u8]) -> Result<Bytes, Error> {
+        self.may_answer(group)?;
         match self.machines.get(group) {
             Some(Machine::Running(machine)) => {
                 guarded(|| machine.query(query).map_err(|error| error.to_string()))

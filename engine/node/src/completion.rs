@@ -18,6 +18,7 @@ use polyraft_raft::{GroupId, Index, NodeId};
 use crate::error::Error;
 use crate::event::ShardEvent;
 use crate::mailbox::Sender;
+use crate::shard::MergeEvent;
 use crate::trace::Trace;
 
 /// A proposal that is committed and applied; or a read that is answered.
@@ -143,6 +144,12 @@ enum Sink {
         request: u64,
         inbox: Sender<ShardEvent>,
     },
+    /// The shard of a group that is merged, under the number of its question.
+    Merge {
+        source: GroupId,
+        number: u64,
+        inbox: Sender<ShardEvent>,
+    },
     Traced(Box<Traced>),
     Answered,
 }
@@ -180,6 +187,15 @@ impl ReplyTo {
             group,
             origin,
             request,
+            inbox,
+        })
+    }
+
+    /// The outcome goes to the shard of a group that is merged, which asked under this number.
+    pub(crate) fn merge(source: GroupId, number: u64, inbox: Sender<ShardEvent>) -> Self {
+        ReplyTo(Sink::Merge {
+            source,
+            number,
             inbox,
         })
     }
@@ -224,6 +240,17 @@ impl ReplyTo {
                     request,
                     outcome,
                 });
+            }
+            Sink::Merge {
+                source,
+                number,
+                inbox,
+            } => {
+                inbox.send(ShardEvent::Merge(MergeEvent::Answered {
+                    source,
+                    number,
+                    outcome,
+                }));
             }
             Sink::Traced(traced) => {
                 if outcome.is_ok() {

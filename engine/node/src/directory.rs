@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
-use polyraft_raft::{GroupId, NodeId, Term};
+use polyraft_raft::{GroupId, Life, NodeId, Term};
 use rustc_hash::FxHashMap;
 
 /// The public face of one replica.
@@ -45,6 +45,8 @@ impl GroupCell {
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
     cells: RwLock<FxHashMap<GroupId, Arc<GroupCell>>>,
+    /// Groups that were merged into others, as far as replicas here know: in which life, and into which one.
+    merged: RwLock<FxHashMap<GroupId, (Life, GroupId)>>,
 }
 
 impl Directory {
@@ -58,6 +60,36 @@ impl Directory {
 
     pub(crate) fn remove(&self, group: GroupId) {
         self.cells.write().remove(&group);
+    }
+
+    /// A life of a group ended in another group.
+    pub(crate) fn note_merged(&self, source: GroupId, life: Life, into: GroupId) {
+        let mut merged = self.merged.write();
+        let known = merged.entry(source).or_insert((life, into));
+        if known.0 <= life {
+            *known = (life, into);
+        }
+    }
+
+    /// A replica of a group is here. What an earlier life of it became says nothing about this one.
+    pub(crate) fn note_life(&self, group: GroupId, life: Life) {
+        let is_earlier =
+            |known: Option<&(Life, GroupId)>| known.is_some_and(|known| known.0 < life);
+        if is_earlier(self.merged.read().get(&group)) {
+            self.merged.write().remove(&group);
+        }
+    }
+
+    /// Whether a group that was merged into this one still has a replica here.
+    pub(crate) fn has_source_here(&self, target: GroupId) -> bool {
+        let (merged, cells) = (self.merged.read(), self.cells.read());
+        let mut merged = merged.iter();
+        merged.any(|(source, (_, into))| *into == target && cells.contains_key(source))
+    }
+
+    /// The last life of a group that ended in another group, and which one that is.
+    pub(crate) fn merged_into(&self, source: GroupId) -> Option<(Life, GroupId)> {
+        self.merged.read().get(&source).copied()
     }
 
     /// At most `limit` groups, in the order of their ids, from `first` on.

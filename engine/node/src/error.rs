@@ -114,6 +114,19 @@ pub enum Error {
         /// What was in the way.
         why: String,
     },
+    /// The group was not merged into another one. It goes on as before.
+    #[error("the group was not merged: {why}")]
+    Merge {
+        /// What was in the way.
+        why: String,
+    },
+    /// The group is being merged into another one, or was. Nothing was taken or read. Ask that one; or this one again, as the
+    /// merge may come to nothing.
+    #[error("the group is merged into group {into}; nothing was taken, ask that one")]
+    Merging {
+        /// The group that has, or is about to have, what this one had.
+        into: GroupId,
+    },
     /// No quorum confirmed in time that somebody leads the group, so a read could have missed something. Nothing was read;
     /// reading again is safe.
     #[error("no quorum confirmed the leader in time; nothing was read, retry")]

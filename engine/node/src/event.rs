@@ -13,7 +13,7 @@ use crate::completion::{Outcome, ReplyTo};
 use crate::error::Error;
 use crate::group::Read;
 use crate::liveness::Untaken;
-use crate::shard::{ChunkTrouble, SplitEvent, Wanted};
+use crate::shard::{ChunkTrouble, MergeEvent, SplitEvent, Wanted};
 use crate::status::{GroupStatus, Membership};
 use crate::wire::{Chunk, Found, SnapshotId};
 
@@ -184,6 +184,8 @@ pub(crate) enum ShardEvent {
     },
     /// About a group that is split.
     Split(SplitEvent),
+    /// About a group that is merged into another.
+    Merge(MergeEvent),
     /// Somebody asks for a group's status.
     GroupStatus { group: GroupId, reply: StatusReply },
     /// The WAL wants a checkpoint or relocation work from every shard.

@@ -17,9 +17,10 @@ use crate::completion::{Committed, CompletionQueue, Many, ReplyTo};
 use crate::directory::GroupCell;
 use crate::error::Error;
 use crate::event::ShardEvent;
+use crate::merge::{MAX_ARGUMENT, PART_OVERHEAD};
 use crate::node::Inner;
 use crate::sessions::{self, Command, ProposalNumber, Session, SessionId};
-use crate::shard::{PROPOSAL_OVERHEAD, SplitEvent};
+use crate::shard::{MergeEvent, PROPOSAL_OVERHEAD, SplitEvent};
 use crate::split::SplitEntry;
 use crate::status::{GroupStatus, Membership};
 
@@ -493,6 +494,51 @@ impl<M> GroupHandle<M> {
         inner.shared.tell(self.shard, ShardEvent::Split(event));
         outcome.await?;
         Ok(GroupHandle::new(Arc::clone(&self.inner), child))
+    }
+
+    /// Makes the group a part of another one, and waits until it has ended. Ask the node that leads this group, the source; it
+    /// needs a replica of the target too. `argument` is for the target's state machine:
+    /// [`StateMachine::can_merge`](crate::StateMachine::can_merge).
+    ///
+    /// The source takes no proposals and answers no reads from a moment on. Its state, 64 MiB at most with its sessions, goes
+    /// through the target's log, and once the target has taken it, the source is destroyed. The members of the two may differ, and
+    /// a minority of each may be down. Whoever has a session with the source goes on with it at the target:
+    /// [`Session::merged_into`](crate::Session::merged_into).
+    ///
+    /// Should this node lose the leadership meanwhile, the next leader goes on. If the target can't take the state, the source
+    /// goes on as before. It stays frozen for as long as the target has no leader, as nobody else can say what became of it.
+    ///
+    /// # Errors
+    /// [`Error::NotLeader`] with a hint when another node leads, and [`Error::Merge`] when the groups can't be merged: the source
+    /// goes on. [`Error::Merging`] when it is being merged already into another group than this call says, or was merged.
+    /// [`Error::Unknown`] when the leader stepped down in between: ask again, the answer is this or [`Error::Merging`].
+    /// [`Error::TooLarge`] when the argument is over 64 KiB, [`Error::NoSuchGroup`] when no replica is here, [`Error::Fault`] when
+    /// it is out of service, and [`Error::Closed`] when the node is shut down.
+    pub async fn merge_into(
+        &self,
+        target: u64,
+        argument: impl Into<Bytes>,
+    ) -> Result<GroupHandle<M>, Error> {
+        let (target, argument) = (GroupId(target), argument.into());
+        let (inner, bytes) = (&self.inner, argument.len());
+        if target == self.group || target.0 >= u64::MAX - 1 {
+            let why = format!("{target} can't be the group that it is merged into");
+            return Err(Error::Merge { why });
+        }
+        let limit = MAX_ARGUMENT.min(inner.max_proposal_bytes - PART_OVERHEAD);
+        if bytes > limit {
+            return Err(Error::TooLarge { bytes, limit });
+        }
+        let (outcome, reply) = inner.slots.pair();
+        let event = MergeEvent::Asked {
+            source: self.group,
+            target,
+            argument,
+            reply,
+        };
+        inner.shared.tell(self.shard, ShardEvent::Merge(event));
+        outcome.await?;
+        Ok(GroupHandle::new(Arc::clone(&self.inner), target))
     }
 
     /// Who leads the group and at which term, as far as this node knows. Takes no lock and asks nobody.

@@ -12,12 +12,13 @@ use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{GroupId, Index, Life};
 use polyraft_storage::{SnapshotFile, SnapshotMeta, SnapshotStore};
 
-use crate::apply::{Held, Returned, Task, guarded};
+use crate::apply::{Gathered, Held, Returned, Task, guarded};
 use crate::event::ShardEvent;
 use crate::machine::{FrozenState, StateMachine};
 use crate::mailbox::Mailbox;
+use crate::merge::MAX_STATE;
 use crate::sessions::{self, Table};
-use crate::shard::{ChunkTrouble, Shared, SplitEvent, Wanted};
+use crate::shard::{ChunkTrouble, MergeEvent, Shared, SplitEvent, Wanted};
 use crate::split::SplitPlace;
 use crate::wire::{Chunk, SnapshotId};
 
@@ -34,6 +35,13 @@ pub(crate) enum Job {
         meta: SnapshotMeta,
         state: FrozenState,
         campaigns: bool,
+    },
+    /// Write the state of a frozen group into memory, for a leader that has it merged.
+    Gather {
+        group: GroupId,
+        life: Life,
+        attempt: Index,
+        state: FrozenState,
     },
     /// Give a state machine, whose worker has lent it, the state in a file; or only the sessions in it, if it `held` something
     /// that need not be replaced.
@@ -130,6 +138,25 @@ impl<M: StateMachine> Keeper<M> {
                     campaigns,
                 };
                 self.tell(child, ShardEvent::Split(event));
+            }
+            Job::Gather {
+                group,
+                life,
+                attempt,
+                state,
+            } => {
+                let mut out = Gathered {
+                    bytes: Vec::new(),
+                    most: MAX_STATE,
+                };
+                let given = guarded(|| state(&mut out).map_err(|error| error.to_string()));
+                let event = MergeEvent::StateReady {
+                    group,
+                    life,
+                    attempt,
+                    state: given.map(|()| out.into_bytes()),
+                };
+                self.tell(group, ShardEvent::Merge(event));
             }
             Job::Restore {
                 file,

@@ -22,6 +22,7 @@ mod liveness;
 mod lost_quorum;
 mod machine;
 mod mailbox;
+mod merge;
 mod metrics;
 mod node;
 mod pace;
@@ -51,7 +52,7 @@ pub use crate::lost_quorum::{
     GivenDirectory, Recovered, RecoveryError, RecoveryPlan, RefusedGroup, SurvivingGroup,
     SurvivingReplica, TERM_STEP, apply_recovery, plan_recovery,
 };
-pub use crate::machine::{Entry, FrozenState, Replies, Split, StateMachine};
+pub use crate::machine::{Entry, FrozenState, Merge, Replies, Split, StateMachine};
 pub use crate::node::{Node, NodeBuilder};
 pub use crate::sessions::{ProposalNumber, SESSION_WINDOW, Session, SessionId};
 pub use crate::snapshots::{

@@ -125,6 +125,19 @@ pub struct Split<'a> {
     pub argument: &'a [u8],
 }
 
+/// Another group whose state becomes a part of this one: what the state machine is told of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Merge<'a> {
+    /// The place in the log of the group that takes the state.
+    pub index: Index,
+    /// The term of the leader that appended it.
+    pub term: Term,
+    /// The group that ends.
+    pub source: GroupId,
+    /// What was given to [`GroupHandle::merge_into`](crate::GroupHandle::merge_into).
+    pub argument: &'a [u8],
+}
+
 /// What a group replicates: a deterministic function of its log.
 ///
 /// Each group on each node has an instance of its own, used by one apply worker at a time. Entries come in log
@@ -237,6 +250,25 @@ pub trait StateMachine: Sized + Send + 'static {
     /// They quarantine the group on this node.
     fn shed(&mut self, _split: &Split<'_>) -> Result<(), MachineError> {
         Err(MachineError::from("this state machine does not split"))
+    }
+
+    /// Whether the state of another group may become a part of this one. It is asked before that group is frozen; if the answer
+    /// is no, nothing happens and the caller is told. By default it is no.
+    ///
+    /// Once it has said yes, it must be able to take the state whenever [`StateMachine::merge`] is called, whatever it applies
+    /// until then. Only splits of this group end the attempt.
+    fn can_merge(&self, _merge: &Merge<'_>) -> bool {
+        false
+    }
+
+    /// Takes the state of a group that ends here: `from` is what its [`StateMachine::snapshot`] wrote, all of it and held against
+    /// a checksum. It is the effect of the entry at the index of the merge, and like that of any other entry it may be made durable
+    /// from now on, and not before. The worker does nothing else meanwhile.
+    ///
+    /// # Errors
+    /// They quarantine the group on this node; and as replicas are alike, on all others.
+    fn merge(&mut self, _merge: &Merge<'_>, _from: &mut dyn Read) -> Result<(), MachineError> {
+        Err(MachineError::from("this state machine does not merge"))
     }
 }
 

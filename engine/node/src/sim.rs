@@ -279,6 +279,12 @@ impl<M: StateMachine> SimNode<M> {
         shard.life_here(group)
     }
 
+    /// The group that one is being merged into, as far as the replica here has applied.
+    pub fn merging_into(&self, group: GroupId) -> Option<GroupId> {
+        let (shard, _) = &self.shards[shard_of(group, self.shards.len())];
+        shard.merging_here(group)
+    }
+
     /// The newest life of a group that is known to be over everywhere.
     pub fn over(&self, group: GroupId) -> Option<Life> {
         let (shard, _) = &self.shards[shard_of(group, self.shards.len())];
@@ -344,7 +350,7 @@ pub enum SimRecord {
     Forward {
         /// The group.
         group: GroupId,
-        /// It has a number in a session.
+        /// It does no harm if it comes twice: it has a number in a session, or is about a merge.
         is_numbered: bool,
     },
     /// Anything else.
@@ -365,7 +371,7 @@ pub fn read_frame(frame: &Bytes, mut see: impl FnMut(SimRecord)) {
             }
             Record::Forward { group, kind, .. } => SimRecord::Forward {
                 group,
-                is_numbered: kind == EntryKind::Session,
+                is_numbered: kind != EntryKind::Normal,
             },
             _ => SimRecord::Other,
         });

@@ -43,6 +43,8 @@ pub struct GroupStatus {
     /// The index that this replica's log has to reach before it votes, until it does: it was removed and is back, or lost a
     /// damaged log that may have gone through there.
     pub returning: Option<Index>,
+    /// The group that this one is being merged into, as far as this replica has applied: it takes and answers nothing.
+    pub merging_into: Option<GroupId>,
     /// Why this replica is quarantined, if it is.
     pub fault: Option<String>,
 }

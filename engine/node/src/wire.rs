@@ -33,6 +33,7 @@ use crate::completion::{Committed, Outcome};
 use crate::error::Error;
 use crate::event::{GroupRanges, LifeRanges, Members, Reign};
 use crate::liveness::Beat;
+use crate::merge::MergeCommand;
 use crate::sessions::{Command, SessionId};
 
 /// The most members that a group may have.
@@ -73,6 +74,7 @@ enum Kind {
     MemberAsk = 27,
     LifeOver = 28,
     ForwardSession = 29,
+    ForwardMerge = 30,
     // Node-level records: the home shard reads them, whatever their group field says.
     Beat = 32,
     ClaimsDelta = 33,
@@ -114,6 +116,7 @@ impl Kind {
             MemberAsk,
             LifeOver,
             ForwardSession,
+            ForwardMerge,
             Beat,
             ClaimsDelta,
             ClaimsTable,
@@ -163,7 +166,7 @@ pub(crate) enum Record<'a> {
     Forward {
         group: GroupId,
         request: u64,
-        /// Plain, or of a session.
+        /// Plain, of a session, or of a merge.
         kind: EntryKind,
         payload: Bytes,
     },
@@ -432,6 +435,7 @@ pub(crate) fn put_forward(
 ) {
     let kind = match kind {
         EntryKind::Session => Kind::ForwardSession,
+        EntryKind::Merge => Kind::ForwardMerge,
         _ => Kind::Forward,
     };
     record(out, kind, group, |out| {
@@ -518,6 +522,10 @@ fn put_error(out: &mut BytesMut, error: &Error) {
             out.put_u64_le(session.0);
         }
         Error::ReplyNotKept => out.put_u8(17),
+        Error::Merging { into } => {
+            out.put_u8(19);
+            out.put_u64_le(into.0);
+        }
         Error::ProposalNumber { sequence, lowest } => {
             out.put_u8(18);
             out.put_u64_le(*sequence);
@@ -723,6 +731,9 @@ impl Body<'_> {
                 session: SessionId(self.u64()?),
             },
             17 => Error::ReplyNotKept,
+            19 => Error::Merging {
+                into: GroupId(self.u64()?),
+            },
             18 => Error::ProposalNumber {
                 sequence: self.u64()?,
                 lowest: self.u64()?,
@@ -806,6 +817,18 @@ fn decode<'a>(
                 group,
                 request,
                 kind: EntryKind::Session,
+                payload: frame.slice_ref(body.0),
+            });
+        }
+        Kind::ForwardMerge => {
+            let request = body.u64()?;
+            if MergeCommand::parse(body.0).is_none() {
+                return Err(WireError::Value("forward of a merge"));
+            }
+            return Ok(Record::Forward {
+                group,
+                request,
+                kind: EntryKind::Merge,
                 payload: frame.slice_ref(body.0),
             });
         }

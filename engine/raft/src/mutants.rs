@@ -161,6 +161,16 @@ pub enum Mutant {
     ShedBeforeDurable,
     /// A replica of a group that began with a state votes although it has nothing of it.
     EmptyChildVotes,
+    /// A group that is to be merged goes on taking proposals.
+    FrozenGoesOn,
+    /// A group that is to be merged goes on answering reads.
+    FrozenAnswers,
+    /// The target of a merge takes a state after it has refused it.
+    MergeRefusalForgotten,
+    /// The sessions of a group that is merged are lost.
+    MergedSessionsDropped,
+    /// What was tried at a group, and applied in a part of it that went and came back, is applied again.
+    MergedSessionsShared,
 }
 
 /// The mutants that show in what a power cut leaves of the log, with the number of the fault that they stand for.
@@ -219,6 +229,11 @@ pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::SessionForgotten, 19),
     (Mutant::ShedBeforeDurable, 8),
     (Mutant::EmptyChildVotes, 19),
+    (Mutant::FrozenGoesOn, 19),
+    (Mutant::FrozenAnswers, 16),
+    (Mutant::MergeRefusalForgotten, 19),
+    (Mutant::MergedSessionsDropped, 19),
+    (Mutant::MergedSessionsShared, 19),
     (Mutant::LifeIgnored, 19),
     (Mutant::TombstoneForgotten, 19),
     (Mutant::ClaimNotWithdrawn, 21),

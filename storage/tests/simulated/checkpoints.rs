@@ -67,8 +67,14 @@ fn a_checkpoint_is_written_in_slices_while_its_groups_change() {
 fn which_logs_ever_had_entries_of_sessions_is_remembered() {
     let disk = SimDisk::new(7);
     let mut driver = Driver::open(&disk, &options(WalMode::Direct)).unwrap();
-    let kinds = [EntryKind::Normal, EntryKind::Session, EntryKind::Noop];
-    let groups = [1, 2, 3].map(GroupId);
+    let kinds = [
+        EntryKind::Normal,
+        EntryKind::Session,
+        EntryKind::Noop,
+        EntryKind::Merge,
+        EntryKind::Split,
+    ];
+    let groups = [1, 2, 3, 4, 5].map(GroupId);
     for (group, kind) in groups.into_iter().zip(kinds) {
         driver.log.create(group, &voters()).unwrap();
         let range = EntryRange {
@@ -80,7 +86,7 @@ fn which_logs_ever_had_entries_of_sessions_is_remembered() {
     }
     let check = |driver: &Driver| {
         let found = groups.map(|group| driver.log.has_sessions(group));
-        assert_eq!(found, [false, true, false]);
+        assert_eq!(found, [false, true, false, true, true]);
     };
     check(&driver);
     // Also when none of them is left.

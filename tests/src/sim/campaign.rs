@@ -87,6 +87,8 @@ pub struct Sum {
     outlasted: u64,
     lives: u64,
     splits: u64,
+    merges: u64,
+    unmerged: u64,
     moved: u64,
     preferred: u64,
     needed_peers: u64,
@@ -125,6 +127,8 @@ impl Sum {
         self.outlasted += counts.outlasted;
         self.lives += counts.lives;
         self.splits += counts.splits;
+        self.merges += counts.merges;
+        self.unmerged += counts.unmerged;
         self.moved += counts.moved;
         self.preferred += counts.preferred;
         self.needed_peers += counts.needed_peers;
@@ -159,6 +163,8 @@ impl Sum {
             ("a damaged part of a snapshot".to_owned(), self.corrupted),
             ("a group in a later life".to_owned(), self.lives),
             ("a group split off".to_owned(), self.splits),
+            ("a merged group".to_owned(), self.merges),
+            ("a merge that came to nothing".to_owned(), self.unmerged),
             ("a key that had moved".to_owned(), self.moved),
             (
                 "a group led by the node that it prefers".to_owned(),
@@ -198,7 +204,7 @@ impl fmt::Display for Sum {
         )?;
         writeln!(
             f,
-            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} replicas repaired, {} parts damaged; {} groups destroyed and created again, {} split off, {} operations that came too late for that, {} led by the node that they prefer; {} times a node became a peer of all and {} times none, {} changes of peers, {} refused for a group; in sessions {} proposals tried again, {} replies not kept, {} expired",
+            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} replicas repaired, {} parts damaged; {} groups destroyed and created again, {} split off, {} merged and {} not, {} operations that came too late for that, {} led by the node that they prefer; {} times a node became a peer of all and {} times none, {} changes of peers, {} refused for a group; in sessions {} proposals tried again, {} replies not kept, {} expired",
             self.acknowledged,
             self.queries,
             self.unknown,
@@ -212,6 +218,8 @@ impl fmt::Display for Sum {
             self.corrupted,
             self.lives,
             self.splits,
+            self.merges,
+            self.unmerged,
             self.moved,
             self.preferred,
             self.joined,
@@ -252,6 +260,8 @@ mod tests {
             outlasted: 1,
             lives: 1,
             splits: 1,
+            merges: 1,
+            unmerged: 1,
             moved: 1,
             preferred: 1,
             needed_peers: 1,

@@ -184,6 +184,7 @@ impl GroupChecks {
             term: Term::ZERO,
             request: 0,
             digest: born.digest,
+            is_refused: false,
         });
     }
 
@@ -597,6 +598,9 @@ impl GroupChecks {
                     format!("{known:?} and {entry:?}"),
                 ));
             }
+        }
+        if entry.is_refused {
+            return Ok(());
         }
         let first = *self.requests.entry(entry.request).or_insert(entry.index);
         if first != entry.index {

@@ -210,9 +210,9 @@ impl World {
         }
         self.count(Event::Client { client, step });
         match self.clients.clients[at].operation {
-            None if self.clients.clients[at]
-                .finisher_of
-                .is_some_and(|group| !self.splits.has_begun(group)) =>
+            None if self.clients.clients[at].finisher_of.is_some_and(|group| {
+                !self.splits.has_begun(group) || self.merges.target_of(group).is_some()
+            }) =>
             {
                 return;
             }
@@ -568,6 +568,7 @@ impl World {
         self.ends.lost(node);
         self.splits.lost(node);
         self.peers.lost(node);
+        self.merges.lost(node);
         for creation in &mut self.clients.creations {
             if creation.attempt.as_ref().is_some_and(|(at, _)| *at == node) {
                 creation.attempt = None;

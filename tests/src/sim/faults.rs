@@ -63,6 +63,7 @@ impl World {
             Fault::Split => self.ask_for_split(node),
             Fault::Peer => self.turn_guest(),
             Fault::Move => self.move_machine(node),
+            Fault::Merge => self.ask_for_merge(node),
             Fault::ClientCrash => {
                 let client = self.rng.below(self.plan.clients) as u32;
                 self.client_crashes(client)

@@ -130,7 +130,10 @@ impl World {
             let over = node.over(group).map(|life| life.get());
             verdict = verdict.and_then(|()| checks.recovered(group, id, found, over));
         }
-        let has = |group| node.life(group).is_some() || node.removed_from(group).is_some();
+        let has = |group| {
+            let is_gone = node.removed_from(group).or(node.over(group));
+            node.life(group).or(is_gone).is_some()
+        };
         let verdict = verdict.and_then(|()| self.splits.check_recovered(id, has));
         self.judge(verdict);
     }

@@ -28,6 +28,7 @@ impl World {
         self.poll_creations(id);
         self.poll_ends(id);
         self.poll_splits(id);
+        self.poll_merges(id);
         self.poll_peers(id);
         if self.has_lost_power(id) {
             return self.power_cut(id);
@@ -97,12 +98,20 @@ impl World {
         for shed in machine::take_shed() {
             self.part_is_shed(shed);
         }
+        for taken in machine::take_taken() {
+            self.trace.note(taken.digest);
+            self.trace.group(self.now, taken.node, taken.source, || {
+                format!("becomes a part of another group: {taken:?}")
+            });
+            self.group_is_merged(taken);
+        }
         let mut applied = std::mem::take(&mut self.applied);
         machine::take_applied(&mut applied);
         for entry in applied.drain(..) {
             self.trace.note(entry.digest);
             let checks = self.checks[entry.group.0 as usize - 1].of(entry.life);
             let verdict = checks.applied(entry);
+            let verdict = verdict.and_then(|()| self.merges.check_applied(&entry));
             self.judge(verdict);
             self.trace.group(self.now, entry.node, entry.group, || {
                 format!("applies {entry:?}")
@@ -179,7 +188,9 @@ impl World {
             // What it has purged was committed, so it is the same everywhere.
             let has = position.index < core.base().index
                 || core.term_at(position.index) == Some(position.term);
-            Some(has && core.durable() >= position.index)
+            let holds = has && core.durable() >= position.index;
+            // What rot has taken was there when it was promised.
+            (holds || !host.is_rotten).then_some(holds)
         };
         let checks = self.checks[group.0 as usize - 1].of(life.unwrap_or_default().get());
         checks.observe(core, &holds)?;

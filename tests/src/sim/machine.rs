@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft::{
-    Entry, FrozenState, GroupId, Index, MachineError, Replies, Split, StateMachine, Term,
+    Entry, FrozenState, GroupId, Index, MachineError, Merge, Replies, Split, StateMachine, Term,
 };
 use polyraft_storage::parse_name_of;
 
@@ -109,6 +109,8 @@ pub struct Applied {
     pub request: u64,
     /// Of everything that this state machine has applied, this entry included.
     pub digest: u64,
+    /// It was about a key that the group does not have, and did nothing. It may be asked for again.
+    pub is_refused: bool,
 }
 
 /// A state machine that was given the state of a snapshot.
@@ -154,17 +156,66 @@ pub struct Shed {
     pub child: GroupId,
 }
 
+/// A state machine that took the state of another group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Taken {
+    /// Where.
+    pub node: u64,
+    /// Whose state.
+    pub source: GroupId,
+    /// Into which group.
+    pub target: GroupId,
+    /// The place in the log of that group.
+    pub index: Index,
+    /// Of the state that it took.
+    pub digest: u64,
+}
+
+/// The argument of a merge that no group takes.
+pub const UNWANTED: &[u8] = b"no";
+
 /// What a group answers that does not have the key.
 pub const NOT_MINE: &[u8] = b"?";
 
 /// Numbers of entries that are no operation of a client.
 const SPLIT_NUMBERS: u64 = 1 << 62;
+const MERGE_NUMBERS: u64 = 1 << 61;
+
+/// Some of the keys, as bits.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+struct Keys([u64; 4]);
+
+impl Keys {
+    const ALL: Keys = Keys([u64::MAX; 4]);
+
+    fn has(&self, key: u8) -> bool {
+        self.0[usize::from(key / 64)] & 1 << (key % 64) != 0
+    }
+
+    /// Those below `first`, and the others.
+    fn split_at(&self, first: u8) -> (Keys, Keys) {
+        let (mut below, mut above) = (Keys::default(), Keys::default());
+        for key in (0..=u8::MAX).filter(|key| self.has(*key)) {
+            let half = if key < first { &mut below } else { &mut above };
+            half.0[usize::from(key / 64)] |= 1 << (key % 64);
+        }
+        (below, above)
+    }
+
+    fn with(&self, other: &Keys) -> Keys {
+        Keys(std::array::from_fn(|at| self.0[at] | other.0[at]))
+    }
+
+    fn meets(&self, other: &Keys) -> bool {
+        (0..4).any(|at| self.0[at] & other.0[at] != 0)
+    }
+}
 
 /// The state of one group on one node.
 #[derive(Clone, Default, Debug)]
 struct State {
-    /// The keys that the group has: from the first to before the second.
-    keys: (u16, u16),
+    /// The keys that the group has.
+    keys: Keys,
     values: BTreeMap<u8, u64>,
     applied: Index,
     digest: u64,
@@ -175,8 +226,7 @@ impl State {
         let mut out = Vec::new();
         out.put_u64_le(self.applied.0);
         out.put_u64_le(self.digest);
-        out.put_u16_le(self.keys.0);
-        out.put_u16_le(self.keys.1);
+        self.keys.0.iter().for_each(|word| out.put_u64_le(*word));
         for (key, value) in &self.values {
             out.put_u8(*key);
             out.put_u64_le(*value);
@@ -185,11 +235,11 @@ impl State {
     }
 
     fn decode(mut bytes: &[u8]) -> Option<State> {
-        if bytes.len() < 20 || !(bytes.len() - 20).is_multiple_of(9) {
+        if bytes.len() < 48 || !(bytes.len() - 48).is_multiple_of(9) {
             return None;
         }
         let (applied, digest) = (Index(bytes.get_u64_le()), bytes.get_u64_le());
-        let keys = (bytes.get_u16_le(), bytes.get_u16_le());
+        let keys = Keys(std::array::from_fn(|_| bytes.get_u64_le()));
         let mut values = BTreeMap::new();
         while bytes.has_remaining() {
             values.insert(bytes.get_u8(), bytes.get_u64_le());
@@ -203,7 +253,7 @@ impl State {
     }
 
     fn has(&self, key: u8) -> bool {
-        (self.keys.0..self.keys.1).contains(&u16::from(key))
+        self.keys.has(key)
     }
 
     /// What a child begins with, if the split is one of keys that the group has.
@@ -211,11 +261,12 @@ impl State {
         let [first] = *split.argument else {
             return None;
         };
-        if !self.has(first) || u16::from(first) == self.keys.0 {
+        let (below, above) = self.keys.split_at(first);
+        if !self.has(first) || below == Keys::default() {
             return None;
         }
         let part = State {
-            keys: (u16::from(first), self.keys.1),
+            keys: above,
             values: self
                 .values
                 .range(first..)
@@ -244,6 +295,7 @@ struct Stage {
     restored: Vec<Restored>,
     born: RefCell<Vec<Born>>,
     shed: Vec<Shed>,
+    taken: Vec<Taken>,
 }
 
 thread_local! {
@@ -281,6 +333,11 @@ pub fn take_born() -> Vec<Born> {
 /// Moves out what was let go of since the last call.
 pub fn take_shed() -> Vec<Shed> {
     STAGE.with_borrow_mut(|stage| std::mem::take(&mut stage.shed))
+}
+
+/// Moves out what was taken from other groups since the last call.
+pub fn take_taken() -> Vec<Taken> {
+    STAGE.with_borrow_mut(|stage| std::mem::take(&mut stage.taken))
 }
 
 /// What the state machines of a node have on stable storage.
@@ -366,7 +423,10 @@ impl StateMachine for Registers {
         let state = STAGE.with_borrow(|stage| {
             let saved = stage.saved.get(&(node, group, life)).cloned();
             saved.unwrap_or_else(|| State {
-                keys: (0, if group.0 <= stage.roots { 256 } else { 0 }),
+                keys: match group.0 <= stage.roots {
+                    true => Keys::ALL,
+                    false => Keys::default(),
+                },
                 ..State::default()
             })
         });
@@ -392,6 +452,7 @@ impl StateMachine for Registers {
         for entry in entries {
             let request = Request::decode(entry.payload).ok_or("not a request")?;
             let reply = self.perform(&request);
+            let is_refused = reply[..] == *NOT_MINE;
             replies.push(reply);
             let state = &mut self.state;
             state.applied = entry.index;
@@ -405,6 +466,7 @@ impl StateMachine for Registers {
                 term: entry.term,
                 request: request.id,
                 digest: state.digest,
+                is_refused,
             };
             STAGE.with_borrow_mut(|stage| stage.applied.push(applied));
         }
@@ -473,7 +535,7 @@ impl StateMachine for Registers {
         let (first, part) = self.state.part(split).ok_or("there is no such part")?;
         let state = &mut self.state;
         state.values.split_off(&first);
-        state.keys.1 = u16::from(first);
+        state.keys = state.keys.split_at(first).0;
         (state.applied, state.digest) = (split.index, mix(part.digest));
         let applied = Applied {
             node: self.node,
@@ -483,6 +545,7 @@ impl StateMachine for Registers {
             term: split.term,
             request: SPLIT_NUMBERS | self.group.0 << 32 | split.index.0,
             digest: state.digest,
+            is_refused: false,
         };
         let shed = Shed {
             node: self.node,
@@ -491,6 +554,47 @@ impl StateMachine for Registers {
         STAGE.with_borrow_mut(|stage| {
             stage.applied.push(applied);
             stage.shed.push(shed);
+        });
+        self.note_unsaved(1);
+        Ok(())
+    }
+
+    fn can_merge(&self, merge: &Merge<'_>) -> bool {
+        merge.argument != UNWANTED
+    }
+
+    fn merge(&mut self, merge: &Merge<'_>, from: &mut dyn Read) -> Result<(), MachineError> {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes)?;
+        let theirs = State::decode(&bytes).ok_or("not a state of registers")?;
+        if self.state.keys.meets(&theirs.keys) {
+            return Err("two groups have the same key".into());
+        }
+        let state = &mut self.state;
+        state.keys = state.keys.with(&theirs.keys);
+        state.values.extend(theirs.values);
+        state.applied = merge.index;
+        state.digest = mix(state.digest ^ mix(theirs.digest ^ mix(merge.index.0)));
+        let applied = Applied {
+            node: self.node,
+            group: self.group,
+            life: self.life,
+            index: merge.index,
+            term: merge.term,
+            request: MERGE_NUMBERS | self.group.0 << 32 | merge.index.0,
+            digest: state.digest,
+            is_refused: false,
+        };
+        let taken = Taken {
+            node: self.node,
+            source: merge.source,
+            target: self.group,
+            index: merge.index,
+            digest: theirs.digest,
+        };
+        STAGE.with_borrow_mut(|stage| {
+            stage.applied.push(applied);
+            stage.taken.push(taken);
         });
         self.note_unsaved(1);
         Ok(())

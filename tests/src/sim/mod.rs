@@ -12,6 +12,7 @@ mod faults;
 mod lives;
 mod looks;
 mod machine;
+mod merges;
 pub mod mutants;
 mod network;
 mod parts;

@@ -30,6 +30,9 @@ const PATIENCE: u64 = 10;
 /// How long news may be on its way after all replicas have become equal.
 const GRACE: u64 = 500 * MILLI;
 
+/// How much longer than everything else a merge may take to come to an end.
+const LONGEST_MERGE: u64 = 60 * SECOND;
+
 /// A storm has at least that many faults.
 const FAULTS: u32 = 10;
 
@@ -80,8 +83,14 @@ impl World {
                     self.counts.acknowledged + self.counts.queries >= FEWEST_OPERATIONS;
                 let is_late = self.now > deadline;
                 let all_have_served = served.iter().all(|has_served| *has_served);
-                if all_have_served && !self.splits.are_over() {
-                    // A group may be about to begin; a node gives up on that after some seconds.
+                let frozen = self.frozen_group();
+                if let Some(group) = frozen.filter(|_| self.now > deadline + LONGEST_MERGE) {
+                    let told = self.describe(group);
+                    return self.fail(broken("merges", group, format!("it stays frozen: {told}")));
+                }
+                let are_over = self.splits.are_over() && self.merges.are_over();
+                if all_have_served && !(are_over && frozen.is_none()) {
+                    // A group may be about to begin or to end; a node gives up on that after some seconds.
                     return;
                 }
                 if all_have_served && !self.peers_are_settled() {
@@ -197,9 +206,9 @@ impl World {
     /// A group whose replicas differ, if there is one.
     fn unequal(&self) -> Option<GroupId> {
         let groups = (1..=self.plan.members.len() as u64).map(GroupId);
-        let mut begun = groups
-            .into_iter()
-            .filter(|group| self.splits.has_begun(*group));
+        let mut begun = groups.into_iter().filter(|group| {
+            self.splits.has_begun(*group) && self.merges.target_of(*group).is_none()
+        });
         begun.find(|group| !self.is_equal(*group))
     }
 
@@ -300,11 +309,11 @@ impl World {
 
     fn judge_the_end(&mut self) -> Verdict {
         for group in (1..=self.plan.members.len() as u64).map(GroupId) {
-            if !self.splits.has_begun(group) {
-                continue;
+            if self.splits.has_begun(group) && self.merges.target_of(group).is_none() {
+                self.check_states(group)?;
             }
-            self.check_states(group)?;
         }
+        self.check_merged()?;
         self.put_to_lives()?;
         self.check_history()?;
         self.check_weight()

@@ -71,11 +71,13 @@ pub enum Fault {
     Peer,
     /// A node goes on at another address, which the others are told.
     Move,
+    /// A leader is asked to merge its group into another.
+    Merge,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 27] = [
+    pub const ALL: [Fault; 28] = [
         Fault::PowerCut,
         Fault::PowerCutInWrite,
         Fault::PowerCutAfterPromise,
@@ -103,6 +105,7 @@ impl Fault {
         Fault::Split,
         Fault::Peer,
         Fault::Move,
+        Fault::Merge,
     ];
 
     /// Whether it can take back what a node has promised. Only a minority of each group may be hit by those.
@@ -258,6 +261,7 @@ impl Plan {
         splits(&mut plan);
         priorities(&mut plan);
         peers(&mut plan);
+        merges(&mut plan);
         plan
     }
 
@@ -342,12 +346,13 @@ fn weights(rng: &mut Rng) -> [u32; Fault::ALL.len()] {
 }
 
 /// Drawn with weights of their own, where a world has them.
-const ASKED: [Fault; 5] = [
+const ASKED: [Fault; 6] = [
     Fault::Reconfigure,
     Fault::Destroy,
     Fault::Split,
     Fault::Peer,
     Fault::Move,
+    Fault::Merge,
 ];
 
 /// In some worlds the members of some groups change. Drawn from a source of its own, so that the others stay as they were.
@@ -473,6 +478,23 @@ fn peers(plan: &mut Plan) {
     *weight = (*weight).max(*rng.pick(&[10, 30]));
     plan.weights[Fault::Peer as usize] = *rng.pick(&[3, 10, 30]);
     plan.weights[Fault::Move as usize] = *rng.pick(&[0, 3, 10]);
+}
+
+/// In most worlds whose groups are split some are merged again. Drawn from a source of its own, so that the others stay as they
+/// were.
+fn merges(plan: &mut Plan) {
+    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0x3E46_E0FF));
+    if plan.weights[Fault::Split as usize] == 0 || !rng.chance(700_000) {
+        return;
+    }
+    plan.weights[Fault::Merge as usize] = *rng.pick(&[10, 30, 60]);
+    let splits = &mut plan.weights[Fault::Split as usize];
+    *splits = (*splits).max(*rng.pick(&[10, 30, 60]));
+    // An id is used once, and there is more to merge when more is split off.
+    for _ in 0..rng.within(0, 12) {
+        plan.members.push(plan.members[0].clone());
+        plan.churns.push(false);
+    }
 }
 
 /// Small limits, so that every one of them is reached.

@@ -8,7 +8,9 @@ use polyraft::{Committed, Error, GroupId, ProposalNumber, SessionId};
 use super::checks::broken;
 use super::clients::{Client, Waiting};
 use super::machine::{Command, NOT_MINE};
+use super::merges::Merges;
 use super::plan::MILLI;
+use super::splits::Splits;
 use super::world::World;
 use crate::history::Answer;
 
@@ -39,6 +41,31 @@ impl Client {
         let sessions = self.sessions.as_mut();
         sessions.expect("only clients with sessions number what they propose")
     }
+}
+
+/// The name that a session has where a key of the group is now, if whoever has it knows all that was applied in that session.
+fn follow(
+    splits: &Splits,
+    merges: &Merges,
+    mut group: GroupId,
+    key: u8,
+    mut session: SessionId,
+) -> Option<SessionId> {
+    let holder = splits.holder(splits.root_of(group), key);
+    while group != holder {
+        let Some((child, at)) = splits.child_with(group, key) else {
+            session = session.merged_from(group);
+            group = merges.target_of(group)?;
+            continue;
+        };
+        // One that was opened later stayed. Those that came with a merge have no place in their name.
+        let opened = session.0 & ((1 << 48) - 1);
+        if opened < 1 << 47 && opened > at.0 {
+            return None;
+        }
+        group = child;
+    }
+    Some(session)
 }
 
 impl World {
@@ -86,12 +113,19 @@ impl World {
         if let Some(operation) = &mut state.operation {
             let root = self.splits.root_of(operation.group);
             let group = self.splits.holder(root, operation.request.key);
-            // A child knows the sessions of its parent.
+            // A child knows the sessions of its parent, and a group those of what was merged into it.
             if let Some(sessions) = &mut state.sessions
-                && let Some(session) = sessions.get(&operation.group).copied()
+                && let Some((session, last)) = sessions.get(&operation.group).copied()
                 && self.rng.chance(500_000)
+                && let Some(session) = follow(
+                    &self.splits,
+                    &self.merges,
+                    operation.group,
+                    operation.request.key,
+                    session,
+                )
             {
-                sessions.entry(group).or_insert(session);
+                sessions.entry(group).or_insert((session, last));
             }
             (operation.group, operation.number) = (group, None);
         }
@@ -101,15 +135,31 @@ impl World {
     /// A proposal of a session may go on, with its number, where its key is now: who has it now knows what was applied before.
     pub(super) fn follow_the_key(&mut self, client: u32) {
         let state = &mut self.clients.clients[client as usize];
-        let (Some(sessions), Some(operation)) = (&mut state.sessions, &mut state.operation) else {
+        let Some(operation) = &mut state.operation else {
             return;
         };
         let root = self.splits.root_of(operation.group);
         let group = self.splits.holder(root, operation.request.key);
-        if operation.number.is_some() && group != operation.group && self.rng.chance(500_000) {
-            if let Some(session) = sessions.get(&operation.group).copied() {
-                sessions.insert(group, session);
+        if group == operation.group {
+            return;
+        }
+        let Some(number) = &mut operation.number else {
+            // One that is refused where its group was is tried where that is now.
+            if self.merges.target_of(operation.group).is_some() && self.rng.chance(500_000) {
+                operation.group = group;
             }
+            return;
+        };
+        if !self.rng.chance(500_000) {
+            return;
+        }
+        let (from, key) = (operation.group, operation.request.key);
+        let session = follow(&self.splits, &self.merges, from, key, number.session);
+        if let (Some(session), Some(sessions)) = (session, &mut state.sessions) {
+            if let Some((_, last)) = sessions.get(&from).copied() {
+                sessions.entry(group).or_insert((session, last));
+            }
+            number.session = session;
             operation.group = group;
         }
     }

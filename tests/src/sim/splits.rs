@@ -29,6 +29,8 @@ pub(super) struct Splits {
     holders: BTreeMap<(GroupId, u8), GroupId>,
     /// Children that a node made its part of: who became a member of the parent later does not.
     made: BTreeSet<(u64, GroupId)>,
+    /// By group and key: to which child the key went the last time, and where; unless the group has gone elsewhere with it.
+    lost: BTreeMap<(GroupId, u8), (GroupId, Index)>,
     /// Children that were durable on a node when their parents let go of them.
     kept: BTreeSet<(u64, GroupId)>,
     attempts: Vec<Attempt>,
@@ -51,6 +53,7 @@ impl Splits {
             reserved: BTreeMap::new(),
             holders: BTreeMap::new(),
             made: BTreeSet::new(),
+            lost: BTreeMap::new(),
             kept: BTreeSet::new(),
             attempts: Vec::new(),
         }
@@ -77,6 +80,22 @@ impl Splits {
     /// Who has a key of a root now.
     pub(super) fn holder(&self, root: GroupId, key: u8) -> GroupId {
         self.holders.get(&(root, key)).copied().unwrap_or(root)
+    }
+
+    /// All keys of a group are those of another one now.
+    pub(super) fn keys_go(&mut self, source: GroupId, target: GroupId) {
+        let root = self.root_of(source);
+        for key in 0..=u8::MAX {
+            if self.holder(root, key) == source {
+                self.holders.insert((root, key), target);
+                self.lost.remove(&(source, key));
+            }
+        }
+    }
+
+    /// The child that has a key of a group, or had it before it gave it away in turn, and where it began.
+    pub(super) fn child_with(&self, group: GroupId, key: u8) -> Option<(GroupId, Index)> {
+        self.lost.get(&(group, key)).copied()
     }
 
     /// The keys of clients that a group has.
@@ -212,6 +231,7 @@ impl World {
                 for key in born.first..=u8::MAX {
                     if self.splits.holder(root, key) == parent {
                         self.splits.holders.insert((root, key), child);
+                        self.splits.lost.insert((parent, key), (child, index));
                     }
                 }
                 let (at, of) = (child.0 as usize - 1, parent.0 as usize - 1);
@@ -248,17 +268,21 @@ impl World {
 
     /// A client was told that its operation is at `index`.
     pub(super) fn check_acknowledged(&self, group: GroupId, index: Index, request: u64) -> Verdict {
-        // What a child answers from the sessions that it was given happened in its parent.
-        let mut at = Some(group);
+        // What a group answers from the sessions that it was given happened in its parent, or in what was merged into it.
+        let (mut next, mut seen) = (vec![group], BTreeSet::new());
         let mut verdict = Ok(());
-        while let Some(group) = at {
+        while let Some(group) = next.pop() {
+            if !seen.insert(group) {
+                continue;
+            }
             let checks = &self.checks[group.0 as usize - 1];
             let found = checks.acknowledged(group, index, request);
             if found.is_ok() {
                 return found;
             }
             verdict = verdict.and(found);
-            at = self.splits.parent_of(group);
+            next.extend(self.splits.parent_of(group));
+            next.extend(self.merges.sources_of(group));
         }
         verdict
     }

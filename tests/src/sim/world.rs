@@ -16,6 +16,7 @@ use super::checks::{Failure, LifeChecks, Verdict};
 use super::clients::Clients;
 use super::ends::Ends;
 use super::machine::{self, Applied, Registers};
+use super::merges::Merges;
 use super::network::{Link, Port, Sent, links};
 use super::peers::Peers;
 use super::plan::{Fault, MILLI, Plan, SECOND};
@@ -155,6 +156,10 @@ pub struct Counts {
     pub lives: u64,
     /// Groups that were split off.
     pub splits: u64,
+    /// Groups that were merged into others, as somebody was told.
+    pub merges: u64,
+    /// Merges that came to nothing.
+    pub unmerged: u64,
     /// Operations that came to a group which did not have their key any more.
     pub moved: u64,
     /// Groups that are led by the node that they prefer, at the end.
@@ -208,6 +213,7 @@ pub(super) struct World {
     pub(super) ends: Ends,
     pub(super) splits: Splits,
     pub(super) peers: Peers,
+    pub(super) merges: Merges,
     pub(super) clients: Clients,
     pub(super) disturbances: Vec<Option<super::faults::Disturbance>>,
     pub(super) trace: Trace,
@@ -269,6 +275,7 @@ impl World {
             ends: Ends::new(plan.members.len()),
             splits: Splits::new(&plan),
             peers: Peers::new(&plan),
+            merges: Merges::default(),
             clients: Clients::new(&plan),
             disturbances: Vec::new(),
             trace,

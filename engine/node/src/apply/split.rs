@@ -30,7 +30,10 @@ impl<M: StateMachine> Applier<M> {
             .get(&at.group)
             .is_some_and(|held| at.index <= *held);
         let split = entry.for_machine(at.index, term);
+        // One that is to be merged gives nothing away.
+        let is_frozen = self.frozen_into(at.group).is_some();
         let frozen = match self.machines.get(at.group) {
+            Some(Machine::Running(_)) if is_frozen => Ok(None),
             // The child was here, or its replica was removed before.
             Some(Machine::Running(_)) if has_shed => Ok(None),
             Some(Machine::Running(machine)) => guarded(|| {
@@ -45,7 +48,9 @@ impl<M: StateMachine> Applier<M> {
         let news = match frozen {
             Ok(Some(state)) => {
                 let sessions = self.sessions.get(&at.group).and_then(Option::as_deref);
-                let state = sessions::with_section(sessions::section(sessions), state);
+                let sessions = sessions.map(|sessions| sessions.for_another());
+                let section = sessions::section(sessions.as_ref());
+                let state = sessions::with_section(section, state);
                 let job = Job::SaveChild {
                     at,
                     meta: entry.beginning(at.index),
@@ -54,7 +59,7 @@ impl<M: StateMachine> Applier<M> {
                 };
                 return self.keeper_of(entry.child).send(job);
             }
-            Ok(None) if has_shed => ChildNews::Settled,
+            Ok(None) if has_shed && !is_frozen => ChildNews::Settled,
             Ok(None) => ChildNews::Nothing,
             Err(reason) => ChildNews::Failed(reason),
         };
@@ -74,7 +79,10 @@ impl<M: StateMachine> Applier<M> {
     ) -> Result<(), String> {
         let (index, term) = (block.first(), block.term());
         let entry = SplitEntry::of(work.group, block.entry(index));
+        self.note_split(work.group, index);
+        let is_frozen = self.frozen_into(work.group).is_some();
         let shed = match self.machines.get_mut(work.group) {
+            Some(Machine::Running(_)) if is_frozen => Ok(false),
             Some(Machine::Running(_)) if index <= held => Ok(true),
             Some(Machine::Running(machine)) => guarded(|| {
                 let split = entry.as_ref().map(|entry| entry.for_machine(index, term));

@@ -141,6 +141,16 @@ impl<M> Session<M> {
         }
     }
 
+    /// The same session in a group that the one that it was opened in was merged into, under the name that it has there. The
+    /// numbers are shared: what was proposed before the merge may be proposed again, and is applied once.
+    pub fn merged_into(&self, target: GroupHandle<M>) -> Self {
+        Session {
+            id: self.id.merged_from(self.group.id()),
+            group: target,
+            numbers: Arc::clone(&self.numbers),
+        }
+    }
+
     /// Proposes `payload`, again and again until its outcome is known, for at most `within`. Returns the reply to the one
     /// time that it was applied.
     ///

@@ -6,16 +6,18 @@
 
 mod client;
 mod dedup;
+mod merges;
 mod table;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use polyraft_raft::{Index, Life};
+use polyraft_raft::{GroupId, Index, Life};
 
 use crate::completion::Committed;
 
 pub use self::client::Session;
 pub(crate) use self::client::open;
 pub(crate) use self::dedup::{Deduplication, Payload, Position};
+pub(crate) use self::merges::{Decision, Whole};
 pub(crate) use self::table::{
     SECTION_HEAD_BYTES, Table, read_section, section, section_bytes, with_section,
 };
@@ -32,12 +34,16 @@ pub(crate) const HEADER_BYTES: usize = 24;
 
 /// Names a session among all that its group ever had, and among those of earlier groups with the same id.
 ///
-/// It follows from the entry that opened it: the index, and in the upper 16 bits the life of the group's id.
+/// It follows from the entry that opened it: the index, and in the upper 16 bits the life of the group's id. One that came with
+/// a group which was merged into this one has another name than it had there: [`SessionId::merged_from`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SessionId(pub u64);
 
 /// Bits of an index in a session's id.
 const INDEX_BITS: u32 = 48;
+
+/// In a session's id: it came with a group that was merged into this one. No index is that large.
+const MERGED: u64 = 1 << 47;
 
 impl SessionId {
     /// The session that the entry at `index` opens.
@@ -45,16 +51,32 @@ impl SessionId {
         SessionId(u64::from(life.get()) << INDEX_BITS | index.0 & ((1 << INDEX_BITS) - 1))
     }
 
-    /// The index of the entry that opened it.
-    fn index(self) -> Index {
-        Index(self.0 & ((1 << INDEX_BITS) - 1))
+    /// The index of the entry that opened it; nothing if that was in a group that was merged.
+    fn index(self) -> Option<Index> {
+        let is_own = self.0 & MERGED == 0;
+        is_own.then_some(Index(self.0 & ((1 << INDEX_BITS) - 1)))
+    }
+
+    /// Its name in the group that `source`, where it has this one, was merged into.
+    ///
+    /// Names of merged sessions have 63 bits that look random. Should two be the same all the same, the group knows only the one
+    /// that it had first, and the other is as good as expired.
+    #[must_use]
+    pub fn merged_from(self, source: GroupId) -> Self {
+        let mix = |bits: u64| {
+            let bits = (bits ^ bits >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            let bits = (bits ^ bits >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+            bits ^ bits >> 31
+        };
+        let named = mix(self.0 ^ mix(source.0.wrapping_add(0x9E37_79B9_7F4A_7C15)));
+        SessionId(named | MERGED)
     }
 
     /// The session that was opened, from the answer to [`GroupHandle::open_session_with`](crate::GroupHandle::open_session_with).
     /// Nothing if it is the answer to something else.
     pub fn opened(answer: &Committed) -> Option<Self> {
         let id = SessionId(u64::from_le_bytes(answer.reply[..].try_into().ok()?));
-        (id.index() == answer.index).then_some(id)
+        (id.index() == Some(answer.index)).then_some(id)
     }
 }
 
@@ -163,7 +185,10 @@ mod tests {
             SessionId::of(second, Index(7)),
         );
         assert_ne!(one, other);
-        assert_eq!((one.index(), other.index()), (Index(7), Index(7)));
+        assert_eq!(
+            (one.index(), other.index()),
+            (Some(Index(7)), Some(Index(7)))
+        );
         let answer = |index, id: SessionId| Committed {
             index,
             reply: Bytes::copy_from_slice(&id.0.to_le_bytes()),

@@ -4,13 +4,14 @@
 //! Two things are kept apart. What was applied decides about the next proposal; it is known before the state machine runs.
 //! Replies are known afterwards, and whether one is kept decides about nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 
 use bytes::{Buf, BufMut, Bytes};
 use polyraft_raft::mutants::{self, Mutant};
-use polyraft_raft::{Index, Life};
+use polyraft_raft::{GroupId, Index, Life};
 
+use super::merges::Merges;
 use super::{Command, MAX_SESSIONS, ProposalNumber, Reply, SESSION_WINDOW, SessionId};
 use crate::machine::FrozenState;
 
@@ -24,13 +25,15 @@ const WORDS: usize = (SESSION_WINDOW / 64) as usize;
 /// Encoded bytes of a session, and of a reply without its bytes.
 const SESSION_BYTES: usize = 24 + 8 * WORDS;
 const REPLY_HEAD_BYTES: usize = 28;
+/// In the number of sessions: what is known of merges follows them.
+const HAS_MERGES: u32 = 1 << 31;
 /// No section is longer.
-const MOST_SECTION_BYTES: usize = 8 << 20;
+const MOST_SECTION_BYTES: usize = 80 << 20;
 
 /// One session: what of it was applied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Member {
-    /// The last entry that named it. No two sessions have the same.
+    /// The last entry that named it. Only those that came with a merged group have the same.
     active: Index,
     /// The client waits for nothing before this number.
     lowest: u64,
@@ -56,6 +59,12 @@ impl Member {
             };
         }
         self.lowest = lowest;
+    }
+
+    /// Whether a number within the window is applied.
+    fn has(&self, sequence: u64) -> bool {
+        let at = sequence - self.lowest;
+        self.applied[(at / 64) as usize] & 1 << (at % 64) != 0
     }
 
     /// Notes that a number within the window is applied. Whether it was before.
@@ -89,13 +98,15 @@ pub(super) enum Verdict {
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub(crate) struct Table {
     sessions: BTreeMap<u64, Member>,
-    /// By the last entry that named it: a session.
-    by_activity: BTreeMap<Index, u64>,
+    /// Sessions, by the last entry that named each.
+    by_activity: BTreeSet<(Index, u64)>,
     /// By session and number.
     replies: BTreeMap<(u64, u64), Reply>,
-    /// By the entry: whose reply is kept.
-    by_age: BTreeMap<Index, (u64, u64)>,
+    /// By the entry: whose reply is kept. A merged group counted its entries by itself.
+    by_age: BTreeSet<(Index, (u64, u64))>,
     reply_bytes: usize,
+    /// What is known of merges, if that is anything.
+    merges: Option<Box<Merges>>,
 }
 
 impl Table {
@@ -111,12 +122,7 @@ impl Table {
     ) -> Verdict {
         match command {
             Command::Open { most } => {
-                while self.sessions.len() >= most as usize
-                    && let Some((_, oldest)) = self.by_activity.pop_first()
-                {
-                    self.sessions.remove(&oldest);
-                    gone.push(SessionId(oldest));
-                }
+                self.make_room(most as usize - 1, gone);
                 let opened = Member {
                     active: index,
                     lowest: 1,
@@ -124,12 +130,13 @@ impl Table {
                 };
                 let id = SessionId::of(life, index);
                 self.sessions.insert(id.0, opened);
-                self.by_activity.insert(index, id.0);
+                self.by_activity.insert((index, id.0));
                 Verdict::Opened(id)
             }
             Command::Close { session } => {
                 if let Some(closed) = self.sessions.remove(&session.0) {
-                    self.by_activity.remove(&closed.active);
+                    self.by_activity.remove(&(closed.active, session.0));
+                    self.forget_merges_of(session.0);
                     gone.push(session);
                 }
                 Verdict::Closed
@@ -138,17 +145,39 @@ impl Table {
         }
     }
 
+    /// Has so many sessions at most: those go that were used least recently.
+    fn make_room(&mut self, most: usize, gone: &mut Vec<SessionId>) {
+        while self.sessions.len() > most
+            && let Some((_, oldest)) = self.by_activity.pop_first()
+        {
+            self.sessions.remove(&oldest);
+            self.forget_merges_of(oldest);
+            gone.push(SessionId(oldest));
+        }
+    }
+
+    fn forget_merges_of(&mut self, session: u64) {
+        if self.merges.is_some() {
+            self.with_merges(|merges| merges.forget_session(session));
+        }
+    }
+
     fn take(&mut self, index: Index, number: ProposalNumber) -> Verdict {
         let Some(member) = self.sessions.get_mut(&number.session.0) else {
             return Verdict::Expired;
         };
-        self.by_activity.remove(&member.active);
-        self.by_activity.insert(index, number.session.0);
+        self.by_activity.remove(&(member.active, number.session.0));
+        self.by_activity.insert((index, number.session.0));
         member.active = index;
         member.advance(number.lowest);
         if number.sequence < member.lowest {
             let lowest = member.lowest;
             return Verdict::Late { lowest };
+        }
+        let merges = self.merges.as_deref();
+        let is_spent = merges.is_some_and(|merges| merges.is_spent(number.session.0));
+        if is_spent && !member.has(number.sequence) {
+            return Verdict::Expired;
         }
         match member.note(number.sequence) && !mutants::is_active(Mutant::DuplicateApplied) {
             true => Verdict::Seen,
@@ -171,7 +200,7 @@ impl Table {
     fn forget_within(&mut self, session: u64, first: u64, end: u64) {
         while let Some((key, reply)) = self.replies.range((session, first)..(session, end)).next() {
             let (key, index) = (*key, reply.index);
-            self.by_age.remove(&index);
+            self.by_age.remove(&(index, key));
             self.remove_reply(key);
         }
     }
@@ -193,12 +222,21 @@ impl Table {
             // A copy: what the state machine gave is a part of all replies of a batch.
             bytes: Bytes::copy_from_slice(bytes),
         };
-        self.reply_bytes += bytes.len() + REPLY_OVERHEAD;
-        self.by_age.insert(index, key);
+        self.keep_reply(key, reply);
+        self.drop_old_replies();
+    }
+
+    fn keep_reply(&mut self, key: (u64, u64), reply: Reply) {
+        self.reply_bytes += reply.bytes.len() + REPLY_OVERHEAD;
+        let index = reply.index;
         if let Some(before) = self.replies.insert(key, reply) {
-            self.by_age.remove(&before.index);
+            self.by_age.remove(&(before.index, key));
             self.reply_bytes -= before.bytes.len() + REPLY_OVERHEAD;
         }
+        self.by_age.insert((index, key));
+    }
+
+    fn drop_old_replies(&mut self) {
         while self.reply_bytes > MOST_REPLY_BYTES
             && let Some((_, oldest)) = self.by_age.pop_first()
         {
@@ -211,6 +249,92 @@ impl Table {
         self.replies.get(&(number.session.0, number.sequence))
     }
 
+    // ---- groups that are merged ----
+
+    /// What is known of merges.
+    pub(crate) fn merges(&self) -> Option<&Merges> {
+        self.merges.as_deref()
+    }
+
+    /// Changes what is known of merges.
+    pub(crate) fn with_merges<T>(&mut self, change: impl FnOnce(&mut Merges) -> T) -> T {
+        let merges = self.merges.get_or_insert_default();
+        let changed = change(merges);
+        self.merges.take_if(|merges| merges.is_empty());
+        changed
+    }
+
+    /// The sessions for a group that begins with them, or that they go to. What is known of merges is about this group.
+    pub(crate) fn for_another(&self) -> Table {
+        let merges = self.merges.as_ref().and_then(|merges| merges.of_child());
+        Table {
+            sessions: self.sessions.clone(),
+            by_activity: self.by_activity.clone(),
+            replies: self.replies.clone(),
+            by_age: self.by_age.clone(),
+            reply_bytes: self.reply_bytes,
+            merges: merges.map(Box::new),
+        }
+    }
+
+    /// The entry at `index` brings the state of another group. Sessions that went with a part of this one may have been used
+    /// there. What was tried here before, and there afterwards, may still be on its way here, and come to a key that is back.
+    pub(crate) fn spend_shared(&mut self) {
+        let split_at = self.merges().map_or(Index::ZERO, Merges::split_at);
+        if split_at == Index::ZERO || mutants::is_active(Mutant::MergedSessionsShared) {
+            return;
+        }
+        let is_shared = |id: &u64| SessionId(*id).index().is_none_or(|index| index <= split_at);
+        let shared: Vec<u64> = self.sessions.keys().copied().filter(is_shared).collect();
+        self.with_merges(|merges| shared.into_iter().for_each(|id| merges.spend(id)));
+    }
+
+    /// The entry at `index` brings the sessions of a group that is merged into this one. They get names that follow from the ones
+    /// that they had, and are used as recently as this entry. Whoever was used least recently goes, if there are too many.
+    pub(crate) fn absorb(&mut self, index: Index, source: GroupId, other: &Table) {
+        if mutants::is_active(Mutant::MergedSessionsDropped) {
+            return;
+        }
+        let name = |id: u64| SessionId(id).merged_from(source).0;
+        for (id, member) in &other.sessions {
+            let id = name(*id);
+            // Two names that meet: neither can be told from the other, so the one that comes is not known here.
+            if self.sessions.contains_key(&id) {
+                continue;
+            }
+            let member = Member {
+                active: index,
+                ..*member
+            };
+            self.sessions.insert(id, member);
+            self.by_activity.insert((index, id));
+        }
+        for ((id, sequence), reply) in &other.replies {
+            let key = (name(*id), *sequence);
+            let is_new = self
+                .sessions
+                .get(&key.0)
+                .is_some_and(|known| known.active == index);
+            if is_new {
+                self.keep_reply(key, reply.clone());
+            }
+        }
+        let spent = other.merges().into_iter().flat_map(Merges::spent);
+        for id in spent.map(name) {
+            if self
+                .sessions
+                .get(&id)
+                .is_some_and(|known| known.active == index)
+            {
+                self.with_merges(|merges| merges.spend(id));
+            }
+        }
+        let mut gone = Vec::new();
+        self.make_room(MAX_SESSIONS as usize, &mut gone);
+        gone.into_iter().for_each(|session| self.forget(session));
+        self.drop_old_replies();
+    }
+
     // ---- in snapshots ----
 
     /// The same bytes on every replica that keeps the same.
@@ -221,7 +345,8 @@ impl Table {
             + self.replies.len() * REPLY_HEAD_BYTES
             + replies;
         let mut out = Vec::with_capacity(bytes);
-        out.put_u32_le(self.sessions.len() as u32);
+        let flag = if self.merges.is_some() { HAS_MERGES } else { 0 };
+        out.put_u32_le(self.sessions.len() as u32 | flag);
         out.put_u32_le(self.replies.len() as u32);
         for (id, member) in &self.sessions {
             out.put_u64_le(*id);
@@ -236,12 +361,16 @@ impl Table {
             out.put_u32_le(reply.bytes.len() as u32);
             out.put_slice(&reply.bytes);
         }
+        if let Some(merges) = &self.merges {
+            merges.encode(&mut out);
+        }
         out
     }
 
     fn decode(bytes: &[u8]) -> Option<Table> {
         let (mut counts, mut rest) = bytes.split_at_checked(8)?;
         let (sessions, replies) = (counts.get_u32_le(), counts.get_u32_le());
+        let (sessions, has_merges) = (sessions & !HAS_MERGES, sessions & HAS_MERGES != 0);
         let mut table = Table::default();
         for _ in 0..sessions.min(MAX_SESSIONS + 1) {
             let mut one = rest.split_off(..SESSION_BYTES)?;
@@ -254,14 +383,13 @@ impl Table {
                 applied,
             };
             let is_next = table.sessions.last_key_value().is_none_or(|(k, _)| *k < id);
-            let is_named = id != 0 && SessionId(id).index() <= active;
+            let id_of_index = SessionId(id).index();
+            let is_named = id != 0 && (id_of_index.is_none_or(|index| index <= active));
             if !is_named || lowest == 0 || lowest > u64::MAX / 2 || !is_next {
                 return None;
             }
             table.sessions.insert(id, member);
-            if table.by_activity.insert(active, id).is_some() {
-                return None;
-            }
+            table.by_activity.insert((active, id));
         }
         for _ in 0..replies {
             let mut one = rest.split_off(..REPLY_HEAD_BYTES)?;
@@ -275,9 +403,14 @@ impl Table {
             table.reply_bytes += bytes.len() + REPLY_OVERHEAD;
             let bytes = Bytes::copy_from_slice(bytes);
             table.replies.insert(key, Reply { index, bytes });
-            if table.by_age.insert(index, key).is_some() {
+            table.by_age.insert((index, key));
+        }
+        if has_merges {
+            let merges = Merges::decode(std::mem::take(&mut rest))?;
+            if merges.spent().any(|id| !table.sessions.contains_key(&id)) {
                 return None;
             }
+            table.merges = Some(Box::new(merges));
         }
         let is_whole = table.sessions.len() == sessions as usize && rest.is_empty();
         (is_whole && table.reply_bytes <= MOST_REPLY_BYTES).then_some(table)
@@ -487,6 +620,84 @@ mod tests {
         assert_eq!(read_section(&mut &never[..]), Ok(None));
         let gone = section(Some(&Table::default()));
         assert_eq!(read_section(&mut &gone[..]), Ok(Some(Box::default())));
+    }
+
+    #[test]
+    fn sessions_of_a_merged_group_have_names_of_their_own_and_shared_ones_are_spent() {
+        let open = |table: &mut Table, index| {
+            let command = Command::Open { most: 9 };
+            table.decide(Life::FIRST, Index(index), command, &mut Vec::new());
+        };
+        let propose = |table: &mut Table, index, session, sequence| {
+            let number = ProposalNumber {
+                session,
+                sequence,
+                lowest: 1,
+            };
+            let verdict = table.decide(
+                Life::FIRST,
+                Index(index),
+                Command::Propose(number),
+                &mut Vec::new(),
+            );
+            if verdict == Verdict::Apply {
+                table.keep(number, Index(index), &index.to_le_bytes());
+            }
+            verdict
+        };
+        let (old, new) = (SessionId(3), SessionId(7));
+        let source = GroupId(2);
+        let mut target = Table::default();
+        open(&mut target, 3);
+        assert_eq!(propose(&mut target, 4, old, 1), Verdict::Apply);
+        target.with_merges(|merges| merges.note_split(Index(5)));
+        let mut child = target.for_another();
+        assert_eq!(child.merges(), None);
+        open(&mut target, 7);
+        // A client that got no answer tries again where its key is now.
+        assert_eq!(propose(&mut child, 6, old, 2), Verdict::Apply);
+        target.spend_shared();
+        target.absorb(Index(9), source, &child);
+        let moved = old.merged_from(source);
+        assert_eq!(propose(&mut target, 10, moved, 1), Verdict::Seen);
+        assert_eq!(propose(&mut target, 11, moved, 2), Verdict::Seen);
+        assert_eq!(propose(&mut target, 12, moved, 3), Verdict::Apply);
+        let number = ProposalNumber {
+            session: moved,
+            sequence: 2,
+            lowest: 1,
+        };
+        assert_eq!(
+            target.reply(number).map(|reply| reply.index),
+            Some(Index(6))
+        );
+        // What it tried before comes late, and finds the key here again.
+        assert_eq!(propose(&mut target, 13, old, 2), Verdict::Expired);
+        assert_eq!(propose(&mut target, 14, old, 1), Verdict::Seen);
+        assert_eq!(propose(&mut target, 15, new, 1), Verdict::Apply);
+        let section = section(Some(&target));
+        let read = read_section(&mut &section[..]).unwrap();
+        assert_eq!(read.as_deref(), Some(&target));
+        // What a session has not given it does not take anywhere else either.
+        let further = target.for_another();
+        let mut third = Table::default();
+        third.absorb(Index(20), GroupId(1), &further);
+        let again = old.merged_from(GroupId(1));
+        assert_eq!(propose(&mut third, 21, again, 5), Verdict::Expired);
+        for id in [old, moved, new] {
+            target.decide(
+                Life::FIRST,
+                Index(22 + id.0 % 7),
+                Command::Close { session: id },
+                &mut Vec::new(),
+            );
+        }
+        assert_eq!(target.sessions.len(), 0);
+        assert!(
+            target
+                .merges()
+                .is_some_and(|merges| merges.spent().next().is_none())
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ use rustc_hash::FxHashMap;
 
 use super::outgoing::NODE_LEVEL;
 use super::proposals::first_request;
-use super::{Shard, SplitEvent};
+use super::{MergeEvent, Shard, SplitEvent};
 use crate::error::Error;
 use crate::event::{
     CreateOrigin, CreateReply, GroupRanges, LifeRanges, Members, ShardEvent, life_ranges, ranges,
@@ -77,6 +77,8 @@ enum What {
         members: Vec<Configuration>,
         /// A group that nobody knows.
         unknown: Option<GroupId>,
+        /// Later lives go on.
+        only_this_life: bool,
     },
 }
 
@@ -96,6 +98,8 @@ enum Asker {
     Caller(CreateReply),
     /// The shard of a group that is to be split.
     Parent(GroupId),
+    /// The shard of a group that was merged into another.
+    Merged(GroupId, Life),
 }
 
 #[derive(Debug)]
@@ -210,6 +214,28 @@ impl Shard {
     pub(super) fn survey_child(&mut self, parent: GroupId, child: GroupId) {
         let groups = ranges([child.0]);
         self.begin_request(groups, Purpose::Split, Asker::Parent(parent));
+    }
+
+    /// A group was merged into another, and this life of it is over.
+    pub(super) fn end_merged(&mut self, group: GroupId, life: Life, members: Configuration) {
+        let is_it = |request: &Request| matches!(request.asker, Asker::Merged(of, in_life) if (of, in_life) == (group, life));
+        if self.home().coordination.requests.iter().any(is_it) {
+            return;
+        }
+        let asked = self.all_nodes();
+        let missing = asked.clone();
+        let what = What::Destroy {
+            asked,
+            members: vec![members],
+            unknown: None,
+            only_this_life: true,
+        };
+        let times = Times {
+            grace_ends_at: self.now.after(GRACE),
+            gives_up_at: self.now.after(TIMEOUT),
+        };
+        let over = vec![(group.0..group.0 + 1, life)];
+        self.go_on(Asker::Merged(group, life), (what, over, missing), times);
     }
 
     fn all_nodes(&mut self) -> Members {
@@ -446,7 +472,11 @@ impl Shard {
         let fresh = coordination.next_number();
         let request = &mut coordination.requests[at];
         request.heard_at = now;
-        if later.is_empty() {
+        let is_done = match &request.what {
+            What::Destroy { only_this_life, .. } => *only_this_life || later.is_empty(),
+            _ => later.is_empty(),
+        };
+        if is_done {
             request.missing.retain(|missing| *missing != node);
             self.finish_request(at);
         } else if let What::Destroy { asked, .. } = &request.what {
@@ -531,6 +561,7 @@ impl Shard {
                         asked,
                         members,
                         unknown,
+                        only_this_life: false,
                     };
                     return self.go_on(asker, (what, over, missing), times);
                 }
@@ -580,6 +611,16 @@ impl Shard {
     fn answer(&self, asker: Asker, groups: &LifeRanges, outcome: Result<(), Error>) {
         match asker {
             Asker::Caller(reply) => _ = reply.send(outcome),
+            Asker::Merged(source, life) => {
+                let result = outcome;
+                let event = MergeEvent::Ended {
+                    source,
+                    life,
+                    result,
+                };
+                let shard = self.shared.shard_of(source);
+                self.shared.tell(shard, ShardEvent::Merge(event));
+            }
             Asker::Parent(parent) => {
                 let (range, life) = &groups[0];
                 let event = SplitEvent::LifeKnown {

@@ -321,6 +321,7 @@ impl Shard {
         self.keep_beating();
         self.slots.insert(group, slot);
         let mut replica = Replica::new(core, self.shared.directory.add(group));
+        self.shared.directory.note_life(group, found.life);
         replica.saved = self
             .snapshots
             .file(group)
@@ -368,10 +369,7 @@ impl Shard {
 
     pub(super) fn group_status(&self, group: GroupId) -> Result<GroupStatus, Error> {
         let Some(slot) = self.slot(group) else {
-            let (found, _) = self
-                .opening
-                .get(&group)
-                .ok_or(Error::NoSuchGroup { group })?;
+            let (found, _) = self.opening.get(&group).ok_or_else(|| self.gone(group))?;
             return Ok(status_while_opening(found));
         };
         let replica = &self.replicas[slot as usize];
@@ -391,6 +389,7 @@ impl Shard {
             snapshot: self.snapshots.file(group).map(|file| file.meta.last),
             members: Membership::of(core.configuration()),
             returning: core.returning().filter(|_| replica.fault.is_none()),
+            merging_into: self.merges.frozen_into(group),
             fault: replica.fault.clone(),
         })
     }
@@ -417,6 +416,7 @@ fn status_while_opening(found: &RecoveredGroup) -> GroupStatus {
         snapshot: None,
         members: Membership::of(found.members()),
         returning: None,
+        merging_into: None,
         fault: found.fault.clone(),
     }
 }

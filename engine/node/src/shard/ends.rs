@@ -120,6 +120,7 @@ impl Shard {
         self.leadership.fail(group, &gone);
         self.members.fail(group, &gone);
         self.splits.fail(group, &gone);
+        self.merges.ended(group, &gone);
         self.damaged.remove(&group);
         self.shared.directory.remove(group);
         self.ends.last_at = Some(self.now);

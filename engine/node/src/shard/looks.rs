@@ -35,6 +35,11 @@ impl Shard {
         (ended.ending == Ending::Removed).then_some(ended.life)
     }
 
+    /// The group that one is being merged into.
+    pub(crate) fn merging_here(&self, group: GroupId) -> Option<GroupId> {
+        self.merges.frozen_into(group)
+    }
+
     /// Which life of its id a group that is here belongs to.
     pub(crate) fn life_here(&self, group: GroupId) -> Option<Life> {
         self.life_of(group)

@@ -15,6 +15,7 @@ mod lives;
 #[cfg(feature = "sim")]
 mod looks;
 mod members;
+mod merge;
 mod outgoing;
 mod peers;
 mod proposals;
@@ -61,6 +62,8 @@ use self::home::Home;
 pub(crate) use self::home::HomeOptions;
 use self::leadership::Leadership;
 use self::members::Members;
+pub(crate) use self::merge::MergeEvent;
+use self::merge::Merges;
 use self::outgoing::Outgoing;
 use self::proposals::Forwards;
 use self::reads::Reads;
@@ -247,6 +250,7 @@ pub(crate) struct Shard {
     last_told: u64,
     balance: Balance,
     splits: Splits,
+    merges: Merges,
     /// Which peers stand by this node's claims.
     trust: Arc<Trust>,
     /// Batches of claims handed to the home shard.
@@ -406,6 +410,7 @@ impl Shard {
             last_told: 0,
             balance: Balance::default(),
             splits: Splits::default(),
+            merges: Merges::new(shared.node, shared.incarnation),
             reads: Reads::new(shared.incarnation, shared.workers.len()),
             trust: Arc::clone(&options.trust),
             claim_batches: 0,
@@ -643,6 +648,7 @@ impl Shard {
                 reply,
             } => self.change_asked(group, changes, within, reply),
             ShardEvent::Split(event) => self.split_event(event),
+            ShardEvent::Merge(event) => self.merge_event(event),
             ShardEvent::GroupStatus { group, reply } => {
                 let _ = reply.send(self.group_status(group));
             }
@@ -722,6 +728,7 @@ impl Shard {
         self.leadership.fail_all(&error);
         self.members.fail_all(&error);
         self.splits.fail_all(&error);
+        self.merges.fail_all(&error);
         self.snapshots.fail_all(&error);
         if let Some(home) = &mut self.home {
             home.fail_all(&error);

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use polyraft_raft::mutants::{self, Mutant};
-use polyraft_raft::{Event, GroupId, Index, NodeId, Role, Tick};
+use polyraft_raft::{Event, GroupId, Index, Life, NodeId, Role, Tick};
 use polyraft_storage::EntryKind;
 use polyraft_transport::SendError;
 use rustc_hash::FxHashMap;
@@ -148,17 +148,20 @@ impl Shard {
             let error = if is_opening {
                 Error::NotLeader { hint: None }
             } else {
-                Error::NoSuchGroup { group }
+                self.gone(group)
             };
             return reply.answer(Err(error));
         };
         // Others only pass it on to the leader.
         let has_room = !leads(&self.replicas[slot as usize]) || self.take_room(payload.len());
+        let into = self.merging_into(slot).filter(|_| kind != EntryKind::Merge);
         let replica = &mut self.replicas[slot as usize];
         let refusal = if let Some(reason) = &replica.fault {
             Some(Error::Fault {
                 reason: reason.clone(),
             })
+        } else if let Some(into) = into {
+            Some(Error::Merging { into })
         } else if replica.pending_bytes + payload.len() > self.limits.group_bytes {
             Some(Error::Busy {
                 what: "shards.group_bytes",
@@ -296,47 +299,53 @@ impl Shard {
 
     /// Sends proposals to the leader's node. Those that came from another node go back with a hint instead.
     fn forward_proposals(&mut self, slot: u32, leader: NodeId, proposals: &mut Vec<Proposal>) {
-        let replica = &mut self.replicas[slot as usize];
-        let group = replica.group.id();
-        let subject = (group, self.marks[slot as usize].life);
+        let subject = (
+            self.replicas[slot as usize].group.id(),
+            self.marks[slot as usize].life,
+        );
         for proposal in proposals.drain(..) {
-            let bytes = proposal.payload.len();
-            replica.pending_bytes -= bytes;
-            let limit = self.limits.inbox_bytes;
-            if self.forwards.bytes + bytes + PROPOSAL_OVERHEAD > limit {
-                let what = "shards.inbox_bytes";
-                let limit = limit as u64;
-                let error = Error::Busy { what, limit };
-                self.shared.counters.shard(self.index).refused(&error);
-                proposal.reply.answer(Err(error));
-                continue;
+            self.replicas[slot as usize].pending_bytes -= proposal.payload.len();
+            self.forward_proposal(subject, leader, proposal);
+        }
+    }
+
+    /// Sends a proposal to a node that is taken for the leader's. The group need not be here.
+    pub(super) fn forward_proposal(
+        &mut self,
+        subject: (GroupId, Life),
+        to: NodeId,
+        proposal: Proposal,
+    ) {
+        let (group, bytes) = (subject.0, proposal.payload.len());
+        let limit = self.limits.inbox_bytes;
+        if self.forwards.bytes + bytes + PROPOSAL_OVERHEAD > limit {
+            let what = "shards.inbox_bytes";
+            let limit = limit as u64;
+            let error = Error::Busy { what, limit };
+            self.shared.counters.shard(self.index).refused(&error);
+            return proposal.reply.answer(Err(error));
+        }
+        let counters = self.shared.counters.shard(self.index);
+        let bytes = wire::HEAD_BYTES + 8 + bytes;
+        match self.outgoing.forward(to, group, bytes, counters) {
+            Some(frame) if !proposal.reply.is_forwarded() => {
+                self.forwards.last_request = self.forwards.last_request.wrapping_add(1);
+                let request = self.forwards.last_request;
+                wire::put_forward(frame, subject, request, proposal.kind, &proposal.payload);
+                self.forwards
+                    .expiries
+                    .push_back((Tick(self.now.0 + self.limits.proposal_timeout), request));
+                let forward = Forward {
+                    group,
+                    to,
+                    proposal,
+                };
+                self.forwards.insert(request, forward);
+                counters.forwarded.add(1);
             }
-            let counters = self.shared.counters.shard(self.index);
-            let frame =
-                self.outgoing
-                    .forward(leader, group, wire::HEAD_BYTES + 8 + bytes, counters);
-            match frame {
-                Some(frame) if !proposal.reply.is_forwarded() => {
-                    self.forwards.last_request = self.forwards.last_request.wrapping_add(1);
-                    let request = self.forwards.last_request;
-                    wire::put_forward(frame, subject, request, proposal.kind, &proposal.payload);
-                    self.forwards
-                        .expiries
-                        .push_back((Tick(self.now.0 + self.limits.proposal_timeout), request));
-                    self.forwards.insert(
-                        request,
-                        Forward {
-                            group,
-                            to: leader,
-                            proposal,
-                        },
-                    );
-                    counters.forwarded.add(1);
-                }
-                _ => proposal
-                    .reply
-                    .answer(Err(Error::NotLeader { hint: Some(leader) })),
-            }
+            _ => proposal
+                .reply
+                .answer(Err(Error::NotLeader { hint: Some(to) })),
         }
     }
 
@@ -522,12 +531,13 @@ fn reply_bytes(outcome: &Outcome) -> usize {
 /// How many of the first proposals go into one entry block: as many of the same kind as one append may carry, and at least one.
 fn block_len(proposals: &[Proposal], settings: &polyraft_raft::Settings) -> usize {
     let (mut bytes, kind) = (0, proposals[0].kind);
-    let fits = proposals
-        .iter()
-        .take(settings.max_append_entries as usize)
-        .take_while(|proposal| {
-            bytes += proposal.payload.len() as u64 + 4;
-            bytes <= settings.max_append_bytes && proposal.kind == kind
-        });
+    let most = match kind.is_alone() {
+        true => 1,
+        false => settings.max_append_entries as usize,
+    };
+    let fits = proposals.iter().take(most).take_while(|proposal| {
+        bytes += proposal.payload.len() as u64 + 4;
+        bytes <= settings.max_append_bytes && proposal.kind == kind
+    });
     fits.count().max(1)
 }

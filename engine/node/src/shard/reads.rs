@@ -179,7 +179,7 @@ impl Shard {
         let Some(slot) = self.slot(group) else {
             let error = match self.opening.contains_key(&group) {
                 true => Error::NotLeader { hint: None },
-                false => Error::NoSuchGroup { group },
+                false => self.gone(group),
             };
             return query.reply.answer(Err(error));
         };

@@ -119,6 +119,7 @@ impl Shard {
         replica.fail_all(&mut self.queues, &error);
         self.leadership.fail(group, &error);
         self.members.fail(group, &error);
+        self.merges.fail(group, &error);
         replica.fault = Some(reason);
         self.splits.forget(slot);
         // What its last step left behind must not leave.

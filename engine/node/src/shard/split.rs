@@ -304,6 +304,9 @@ impl Shard {
             let hint = core.leader();
             return Err(Error::NotLeader { hint });
         }
+        if self.merges.is_busy(group) {
+            return Err(refused("the group is being merged"));
+        }
         if self.members.is_wanted(group) || !core.members_are_settled() {
             return Err(refused("the members are being changed; wait for its end"));
         }

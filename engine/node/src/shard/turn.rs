@@ -56,6 +56,7 @@ impl Shard {
             self.members.deadline(),
             self.balance.deadline(),
             self.splits.deadline(),
+            self.merges.deadline(),
             self.stall_deadline(),
             self.trim.deadline(),
         ]
@@ -86,6 +87,7 @@ impl Shard {
         self.drain();
         self.rebalance();
         self.run_splits();
+        self.run_merges();
         self.change_members();
         self.leave_groups();
         self.ask_members();
@@ -491,7 +493,7 @@ impl Shard {
                 |blocks| {
                     let from = blocks.len();
                     let end = log.blocks(apply.group, first, apply.end, APPLY_PIECE_BYTES, blocks);
-                    up_to_split(
+                    up_to_alone(
                         blocks,
                         from,
                         end.map_err(Unhanded::Unread)?,
@@ -572,6 +574,9 @@ impl Shard {
             (true, false) => counters.led.sub(1),
             _ => {}
         }
+        if before.leads != shown.leads {
+            self.merges.look_soon(self.now);
+        }
         match (before.leader.is_some(), shown.leader.is_some()) {
             (false, true) => counters.leaderless.sub(1),
             (true, false) => counters.leaderless.add(1),
@@ -645,15 +650,15 @@ enum Unhanded {
     Split(Term, Vec<u8>),
 }
 
-/// Cuts what was read, from block number `from` on, where an entry splits the group: that goes alone, once it may pass.
-fn up_to_split(
+/// Cuts what was read, from block number `from` on, where an entry is applied alone; one that splits the group once it may pass.
+fn up_to_alone(
     blocks: &mut Blocks,
     from: usize,
     end: Index,
     (first, passed): (Index, Option<Index>),
 ) -> Result<Index, Unhanded> {
-    let is_split = |at: &usize| blocks.kind(*at) == EntryKind::Split;
-    let Some(at) = (from..blocks.len()).find(is_split) else {
+    let is_alone = |at: &usize| blocks.kind(*at).is_alone();
+    let Some(at) = (from..blocks.len()).find(is_alone) else {
         return Ok(end);
     };
     let block = blocks.get(at);
@@ -662,7 +667,7 @@ fn up_to_split(
         blocks.truncate(at);
         return Ok(index);
     }
-    if passed != Some(index) {
+    if block.kind() == EntryKind::Split && passed != Some(index) {
         let payload = block.entry(index).to_vec();
         return Err(Unhanded::Split(block.term(), payload));
     }

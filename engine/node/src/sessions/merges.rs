@@ -1,0 +1,611 @@
+//! What a group knows of merges, for as long as its log says: that it takes nothing any more, what came of groups that are to be
+//! merged into it, and which were. It must never look at anything but the entries: every replica has to decide alike.
+//!
+//! An attempt is named by the place of the log that opened it. What is not known of an attempt never was, or was refused, and
+//! can't come back, as no place of a log comes twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::{Buf, BufMut};
+use polyraft_raft::mutants::{self, Mutant};
+use polyraft_raft::{GroupId, Index, Life};
+
+use crate::merge::{self, Frozen, MAX_ARGUMENT, MAX_STATE, MergeAnswer, MergeCommand, Step};
+
+/// Attempts that are open at the same time. The oldest goes first.
+const MOST_OPEN: usize = 4;
+
+/// Merged groups that are remembered. The oldest goes first.
+const MOST_MERGED: usize = 1024;
+
+/// What a group knows of merges.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub(crate) struct Merges {
+    /// It is to be merged.
+    frozen: Option<Frozen>,
+    /// By the place that opened it: what is to be merged into it.
+    open: BTreeMap<Index, Attempt>,
+    /// What was.
+    merged: BTreeMap<GroupId, Merged>,
+    /// Whatever was merged by attempts that were opened later than here is among that.
+    forgotten: Index,
+    /// Where the group was split the last time: a copy of the sessions of that moment went its own way.
+    split_at: Index,
+    /// Sessions that take no number any more which they have not applied. What comes back with a merged group may have been
+    /// applied there already, under a number that is still on its way to this group.
+    spent: BTreeSet<u64>,
+}
+
+/// A group that is to be merged.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Attempt {
+    source: GroupId,
+    life: Life,
+    number: u64,
+    stream: u64,
+    argument: Vec<u8>,
+    state: Vec<u8>,
+}
+
+/// A group that was merged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Merged {
+    life: Life,
+    attempt: Index,
+    at: Index,
+}
+
+/// A state that is whole.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Whole {
+    pub(crate) source: GroupId,
+    life: Life,
+    attempt: Index,
+    pub(crate) argument: Vec<u8>,
+    pub(crate) state: Vec<u8>,
+}
+
+/// What follows from an entry.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    Answer(MergeAnswer),
+    /// The state is to be taken; or refused, if it can't be read.
+    Take(Whole),
+}
+
+impl Merges {
+    /// Whether it is to be merged.
+    pub(crate) fn frozen(&self) -> Option<Frozen> {
+        self.frozen
+    }
+
+    /// Which groups were merged into this one, each in a life of its id.
+    pub(crate) fn merged(&self) -> impl Iterator<Item = (GroupId, Life)> + '_ {
+        let merged = self.merged.iter();
+        merged.map(|(source, merged)| (*source, merged.life))
+    }
+
+    /// Whether nothing is known that counts.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Merges::default()
+    }
+
+    /// Takes the entry at `index` of the group, in a life of its id.
+    pub(crate) fn decide(
+        &mut self,
+        life: Life,
+        index: Index,
+        command: &MergeCommand<'_>,
+    ) -> Decision {
+        Decision::Answer(match *command {
+            MergeCommand::Freeze { .. } if self.frozen.is_some() => MergeAnswer::Refused,
+            MergeCommand::Freeze {
+                target,
+                life,
+                attempt,
+            } => {
+                self.frozen = Some(Frozen {
+                    target,
+                    life,
+                    attempt,
+                    at: index,
+                });
+                // What is gathered could not be taken any more.
+                self.open.clear();
+                MergeAnswer::Done
+            }
+            MergeCommand::Thaw { attempt } => {
+                self.frozen.take_if(|frozen| frozen.attempt == attempt);
+                MergeAnswer::Done
+            }
+            MergeCommand::Open {
+                source,
+                life: source_life,
+                number,
+                argument,
+            } => self.open((source, source_life), (life, index), number, argument),
+            MergeCommand::Go { target_life, .. } if target_life != life => MergeAnswer::OtherLife,
+            MergeCommand::Go {
+                source,
+                life,
+                attempt,
+                step,
+                ..
+            } => return self.go(source, life, attempt, step),
+        })
+    }
+
+    /// The group is split at `index`: it may not be able to take what it was asked to.
+    pub(crate) fn note_split(&mut self, index: Index) {
+        self.split_at = index;
+        self.open.clear();
+    }
+
+    /// What a group that is split off begins with: what it was asked for is asked of the group that stays.
+    pub(super) fn of_child(&self) -> Option<Merges> {
+        let child = Merges {
+            spent: self.spent.clone(),
+            ..Merges::default()
+        };
+        (!child.is_empty()).then_some(child)
+    }
+
+    // ---- sessions ----
+
+    /// Where the group was split the last time; 0: it was not, since it had sessions.
+    pub(super) fn split_at(&self) -> Index {
+        self.split_at
+    }
+
+    /// Whether a session takes no number any more that it has not applied.
+    pub(super) fn is_spent(&self, session: u64) -> bool {
+        self.spent.contains(&session)
+    }
+
+    pub(super) fn spend(&mut self, session: u64) {
+        self.spent.insert(session);
+    }
+
+    /// A session is forgotten.
+    pub(super) fn forget_session(&mut self, session: u64) {
+        self.spent.remove(&session);
+    }
+
+    pub(super) fn spent(&self) -> impl Iterator<Item = u64> + '_ {
+        self.spent.iter().copied()
+    }
+
+    fn open(
+        &mut self,
+        (source, source_life): (GroupId, Life),
+        (life, index): (Life, Index),
+        number: u64,
+        argument: &[u8],
+    ) -> MergeAnswer {
+        if let Some(frozen) = self.frozen {
+            return MergeAnswer::Frozen {
+                into: frozen.target,
+            };
+        }
+        if let Some(merged) = self.merged.get(&source)
+            && merged.life >= source_life
+        {
+            return MergeAnswer::Merged { at: merged.at };
+        }
+        let opened = |attempt| MergeAnswer::Opened {
+            attempt,
+            life,
+            is_welcome: true,
+        };
+        let is_it = |known: &Attempt| {
+            (known.source, known.life, known.number) == (source, source_life, number)
+        };
+        if let Some((attempt, _)) = self.open.iter().find(|(_, known)| is_it(known)) {
+            return opened(*attempt);
+        }
+        self.open.retain(|_, known| known.source != source);
+        while self.open.len() >= MOST_OPEN {
+            self.open.pop_first();
+        }
+        let attempt = Attempt {
+            source,
+            life: source_life,
+            number,
+            stream: 0,
+            argument: argument.to_vec(),
+            state: Vec::new(),
+        };
+        self.open.insert(index, attempt);
+        opened(index)
+    }
+
+    fn go(&mut self, source: GroupId, life: Life, at: Index, step: Step<'_>) -> Decision {
+        let gathered: usize = self.open.values().map(|attempt| attempt.state.len()).sum();
+        let is_it = |known: &&mut Attempt| (known.source, known.life) == (source, life);
+        let Some(attempt) = self.open.get_mut(&at).filter(is_it) else {
+            let merged = self.merged.get(&source);
+            let merged = merged.filter(|merged| (merged.life, merged.attempt) == (life, at));
+            return Decision::Answer(match merged {
+                Some(merged) => MergeAnswer::Merged { at: merged.at },
+                None if at <= self.forgotten => MergeAnswer::Forgotten,
+                None => MergeAnswer::Refused,
+            });
+        };
+        let gathers = |attempt: &Attempt| MergeAnswer::Gathered {
+            bytes: attempt.state.len() as u64,
+        };
+        Decision::Answer(match step {
+            Step::Part {
+                stream,
+                offset,
+                bytes,
+            } => {
+                if stream != attempt.stream && offset == 0 {
+                    attempt.stream = stream;
+                    attempt.state.clear();
+                }
+                if stream != attempt.stream {
+                    MergeAnswer::Gathered { bytes: 0 }
+                } else if offset != attempt.state.len() as u64 {
+                    gathers(attempt)
+                } else if (gathered + bytes.len()) as u64 > MAX_STATE {
+                    self.open.remove(&at);
+                    MergeAnswer::Refused
+                } else {
+                    attempt.state.extend_from_slice(bytes);
+                    gathers(attempt)
+                }
+            }
+            Step::Take {
+                stream,
+                length,
+                crc,
+            } => {
+                let is_whole = attempt.stream == stream
+                    && attempt.state.len() as u64 == length
+                    && crc32c::crc32c(&attempt.state) == crc;
+                if !is_whole {
+                    return Decision::Answer(MergeAnswer::Gathered { bytes: 0 });
+                }
+                let taken = self.open.remove(&at).expect("it was found just now");
+                return Decision::Take(Whole {
+                    source,
+                    life,
+                    attempt: at,
+                    argument: taken.argument,
+                    state: taken.state,
+                });
+            }
+            Step::Refuse => {
+                if !mutants::is_active(Mutant::MergeRefusalForgotten) {
+                    self.open.remove(&at);
+                }
+                MergeAnswer::Refused
+            }
+        })
+    }
+
+    /// The state was taken by the entry at `index`.
+    pub(crate) fn note_merged(&mut self, whole: &Whole, index: Index) -> MergeAnswer {
+        let merged = Merged {
+            life: whole.life,
+            attempt: whole.attempt,
+            at: index,
+        };
+        if let Some(before) = self.merged.insert(whole.source, merged) {
+            self.forgotten = self.forgotten.max(before.attempt);
+        }
+        while self.merged.len() > MOST_MERGED {
+            let oldest = self.merged.iter().min_by_key(|(_, merged)| merged.attempt);
+            let (source, attempt) = oldest
+                .map(|(source, merged)| (*source, merged.attempt))
+                .expect("there are some");
+            self.merged.remove(&source);
+            self.forgotten = self.forgotten.max(attempt);
+        }
+        MergeAnswer::Merged { at: index }
+    }
+
+    // ---- in snapshots ----
+
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        match self.frozen {
+            None => out.put_u8(0),
+            Some(frozen) => {
+                out.put_u8(1);
+                out.put_u64_le(frozen.target.0);
+                out.put_u32_le(frozen.life.get());
+                out.put_u64_le(frozen.attempt.0);
+                out.put_u64_le(frozen.at.0);
+            }
+        }
+        out.put_u64_le(self.forgotten.0);
+        out.put_u64_le(self.split_at.0);
+        out.put_u32_le(self.spent.len() as u32);
+        self.spent.iter().for_each(|id| out.put_u64_le(*id));
+        out.put_u32_le(self.merged.len() as u32);
+        for (source, merged) in &self.merged {
+            out.put_u64_le(source.0);
+            out.put_u32_le(merged.life.get());
+            out.put_u64_le(merged.attempt.0);
+            out.put_u64_le(merged.at.0);
+        }
+        out.put_u32_le(self.open.len() as u32);
+        for (at, attempt) in &self.open {
+            out.put_u64_le(at.0);
+            out.put_u64_le(attempt.source.0);
+            out.put_u32_le(attempt.life.get());
+            out.put_u64_le(attempt.number);
+            out.put_u64_le(attempt.stream);
+            out.put_u32_le(attempt.argument.len() as u32);
+            out.put_u32_le(attempt.state.len() as u32);
+            out.put_slice(&attempt.argument);
+            out.put_slice(&attempt.state);
+        }
+    }
+
+    /// Reads what [`Merges::encode`] wrote, if it is nothing else and not about nothing.
+    pub(super) fn decode(mut rest: &[u8]) -> Option<Merges> {
+        let rest = &mut rest;
+        let mut merges = Merges {
+            frozen: match rest.try_get_u8().ok()? {
+                0 => None,
+                1 => Some(Frozen {
+                    target: merge::group(rest)?,
+                    life: merge::life(rest)?,
+                    attempt: merge::index(rest)?,
+                    at: merge::index(rest)?,
+                }),
+                _ => return None,
+            },
+            forgotten: Index(rest.try_get_u64_le().ok()?),
+            split_at: Index(rest.try_get_u64_le().ok()?),
+            ..Merges::default()
+        };
+        for _ in 0..rest.try_get_u32_le().ok()? {
+            let id = rest.try_get_u64_le().ok()?;
+            if merges.spent.last().is_some_and(|last| *last >= id) {
+                return None;
+            }
+            merges.spent.insert(id);
+        }
+        let mut before = None;
+        for _ in 0..rest.try_get_u32_le().ok()? {
+            let source = merge::group(rest)?;
+            let merged = Merged {
+                life: merge::life(rest)?,
+                attempt: merge::index(rest)?,
+                at: merge::index(rest)?,
+            };
+            if before
+                .replace(source)
+                .is_some_and(|before| before >= source)
+            {
+                return None;
+            }
+            merges.merged.insert(source, merged);
+        }
+        let mut before = None;
+        for _ in 0..rest.try_get_u32_le().ok()? {
+            let at = merge::index(rest)?;
+            let (source, life) = (merge::group(rest)?, merge::life(rest)?);
+            let number = rest.try_get_u64_le().ok()?;
+            let stream = rest.try_get_u64_le().ok()?;
+            let argument = rest.try_get_u32_le().ok()? as usize;
+            let state = rest.try_get_u32_le().ok()? as usize;
+            let argument = rest
+                .split_off(..argument)
+                .filter(|_| argument <= MAX_ARGUMENT)?;
+            let state = rest
+                .split_off(..state)
+                .filter(|_| state as u64 <= MAX_STATE)?;
+            if before.replace(at).is_some_and(|before| before >= at) {
+                return None;
+            }
+            let attempt = Attempt {
+                source,
+                life,
+                number,
+                stream,
+                argument: argument.to_vec(),
+                state: state.to_vec(),
+            };
+            merges.open.insert(at, attempt);
+        }
+        (rest.is_empty() && !merges.is_empty()).then_some(merges)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOURCE: GroupId = GroupId(7);
+    const LIFE: Life = Life::FIRST;
+
+    fn open(number: u64) -> MergeCommand<'static> {
+        MergeCommand::Open {
+            source: SOURCE,
+            life: LIFE,
+            number,
+            argument: b"why",
+        }
+    }
+
+    fn go(attempt: u64, step: Step<'static>) -> MergeCommand<'static> {
+        MergeCommand::Go {
+            source: SOURCE,
+            life: LIFE,
+            target_life: LIFE,
+            attempt: Index(attempt),
+            step,
+        }
+    }
+
+    fn part(attempt: u64, stream: u64, offset: u64, bytes: &'static [u8]) -> MergeCommand<'static> {
+        go(
+            attempt,
+            Step::Part {
+                stream,
+                offset,
+                bytes,
+            },
+        )
+    }
+
+    fn take(attempt: u64, stream: u64, state: &[u8]) -> MergeCommand<'static> {
+        go(
+            attempt,
+            Step::Take {
+                stream,
+                length: state.len() as u64,
+                crc: crc32c::crc32c(state),
+            },
+        )
+    }
+
+    fn answer(merges: &mut Merges, index: u64, command: MergeCommand<'_>) -> MergeAnswer {
+        match merges.decide(LIFE, Index(index), &command) {
+            Decision::Answer(answer) => answer,
+            Decision::Take(whole) => merges.note_merged(&whole, Index(index)),
+        }
+    }
+
+    fn opened(attempt: u64) -> MergeAnswer {
+        MergeAnswer::Opened {
+            attempt: Index(attempt),
+            life: LIFE,
+            is_welcome: true,
+        }
+    }
+
+    #[test]
+    fn a_whole_state_is_taken_once_and_that_is_remembered() {
+        let mut merges = Merges::default();
+        assert_eq!(answer(&mut merges, 3, open(1)), opened(3));
+        assert_eq!(answer(&mut merges, 4, open(1)), opened(3), "it came again");
+        let gathered = |bytes| MergeAnswer::Gathered { bytes };
+        assert_eq!(answer(&mut merges, 5, part(3, 8, 0, b"abc")), gathered(3));
+        assert_eq!(answer(&mut merges, 6, part(3, 8, 0, b"abc")), gathered(3));
+        assert_eq!(answer(&mut merges, 7, part(3, 8, 5, b"d")), gathered(3));
+        assert_eq!(answer(&mut merges, 8, part(3, 9, 3, b"d")), gathered(0));
+        assert_eq!(answer(&mut merges, 9, take(3, 8, b"abcd")), gathered(0));
+        assert_eq!(answer(&mut merges, 10, take(3, 8, b"abd")), gathered(0));
+        assert_eq!(answer(&mut merges, 11, part(3, 8, 3, b"d")), gathered(4));
+        let mut bytes = Vec::new();
+        merges.encode(&mut bytes);
+        assert_eq!(Merges::decode(&bytes), Some(merges.clone()));
+        let merged = MergeAnswer::Merged { at: Index(12) };
+        assert_eq!(answer(&mut merges, 12, take(3, 8, b"abcd")), merged);
+        assert_eq!(answer(&mut merges, 13, take(3, 8, b"abcd")), merged);
+        assert_eq!(answer(&mut merges, 14, go(3, Step::Refuse)), merged);
+        assert_eq!(answer(&mut merges, 15, open(2)), merged);
+        // A part that is late can't begin it again.
+        assert_eq!(answer(&mut merges, 16, part(3, 8, 0, b"abcd")), merged);
+        let mut bytes = Vec::new();
+        merges.encode(&mut bytes);
+        assert_eq!(Merges::decode(&bytes), Some(merges));
+    }
+
+    #[test]
+    fn what_was_refused_never_succeeds() {
+        let mut merges = Merges::default();
+        answer(&mut merges, 3, open(1));
+        answer(&mut merges, 4, part(3, 8, 0, b"abc"));
+        let refused = MergeAnswer::Refused;
+        assert_eq!(answer(&mut merges, 5, go(3, Step::Refuse)), refused);
+        assert_eq!(answer(&mut merges, 6, part(3, 8, 0, b"abc")), refused);
+        assert_eq!(answer(&mut merges, 7, take(3, 8, b"abc")), refused);
+        // Not even when the same is asked for again: that is another attempt.
+        assert_eq!(answer(&mut merges, 8, open(1)), opened(8));
+        assert_eq!(answer(&mut merges, 9, take(3, 8, b"")), refused);
+        // One that is split, or is to be merged itself, takes nothing.
+        merges.note_split(Index(9));
+        assert_eq!(answer(&mut merges, 10, go(8, Step::Refuse)), refused);
+        assert_eq!(answer(&mut merges, 11, open(2)), opened(11));
+        let freeze = MergeCommand::Freeze {
+            target: GroupId(9),
+            life: LIFE,
+            attempt: Index(70),
+        };
+        assert_eq!(answer(&mut merges, 12, freeze), MergeAnswer::Done);
+        assert_eq!(answer(&mut merges, 13, take(11, 0, b"")), refused);
+        let into = GroupId(9);
+        assert_eq!(
+            answer(&mut merges, 14, open(3)),
+            MergeAnswer::Frozen { into }
+        );
+        assert_eq!(answer(&mut merges, 15, freeze), refused);
+        // Only the end of the attempt that froze it lets it go on.
+        let thaw = |attempt| MergeCommand::Thaw {
+            attempt: Index(attempt),
+        };
+        answer(&mut merges, 16, thaw(69));
+        assert_eq!(merges.frozen().map(|frozen| frozen.at), Some(Index(12)));
+        answer(&mut merges, 17, thaw(70));
+        merges.split_at = Index::ZERO;
+        assert!(merges.is_empty());
+    }
+
+    #[test]
+    fn another_life_of_the_target_decides_nothing() {
+        let mut merges = Merges::default();
+        answer(&mut merges, 3, open(1));
+        let later = LIFE.next();
+        let decided = merges.decide(later, Index(4), &go(3, Step::Refuse));
+        assert_eq!(decided, Decision::Answer(MergeAnswer::OtherLife));
+    }
+
+    #[test]
+    fn few_are_kept_and_what_is_forgotten_is_not_called_refused() {
+        let mut merges = Merges::default();
+        let mut index = 0;
+        for source in 0..MOST_MERGED as u64 + 2 {
+            index += 2;
+            let open = MergeCommand::Open {
+                source: GroupId(source),
+                life: LIFE,
+                number: 1,
+                argument: b"",
+            };
+            answer(&mut merges, index, open);
+            let take = MergeCommand::Go {
+                source: GroupId(source),
+                life: LIFE,
+                target_life: LIFE,
+                attempt: Index(index),
+                step: Step::Take {
+                    stream: 0,
+                    length: 0,
+                    crc: 0,
+                },
+            };
+            let merged = answer(&mut merges, index + 1, take);
+            assert!(matches!(merged, MergeAnswer::Merged { .. }), "{merged:?}");
+        }
+        assert_eq!(merges.merged().count(), MOST_MERGED);
+        let mut ask = |source, attempt| {
+            let ask = MergeCommand::Go {
+                source: GroupId(source),
+                life: LIFE,
+                target_life: LIFE,
+                attempt: Index(attempt),
+                step: Step::Refuse,
+            };
+            answer(&mut merges, 9_999, ask)
+        };
+        assert_eq!(ask(1, 4), MergeAnswer::Forgotten);
+        assert_eq!(ask(2, 6), MergeAnswer::Merged { at: Index(7) });
+        assert_eq!(ask(2, 5000), MergeAnswer::Refused);
+        for number in 0..MOST_OPEN as u64 + 2 {
+            let open = MergeCommand::Open {
+                source: GroupId(90_000 + number),
+                life: LIFE,
+                number: 1,
+                argument: b"",
+            };
+            answer(&mut merges, 10_000 + number, open);
+        }
+        assert_eq!(merges.open.len(), MOST_OPEN);
+    }
+}

@@ -1,0 +1,222 @@
+//! Groups that are merged while clients go on: who asks for it, which group has which key since, and what went over. It must never
+//! route a key by anything but what a state machine has done.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use polyraft::{Error, GroupId, Index, Role};
+
+use super::checks::{Verdict, broken};
+use super::machine::{Applied, Taken, UNWANTED};
+use super::world::World;
+
+type Done = Pin<Box<dyn Future<Output = Result<(), Error>>>>;
+
+/// All that is known of merges.
+#[derive(Default)]
+pub(super) struct Merges {
+    /// By source.
+    merged: BTreeMap<GroupId, Merged>,
+    attempts: Vec<Attempt>,
+}
+
+/// A group that is a part of another one.
+#[derive(Clone, Copy, Debug)]
+struct Merged {
+    taken: Taken,
+    /// The last entry that any of its state machines took before.
+    last: Index,
+}
+
+/// A merge that a node was asked for.
+struct Attempt {
+    node: u64,
+    source: GroupId,
+    target: GroupId,
+    done: Done,
+}
+
+impl Merges {
+    /// The group that a group is a part of since it was merged.
+    pub(super) fn target_of(&self, group: GroupId) -> Option<GroupId> {
+        self.merged.get(&group).map(|merged| merged.taken.target)
+    }
+
+    /// The groups that were merged into a group.
+    pub(super) fn sources_of(&self, target: GroupId) -> impl Iterator<Item = GroupId> + '_ {
+        let merged = self.merged.iter();
+        merged
+            .filter(move |(_, merged)| merged.taken.target == target)
+            .map(|(source, _)| *source)
+    }
+
+    /// Whether nobody waits for a merge.
+    pub(super) fn are_over(&self) -> bool {
+        self.attempts.is_empty()
+    }
+
+    /// A node is gone, and with it what was asked of it.
+    pub(super) fn lost(&mut self, node: u64) {
+        self.attempts.retain(|attempt| attempt.node != node);
+    }
+
+    /// A state machine of a group took an entry: not behind the place at which the group became a part of another.
+    pub(super) fn check_applied(&self, entry: &Applied) -> Verdict {
+        match self.merged.get(&entry.group) {
+            Some(merged) if entry.index > merged.last => {
+                let what = format!("it is a part of {:?}, and goes on: {entry:?}", merged.taken);
+                Err(broken("merged groups", entry.group, what))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl World {
+    /// Asks a node to merge some groups that it leads.
+    pub(super) fn ask_for_merge(&mut self, node: u64) -> bool {
+        let Some(sim) = &self.hosts[node as usize].node else {
+            return false;
+        };
+        let groups = (1..=self.plan.members.len() as u64).map(GroupId);
+        let groups = groups.filter(|group| self.plan.splits(self.splits.root_of(*group)));
+        let is_there = |group: &GroupId| {
+            self.splits.has_begun(*group) && self.merges.target_of(*group).is_none()
+        };
+        let there: Vec<GroupId> = groups.filter(is_there).collect();
+        let leads = |group: &&GroupId| {
+            sim.replica(**group).map(|(core, _)| core.role()) == Some(Role::Leader)
+        };
+        let led = there.iter().filter(leads).copied();
+        let siblings = |source: GroupId| -> Vec<GroupId> {
+            let root = self.splits.root_of(source);
+            let is_sibling =
+                |group: &&GroupId| **group != source && self.splits.root_of(**group) == root;
+            there.iter().filter(is_sibling).copied().collect()
+        };
+        let pairs = led.map(|source| (source, siblings(source)));
+        let pairs: Vec<(GroupId, Vec<GroupId>)> =
+            pairs.filter(|(_, siblings)| !siblings.is_empty()).collect();
+        if pairs.is_empty() {
+            return false;
+        }
+        for _ in 0..self.rng.within(1, 2) {
+            let (source, siblings) = self.rng.pick(&pairs);
+            let target = *self.rng.pick(siblings);
+            self.ask_to_merge(node, *source, target);
+        }
+        self.schedule(node);
+        true
+    }
+
+    fn ask_to_merge(&mut self, node: u64, source: GroupId, target: GroupId) {
+        let argument: &'static [u8] = if self.rng.chance(50_000) {
+            UNWANTED
+        } else {
+            b""
+        };
+        let Some(sim) = &self.hosts[node as usize].node else {
+            return;
+        };
+        self.trace.group(self.now, node, source, || {
+            format!("is asked to merge it into {target}")
+        });
+        let handle = sim.node().group(source.0);
+        let done: Done =
+            Box::pin(async move { handle.merge_into(target.0, argument).await.map(|_| ()) });
+        self.merges.attempts.push(Attempt {
+            node,
+            source,
+            target,
+            done,
+        });
+        self.poll_merges(node);
+    }
+
+    /// Looks whether what a node was asked for is done.
+    pub(super) fn poll_merges(&mut self, node: u64) {
+        let mut attempts = std::mem::take(&mut self.merges.attempts);
+        attempts.retain_mut(|attempt| {
+            if attempt.node != node {
+                return true;
+            }
+            let mut context = Context::from_waker(Waker::noop());
+            let Poll::Ready(done) = attempt.done.as_mut().poll(&mut context) else {
+                return true;
+            };
+            let (source, target) = (attempt.source, attempt.target);
+            self.trace.group(self.now, node, source, || {
+                format!("is done with the merge into {target}: {done:?}")
+            });
+            match done {
+                Ok(()) if self.merges.target_of(source) != Some(target) => {
+                    let what = format!("it was said to be merged into {target}");
+                    self.fail(broken("acknowledged merges", source, what));
+                }
+                Ok(()) => self.counts.merges += 1,
+                Err(Error::Merge { .. }) => self.counts.unmerged += 1,
+                Err(_) => {}
+            }
+            false
+        });
+        self.merges.attempts.append(&mut attempts);
+    }
+
+    /// A state machine took the state of a group.
+    pub(super) fn group_is_merged(&mut self, taken: Taken) {
+        let Taken {
+            source,
+            target,
+            index,
+            digest,
+            ..
+        } = taken;
+        if let Some(Merged { taken: first, .. }) = self.merges.merged.get(&source) {
+            if (first.target, first.index, first.digest) != (target, index, digest) {
+                let what = format!("it was merged twice, or differently: {first:?} and {taken:?}");
+                self.fail(broken("merged groups", source, what));
+            }
+            return;
+        }
+        let at = source.0 as usize - 1;
+        let newest = self.checks[at].newest_applied(0);
+        if newest.map_or(0, |newest| newest.digest) != digest {
+            let what = format!("{taken:?}, but {newest:?} was applied");
+            self.fail(broken("merged groups", source, what));
+        }
+        let last = newest.map_or(Index::ZERO, |newest| newest.index);
+        self.merges.merged.insert(source, Merged { taken, last });
+        self.splits.keys_go(source, target);
+        self.clients.has_served[at] = true;
+    }
+
+    /// Whether a group waits for what becomes of its merge.
+    pub(super) fn frozen_group(&self) -> Option<GroupId> {
+        let mut groups = (1..=self.plan.members.len() as u64).map(GroupId);
+        groups.find(|group| {
+            let mut nodes = self.hosts.iter().filter(|host| !host.is_outcast);
+            self.merges.target_of(*group).is_none()
+                && nodes.any(|host| {
+                    let node = host.node.as_ref();
+                    node.is_some_and(|node| node.merging_into(*group).is_some())
+                })
+        })
+    }
+
+    /// No replica is left of groups that were merged.
+    pub(super) fn check_merged(&self) -> Verdict {
+        for source in self.merges.merged.keys() {
+            for (id, host) in self.hosts.iter().enumerate() {
+                let is_sound = !host.is_outcast && !host.is_rotten;
+                let node = host.node.as_ref().filter(|_| is_sound);
+                if node.is_some_and(|node| node.life(*source).is_some()) {
+                    let what = format!("node {id} has a replica of it still");
+                    return Err(broken("merged groups", *source, what));
+                }
+            }
+        }
+        Ok(())
+    }
+}
