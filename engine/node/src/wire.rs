@@ -5,16 +5,16 @@
 //! integers little-endian. Records about a whole node carry group 0 and life 0 in the head and a node-level kind.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use polyraft_raft::{
-    Configuration, EntryRange, GroupId, Index, Life, LogPosition, Message, NodeId, Term,
-};
+use polyraft_raft::{Configuration, EntryRange, GroupId, Index, Life, LogPosition, Message, Term};
 use polyraft_storage::{EntryKind, SnapshotFile};
 
+mod errors;
 mod groups;
 mod members;
 mod reads;
 mod snapshot;
 
+use self::errors::put_error;
 pub(crate) use self::groups::{
     Fate, Found, create_bytes, destroy_bytes, found_bytes, put_claims_delta, put_claims_table,
     put_create, put_create_reply, put_destroy, put_life_over, put_survey, put_survey_reply,
@@ -34,7 +34,7 @@ use crate::error::Error;
 use crate::event::{GroupRanges, LifeRanges, Members, Reign};
 use crate::liveness::Beat;
 use crate::merge::MergeCommand;
-use crate::sessions::{Command, SessionId};
+use crate::sessions::Command;
 
 /// The most members that a group may have.
 pub(crate) const MAX_MEMBERS: usize = 15;
@@ -495,54 +495,6 @@ pub(crate) fn put_claims_request(out: &mut BytesMut) {
     record(out, Kind::ClaimsRequest, GroupId(0), |_| {});
 }
 
-/// Errors cross the wire as a code that keeps what the caller must know: retry, or outcome open, or neither.
-fn put_error(out: &mut BytesMut, error: &Error) {
-    match error {
-        Error::NotLeader { hint } => {
-            out.put_u8(1);
-            out.put_u64_le(hint.map_or(0, |node| node.0));
-        }
-        Error::Busy { limit, .. } => {
-            out.put_u8(2);
-            out.put_u64_le(*limit);
-        }
-        Error::Unknown { .. } | Error::Closed => out.put_u8(3),
-        Error::NoSuchGroup { group } => {
-            out.put_u8(4);
-            out.put_u64_le(group.0);
-        }
-        Error::GroupExists { group, members } => {
-            out.put_u8(5);
-            out.put_u64_le(group.0);
-            members.iter().for_each(|member| out.put_u64_le(member.0));
-        }
-        Error::Unconfirmed => out.put_u8(7),
-        Error::SessionExpired { session } => {
-            out.put_u8(16);
-            out.put_u64_le(session.0);
-        }
-        Error::ReplyNotKept => out.put_u8(17),
-        Error::Merging { into } => {
-            out.put_u8(19);
-            out.put_u64_le(into.0);
-        }
-        Error::ProposalNumber { sequence, lowest } => {
-            out.put_u8(18);
-            out.put_u64_le(*sequence);
-            out.put_u64_le(*lowest);
-        }
-        // Not its whole text, or every node on the way would add the same words to it.
-        Error::Fault { reason } => {
-            out.put_u8(6);
-            out.put_slice(reason.as_bytes());
-        }
-        other => {
-            out.put_u8(6);
-            out.put_slice(other.to_string().as_bytes());
-        }
-    }
-}
-
 // ---- reading ----
 
 /// Walks the records of a frame.
@@ -698,48 +650,6 @@ impl Body<'_> {
 
     fn text(self) -> String {
         String::from_utf8_lossy(self.0).into_owned()
-    }
-
-    fn error(mut self) -> Result<Error, WireError> {
-        Ok(match self.u8()? {
-            1 => Error::NotLeader {
-                hint: Some(self.u64()?).filter(|id| *id != 0).map(NodeId),
-            },
-            2 => Error::Busy {
-                what: "the leader's queue",
-                limit: self.u64()?,
-            },
-            3 => Error::Unknown {
-                why: "the leader lost track of the forwarded proposal",
-            },
-            4 => Error::NoSuchGroup {
-                group: GroupId(self.u64()?),
-            },
-            5 => {
-                let group = GroupId(self.u64()?);
-                let mut members = Vec::with_capacity(self.0.len() / 8);
-                while !self.0.is_empty() {
-                    members.push(NodeId(self.u64()?));
-                }
-                Error::GroupExists { group, members }
-            }
-            6 => Error::Fault {
-                reason: self.text(),
-            },
-            7 => Error::Unconfirmed,
-            16 => Error::SessionExpired {
-                session: SessionId(self.u64()?),
-            },
-            17 => Error::ReplyNotKept,
-            19 => Error::Merging {
-                into: GroupId(self.u64()?),
-            },
-            18 => Error::ProposalNumber {
-                sequence: self.u64()?,
-                lowest: self.u64()?,
-            },
-            _ => return Err(WireError::Value("error")),
-        })
     }
 }
 

@@ -7,11 +7,12 @@
 //! is asked before each beginning: so the number of a life is never used twice, whoever the members are. Nor is a life begun
 //! that somebody has with other members, or was removed from: it would be there twice.
 
-use std::collections::BTreeMap;
+mod known;
 
 use polyraft_raft::{Configuration, GroupId, Life, NodeId, Tick};
 use rustc_hash::FxHashMap;
 
+use self::known::{Known, lives_found};
 use super::outgoing::NODE_LEVEL;
 use super::proposals::first_request;
 use super::{MergeEvent, Shard, SplitEvent};
@@ -20,7 +21,7 @@ use crate::event::{
     CreateOrigin, CreateReply, GroupRanges, LifeRanges, Members, ShardEvent, life_ranges, ranges,
 };
 use crate::liveness::Liveness;
-use crate::wire::{self, Fate, Found};
+use crate::wire::{self, Found};
 
 /// How long a request waits for nodes before it asks them again, and before it gives up. Microseconds.
 const RETRY: u64 = 200_000;
@@ -729,90 +730,10 @@ fn joined(mut found: Vec<Found>) -> Vec<Found> {
     found
 }
 
-/// What is known of a group on all nodes together.
-#[derive(Debug, Default, PartialEq)]
-struct Known {
-    /// The newest life that anybody has, or had.
-    life: Life,
-    /// The members of it, as anybody knows them.
-    members: Vec<Configuration>,
-    /// The first life that may begin, or has begun and may go on.
-    possible: Life,
-    /// The members of that one, as anybody knows them.
-    serving: Vec<Configuration>,
-    /// The newest life that somebody was removed from.
-    elsewhere: Option<Life>,
-    /// The newest life of which somebody has a damaged log that does not say who the members are.
-    damaged: Option<Life>,
-}
-
-impl Known {
-    fn possible(&self) -> Life {
-        self.possible
-    }
-
-    /// Takes in what one node knows.
-    fn add(&mut self, life: Life, fate: &Fate) {
-        if life > self.life {
-            (self.life, self.members) = (life, Vec::new());
-        }
-        let possible = match fate {
-            Fate::Over => life.next(),
-            Fate::Here(_) | Fate::Elsewhere => life,
-            // A damaged log may have lost which life it was.
-            Fate::Damaged => Life::FIRST,
-        };
-        if possible > self.possible {
-            (self.possible, self.serving) = (possible, Vec::new());
-        }
-        match fate {
-            Fate::Over => {}
-            Fate::Here(members) => {
-                let lists = [
-                    (self.life, &mut self.members),
-                    (self.possible, &mut self.serving),
-                ];
-                for (of, list) in lists {
-                    if life == of && !list.contains(members) {
-                        list.push(members.clone());
-                    }
-                }
-            }
-            Fate::Elsewhere => self.elsewhere = self.elsewhere.max(Some(life)),
-            Fate::Damaged => self.damaged = self.damaged.max(Some(life)),
-        }
-    }
-
-    /// Whether the newest life goes on with members of whom nobody that was asked is one.
-    fn is_astray(&self) -> bool {
-        self.members.is_empty() && self.elsewhere == Some(self.life) && self.life >= self.possible
-    }
-
-    /// The members of a life that may go on, if they are others than these: none, if nobody knows who they are.
-    fn other_than(&self, members: &Configuration) -> Option<Vec<NodeId>> {
-        let mut serving = self.serving.iter();
-        if let Some(other) = serving.find(|other| *other != members) {
-            return Some(other.nodes().collect());
-        }
-        let unknown = self.elsewhere.max(self.damaged);
-        let lives_on = unknown.is_some_and(|life| life >= self.possible);
-        (self.serving.is_empty() && lives_on).then(Vec::new)
-    }
-}
-
-fn lives_found(found: &[Found]) -> BTreeMap<u64, Known> {
-    let mut lives: BTreeMap<u64, Known> = BTreeMap::new();
-    for Found { groups, life, fate } in found {
-        for group in groups.clone() {
-            lives.entry(group).or_default().add(*life, fate);
-        }
-    }
-    lives
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::Fate;
 
     fn life(number: u32) -> Life {
         Life::new(number).unwrap()

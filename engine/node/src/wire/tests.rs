@@ -1,6 +1,6 @@
 //! What is written comes back as it was; what is damaged is an error and never a panic.
 
-use polyraft_raft::Configuration;
+use polyraft_raft::{Configuration, NodeId};
 use polyraft_storage::SnapshotMeta;
 use proptest::prelude::*;
 

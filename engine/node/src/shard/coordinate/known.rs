@@ -1,0 +1,89 @@
+//! What all nodes together know of the lives of a group.
+//! A life that somebody may still have must never count as one that may begin.
+
+use std::collections::BTreeMap;
+
+use polyraft_raft::{Configuration, Life, NodeId};
+
+use crate::wire::{Fate, Found};
+
+/// What is known of a group on all nodes together.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Known {
+    /// The newest life that anybody has, or had.
+    pub(super) life: Life,
+    /// The members of it, as anybody knows them.
+    pub(super) members: Vec<Configuration>,
+    /// The first life that may begin, or has begun and may go on.
+    pub(super) possible: Life,
+    /// The members of that one, as anybody knows them.
+    pub(super) serving: Vec<Configuration>,
+    /// The newest life that somebody was removed from.
+    pub(super) elsewhere: Option<Life>,
+    /// The newest life of which somebody has a damaged log that does not say who the members are.
+    pub(super) damaged: Option<Life>,
+}
+
+impl Known {
+    pub(super) fn possible(&self) -> Life {
+        self.possible
+    }
+
+    /// Takes in what one node knows.
+    pub(super) fn add(&mut self, life: Life, fate: &Fate) {
+        if life > self.life {
+            (self.life, self.members) = (life, Vec::new());
+        }
+        let possible = match fate {
+            Fate::Over => life.next(),
+            Fate::Here(_) | Fate::Elsewhere => life,
+            // A damaged log may have lost which life it was.
+            Fate::Damaged => Life::FIRST,
+        };
+        if possible > self.possible {
+            (self.possible, self.serving) = (possible, Vec::new());
+        }
+        match fate {
+            Fate::Over => {}
+            Fate::Here(members) => {
+                let lists = [
+                    (self.life, &mut self.members),
+                    (self.possible, &mut self.serving),
+                ];
+                for (of, list) in lists {
+                    if life == of && !list.contains(members) {
+                        list.push(members.clone());
+                    }
+                }
+            }
+            Fate::Elsewhere => self.elsewhere = self.elsewhere.max(Some(life)),
+            Fate::Damaged => self.damaged = self.damaged.max(Some(life)),
+        }
+    }
+
+    /// Whether the newest life goes on with members of whom nobody that was asked is one.
+    pub(super) fn is_astray(&self) -> bool {
+        self.members.is_empty() && self.elsewhere == Some(self.life) && self.life >= self.possible
+    }
+
+    /// The members of a life that may go on, if they are others than these: none, if nobody knows who they are.
+    pub(super) fn other_than(&self, members: &Configuration) -> Option<Vec<NodeId>> {
+        let mut serving = self.serving.iter();
+        if let Some(other) = serving.find(|other| *other != members) {
+            return Some(other.nodes().collect());
+        }
+        let unknown = self.elsewhere.max(self.damaged);
+        let lives_on = unknown.is_some_and(|life| life >= self.possible);
+        (self.serving.is_empty() && lives_on).then(Vec::new)
+    }
+}
+
+pub(super) fn lives_found(found: &[Found]) -> BTreeMap<u64, Known> {
+    let mut lives: BTreeMap<u64, Known> = BTreeMap::new();
+    for Found { groups, life, fate } in found {
+        for group in groups.clone() {
+            lives.entry(group).or_default().add(*life, fate);
+        }
+    }
+    lives
+}

@@ -1,0 +1,333 @@
+//! What the leader of a group that is merged asks the target, and what follows from the answers.
+//! Every question may be asked again, of anybody: no answer is worse than silence.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use polyraft_raft::{GroupId, Life, NodeId};
+use polyraft_storage::EntryKind;
+
+use super::{Drive, LOST, MergeEvent, PROPOSAL_OVERHEAD, Proposal, Shard, Stage, Work, refused};
+use crate::completion::{Outcome, ReplyTo};
+use crate::error::Error;
+use crate::event::ShardEvent;
+use crate::merge::{Frozen, MergeAnswer, MergeCommand, Step};
+
+impl Shard {
+    /// Appends an entry to the source's log. It is answered under the number.
+    pub(super) fn append_merge(
+        &mut self,
+        slot: u32,
+        command: &MergeCommand<'_>,
+        source: GroupId,
+        number: u64,
+    ) {
+        let payload = command.encode();
+        let inbox = self.shared.inboxes[self.index].clone();
+        let proposal = Proposal {
+            kind: EntryKind::Merge,
+            reply: ReplyTo::merge(source, number, inbox),
+            deadline: self.now,
+            payload,
+        };
+        self.replicas[slot as usize].pending_bytes += proposal.payload.len();
+        self.append_proposals(slot, &mut vec![proposal]);
+    }
+
+    /// Asks the target what comes next.
+    pub(super) fn ask_target(&mut self, source: GroupId, drive: &mut Drive) {
+        let go = |frozen: &Frozen, step| MergeCommand::Go {
+            source,
+            life: drive.life,
+            target_life: frozen.life,
+            attempt: frozen.attempt,
+            step,
+        };
+        let (command, target_life) = match &drive.stage {
+            Stage::Opening { number } => (
+                MergeCommand::Open {
+                    source,
+                    life: drive.life,
+                    number: *number,
+                    argument: &drive.argument,
+                },
+                Life::FIRST,
+            ),
+            Stage::Frozen(frozen, Work::Refusing) => (go(frozen, Step::Refuse), frozen.life),
+            Stage::Frozen(
+                frozen,
+                Work::Sending {
+                    state,
+                    stream,
+                    offset,
+                },
+            ) => {
+                let stream = *stream;
+                let step = if *offset < state.len() {
+                    let end = state.len().min(offset + drive.part);
+                    Step::Part {
+                        stream,
+                        offset: *offset as u64,
+                        bytes: &state[*offset..end],
+                    }
+                } else {
+                    Step::Take {
+                        stream,
+                        length: state.len() as u64,
+                        crc: crc32c::crc32c(state),
+                    }
+                };
+                (go(frozen, step), frozen.life)
+            }
+            _ => return,
+        };
+        let payload = command.encode();
+        let number = self.merges.next_number();
+        let inbox = self.shared.inboxes[self.index].clone();
+        let reply = ReplyTo::merge(source, number, inbox);
+        drive.asked = number;
+        self.send_to_target((drive.target, target_life), drive.via, payload, reply);
+    }
+
+    fn send_to_target(
+        &self,
+        target: (GroupId, Life),
+        via: Option<NodeId>,
+        payload: Bytes,
+        reply: ReplyTo,
+    ) {
+        let shard = self.shared.shard_of(target.0);
+        let event = match via {
+            Some(to) => ShardEvent::Merge(MergeEvent::Elsewhere {
+                to,
+                target,
+                payload,
+                reply,
+            }),
+            None => {
+                let bytes = payload.len() + PROPOSAL_OVERHEAD;
+                self.shared.gauges[shard]
+                    .proposals
+                    .fetch_add(bytes, Ordering::Relaxed);
+                ShardEvent::Propose {
+                    group: target.0,
+                    kind: EntryKind::Merge,
+                    payload,
+                    reply,
+                }
+            }
+        };
+        self.shared.tell(shard, event);
+    }
+
+    /// The target has answered, or nobody has; or what was appended to the source's own log came to something.
+    pub(super) fn merge_answered(&mut self, source: GroupId, number: u64, outcome: Outcome) {
+        let drives = &mut self.merges.drives;
+        if drives
+            .get(&source)
+            .is_none_or(|drive| drive.asked != number)
+        {
+            return;
+        }
+        let Some(mut drive) = drives.remove(&source) else {
+            return;
+        };
+        drive.asked = 0;
+        let answer = match &outcome {
+            Ok(committed) => MergeAnswer::parse(&committed.reply),
+            Err(_) => None,
+        };
+        let drive = match (answer, outcome) {
+            (Some(answer), _) => self.take_answer(source, drive, answer),
+            (None, Err(error)) => self.not_answered(drive, error),
+            (None, Ok(_)) => {
+                drive.rest(self.now);
+                Some(drive)
+            }
+        };
+        if let Some(drive) = drive {
+            self.merges.drives.insert(source, drive);
+        }
+    }
+
+    fn take_answer(
+        &mut self,
+        source: GroupId,
+        mut drive: Drive,
+        answer: MergeAnswer,
+    ) -> Option<Drive> {
+        let now = self.now;
+        if let Stage::Opening { .. } = drive.stage {
+            return self.opened_or_not(source, drive, answer);
+        }
+        match (&mut drive.stage, answer) {
+            (Stage::Freezing { .. }, MergeAnswer::Refused) => {
+                drive.end(Err(refused("another merge of it began before")));
+                return None;
+            }
+            (Stage::Frozen(frozen, work), answer) => match (work, answer) {
+                (
+                    Work::Sending {
+                        state,
+                        stream,
+                        offset,
+                    },
+                    MergeAnswer::Gathered { bytes },
+                ) => {
+                    let was_last = *offset >= state.len();
+                    *offset = usize::try_from(bytes).unwrap_or(0).min(state.len());
+                    if was_last {
+                        // Somebody else's parts are among it, or it is not what it should be.
+                        (*stream, *offset) = (self.merges.next_number(), 0);
+                    }
+                    drive.go_on_at_once(now);
+                }
+                (_, MergeAnswer::Merged { at }) => {
+                    self.shared
+                        .directory
+                        .note_merged(source, drive.life, frozen.target);
+                    drive.stage = Stage::Ending { at };
+                    drive.go_on_at_once(now);
+                }
+                (work, MergeAnswer::Refused) if !matches!(work, Work::Thawing) => {
+                    if drive.why.is_empty() {
+                        drive.why = "the target gave the attempt up, because it was split, is to be merged itself, was to take \
+                                     others as well, or the state is too large"
+                            .to_owned();
+                    }
+                    *work = Work::Thawing;
+                    drive.go_on_at_once(now);
+                }
+                (_, MergeAnswer::Forgotten | MergeAnswer::OtherLife) => {
+                    let why = "the target does not exist any more, or does not remember. Whether it had taken the state nobody \
+                               can say, so the group stays frozen until it is destroyed";
+                    tracing::error!(node = %self.shared.node, %source, target = %drive.target, why, "a merge has come to no end");
+                    drive.stage = Stage::Stuck;
+                    if let Some(reply) = drive.reply.take() {
+                        reply.answer(Err(refused(why)));
+                    }
+                }
+                _ => {}
+            },
+            _ => {}
+        }
+        Some(drive)
+    }
+
+    /// The target waits for the state, or it does not: nothing has happened to the source yet.
+    fn opened_or_not(
+        &mut self,
+        source: GroupId,
+        mut drive: Drive,
+        answer: MergeAnswer,
+    ) -> Option<Drive> {
+        let error = match answer {
+            MergeAnswer::Opened {
+                attempt,
+                life,
+                is_welcome: true,
+            } => match self.may_merge(source) {
+                Ok(Some(term)) if term == drive.term => {
+                    let slot = self.slot(source).expect("it was found just now");
+                    let command = MergeCommand::Freeze {
+                        target: drive.target,
+                        life,
+                        attempt,
+                    };
+                    drive.stage = Stage::Freezing { attempt };
+                    drive.asked = self.merges.next_number();
+                    // It may be refused at once, which is an answer like any other.
+                    self.append_merge(slot, &command, source, drive.asked);
+                    return Some(drive);
+                }
+                Ok(Some(_)) => Error::NotLeader { hint: None },
+                Ok(None) => refused("the group is being split; try again"),
+                Err(error) => error,
+            },
+            MergeAnswer::Opened { .. } => {
+                refused("the state machine of the target does not take it")
+            }
+            MergeAnswer::Frozen { into } => refused(format!(
+                "the target is being merged itself, into group {into}"
+            )),
+            MergeAnswer::Merged { .. } => Error::Merging { into: drive.target },
+            _ => refused("the target does not take it"),
+        };
+        if let MergeAnswer::Opened { attempt, life, .. } = answer {
+            // The target need not keep room for it. If this gets lost, it does not for long either.
+            let step = Step::Refuse;
+            let command = MergeCommand::Go {
+                source,
+                life: drive.life,
+                target_life: life,
+                attempt,
+                step,
+            };
+            let inbox = self.shared.inboxes[self.index].clone();
+            let reply = ReplyTo::merge(source, 0, inbox);
+            self.send_to_target((drive.target, life), None, command.encode(), reply);
+        }
+        drive.end(Err(error));
+        None
+    }
+
+    /// A question has no answer. It is asked again, perhaps of another node: each may be asked as often as it takes.
+    fn not_answered(&self, mut drive: Drive, error: Error) -> Option<Drive> {
+        let now = self.now;
+        match &drive.stage {
+            Stage::Opening { .. } => {
+                let is_open = matches!(error, Error::Unknown { .. }) || error.is_retryable();
+                if !is_open || now >= drive.until {
+                    drive.end(Err(match error {
+                        Error::NoSuchGroup { group } => refused(format!(
+                            "no replica of group {group} is on this node, which leads the group that is to be merged"
+                        )),
+                        Error::NotLeader { .. } => refused("the target has no leader"),
+                        // It was not proposed to the source.
+                        Error::Unknown { .. } => refused("the target has not answered in time"),
+                        error => error,
+                    }));
+                    return None;
+                }
+            }
+            Stage::Freezing { .. } => {
+                drive.end(Err(match error {
+                    Error::NotLeader { .. } | Error::Fault { .. } | Error::Closed => error,
+                    _ => LOST,
+                }));
+                return None;
+            }
+            _ => {
+                drive.via = self.next_to_ask(drive.via, &error);
+                if let Error::TooLarge { .. } = error {
+                    drive.part = (drive.part / 2).max(1);
+                }
+            }
+        }
+        drive.rest(now);
+        Some(drive)
+    }
+
+    /// Whom to ask for the target's leader next: nobody, if that is for the replica here.
+    fn next_to_ask(&self, via: Option<NodeId>, error: &Error) -> Option<NodeId> {
+        match error {
+            Error::NotLeader { hint: Some(hint) } if via.is_some() => {
+                Some(*hint).filter(|hint| *hint != self.shared.node)
+            }
+            Error::NoSuchGroup { .. } | Error::Fault { .. } | Error::Closed => self.peer_after(via),
+            Error::NotLeader { .. } | Error::Unknown { .. } | Error::Merging { .. }
+                if via.is_some() =>
+            {
+                self.peer_after(via)
+            }
+            _ => via,
+        }
+    }
+
+    /// The next node, in a round that begins and ends here.
+    fn peer_after(&self, via: Option<NodeId>) -> Option<NodeId> {
+        let mut peers = self.outgoing.peers();
+        peers.sort_unstable();
+        peers.into_iter().find(|peer| Some(*peer) > via)
+    }
+}
