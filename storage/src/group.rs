@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use polyraft_raft::{
-    Configuration, EntryRange, GroupId, HardState, Index, Life, LogPosition, Term, TermRun,
+    Configuration, EntryRange, GroupId, HardState, Index, Life, LogPosition, Restored, Term, TermRun,
 };
 
 use crate::damage::LogDamage;
@@ -16,9 +16,9 @@ use crate::tombstone::Tombstone;
 pub struct Creation {
     /// Which life of the group's id it belongs to.
     pub life: Life,
-    /// It takes no part in votes until its own log reaches there: the group took its node in at this place of its log, or began
-    /// there, behind a state that this replica may lack. 0 for the members of a group that began with nothing. Where a replica
-    /// ended before, its [`Tombstone::at`] counts besides, which may be an index that was never committed.
+    /// The group began behind a state that this replica may lack: until its own log reaches there it does not stand, and votes
+    /// only for who has that much. 0 for the members of a group that began with nothing. Where a replica ended before, its
+    /// [`Tombstone::at`] counts besides, which may be an index that was never committed; until then this one votes for nobody.
     pub joined: Index,
     /// It stores no payload, for as long as it lives.
     pub is_witness: bool,
@@ -95,10 +95,9 @@ impl GroupLog {
         let before = before.filter(|tombstone| tombstone.life == creation.life);
         let state = before.map(|tombstone| tombstone.hard_state_for(creation.life));
         let joined = before.map_or(Index::ZERO, |tombstone| tombstone.at);
-        // What is not known lies before no term.
         let removed_in = match before {
             Some(tombstone) if creation.joined <= joined => tombstone.term,
-            _ if creation.joined > Index::ZERO => Term(u64::MAX),
+            _ if creation.joined > Index::ZERO => Restored::NEVER,
             _ => Term::ZERO,
         };
         let mut log = Self {

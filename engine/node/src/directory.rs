@@ -14,13 +14,15 @@ pub(crate) struct GroupCell {
     /// The leader's id, or 0 when none is known: node ids start at 1. No node has the highest, which stands for a replica that is
     /// out of service.
     leader: AtomicU64,
+    /// Twice the term, and one more once something is known to be committed behind what the group began with.
     term: AtomicU64,
 }
 
 impl GroupCell {
-    pub(crate) fn publish(&self, leader: Option<NodeId>, term: Term) {
+    pub(crate) fn publish(&self, leader: Option<NodeId>, term: Term, has_committed: bool) {
         // The term goes first, so that a reader never sees a leader with an older term than its own.
-        self.term.store(term.0, Ordering::Release);
+        let term = term.0 << 1 | u64::from(has_committed);
+        self.term.store(term, Ordering::Release);
         self.leader
             .store(leader.map_or(0, |node| node.0), Ordering::Release);
     }
@@ -37,7 +39,12 @@ impl GroupCell {
     pub(crate) fn leader(&self) -> Option<(NodeId, Term)> {
         let leader = self.leader.load(Ordering::Acquire);
         (leader != 0 && leader != u64::MAX)
-            .then(|| (NodeId(leader), Term(self.term.load(Ordering::Acquire))))
+            .then(|| (NodeId(leader), Term(self.term.load(Ordering::Acquire) >> 1)))
+    }
+
+    /// Whether a majority is known to have what the group began with.
+    pub(crate) fn has_committed(&self) -> bool {
+        self.term.load(Ordering::Acquire) & 1 == 1
     }
 }
 

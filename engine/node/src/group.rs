@@ -456,8 +456,8 @@ impl<M> GroupHandle<M> {
     /// so a proposal whose outcome is unknown may be tried again with whichever of the two has its part now. This node campaigns
     /// for the child at once.
     ///
-    /// The id of the child must not be in use, and nobody else may begin to use it meanwhile. Before the child has a leader the
-    /// parent must not be destroyed; changes of its members are refused for that long.
+    /// The id of the child must not be in use, and nobody else may begin to use it meanwhile. Before the child has committed an
+    /// entry the parent must not be destroyed; changes of its members are refused for that long.
     ///
     /// # Errors
     /// [`Error::NotLeader`] with a hint when another node leads, [`Error::GroupExists`] when the child's id is in use, and

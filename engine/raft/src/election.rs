@@ -216,7 +216,7 @@ impl Group {
         let granted = last >= self.log.last()
             && !self.defends_leader(env, from)
             && !self.is_bound(env)
-            && self.knows_its_removal()
+            && self.may_elect(last)
             && (term > self.term || self.may_vote_for(from));
         let term = if granted { term } else { self.term };
         self.send(from, Message::PreVoteReply { term, granted }, out);
@@ -277,7 +277,7 @@ impl Group {
             self.catch_up(env, term, out);
         }
         let is_free = transfer || self.vote == Some(from) || !self.is_bound(env);
-        let may_vote = self.may_vote_for(from) && self.knows_its_removal();
+        let may_vote = self.may_vote_for(from) && self.may_elect(last);
         if last < self.log.last() || !may_vote || !is_free {
             self.send(
                 from,

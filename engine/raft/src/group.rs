@@ -52,6 +52,9 @@ pub struct Restored {
     pub bound_for: u64,
     /// An earlier replica of this node was removed, and that is committed at this index; or it lost its log, which may have gone
     /// through there. Without that in the log this one neither votes nor stands. 0 when there was none.
+    ///
+    /// With [`Restored::NEVER`] there was none either, but the group began behind a state that this replica may lack: without
+    /// a log through here it does not stand, and votes only for candidates who have one.
     pub removed_at: Index,
     /// The newest term that the earlier replica had seen: it acknowledged nothing to a leader of a later one.
     pub removed_in: Term,
@@ -60,6 +63,9 @@ pub struct Restored {
 }
 
 impl Restored {
+    /// In place of the newest term that an earlier replica had seen, where there was no such replica.
+    pub const NEVER: Term = Term(u64::MAX);
+
     /// A new replica without a log.
     #[must_use]
     pub fn empty(configuration: Configuration) -> Restored {

@@ -4,7 +4,7 @@
 
 use smallvec::SmallVec;
 
-use crate::group::{Group, Part};
+use crate::group::{Group, Part, Restored};
 use crate::mutants::{self, Mutant};
 use crate::{
     ClaimChange, Configuration, Env, GroupId, Index, LogPosition, Message, NodeId, Origin, Outbox,
@@ -223,7 +223,7 @@ impl Former {
 }
 
 /// The index that the log of a replica has to reach again before it votes, after it lost one that may have gone through `last`:
-/// that far it may have helped to commit entries. See [`Restored::removed_at`](crate::Restored::removed_at).
+/// that far it may have helped to commit entries. See [`Restored::removed_at`](Restored::removed_at).
 #[must_use]
 pub fn votes_again_at(last: Index) -> Index {
     match mutants::is_active(Mutant::RepairedVotes) {
@@ -449,6 +449,14 @@ impl Group {
             || mutants::is_active(Mutant::ReturnedVotes)
     }
 
+    /// Whether it may vote for whoever has a log through `last`. No replica of this node was there before if it lacks nothing but
+    /// what the group began with: then it has acknowledged nothing, and any log that begins behind that will do. A candidate
+    /// without one would begin the group anew.
+    pub(crate) fn may_elect(&self, last: LogPosition) -> bool {
+        self.knows_its_removal()
+            || (self.former.since() == Restored::NEVER && last.index >= self.former.known_removal())
+    }
+
     /// The index that the log has to reach before this replica votes, while it may not: an earlier replica of its node was
     /// removed as of there, or may have acknowledged that.
     #[must_use]
@@ -636,7 +644,7 @@ mod tests {
             settings: &settings,
             alive: &alive,
         };
-        let restored = crate::Restored {
+        let restored = Restored {
             hard_state: crate::HardState {
                 term: Term(term),
                 ..crate::HardState::default()
@@ -647,7 +655,7 @@ mod tests {
                 first: Index(1),
             }],
             last: Index(5),
-            ..crate::Restored::empty(Configuration::simple([1, 2].map(NodeId)))
+            ..Restored::empty(Configuration::simple([1, 2].map(NodeId)))
         };
         Group::new(
             GroupId(1),
@@ -691,7 +699,7 @@ mod tests {
             term: Term(term),
             first: Index(first),
         };
-        let restored = crate::Restored {
+        let restored = Restored {
             hard_state: crate::HardState {
                 term: Term(7),
                 vote: None,
@@ -702,7 +710,7 @@ mod tests {
             last: Index(last),
             removed_at: Index(1000),
             removed_in: Term(5),
-            ..crate::Restored::empty(Configuration::simple([1, 2, 3].map(NodeId)))
+            ..Restored::empty(Configuration::simple([1, 2, 3].map(NodeId)))
         };
         let mut out = Outbox::default();
         let group = Group::new(GroupId(1), NodeId(3), 7, &env, restored, &mut out);
@@ -735,6 +743,45 @@ mod tests {
         let (back, _) = repaired(&[(5, 1), (6, 3)], 3, false);
         assert_eq!(back.returning(), None);
         assert!(back.heeds_removal(Index(910), None));
+    }
+
+    /// Two of three had what a group began with; one was lost, and the other asked the third for ever.
+    #[test]
+    fn a_replica_that_lacks_what_its_group_began_with_votes_only_for_who_has_it() {
+        let alive = crate::NodeSet::new(NodeId(3));
+        let settings = crate::Settings::default();
+        let env = Env {
+            now: crate::Tick(0),
+            settings: &settings,
+            alive: &alive,
+        };
+        let at = |index: u64| LogPosition {
+            term: Term(0),
+            index: Index(index),
+        };
+        let votes = |removed_in: Term, last: LogPosition| {
+            let restored = Restored {
+                removed_at: Index(1),
+                removed_in,
+                ..Restored::empty(Configuration::simple([1, 2, 3].map(NodeId)))
+            };
+            let mut out = Outbox::default();
+            let mut group = Group::new(GroupId(1), NodeId(3), 7, &env, restored, &mut out);
+            group.campaign(&env, &mut out);
+            assert!(out.sends.is_empty(), "it stands with nothing");
+            group.hear_pre_vote(&env, NodeId(1), Term(1), last, &mut out);
+            group.hear_vote(&env, NodeId(1), Term(1), last, false, &mut out);
+            let [sent] = &out.sends[..1] else {
+                unreachable!()
+            };
+            let is_willing = matches!(sent.message, Message::PreVoteReply { granted: true, .. });
+            assert_eq!(group.vote == Some(NodeId(1)), is_willing);
+            is_willing
+        };
+        assert!(votes(Restored::NEVER, at(4)));
+        assert!(!votes(Restored::NEVER, at(0)), "the state would be gone");
+        // One that was here before may have acknowledged what this candidate lacks.
+        assert!(!votes(Term(5), at(4)));
     }
 
     type Set = BTreeSet<u64>;

@@ -171,7 +171,7 @@ impl Shard {
         };
         ended.forget_waiting(&mut self.queues, &open);
         ended.fail_all(&mut self.queues, &gone);
-        ended.cell.publish(None, ended.group.term());
+        ended.cell.publish(None, ended.group.term(), false);
         let leads = ended.fault.is_none() && ended.group.role() == Role::Leader;
         if ended.shown.leads || leads {
             self.claims.push(Claim {

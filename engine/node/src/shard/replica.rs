@@ -87,6 +87,7 @@ pub(super) struct Shown {
     pub(super) leader: Option<NodeId>,
     pub(super) term: Term,
     pub(super) leads: bool,
+    pub(super) has_committed: bool,
 }
 
 impl Replica {
@@ -117,6 +118,12 @@ impl Replica {
     pub(super) fn campaigns(&self) -> bool {
         let role = self.group.role();
         self.fault.is_none() && matches!(role, Role::PreCandidate | Role::Candidate)
+    }
+
+    /// Whether something is known to be committed behind what the group began with, which is in term 0.
+    pub(super) fn has_committed(&self) -> bool {
+        let base = self.group.base();
+        base.term > Term::ZERO || self.group.committed() > base.index
     }
 
     /// Answers the callers whose entries are in the log of a leader that is one no more.

@@ -47,9 +47,9 @@ pub(super) struct Splits {
     appended: BTreeMap<GroupId, (Term, Index)>,
     /// Replicas that have come to a split and stop there.
     reached: BTreeMap<u32, Reached>,
-    /// Children that were split off here, by parent, until somebody leads them.
+    /// Children that were split off here, by parent, until a majority has them.
     children: BTreeMap<GroupId, Vec<Child>>,
-    /// Replicas that want a snapshot and must not have one before their children have leaders.
+    /// Replicas that want a snapshot and must not have one before majorities have their children.
     postponed: Vec<u32>,
     /// Children of this shard whose parents wait for what this turn writes, and for batches; and what they are told then.
     fresh: Vec<(SplitPlace, ChildNews)>,
@@ -384,8 +384,8 @@ impl Shard {
             || self.unborn_child_of(group).is_some()
     }
 
-    /// Where the first child was split off a group of which it is not known yet that a majority has it. Whoever leads a child has
-    /// the votes of a majority, and only those vote that have what the group began with.
+    /// Where the first child was split off a group of which it is not known yet that a majority has it. Once a child has committed
+    /// an entry, a majority has what is before that; the votes for its leader may come from replicas that have nothing yet.
     ///
     /// After a restart the log leads to the same splits again: no snapshot is taken behind them before.
     pub(super) fn unborn_child_of(&mut self, group: GroupId) -> Option<Index> {
@@ -397,7 +397,7 @@ impl Shard {
                 Some(cell) if cell.is_out_of_service() => may_wait,
                 Some(cell) => {
                     child.was_open = true;
-                    cell.leader().is_none()
+                    !cell.has_committed()
                 }
                 // It ended, or is not open yet.
                 None => !child.was_open && may_wait,

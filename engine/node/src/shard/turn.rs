@@ -553,6 +553,7 @@ impl Shard {
             leader: replica.group.leader().filter(|_| is_running),
             term: replica.group.term(),
             leads: leads(replica),
+            has_committed: replica.has_committed(),
         };
         if replica.is_in_round && !replica.campaigns() {
             replica.is_in_round = false;
@@ -560,7 +561,7 @@ impl Shard {
         }
         let before = std::mem::replace(&mut replica.shown, shown);
         if before != shown {
-            replica.cell.publish(shown.leader, shown.term);
+            replica.cell.publish(shown.leader, shown.term, shown.has_committed);
         }
         if !is_running {
             replica.cell.fail();
