@@ -121,12 +121,18 @@ impl Queue {
 
     /// The oldest batch with anything in it. It stays counted as pending until `done`.
     pub(crate) fn take(&mut self) -> std::io::Result<Option<Batch>> {
-        if self.sealed.is_empty() && !self.open.is_empty() {
-            self.seal()?;
-        }
+        self.begin()?;
         let batch = self.sealed.pop_front();
         self.taken = batch.as_ref().map_or(0, |batch| padded(batch.body_bytes()));
         Ok(batch)
+    }
+
+    /// The oldest batch takes nothing more, as when its write begins.
+    pub(crate) fn begin(&mut self) -> std::io::Result<()> {
+        match self.sealed.is_empty() && !self.open.is_empty() {
+            true => self.seal(),
+            false => Ok(()),
+        }
     }
 
     /// An empty batch of its own: marks everything before it as durable.

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use polyraft_raft::{
-    Configuration, EntryRange, GroupId, HardState, Index, Life, LogPosition, Restored, Term, TermRun,
+    Configuration, EntryRange, GroupId, HardState, Index, Life, LogPosition, Restored, Term,
+    TermRun,
 };
 
 use crate::damage::LogDamage;

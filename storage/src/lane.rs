@@ -236,15 +236,19 @@ impl Lane {
             }
             queue.take()
         };
-        let taken = taken.map_err(|error| {
-            self.poison(StorageError::io(
-                self.dir.path(),
-                "allocating a batch buffer",
-                &error,
-            ))
-        })?;
+        let taken = taken.map_err(|error| self.poison(self.no_buffer(&error)))?;
         let Some(batch) = taken else { return Ok(false) };
         self.commit(&mut writer, batch)
+    }
+
+    /// What is handed in from now on goes into a later batch than what waits.
+    pub(crate) fn begin_batch(&self) -> Result<(), StorageError> {
+        let begun = self.queue.lock().begin();
+        begun.map_err(|error| self.poison(self.no_buffer(&error)))
+    }
+
+    fn no_buffer(&self, error: &std::io::Error) -> StorageError {
+        StorageError::io(self.dir.path(), "allocating a batch buffer", error)
     }
 
     /// Ends the log: proves the last batch durable with an empty one behind it, and takes no more.
@@ -269,9 +273,7 @@ impl Lane {
             }
             // A turn was handed in meanwhile.
         };
-        let mark = mark.map_err(|error| {
-            StorageError::io(self.dir.path(), "allocating a batch buffer", &error)
-        })?;
+        let mark = mark.map_err(|error| self.no_buffer(&error))?;
         self.commit(&mut writer, mark).map(|_| ())
     }
 

@@ -195,6 +195,13 @@ impl ShardLog {
         self.tombstones.get(&group).copied()
     }
 
+    /// Whether a life of a group is over here, so that nothing of it may be left.
+    pub fn is_over(&self, group: GroupId, life: Life) -> bool {
+        let ended = self.tombstone_of(group);
+        self.life(group).is_some_and(|here| life < here)
+            || ended.is_some_and(|ended| life <= ended.life)
+    }
+
     /// Which life of its id a group that is here belongs to.
     pub fn life(&self, group: GroupId) -> Option<Life> {
         self.groups.get(group).map(|log| log.life)
@@ -622,6 +629,23 @@ impl ShardLog {
         self.tail.trim();
         self.turn.trim();
         self.placed = Vec::new();
+    }
+
+    /// Whether the entry at `index`, and what is before it, is on the disk as the log has it now. True of what was purged.
+    pub fn is_durable(&self, group: GroupId, index: Index) -> bool {
+        let Some(log) = self.groups.get(group) else {
+            return false;
+        };
+        let find = || log.blocks.find(index).and_then(|at| log.blocks.get(at));
+        index <= log.base.index
+            || find().is_some_and(|block| match block.place.get() {
+                Where::Segment(_) => true,
+                // It lies where it lay before, too.
+                Where::Turn(tag) => {
+                    let block = (group, block.first);
+                    self.turn.moved.contains(&block) || self.tail.has_moved(tag, block)
+                }
+            })
     }
 
     /// Collects the blocks that hold `first..end`, in order, until they have `max_bytes` bytes, but at least one. Returns the

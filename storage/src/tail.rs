@@ -106,6 +106,14 @@ impl Tail {
         Some((turn, &piece.bytes))
     }
 
+    /// Whether that piece holds the block that begins at `first` only because it was moved there from another place.
+    pub(crate) fn has_moved(&self, tag: u32, block: (GroupId, Index)) -> bool {
+        let turn = turn_number(tag, self.next() + 1);
+        let at = turn.and_then(|turn| turn.checked_sub(self.first));
+        let piece = at.and_then(|at| self.pieces.get(at as usize));
+        piece.is_some_and(|piece| piece.moved.contains(&block))
+    }
+
     /// The piece that holds a block which has a place, if it is still here, and where in the piece that is.
     pub(crate) fn in_segment(
         &self,

@@ -199,6 +199,12 @@ impl Wal {
         self.lane.pump()
     }
 
+    /// For callers that drive [`Wal::pump`] themselves, and let time pass before it: its write begins now, so what is handed in
+    /// from now on goes into a later batch.
+    pub fn begin_batch(&self) -> Result<(), StorageError> {
+        self.lane.begin_batch()
+    }
+
     /// One step of what the background thread does: publish a checkpoint, recycle, fill the pool. Returns false when there is
     /// nothing to do now.
     pub fn tend(&self) -> Result<bool, StorageError> {

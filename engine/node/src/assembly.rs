@@ -127,10 +127,7 @@ impl Assembly {
 
     /// Whether a life of a group is over here, so that nothing of it may be left.
     pub(crate) fn is_over(&self, group: GroupId, life: Life) -> bool {
-        let log = &self.opened.logs[self.shared.shard_of(group)];
-        let ended = log.tombstone_of(group);
-        log.life(group).is_some_and(|here| life < here)
-            || ended.is_some_and(|ended| life <= ended.life)
+        self.opened.logs[self.shared.shard_of(group)].is_over(group, life)
     }
 
     /// What the node says of itself to its peers.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use polyraft_raft::{Group, GroupId, Life, Message, NodeId, Tick, shard_of};
+use polyraft_raft::{Group, GroupId, Index, Life, Message, NodeId, Tick, shard_of};
 use polyraft_storage::{DataDir, Disk, EntryKind, RecoveredGroup, Wal};
 use polyraft_transport::{Identity, Network, Receiver};
 
@@ -261,6 +261,12 @@ impl<M: StateMachine> SimNode<M> {
             .replica(group)
     }
 
+    /// Whether an entry of a group is on the disk here, as the log has it now.
+    pub fn is_durable(&self, group: GroupId, index: Index) -> bool {
+        let (shard, _) = &self.shards[shard_of(group, self.shards.len())];
+        shard.is_durable(group, index)
+    }
+
     /// Whether a group's replica is in quarantine for a damaged log that it can get from its peers.
     pub fn is_repairable(&self, group: GroupId) -> bool {
         let (shard, _) = &self.shards[shard_of(group, self.shards.len())];
@@ -289,6 +295,13 @@ impl<M: StateMachine> SimNode<M> {
     pub fn over(&self, group: GroupId) -> Option<Life> {
         let (shard, _) = &self.shards[shard_of(group, self.shards.len())];
         shard.life_over_here(group)
+    }
+
+    /// Whether a life of a group is over here, so that nothing of it may be left. What its state machine kept has to go before
+    /// the first turn.
+    pub fn is_over(&self, group: GroupId, life: Life) -> bool {
+        let (shard, _) = &self.shards[shard_of(group, self.shards.len())];
+        shard.is_over(group, life)
     }
 
     /// What the log had of the groups that are not open yet, by group.

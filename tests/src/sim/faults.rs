@@ -54,6 +54,7 @@ impl World {
             Fault::Cut
             | Fault::OneWayCut
             | Fault::Isolate
+            | Fault::Mute
             | Fault::Bridge
             | Fault::Reset
             | Fault::Slow => self.disturb_network(fault, node),
@@ -210,7 +211,8 @@ impl World {
         if host.node.is_none() {
             return false;
         }
-        if host.unproven.is_some() && !matches!(fault, Fault::Pause | Fault::Stall) {
+        let is_gentle = matches!(fault, Fault::Pause | Fault::Stall | Fault::Daze);
+        if host.unproven.is_some() && !is_gentle {
             return false;
         }
         match fault {
@@ -227,6 +229,11 @@ impl World {
                 self.pause_links(node);
             }
             Fault::Stall => host.stalled_until = now + long,
+            Fault::Daze => {
+                host.stalled_until = now + 2 * long;
+                let alone = self.isolated(node);
+                self.cut(alone, long);
+            }
             Fault::WriteError => {
                 host.disk.fail_writes(DiskFailure::Once);
                 host.has_bad_disk = true;
@@ -264,10 +271,12 @@ impl World {
             }
             Fault::Cut => both(node, other).into(),
             Fault::OneWayCut => vec![(node, other)],
-            Fault::Isolate => all
-                .filter(|peer| *peer != node)
-                .flat_map(|peer| both(node, peer))
-                .collect(),
+            Fault::Mute => {
+                let mut pairs = self.isolated(node);
+                pairs.retain(|pair| *pair != (other, node));
+                pairs
+            }
+            Fault::Isolate => self.isolated(node),
             _ => {
                 // `node` is the bridge; the others are in one half or the other.
                 let halves = self.rng.bits();
@@ -280,11 +289,24 @@ impl World {
         if blocked.is_empty() {
             return false;
         }
-        for (from, to) in &blocked {
+        self.cut(blocked, long);
+        true
+    }
+
+    /// All ways to a node and from it.
+    fn isolated(&self, node: u64) -> Vec<(u64, u64)> {
+        let peers = (1..=self.plan.nodes).filter(|peer| *peer != node);
+        peers
+            .flat_map(|peer| [(node, peer), (peer, node)])
+            .collect()
+    }
+
+    /// Frames do not go these ways for a while.
+    fn cut(&mut self, pairs: Vec<(u64, u64)>, long: u64) {
+        for (from, to) in &pairs {
             self.block(*from, *to);
         }
-        self.disturb(Disturbance::Blocked(blocked), long);
-        true
+        self.disturb(Disturbance::Blocked(pairs), long);
     }
 
     /// Something that the atlas allows only for a minority of each group.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use polyraft::sim::{SimNode, SimPlace};
-use polyraft::{CompletionQueue, GroupId};
+use polyraft::{CompletionQueue, GroupId, Life};
 
 use super::checks::Failure;
 use super::machine;
@@ -55,6 +55,9 @@ impl World {
         let is_cut = host.cut_at.is_some_and(|cut| host.disk.operations() >= cut);
         match opened {
             Ok(node) => {
+                machine::remove_leftovers(id, |group, life| {
+                    Life::new(life).is_some_and(|life| node.is_over(group, life))
+                });
                 host.turns = vec![u64::MAX; node.shards()];
                 host.pumps = vec![u64::MAX; node.lanes()];
                 host.tends = vec![u64::MAX; node.lanes()];

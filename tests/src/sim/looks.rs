@@ -177,6 +177,12 @@ impl World {
                 format!("node {id} takes its replica out of service: {fault}"),
             ));
         }
+        if !node.is_durable(group, core.durable()) {
+            let index = core.durable();
+            let what =
+                format!("node {id} takes {index} for durable, which is on its way to the disk");
+            return Err(super::checks::broken("durable log", group, what));
+        }
         let hosts = &self.hosts;
         let life_at = |host: &Host| host.node.as_ref().and_then(|node| node.life(group));
         let life = life_at(host);

@@ -348,6 +348,15 @@ pub fn saved(node: u64) -> Saved {
     })
 }
 
+/// Removes what the state machines of a node have of lives that are over.
+pub fn remove_leftovers(node: u64, is_over: impl Fn(GroupId, u32) -> bool) {
+    STAGE.with_borrow_mut(|stage| {
+        stage
+            .saved
+            .retain(|(owner, group, life), _| *owner != node || !is_over(*group, *life));
+    });
+}
+
 /// Puts the stable storage of a node's state machines back; none of it with `None`.
 pub fn restore(node: u64, saved: Option<Saved>) {
     STAGE.with_borrow_mut(|stage| {

@@ -104,6 +104,10 @@ impl World {
             let (wal, host_lane) = (node.wal(lane), lane as u8);
             let sync = self.plan.sync_us;
             if host.pumps[lane] == u64::MAX && wal.pending_bytes() > 0 {
+                if self.plan.has_slow_writes {
+                    // A log that could not has closed itself; the node hears of that.
+                    let _ = wal.begin_batch();
+                }
                 let (host, lane) = (number, host_lane);
                 plan(
                     now + rng.within(sync.0, sync.1),

@@ -31,6 +31,8 @@ pub enum Fault {
     Pause,
     /// The disk of a node does nothing for a while.
     Stall,
+    /// The disk of a node does nothing for a while, in the first half of which the node hears nobody.
+    Daze,
     /// A connection breaks; what was under way on it is lost.
     Reset,
     /// Two nodes do not hear each other.
@@ -39,6 +41,8 @@ pub enum Fault {
     OneWayCut,
     /// A node hears nobody.
     Isolate,
+    /// Nobody hears a node, which hears only one other.
+    Mute,
     /// Two halves of the cluster hear each other only through one node.
     Bridge,
     /// A write to the disk of a node fails.
@@ -77,7 +81,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 28] = [
+    pub const ALL: [Fault; 30] = [
         Fault::PowerCut,
         Fault::PowerCutInWrite,
         Fault::PowerCutAfterPromise,
@@ -85,10 +89,12 @@ impl Fault {
         Fault::Restart,
         Fault::Pause,
         Fault::Stall,
+        Fault::Daze,
         Fault::Reset,
         Fault::Cut,
         Fault::OneWayCut,
         Fault::Isolate,
+        Fault::Mute,
         Fault::Bridge,
         Fault::WriteError,
         Fault::SyncError,
@@ -166,6 +172,8 @@ pub struct Plan {
     pub turn_us: u64,
     /// One sync, at least and at most.
     pub sync_us: (u64, u64),
+    /// That time passes in the middle of a write, so that what comes meanwhile waits for the next one; and not before it.
+    pub has_slow_writes: bool,
     /// One task of an apply worker, at most.
     pub apply_us: u64,
     /// Between two faults, about; never, if 0.
@@ -215,9 +223,9 @@ impl Plan {
             seed,
             nodes,
             roots: groups,
-            churns: vec![false; members.len()],
+            churns: Vec::new(),
             has_witnesses: false,
-            splits: vec![false; members.len()],
+            splits: Vec::new(),
             prefers: false,
             priorities: vec![100; nodes as usize],
             guest: None,
@@ -236,6 +244,7 @@ impl Plan {
             latency_us: (latency / 2, latency * rng.within(1, 4)),
             turn_us: *rng.pick(&[5, 30, 200]),
             sync_us: (sync / 2, sync * rng.within(1, 6)),
+            has_slow_writes: false,
             apply_us: *rng.pick(&[5, 100, 2_000]),
             fault_us: if is_calm {
                 0
@@ -254,6 +263,9 @@ impl Plan {
             config,
         };
         transfers(rng, &mut plan);
+        mutes(&mut plan);
+        plan.churns = vec![false; plan.members.len()];
+        plan.splits = vec![false; plan.members.len()];
         churn(&mut plan);
         sessions(&mut plan);
         ends(&mut plan);
@@ -262,6 +274,7 @@ impl Plan {
         priorities(&mut plan);
         peers(&mut plan);
         merges(&mut plan);
+        dazes(&mut plan);
         plan
     }
 
@@ -332,7 +345,7 @@ fn transfers(rng: &mut Rng, plan: &mut Plan) {
     plan.corruption = *rng.pick(&[0, 0, 20_000, 100_000]) as u32;
 }
 
-/// How often each fault is drawn; changes of members and ends of groups are drawn apart.
+/// How often each fault is drawn.
 fn weights(rng: &mut Rng) -> [u32; Fault::ALL.len()] {
     let mut weights = [0; Fault::ALL.len()];
     for (weight, _) in weights
@@ -346,7 +359,9 @@ fn weights(rng: &mut Rng) -> [u32; Fault::ALL.len()] {
 }
 
 /// Drawn with weights of their own, where a world has them.
-const ASKED: [Fault; 6] = [
+const ASKED: [Fault; 8] = [
+    Fault::Daze,
+    Fault::Mute,
     Fault::Reconfigure,
     Fault::Destroy,
     Fault::Split,
@@ -497,6 +512,54 @@ fn merges(plan: &mut Plan) {
     }
 }
 
+/// In some worlds nodes fall silent and go on hearing one other. Some of these are narrow: few groups, whose clients ask all the
+/// time, and few other faults. Drawn from a source of its own, so that the others stay as they were.
+fn mutes(plan: &mut Plan) {
+    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0x3073_5EF1));
+    if plan.fault_us == 0 || !rng.chance(250_000) {
+        return;
+    }
+    let is_narrow = rng.chance(250_000);
+    plan.weights[Fault::Mute as usize] = if is_narrow {
+        60
+    } else {
+        *rng.pick(&[1, 4, 10])
+    };
+    if is_narrow {
+        plan.roots = 8;
+        plan.members.truncate(8);
+        plan.clients = 12;
+        plan.keys = 1;
+        plan.think_us = 20_000;
+        plan.client_timeout_us = 150 * MILLI;
+        plan.latency_us = (100, 400);
+        plan.sync_us = (15, 60);
+        plan.config.election.timeout_min = Duration::from_millis(250);
+        plan.config.election.timeout_max = Duration::from_millis(270);
+        plan.config.liveness.beat_interval = Duration::from_millis(50);
+        plan.config.wal.stall_timeout = plan.config.election.timeout_min;
+        plan.fault_us = 400 * MILLI;
+        plan.disturbance_us = 800 * MILLI;
+    }
+}
+
+/// In some worlds nodes are cut off while their disks stall, and hear of another leader before what they wrote is durable. Drawn
+/// from a source of its own, so that the others stay as they were.
+fn dazes(plan: &mut Plan) {
+    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0x57A1_15EE));
+    if plan.fault_us == 0 || !rng.chance(40_000) {
+        return;
+    }
+    plan.has_slow_writes = true;
+    let timeout = plan.config.election.timeout_max.as_micros() as u64;
+    for weight in &mut plan.weights {
+        *weight = weight.div_ceil(4);
+    }
+    plan.weights[Fault::Daze as usize] = *rng.pick(&[10, 30]);
+    plan.disturbance_us = 4 * timeout;
+    plan.fault_us = 2 * timeout;
+}
+
 /// Small limits, so that every one of them is reached.
 fn config(rng: &mut Rng) -> Config {
     let millis = Duration::from_millis;
@@ -587,10 +650,15 @@ impl fmt::Display for Plan {
         writeln!(f, "  clocks {:?} ppm", self.clock_ppm)?;
         writeln!(
             f,
-            "  latency {:?} us, turn {} us, sync {:?} us, apply {} us, think {} us, padding {}, client timeout {} us",
+            "  latency {:?} us, turn {} us, sync {:?} us{}, apply {} us, think {} us, padding {}, client timeout {} us",
             self.latency_us,
             self.turn_us,
             self.sync_us,
+            if self.has_slow_writes {
+                " in writes"
+            } else {
+                ""
+            },
             self.apply_us,
             self.think_us,
             self.padding,

@@ -1,7 +1,7 @@
 //! What the simulator sees of a shard, in builds with the feature `sim`.
 //! Must never change what a shard does.
 
-use polyraft_raft::{GroupId, Life};
+use polyraft_raft::{GroupId, Index, Life};
 use polyraft_storage::{Ending, RecoveredGroup};
 
 use super::Shard;
@@ -21,6 +21,11 @@ impl Shard {
     pub(crate) fn replica(&self, group: GroupId) -> Option<(&polyraft_raft::Group, Option<&str>)> {
         let replica = &self.replicas[self.slot(group)? as usize];
         Some((&replica.group, replica.fault.as_deref()))
+    }
+
+    /// Whether an entry of a group is on the disk.
+    pub(crate) fn is_durable(&self, group: GroupId, index: Index) -> bool {
+        self.log.is_durable(group, index)
     }
 
     /// Whether a group's replica is going to get its damaged log from its peers.
@@ -48,6 +53,11 @@ impl Shard {
     /// The newest life of a group that is over everywhere, as far as this log knows.
     pub(crate) fn life_over_here(&self, group: GroupId) -> Option<Life> {
         self.log.tombstone_of(group)?.over()
+    }
+
+    /// Whether a life of a group is over here.
+    pub(crate) fn is_over(&self, group: GroupId, life: Life) -> bool {
+        self.log.is_over(group, life)
     }
 
     /// What the log had of the groups whose state machine is not open yet.

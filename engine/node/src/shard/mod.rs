@@ -721,7 +721,9 @@ impl Shard {
         self.shared.fault.lock().get_or_insert(reason);
         for replica in &mut self.replicas {
             replica.fail_all(&mut self.queues, &error);
-            replica.cell.publish(None, replica.group.term(), replica.has_committed());
+            replica
+                .cell
+                .publish(None, replica.group.term(), replica.has_committed());
         }
         self.forwards.fail_all(&error);
         self.reads.fail_all(&error);

@@ -561,7 +561,9 @@ impl Shard {
         }
         let before = std::mem::replace(&mut replica.shown, shown);
         if before != shown {
-            replica.cell.publish(shown.leader, shown.term, shown.has_committed);
+            replica
+                .cell
+                .publish(shown.leader, shown.term, shown.has_committed);
         }
         if !is_running {
             replica.cell.fail();
