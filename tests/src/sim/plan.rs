@@ -447,7 +447,7 @@ fn splits(plan: &mut Plan) {
 /// In some worlds nodes should lead more or less readily, and leaders are asked to prefer some. Drawn from a source of its own, so that
 /// the others stay as they were.
 fn priorities(plan: &mut Plan) {
-    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0x0921_0217));
+    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0x0921_0220));
     if !rng.chance(150_000) {
         return;
     }
