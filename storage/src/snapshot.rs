@@ -293,7 +293,7 @@ impl SnapshotStore {
     }
 
     /// Writes a snapshot: `fill` gives the state. The file is whole and durable when this returns, or not there. Older
-    /// snapshots of the group are removed.
+    /// snapshots of the group are removed; an intact one of the same place stays, and is returned.
     ///
     /// # Errors
     /// The first thing that went wrong; nothing is left of the attempt.
@@ -343,13 +343,27 @@ impl SnapshotStore {
         })
     }
 
-    /// Gives a synced file its final name, or removes it.
+    /// An intact snapshot of the same place, which has the same state, perhaps in other bytes.
+    fn twin(&self, file: &SnapshotFile) -> Option<SnapshotFile> {
+        let place = |meta: &SnapshotMeta| (meta.group, meta.incarnation, meta.last);
+        let path = self.path(file.meta.group, file.meta.last);
+        let there = self.inspect(&path).ok()?;
+        let is_twin = place(&there.meta) == place(&file.meta);
+        is_twin.then(|| self.verify(&path, Some(&there)).ok())?
+    }
+
+    /// Gives a synced file its final name, or removes it. One of the same place that is there already stays instead: somebody
+    /// may be about to read it, and knows it by its bytes.
     fn publish(
         &self,
         temporary: &Path,
         written: Result<SnapshotFile, SnapshotError>,
     ) -> Result<SnapshotFile, SnapshotError> {
         let published = written.and_then(|file| {
+            if let Some(twin) = self.twin(&file) {
+                let _ = self.disk.remove(temporary);
+                return Ok(twin);
+            }
             let path = self.path(file.meta.group, file.meta.last);
             self.disk
                 .rename(temporary, &path)
@@ -533,7 +547,7 @@ impl SnapshotStore {
     }
 
     /// All parts of `expected` have come: syncs, checks every byte, and gives the file its name. Older snapshots of the
-    /// group are removed.
+    /// group are removed; an intact one of the same place stays, and is returned.
     ///
     /// # Errors
     /// When the bytes are not those of `expected`, or the disk fails; nothing is left of the attempt.
@@ -796,6 +810,25 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A replica that was about to read what it had received found what its node had written meanwhile, and gave up.
+    #[test]
+    fn the_first_snapshot_of_a_place_stays_unless_it_is_damaged() {
+        let disk = SimDisk::new(1);
+        let (store, _) = open(&disk);
+        let first = write(&store, 5, b"a state").unwrap();
+        assert_eq!(write(&store, 5, b"the same in other bytes").unwrap(), first);
+        assert_eq!(read(&store, &first), b"a state");
+        assert_eq!(
+            open(&disk.after_process_crash()).1,
+            std::slice::from_ref(&first)
+        );
+        let path = store.path(first.meta.group, first.meta.last);
+        disk.write_at(&path, first.bytes - TRAILER_BYTES as u64 - 1, b"?")
+            .unwrap();
+        let second = write(&store, 5, b"the same in other bytes").unwrap();
+        assert_eq!(read(&store, &second), b"the same in other bytes");
     }
 
     #[test]

@@ -294,7 +294,7 @@ impl World {
     }
 
     /// All ways to a node and from it.
-    fn isolated(&self, node: u64) -> Vec<(u64, u64)> {
+    pub(super) fn isolated(&self, node: u64) -> Vec<(u64, u64)> {
         let peers = (1..=self.plan.nodes).filter(|peer| *peer != node);
         peers
             .flat_map(|peer| [(node, peer), (peer, node)])
@@ -302,7 +302,7 @@ impl World {
     }
 
     /// Frames do not go these ways for a while.
-    fn cut(&mut self, pairs: Vec<(u64, u64)>, long: u64) {
+    pub(super) fn cut(&mut self, pairs: Vec<(u64, u64)>, long: u64) {
         for (from, to) in &pairs {
             self.block(*from, *to);
         }

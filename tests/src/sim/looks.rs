@@ -2,7 +2,7 @@
 //! at everything before the next event happens.
 
 use polyraft::sim::{SimNode, SimRecord, read_frame};
-use polyraft::{GroupId, NodeId};
+use polyraft::{GroupId, Index, NodeId};
 use polyraft_raft::LogPosition;
 
 use super::checks::{Failure, Verdict};
@@ -141,6 +141,11 @@ impl World {
         for group in stepped.drain(..) {
             let verdict = self.look_at_replica(id, group);
             self.judge(verdict);
+            let core = self.hosts[id as usize].node.as_ref();
+            let core = core.and_then(|node| node.replica(group));
+            if core.is_some_and(|(core, _)| core.last().index == Index::ZERO) {
+                self.child_is_blank(id, group);
+            }
         }
         self.stepped = stepped;
     }

@@ -136,6 +136,8 @@ pub struct Plan {
     pub members: Vec<Vec<u64>>,
     /// Which groups may be split, by group.
     pub splits: Vec<bool>,
+    /// Who made a child first is cut off while most others have nothing of it.
+    pub orphans_children: bool,
     /// Whose members change, by group.
     pub churns: Vec<bool>,
     /// Whether nodes become witnesses where members change.
@@ -226,6 +228,7 @@ impl Plan {
             churns: Vec::new(),
             has_witnesses: false,
             splits: Vec::new(),
+            orphans_children: false,
             prefers: false,
             priorities: vec![100; nodes as usize],
             guest: None,
@@ -442,6 +445,9 @@ fn splits(plan: &mut Plan) {
         plan.members.push(plan.members[0].clone());
         plan.churns.push(false);
     }
+    // Drawn apart once more.
+    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0x08FA_2EEE));
+    plan.orphans_children = rng.chance(300_000);
 }
 
 /// In some worlds nodes should lead more or less readily, and leaders are asked to prefer some. Drawn from a source of its own, so that
@@ -462,7 +468,7 @@ fn priorities(plan: &mut Plan) {
 /// In some worlds one node becomes a peer of the others and is taken out while they run, and machines get other addresses. No group
 /// begins on that node. Drawn from a source of its own, so that the others stay as they were.
 fn peers(plan: &mut Plan) {
-    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0x9EE2_0022));
+    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0x9EE2_0026));
     if plan.nodes < 4 || plan.has_witnesses || !rng.chance(350_000) {
         return;
     }
@@ -639,7 +645,12 @@ impl fmt::Display for Plan {
             write!(f, " {members:?}{churns}{}", if *splits { "/" } else { "" })?;
         }
         let children = self.members.len() as u64 - self.roots;
-        writeln!(f, ", at most {children} split off")?;
+        let orphans = if self.orphans_children {
+            ", orphans"
+        } else {
+            ""
+        };
+        writeln!(f, ", at most {children} split off{orphans}")?;
         if self.prefers {
             writeln!(f, "  priorities {:?}", self.priorities)?;
         }

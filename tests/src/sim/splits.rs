@@ -11,8 +11,8 @@ use polyraft::{Error, GroupId, Index, Role};
 
 use super::checks::{Verdict, broken};
 use super::machine::{Born, Registers, Shed};
-use super::plan::{MILLI, Plan};
-use super::world::{Event, World};
+use super::plan::{Fault, MILLI, Plan};
+use super::world::{Event, Phase, World};
 
 type Done = Pin<Box<dyn Future<Output = Result<(), Error>>>>;
 
@@ -31,6 +31,8 @@ pub(super) struct Splits {
     made: BTreeSet<(u64, GroupId)>,
     /// By group and key: to which child the key went the last time, and where; unless the group has gone elsewhere with it.
     lost: BTreeMap<(GroupId, u8), (GroupId, Index)>,
+    /// Replicas of children that have nothing of what their group began with.
+    blank: BTreeMap<GroupId, BTreeSet<u64>>,
     /// Children that were durable on a node when their parents let go of them.
     kept: BTreeSet<(u64, GroupId)>,
     attempts: Vec<Attempt>,
@@ -54,6 +56,7 @@ impl Splits {
             holders: BTreeMap::new(),
             made: BTreeSet::new(),
             lost: BTreeMap::new(),
+            blank: BTreeMap::new(),
             kept: BTreeSet::new(),
             attempts: Vec::new(),
         }
@@ -251,6 +254,25 @@ impl World {
                 let what = format!("its replicas begin differently: {first:?} and {born:?}");
                 self.fail(broken("beginnings", child, what));
             }
+        }
+    }
+
+    /// A replica of a child has nothing of it. In some worlds whoever made the child first is cut off once most members are so:
+    /// they could elect each other.
+    pub(super) fn child_is_blank(&mut self, node: u64, child: GroupId) {
+        let Some(born) = self.splits.born.get(&child) else {
+            return;
+        };
+        let maker = born.node;
+        let most = self.plan.members_of(child).len() / 2 + 1;
+        let blank = self.splits.blank.entry(child).or_default();
+        if !blank.insert(node) || blank.len() != most || self.phase != Phase::Storm {
+            return;
+        }
+        if self.plan.orphans_children {
+            let alone = self.isolated(maker);
+            self.cut(alone, self.plan.disturbance_us);
+            self.fired(Fault::Isolate);
         }
     }
 

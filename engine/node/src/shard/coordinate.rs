@@ -783,6 +783,11 @@ mod tests {
         let cases = [
             (vec![], None),
             (vec![here(&wanted)], None),
+            // The same ones, of whom one should lead.
+            (
+                vec![here(&wanted.clone().with_preferred(Some(NodeId(2))))],
+                None,
+            ),
             (vec![here(&others)], Some(vec![3, 4])),
             // Somebody has not heard of the change.
             (vec![here(&wanted), here(&others)], Some(vec![3, 4])),

@@ -46,6 +46,8 @@ impl Known {
         match fate {
             Fate::Over => {}
             Fate::Here(members) => {
+                // Whoever should lead them.
+                let members = &members.clone().with_preferred(None);
                 let lists = [
                     (self.life, &mut self.members),
                     (self.possible, &mut self.serving),
