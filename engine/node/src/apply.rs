@@ -26,7 +26,7 @@ use crate::keeper::Job;
 use crate::machine::{Entry, Replies, StateMachine};
 use crate::mailbox::{Mailbox, Sender};
 use crate::merge::Frozen;
-use crate::sessions::{self, Deduplication, Payload, Position, Table};
+use crate::sessions::{self, Deduplication, Opener, Payload, Position, Table};
 use crate::shard::PROPOSAL_OVERHEAD;
 use crate::split::{SplitEntry, SplitPlace};
 
@@ -617,15 +617,16 @@ impl<M: StateMachine> Applier<M> {
         let (block, memory) = (blocks.get(at), blocks.memory(at));
         let term = block.term();
         let life = self.lives.get(&work.group).copied().unwrap_or(Life::FIRST);
+        let opener = Opener::new(work.group, life);
         let table = self.sessions.entry(work.group).or_default();
         for (index, entry) in block.entries() {
             if index < work.first || work.end <= index {
                 continue;
             }
             let place = Position { index, term };
-            let payload = self
-                .dedup
-                .decide((life, table), place, entry, into.len(), index <= held);
+            let payload =
+                self.dedup
+                    .decide((opener, table), place, entry, into.len(), index <= held);
             if let Payload::Apply(payload) = payload {
                 into.push(Entry::within(index, term, payload, memory));
             }

@@ -174,7 +174,7 @@ mod tests {
     use crate::error::Error;
     use crate::event::Reign;
     use crate::liveness::Beat;
-    use crate::sessions::{Deduplication, Payload, Position, ProposalNumber, SessionId};
+    use crate::sessions::{Deduplication, Opener, Payload, Position, ProposalNumber, SessionId};
     use crate::wire::{Chunk, Fate, Found, Grounds, Refusal, SnapshotId, Wants};
 
     #[test]
@@ -201,6 +201,7 @@ mod tests {
     /// Two numbers of a session that were applied, one with a reply.
     fn session_table() -> Vec<u8> {
         let (mut dedup, mut table) = (Deduplication::default(), None);
+        let opener = Opener::new(GroupId(1), Life::FIRST);
         let number = |sequence| {
             Command::Propose(ProposalNumber {
                 session: SessionId(4),
@@ -214,7 +215,7 @@ mod tests {
             let term = Term(3);
             let entry = command.encode(b"");
             let place = Position { index, term };
-            let payload = dedup.decide((Life::FIRST, &mut table), place, &entry, next, false);
+            let payload = dedup.decide((opener, &mut table), place, &entry, next, false);
             next += usize::from(payload != Payload::Drop);
         }
         dedup.settle(table.as_deref_mut(), &[Bytes::from("one"), Bytes::new()]);

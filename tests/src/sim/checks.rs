@@ -241,9 +241,11 @@ impl GroupChecks {
             *before = Some(core.configuration().clone());
         }
         self.is_witness[node.0 as usize] = core.is_witness();
-        // A newer leader may have cut what was acknowledged to an older one.
+        // A newer leader may have cut what was acknowledged to an older one. What lies below the place of a witness did not need
+        // that, and the place itself is acknowledged once it is durable.
         let promise = &mut self.promises[node.0 as usize];
-        if core.term_at(promise.matched.index) != Some(promise.matched.term) {
+        let is_passed = core.is_witness() && promise.matched.index < core.base().index;
+        if !is_passed && core.term_at(promise.matched.index) != Some(promise.matched.term) {
             promise.matched = position(core, committed.min(core.durable()));
         }
         Ok(())

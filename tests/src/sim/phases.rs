@@ -27,9 +27,6 @@ pub(super) const FEWEST_OPERATIONS: u64 = 40;
 /// How many times as long replicas may take to become equal as long as they come closer.
 const PATIENCE: u64 = 10;
 
-/// How long news may be on its way after all replicas have become equal.
-const GRACE: u64 = 500 * MILLI;
-
 /// How much longer than everything else a merge may take to come to an end.
 const LONGEST_MERGE: u64 = 60 * SECOND;
 
@@ -144,8 +141,11 @@ impl World {
                         self.fail(broken("equal replicas", group, told));
                     }
                 } else if self.clients.are_idle() {
-                    let (until, said) = (self.now + GRACE + SECOND, self.said());
-                    self.phase = Phase::Quiet { until, said };
+                    self.phase = Phase::Quiet {
+                        until: self.now + SECOND,
+                        at_last: self.now + self.recovery_bound(),
+                        said: self.said(),
+                    };
                 } else if self.now > deadline {
                     self.fail(Failure {
                         checker: "liveness",
@@ -154,13 +154,21 @@ impl World {
                     });
                 }
             }
-            Phase::Quiet { until, said } => {
+            Phase::Quiet {
+                until,
+                at_last,
+                said,
+            } => {
                 // A leader goes on trying to bring a replica forward that was taken out of service.
                 if self.said() != said && !self.has_damaged() {
-                    // What was under way when the replicas became equal may still arrive.
-                    if until.saturating_sub(self.now) >= SECOND {
-                        let said = self.said();
-                        self.phase = Phase::Quiet { until, said };
+                    // A link may come up only now, with claims that are over; and a replica that was removed while it was down
+                    // asks until it is told.
+                    if self.now + SECOND <= at_last {
+                        self.phase = Phase::Quiet {
+                            until: self.now + SECOND,
+                            at_last,
+                            said: self.said(),
+                        };
                     } else {
                         self.fail(Failure {
                             checker: "quiescence",

@@ -194,7 +194,7 @@ pub(super) enum Phase {
         held: u64,
     },
     /// Nothing is to be done, so nothing may be said.
-    Quiet { until: u64, said: u64 },
+    Quiet { until: u64, at_last: u64, said: u64 },
     /// Over.
     Done,
 }

@@ -2,10 +2,10 @@
 //! A decision must never depend on a reply, because the next entries of a batch are decided before there is one.
 
 use bytes::Bytes;
-use polyraft_raft::{Index, Life, Term};
+use polyraft_raft::{Index, Term};
 
 use super::table::{Table, Verdict};
-use super::{Command, ProposalNumber, SessionId};
+use super::{Command, Opener, ProposalNumber, SessionId};
 use crate::completion::{Committed, Outcome};
 use crate::error::Error;
 
@@ -60,7 +60,7 @@ impl Deduplication {
     /// payload as entry number `next`; of one that `is_held` it has the effect already.
     pub(crate) fn decide<'a>(
         &mut self,
-        (life, table): (Life, &mut Option<Box<Table>>),
+        (opener, table): (Opener, &mut Option<Box<Table>>),
         place: Position,
         entry: &'a [u8],
         next: usize,
@@ -78,7 +78,7 @@ impl Deduplication {
             table.get_or_insert_default();
         }
         let verdict = match table {
-            Some(table) => table.decide(life, place.index, command, &mut self.gone),
+            Some(table) => table.decide(opener, place.index, command, &mut self.gone),
             None => Verdict::Expired,
         };
         let gone = self.gone.drain(..);

@@ -32,10 +32,11 @@ pub(crate) const MAX_SESSIONS: u32 = 1 << 16;
 /// Bytes in front of the payload of a session's entry.
 pub(crate) const HEADER_BYTES: usize = 24;
 
-/// Names a session among all that its group ever had, and among those of earlier groups with the same id.
+/// Names a session among all that its group ever had, and among those of earlier groups with the same id, and of groups that it
+/// was split off.
 ///
-/// It follows from the entry that opened it: the index, and in the upper 16 bits the life of the group's id. One that came with
-/// a group which was merged into this one has another name than it had there: [`SessionId::merged_from`].
+/// It follows from the entry that opened it: the index, and in the upper 16 bits which life of which group it was. One that came
+/// with a group which was merged into this one has another name than it had there: [`SessionId::merged_from`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SessionId(pub u64);
 
@@ -47,8 +48,8 @@ const MERGED: u64 = 1 << 47;
 
 impl SessionId {
     /// The session that the entry at `index` opens.
-    pub(crate) fn of(life: Life, index: Index) -> Self {
-        SessionId(u64::from(life.get()) << INDEX_BITS | index.0 & ((1 << INDEX_BITS) - 1))
+    pub(crate) fn of(opener: Opener, index: Index) -> Self {
+        SessionId(u64::from(opener.0) << INDEX_BITS | index.0 & ((1 << INDEX_BITS) - 1))
     }
 
     /// The index of the entry that opened it; nothing if that was in a group that was merged.
@@ -77,6 +78,21 @@ impl SessionId {
     pub fn opened(answer: &Committed) -> Option<Self> {
         let id = SessionId(u64::from_le_bytes(answer.reply[..].try_into().ok()?));
         (id.index() == Some(answer.index)).then_some(id)
+    }
+}
+
+/// Which life of which group opens a session, in 16 bits: two lives of a group differ always, two groups nearly so. A group and
+/// what was split off it go on with the same indexes, and a client of the one may come to the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Opener(u16);
+
+impl Opener {
+    pub(crate) fn new(group: GroupId, life: Life) -> Self {
+        // The finalizer of SplitMix64: neighbouring ids share no bits.
+        let mut bits = group.0;
+        bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Opener((bits >> 48) as u16 ^ life.get() as u16)
     }
 }
 
@@ -181,10 +197,16 @@ mod tests {
     fn a_session_of_an_earlier_life_is_not_one_of_this() {
         let [first, second] = [0, 1].map(|life| Life::new(life).unwrap());
         let (one, other) = (
-            SessionId::of(first, Index(7)),
-            SessionId::of(second, Index(7)),
+            SessionId::of(Opener::new(GroupId(5), first), Index(7)),
+            SessionId::of(Opener::new(GroupId(5), second), Index(7)),
         );
         assert_ne!(one, other);
+        // A client of a group that comes to its child.
+        let openers = (0..64).map(|group| Opener::new(GroupId(group), first).0);
+        assert_eq!(
+            openers.collect::<std::collections::BTreeSet<u16>>().len(),
+            64
+        );
         assert_eq!(
             (one.index(), other.index()),
             (Some(Index(7)), Some(Index(7)))

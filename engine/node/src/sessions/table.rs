@@ -9,10 +9,10 @@ use std::io::{Read, Write};
 
 use bytes::{Buf, BufMut, Bytes};
 use polyraft_raft::mutants::{self, Mutant};
-use polyraft_raft::{GroupId, Index, Life};
+use polyraft_raft::{GroupId, Index};
 
 use super::merges::Merges;
-use super::{Command, MAX_SESSIONS, ProposalNumber, Reply, SESSION_WINDOW, SessionId};
+use super::{Command, MAX_SESSIONS, Opener, ProposalNumber, Reply, SESSION_WINDOW, SessionId};
 use crate::machine::FrozenState;
 
 /// What the kept replies of a group may take together, each with [`REPLY_OVERHEAD`]. The oldest go first.
@@ -112,10 +112,10 @@ pub(crate) struct Table {
 impl Table {
     // ---- before the state machine runs ----
 
-    /// Takes the entry at `index` of a life of the group. Sessions that have to go are added to `gone`.
+    /// Takes the entry at `index`. Sessions that have to go are added to `gone`.
     pub(super) fn decide(
         &mut self,
-        life: Life,
+        opener: Opener,
         index: Index,
         command: Command,
         gone: &mut Vec<SessionId>,
@@ -128,7 +128,7 @@ impl Table {
                     lowest: 1,
                     applied: [0; WORDS],
                 };
-                let id = SessionId::of(life, index);
+                let id = SessionId::of(opener, index);
                 self.sessions.insert(id.0, opened);
                 self.by_activity.insert((index, id.0));
                 Verdict::Opened(id)
@@ -579,7 +579,7 @@ mod tests {
                 let mut decided = Vec::new();
                 for (index, (command, _)) in batch {
                     let mut gone = Vec::new();
-                    let verdict = table.decide(Life::FIRST, Index(*index), *command, &mut gone);
+                    let verdict = table.decide(Opener(0), Index(*index), *command, &mut gone);
                     decided.push((verdict, gone));
                 }
                 for ((verdict, gone), (index, (command, answer))) in decided.into_iter().zip(batch) {
@@ -626,7 +626,7 @@ mod tests {
     fn sessions_of_a_merged_group_have_names_of_their_own_and_shared_ones_are_spent() {
         let open = |table: &mut Table, index| {
             let command = Command::Open { most: 9 };
-            table.decide(Life::FIRST, Index(index), command, &mut Vec::new());
+            table.decide(Opener(0), Index(index), command, &mut Vec::new());
         };
         let propose = |table: &mut Table, index, session, sequence| {
             let number = ProposalNumber {
@@ -635,7 +635,7 @@ mod tests {
                 lowest: 1,
             };
             let verdict = table.decide(
-                Life::FIRST,
+                Opener(0),
                 Index(index),
                 Command::Propose(number),
                 &mut Vec::new(),
@@ -686,7 +686,7 @@ mod tests {
         assert_eq!(propose(&mut third, 21, again, 5), Verdict::Expired);
         for id in [old, moved, new] {
             target.decide(
-                Life::FIRST,
+                Opener(0),
                 Index(22 + id.0 % 7),
                 Command::Close { session: id },
                 &mut Vec::new(),
@@ -704,7 +704,7 @@ mod tests {
     fn a_damaged_section_is_refused() {
         let mut table = Table::default();
         table.decide(
-            Life::FIRST,
+            Opener(0),
             Index(4),
             Command::Open { most: 3 },
             &mut Vec::new(),
