@@ -286,6 +286,12 @@ impl World {
             command,
             is_query: query.is_some(),
         });
+        // A read may also come to a group that was merged: it has to be sent on.
+        let merged = self.merges.sources_of(group).next();
+        let group = match merged.filter(|_| query.is_some()) {
+            Some(source) if self.rng.chance(300_000) => source,
+            _ => group,
+        };
         let padding = self.rng.within(0, self.plan.padding) as usize;
         let gives_up_at = self.now + self.plan.client_timeout_us;
         let client_state = &mut self.clients.clients[at];

@@ -52,6 +52,14 @@ impl Merges {
             .map(|(source, _)| *source)
     }
 
+    /// How many groups were merged into others.
+    pub(super) fn count(&self, is_counted: impl Fn(GroupId) -> bool) -> usize {
+        self.merged
+            .keys()
+            .filter(|source| is_counted(**source))
+            .count()
+    }
+
     /// Whether nobody waits for a merge.
     pub(super) fn are_over(&self) -> bool {
         self.attempts.is_empty()

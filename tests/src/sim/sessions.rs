@@ -168,7 +168,8 @@ impl World {
     pub(super) fn numbered_failed(&mut self, waiting: &Waiting, error: &Error) {
         let client = waiting.client;
         match error {
-            Error::SessionExpired { .. } => {
+            Error::SessionExpired { session } => {
+                self.check_expired(waiting, *session);
                 let state = &mut self.clients.clients[client as usize];
                 state.sessions().remove(&waiting.group);
                 self.counts.expired += 1;
@@ -203,6 +204,22 @@ impl World {
                 self.counts.tried_again += u64::from(error.may_have_committed());
                 self.retry_later(client, 20 * MILLI);
             }
+        }
+    }
+
+    /// A group does not know a session. Where room is for all of them, one that came with the only merge is there.
+    fn check_expired(&mut self, waiting: &Waiting, session: SessionId) {
+        let root = self.splits.root_of(waiting.group);
+        let merges = self
+            .merges
+            .count(|source| self.splits.root_of(source) == root);
+        let has_room = self.plan.config.apply.max_sessions >= 1024;
+        if has_room && session.0 & 1 << 47 != 0 && merges == 1 {
+            self.fail(broken(
+                "answers of a session",
+                waiting.group,
+                format!("session {session} came with a merged group and is not known"),
+            ));
         }
     }
 
