@@ -167,6 +167,18 @@ pub enum ReadError {
         /// What is wrong with the bytes.
         reason: BlockError,
     },
+    /// The blocks are what was written, or come from memory, and do not hold the entries that the index says. No disk does that.
+    #[error("{group}: entries {first}..{end} can't be cut from what was read of them: {reason}")]
+    Uncut {
+        /// The group.
+        group: GroupId,
+        /// First index wanted.
+        first: Index,
+        /// One past the last index wanted.
+        end: Index,
+        /// What is wrong.
+        reason: BlockError,
+    },
 }
 
 /// Why bytes are not an entry block.

@@ -654,8 +654,8 @@ impl ShardLog {
     /// Nothing is copied, except from a turn that was not submitted and where a truncation cut a block.
     ///
     /// # Errors
-    /// `NoSuchGroup`, `OutOfRange`, or `Damaged` when a block on the disk is not what was written. Blocks read before the error
-    /// are in `into` then.
+    /// `NoSuchGroup`, `OutOfRange`, `Damaged` when a block on the disk is not what was written, or `Uncut`. Blocks read before
+    /// the error are in `into` then.
     pub fn blocks(
         &self,
         group: GroupId,
@@ -737,8 +737,14 @@ impl ShardLog {
         if block.count == block.packed {
             return Ok(());
         }
-        into.cut(into.len() - 1, block.first, block.end())
-            .map_err(|reason| damaged(group, block, reason))
+        let (first, end) = (block.first, block.end());
+        into.cut(into.len() - 1, first, end)
+            .map_err(|reason| ReadError::Uncut {
+                group,
+                first,
+                end,
+                reason,
+            })
     }
 
     pub(crate) fn read_packed(
@@ -767,14 +773,20 @@ impl ShardLog {
             .segments
             .get(segment)
             .filter(|file| u64::from(offset) + u64::from(bytes) <= file.header.bytes);
-        let file = file.ok_or_else(|| damaged(group, block, BlockError::Range))?;
+        let damaged = |reason| ReadError::Damaged {
+            group,
+            segment,
+            offset: u64::from(offset),
+            reason,
+        };
+        let file = file.ok_or_else(|| damaged(BlockError::Range))?;
         let read = file.read(u64::from(offset), bytes as usize);
-        let parsed = EntryBlock::parse(&read).map_err(|reason| damaged(group, block, reason))?;
+        let parsed = EntryBlock::parse(&read).map_err(damaged)?;
         let count = u64::from(block.packed);
         let same =
             parsed.group() == group && parsed.term() == block.term && parsed.first() == block.first;
         if !same || parsed.end().0 - parsed.first().0 != count {
-            return Err(damaged(group, block, BlockError::Range));
+            return Err(damaged(BlockError::Range));
         }
         into.push(read);
         Ok(())
@@ -793,19 +805,6 @@ fn check_range(group: GroupId, log: &GroupLog, first: Index, end: Index) -> Resu
         wanted_first: first,
         wanted_end: end,
     })
-}
-
-fn damaged(group: GroupId, block: &BlockRef, reason: BlockError) -> ReadError {
-    let segment = match block.place.get() {
-        Where::Segment(segment) => segment,
-        Where::Turn(_) => 0,
-    };
-    ReadError::Damaged {
-        group,
-        segment,
-        offset: u64::from(block.offset),
-        reason,
-    }
 }
 
 struct GroupView<'a> {

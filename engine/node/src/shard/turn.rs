@@ -407,10 +407,10 @@ impl Shard {
         let (first, end, from) = (entries.first, entries.end, into.len());
         self.log.blocks(group, first, end, u64::MAX, into)?;
         into.trim(from, first, end)
-            .map_err(|reason| ReadError::Damaged {
+            .map_err(|reason| ReadError::Uncut {
                 group,
-                segment: 0,
-                offset: 0,
+                first,
+                end,
                 reason,
             })
     }
