@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use polyraft::{
-    Config, Entry, Error, FrozenState, GroupId, Index, MachineError, Merge, Node, NodeId,
-    OpenError, Read, Replies, Split, StateMachine, Tls,
+    Config, Entry, Error, FrozenState, GroupId, Index, MachineError, MemberChange, Membership,
+    Merge, Node, NodeId, OpenError, Read, Replies, Split, StateMachine, Tls,
 };
 use polyraft_storage::{Disk, FileDisk};
 use tempfile::TempDir;
@@ -304,6 +304,37 @@ impl Cluster {
             );
         }
         first
+    }
+
+    /// Changes the members of a group. Asks whoever leads, as often as leadership moves meanwhile.
+    ///
+    /// # Errors
+    /// Those of [`polyraft::GroupHandle::change_members`] that have nothing to do with who leads.
+    pub async fn change_members(
+        &self,
+        group: u64,
+        changes: &[MemberChange],
+    ) -> Result<Membership, Error> {
+        let within = Duration::from_secs(30);
+        let mut outcome = Err(Error::Closed);
+        until("somebody leads through the change", async || {
+            for id in self.running() {
+                let handle = self.node(id).group(group);
+                outcome = handle.change_members(changes.iter().copied(), within).await;
+                let moves = matches!(
+                    outcome,
+                    Err(Error::NotLeader { .. }
+                        | Error::Unknown { .. }
+                        | Error::NoSuchGroup { .. })
+                );
+                if !moves {
+                    return true;
+                }
+            }
+            false
+        })
+        .await;
+        outcome
     }
 
     /// Waits until node `asked` judges `peer` as `alive`.

@@ -31,31 +31,6 @@ fn members(voters: &[u64], learners: &[u64]) -> Membership {
     }
 }
 
-/// Asks whoever leads, as often as leadership moves meanwhile.
-async fn change(
-    cluster: &Cluster,
-    group: u64,
-    changes: &[MemberChange],
-) -> Result<Membership, Error> {
-    let mut outcome = Err(Error::Closed);
-    until("somebody leads through the change", async || {
-        for id in cluster.running() {
-            let handle = cluster.node(id).group(group);
-            outcome = handle.change_members(changes.iter().copied(), WITHIN).await;
-            let moves = matches!(
-                outcome,
-                Err(Error::NotLeader { .. } | Error::Unknown { .. } | Error::NoSuchGroup { .. })
-            );
-            if !moves {
-                return true;
-            }
-        }
-        false
-    })
-    .await;
-    outcome
-}
-
 /// Proposes at whatever node takes it.
 async fn propose(cluster: &Cluster, group: u64, payload: String) -> Index {
     let mut index = Index::ZERO;
@@ -97,7 +72,7 @@ async fn a_group_moves_to_other_nodes_while_it_serves() {
     cluster.sees(1, 4, true).await;
     for group in 0..8 {
         let mut newest = propose(&cluster, group, "before".to_owned()).await;
-        let changed = change(&cluster, group, &[voter(4), remove(3)]).await;
+        let changed = cluster.change_members(group, &[voter(4), remove(3)]).await;
         assert_eq!(changed, Ok(members(&[1, 2, 4], &[])), "group {group}");
         for round in 0..3 {
             newest = propose(&cluster, group, format!("after {round}")).await;
@@ -105,7 +80,7 @@ async fn a_group_moves_to_other_nodes_while_it_serves() {
         has_applied(&cluster, 4, group, newest).await;
         // Nothing was lost on the way to the new member.
         assert_eq!(written(&cluster, 4, group).await.len(), 4);
-        let again = change(&cluster, group, &[voter(4), remove(3)]).await;
+        let again = cluster.change_members(group, &[voter(4), remove(3)]).await;
         assert_eq!(again, Ok(members(&[1, 2, 4], &[])), "it is so already");
     }
     // The new members are found again after a restart of everybody.
@@ -138,7 +113,7 @@ async fn a_dead_node_is_replaced_by_one_that_gets_a_snapshot() {
         has_applied(&cluster, id, 0, newest).await;
         cluster.node(id).group(0).snapshot().await.unwrap();
     }
-    let changed = change(&cluster, 0, &[voter(4), remove(2)]).await;
+    let changed = cluster.change_members(0, &[voter(4), remove(2)]).await;
     assert_eq!(changed, Ok(members(&[1, 3, 4], &[])));
     let newest = propose(&cluster, 0, "with another".to_owned()).await;
     has_applied(&cluster, 4, 0, newest).await;
@@ -163,7 +138,7 @@ async fn a_removed_replica_ends_and_may_come_back_and_be_removed_again() {
         .await
         .unwrap();
     for round in 0..3 {
-        let changed = change(&cluster, 0, &[remove(3)]).await;
+        let changed = cluster.change_members(0, &[remove(3)]).await;
         assert_eq!(changed, Ok(members(&[1, 2], &[])), "round {round}");
         until("the removed node has no replica", async || {
             let status = cluster.node(3).group(0).status().await;
@@ -180,7 +155,7 @@ async fn a_removed_replica_ends_and_may_come_back_and_be_removed_again() {
             assert!(matches!(status, Err(Error::NoSuchGroup { .. })));
         }
         propose(&cluster, 0, format!("{round}")).await;
-        let changed = change(&cluster, 0, &[voter(3)]).await;
+        let changed = cluster.change_members(0, &[voter(3)]).await;
         assert_eq!(changed, Ok(members(&[1, 2, 3], &[])), "round {round}");
         until("all have what was written", async || {
             let mut all = true;
@@ -203,12 +178,12 @@ async fn a_node_that_was_down_learns_that_it_was_removed() {
         .await
         .unwrap();
     for group in 0..4 {
-        let changed = change(&cluster, group, &[learner(3)]).await;
+        let changed = cluster.change_members(group, &[learner(3)]).await;
         assert_eq!(changed, Ok(members(&[1, 2], &[3])));
     }
     cluster.stop(3).await;
     for group in 0..4 {
-        let changed = change(&cluster, group, &[remove(3)]).await;
+        let changed = cluster.change_members(group, &[remove(3)]).await;
         assert_eq!(changed, Ok(members(&[1, 2], &[])));
     }
     cluster.open(3).await.unwrap();
@@ -234,7 +209,7 @@ async fn a_voter_that_was_down_while_all_members_left_learns_that_it_was_removed
     cluster.stop(3).await;
     let moves = [voter(4), voter(5), remove(1), remove(2), remove(3)];
     for group in groups.clone() {
-        let changed = change(&cluster, group, &moves).await;
+        let changed = cluster.change_members(group, &moves).await;
         assert_eq!(changed, Ok(members(&[4, 5], &[])), "group {group}");
     }
     // Those whom it asks for their votes have no replica any more.
@@ -287,7 +262,7 @@ async fn what_makes_no_sense_is_refused_and_changes_nothing() {
         (&[voter(3), remove(3)], "named twice"),
     ];
     for (changes, word) in cases {
-        let refused = change(&cluster, 0, changes).await;
+        let refused = cluster.change_members(0, changes).await;
         assert!(
             matches!(&refused, Err(Error::Members { why }) if why.contains(word)),
             "{changes:?}: {refused:?}"
@@ -302,7 +277,7 @@ async fn what_makes_no_sense_is_refused_and_changes_nothing() {
         "{nobody:?}"
     );
     // A learner gets everything and is needed for nothing.
-    let changed = change(&cluster, 0, &[learner(3)]).await;
+    let changed = cluster.change_members(0, &[learner(3)]).await;
     assert_eq!(changed, Ok(members(&[1, 2], &[3])));
     let newest = propose(&cluster, 0, "for the learner too".to_owned()).await;
     has_applied(&cluster, 3, 0, newest).await;

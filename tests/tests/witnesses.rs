@@ -1,35 +1,10 @@
 //! Witnesses on real nodes: voters that store no payload.
 
-use std::time::Duration;
-
-use polyraft::{Error, Index, MemberChange, Membership, NodeId, Read};
+use polyraft::{Error, Index, MemberChange, NodeId, Read};
 use polyraft_tests::{Cluster, small_config, until};
-
-const WITHIN: Duration = Duration::from_secs(30);
 
 fn witness(node: u64) -> MemberChange {
     MemberChange::Witness(NodeId(node))
-}
-
-/// Asks whoever leads, as often as leadership moves meanwhile.
-async fn change(cluster: &Cluster, changes: &[MemberChange]) -> Result<Membership, Error> {
-    let mut outcome = Err(Error::Closed);
-    until("somebody leads through the change", async || {
-        for id in cluster.running() {
-            let handle = cluster.node(id).group(0);
-            outcome = handle.change_members(changes.iter().copied(), WITHIN).await;
-            let moves = matches!(
-                outcome,
-                Err(Error::NotLeader { .. } | Error::Unknown { .. } | Error::NoSuchGroup { .. })
-            );
-            if !moves {
-                return true;
-            }
-        }
-        false
-    })
-    .await;
-    outcome
 }
 
 async fn propose(cluster: &Cluster, payload: &[u8]) -> Index {
@@ -67,7 +42,7 @@ async fn two_and_a_witness() -> Cluster {
     for node in [1, 2] {
         cluster.sees(node, 3, true).await;
     }
-    let members = change(&cluster, &[witness(3)]).await.unwrap();
+    let members = cluster.change_members(0, &[witness(3)]).await.unwrap();
     assert_eq!(members.voters, [1, 2, 3].map(NodeId));
     assert_eq!(members.witnesses, [NodeId(3)]);
     cluster
@@ -158,7 +133,7 @@ async fn a_witness_becomes_a_full_member_and_back_only_by_leaving_in_between() {
         MemberChange::Learner(NodeId(3)),
         witness(2),
     ] {
-        let changed = change(&cluster, &[refused]).await;
+        let changed = cluster.change_members(0, &[refused]).await;
         assert!(
             matches!(changed, Err(Error::Members { .. })),
             "{refused:?}: {changed:?}"
@@ -169,7 +144,8 @@ async fn a_witness_becomes_a_full_member_and_back_only_by_leaving_in_between() {
     for node in [1, 2] {
         cluster.sees(node, 3, false).await;
     }
-    let members = change(&cluster, &[MemberChange::Remove(NodeId(3))])
+    let members = cluster
+        .change_members(0, &[MemberChange::Remove(NodeId(3))])
         .await
         .unwrap();
     assert_eq!((members.voters.len(), members.witnesses.len()), (2, 0));
@@ -178,7 +154,8 @@ async fn a_witness_becomes_a_full_member_and_back_only_by_leaving_in_between() {
     for node in [1, 2] {
         cluster.sees(node, 3, true).await;
     }
-    let members = change(&cluster, &[MemberChange::Voter(NodeId(3))])
+    let members = cluster
+        .change_members(0, &[MemberChange::Voter(NodeId(3))])
         .await
         .unwrap();
     assert_eq!((members.voters.len(), members.witnesses.len()), (3, 0));
@@ -192,14 +169,15 @@ async fn a_witness_becomes_a_full_member_and_back_only_by_leaving_in_between() {
     for node in [1, 2] {
         cluster.sees(node, 3, false).await;
     }
-    change(&cluster, &[MemberChange::Remove(NodeId(3))])
+    cluster
+        .change_members(0, &[MemberChange::Remove(NodeId(3))])
         .await
         .unwrap();
     cluster.open(3).await.unwrap();
     for node in [1, 2] {
         cluster.sees(node, 3, true).await;
     }
-    let members = change(&cluster, &[witness(3)]).await.unwrap();
+    let members = cluster.change_members(0, &[witness(3)]).await.unwrap();
     assert_eq!(members.witnesses, [NodeId(3)]);
     let last = propose(&cluster, b"again").await;
     has_passed(&cluster, 3, last).await;
@@ -226,7 +204,7 @@ async fn a_witness_that_is_far_behind_is_told_where_to_go_on() {
         cluster.node(id).group(0).snapshot().await.unwrap();
     }
     // The log behind the snapshot is gone: the new witness gets a place and no state.
-    change(&cluster, &[witness(3)]).await.unwrap();
+    cluster.change_members(0, &[witness(3)]).await.unwrap();
     let status = cluster.node(3).group(0).status().await.unwrap();
     assert!(status.is_witness && status.purged >= last, "{status:?}");
     assert_eq!(cluster.node(3).status().counters.snapshots_received, 0);
