@@ -151,6 +151,11 @@ async fn a_node_that_was_down_learns_that_a_life_is_over() {
     for id in ALL {
         cluster.open(id).await.unwrap();
     }
+    // A group is listed once its state machine is open.
+    until("all nodes have them again", async || {
+        ALL.iter().all(|id| listed(&cluster, *id).len() >= 3)
+    })
+    .await;
     for id in ALL {
         assert_eq!(listed(&cluster, id), [0, 1, 2]);
     }

@@ -6,11 +6,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use polyraft::{Error, GroupId, Index, Role};
+use polyraft::{Error, GroupId, Index, Life, Role};
 
 use super::checks::{Verdict, broken};
 use super::machine::{Applied, Taken, UNWANTED};
-use super::world::World;
+use super::world::{Host, World};
 
 type Done = Pin<Box<dyn Future<Output = Result<(), Error>>>>;
 
@@ -26,6 +26,8 @@ pub(super) struct Merges {
 #[derive(Clone, Copy, Debug)]
 struct Merged {
     taken: Taken,
+    /// In which life of its id. A request to create it that has waited for a node may begin another one afterwards.
+    life: Life,
     /// The last entry that any of its state machines took before.
     last: Index,
 }
@@ -195,31 +197,47 @@ impl World {
             self.fail(broken("merged groups", source, what));
         }
         let last = newest.map_or(Index::ZERO, |newest| newest.index);
-        self.merges.merged.insert(source, Merged { taken, last });
+        let nodes = self.hosts.iter().filter_map(|host| host.node.as_ref());
+        let life = nodes.filter_map(|node| node.life(source)).max();
+        let life = life.unwrap_or_default();
+        self.merges
+            .merged
+            .insert(source, Merged { taken, life, last });
         self.splits.keys_go(source, target);
         self.clients.has_served[at] = true;
     }
 
-    /// Whether a group waits for what becomes of its merge.
+    /// A group that waits for what becomes of its merge, or that was merged and has not ended everywhere.
     pub(super) fn frozen_group(&self) -> Option<GroupId> {
         let mut groups = (1..=self.plan.members.len() as u64).map(GroupId);
         groups.find(|group| {
-            let mut nodes = self.hosts.iter().filter(|host| !host.is_outcast);
-            self.merges.target_of(*group).is_none()
-                && nodes.any(|host| {
-                    let node = host.node.as_ref();
-                    node.is_some_and(|node| node.merging_into(*group).is_some())
-                })
+            let is_merged = self.merges.target_of(*group).is_some();
+            let mut hosts = self.hosts.iter().filter(|host| !host.is_outcast);
+            hosts.any(|host| {
+                let node = host.node.as_ref();
+                match is_merged {
+                    true => self.is_left(host, *group),
+                    false => node.is_some_and(|node| node.merging_into(*group).is_some()),
+                }
+            })
         })
+    }
+
+    /// Whether a replica is here of a group that was merged, in the life in which it was.
+    fn is_left(&self, host: &Host, source: GroupId) -> bool {
+        let node = host.node.as_ref();
+        let node = node.filter(|_| !host.is_outcast && !host.is_rotten);
+        let merged = self.merges.merged.get(&source);
+        let over = merged.map(|merged| merged.life);
+        let here = node.and_then(|node| node.life(source));
+        here.is_some() && over.is_some_and(|over| here <= Some(over))
     }
 
     /// No replica is left of groups that were merged.
     pub(super) fn check_merged(&self) -> Verdict {
         for source in self.merges.merged.keys() {
             for (id, host) in self.hosts.iter().enumerate() {
-                let is_sound = !host.is_outcast && !host.is_rotten;
-                let node = host.node.as_ref().filter(|_| is_sound);
-                if node.is_some_and(|node| node.life(*source).is_some()) {
+                if self.is_left(host, *source) {
                     let what = format!("node {id} has a replica of it still");
                     return Err(broken("merged groups", *source, what));
                 }

@@ -48,7 +48,7 @@ impl<M: StateMachine> Applier<M> {
         let news = match frozen {
             Ok(Some(state)) => {
                 let sessions = self.sessions.get(&at.group).and_then(Option::as_deref);
-                let sessions = sessions.map(|sessions| sessions.for_another());
+                let sessions = sessions.map(|sessions| sessions.for_child(at.index));
                 let section = sessions::section(sessions.as_ref());
                 let state = sessions::with_section(section, state);
                 let job = Job::SaveChild {

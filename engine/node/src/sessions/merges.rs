@@ -220,15 +220,16 @@ impl Merges {
     }
 
     fn go(&mut self, source: GroupId, life: Life, at: Index, step: Step<'_>) -> Decision {
-        let gathered: usize = self.open.values().map(|attempt| attempt.state.len()).sum();
         let is_it = |known: &&mut Attempt| (known.source, known.life) == (source, life);
         let Some(attempt) = self.open.get_mut(&at).filter(is_it) else {
-            let merged = self.merged.get(&source);
-            let merged = merged.filter(|merged| (merged.life, merged.attempt) == (life, at));
-            return Decision::Answer(match merged {
-                Some(merged) => MergeAnswer::Merged { at: merged.at },
-                None if at <= self.forgotten => MergeAnswer::Forgotten,
-                None => MergeAnswer::Refused,
+            return Decision::Answer(match self.merged.get(&source) {
+                Some(merged) if (merged.life, merged.attempt) == (life, at) => {
+                    MergeAnswer::Merged { at: merged.at }
+                }
+                // What became of an earlier life is not known any more.
+                Some(merged) if merged.life > life => MergeAnswer::Forgotten,
+                _ if at <= self.forgotten => MergeAnswer::Forgotten,
+                _ => MergeAnswer::Refused,
             });
         };
         let gathers = |attempt: &Attempt| MergeAnswer::Gathered {
@@ -248,12 +249,14 @@ impl Merges {
                     MergeAnswer::Gathered { bytes: 0 }
                 } else if offset != attempt.state.len() as u64 {
                     gathers(attempt)
-                } else if (gathered + bytes.len()) as u64 > MAX_STATE {
+                } else if (attempt.state.len() + bytes.len()) as u64 > MAX_STATE {
                     self.open.remove(&at);
                     MergeAnswer::Refused
                 } else {
                     attempt.state.extend_from_slice(bytes);
-                    gathers(attempt)
+                    let answer = gathers(attempt);
+                    self.make_room(at);
+                    answer
                 }
             }
             Step::Take {
@@ -285,6 +288,19 @@ impl Merges {
         })
     }
 
+    /// Gives the oldest attempts but this one up while all of them have gathered too much: one whose source is gone would
+    /// otherwise keep all others out.
+    fn make_room(&mut self, kept: Index) {
+        let gathered = |open: &BTreeMap<Index, Attempt>| -> usize {
+            open.values().map(|attempt| attempt.state.len()).sum()
+        };
+        while gathered(&self.open) as u64 > MAX_STATE
+            && let Some(oldest) = self.open.keys().copied().find(|at| *at != kept)
+        {
+            self.open.remove(&oldest);
+        }
+    }
+
     /// The state was taken by the entry at `index`.
     pub(crate) fn note_merged(&mut self, whole: &Whole, index: Index) -> MergeAnswer {
         let merged = Merged {
@@ -292,9 +308,7 @@ impl Merges {
             attempt: whole.attempt,
             at: index,
         };
-        if let Some(before) = self.merged.insert(whole.source, merged) {
-            self.forgotten = self.forgotten.max(before.attempt);
-        }
+        self.merged.insert(whole.source, merged);
         while self.merged.len() > MOST_MERGED {
             let oldest = self.merged.iter().min_by_key(|(_, merged)| merged.attempt);
             let (source, attempt) = oldest
@@ -505,6 +519,88 @@ mod tests {
         let mut bytes = Vec::new();
         merges.encode(&mut bytes);
         assert_eq!(Merges::decode(&bytes), Some(merges));
+    }
+
+    #[test]
+    fn another_life_of_a_source_makes_only_its_own_past_forgotten() {
+        let mut merges = Merges::default();
+        let refused = MergeAnswer::Refused;
+        assert_eq!(answer(&mut merges, 3, open(1)), opened(3));
+        answer(&mut merges, 4, take(3, 0, b""));
+        // Another group's attempt, which a split ends.
+        let other = MergeCommand::Open {
+            source: GroupId(70),
+            life: LIFE,
+            number: 1,
+            argument: b"",
+        };
+        assert_eq!(answer(&mut merges, 5, other), opened(5));
+        merges.note_split(Index(6));
+        let later = Life::new(LIFE.get() + 1).unwrap();
+        let again = MergeCommand::Open {
+            source: SOURCE,
+            life: later,
+            number: 1,
+            argument: b"",
+        };
+        assert_eq!(answer(&mut merges, 7, again), opened(7));
+        let whole = Whole {
+            source: SOURCE,
+            life: later,
+            attempt: Index(7),
+            argument: Vec::new(),
+            state: Vec::new(),
+        };
+        merges.note_merged(&whole, Index(8));
+        let of_other = MergeCommand::Go {
+            source: GroupId(70),
+            life: LIFE,
+            target_life: LIFE,
+            attempt: Index(5),
+            step: Step::Refuse,
+        };
+        assert_eq!(answer(&mut merges, 9, of_other), refused);
+        let forgotten = answer(&mut merges, 10, go(3, Step::Refuse));
+        assert_eq!(forgotten, MergeAnswer::Forgotten);
+    }
+
+    #[test]
+    fn an_abandoned_attempt_makes_room_for_another() {
+        static STATE: [u8; MAX_STATE as usize] = [0; MAX_STATE as usize];
+        let mut merges = Merges::default();
+        assert_eq!(answer(&mut merges, 3, open(1)), opened(3));
+        let bytes = MAX_STATE;
+        let all = MergeAnswer::Gathered { bytes };
+        assert_eq!(answer(&mut merges, 4, part(3, 8, 0, &STATE)), all);
+        let other = |step| MergeCommand::Go {
+            source: GroupId(70),
+            life: LIFE,
+            target_life: LIFE,
+            attempt: Index(5),
+            step,
+        };
+        let opening = MergeCommand::Open {
+            source: GroupId(70),
+            life: LIFE,
+            number: 1,
+            argument: b"",
+        };
+        assert_eq!(answer(&mut merges, 5, opening), opened(5));
+        let first = other(Step::Part {
+            stream: 1,
+            offset: 0,
+            bytes: b"abc",
+        });
+        let gathered = MergeAnswer::Gathered { bytes: 3 };
+        assert_eq!(answer(&mut merges, 6, first), gathered);
+        let refused = MergeAnswer::Refused;
+        assert_eq!(answer(&mut merges, 7, take(3, 8, &STATE)), refused);
+        let more = other(Step::Part {
+            stream: 1,
+            offset: 3,
+            bytes: &STATE,
+        });
+        assert_eq!(answer(&mut merges, 8, more), refused);
     }
 
     #[test]

@@ -60,8 +60,8 @@ impl SessionId {
 
     /// Its name in the group that `source`, where it has this one, was merged into.
     ///
-    /// Names of merged sessions have 63 bits that look random. Should two be the same all the same, the group knows only the one
-    /// that it had first, and the other is as good as expired.
+    /// Names of merged sessions have 63 bits that look random. Should two be the same all the same, or is a source made again with
+    /// the sessions that it had and merged again, then neither takes new numbers.
     #[must_use]
     pub fn merged_from(self, source: GroupId) -> Self {
         let mix = |bits: u64| {

@@ -277,13 +277,21 @@ impl Table {
         }
     }
 
+    /// The sessions for what is split off at `index`: all of them are shared with the group that stays.
+    pub(crate) fn for_child(&self, index: Index) -> Table {
+        let mut child = self.for_another();
+        child.with_merges(|merges| merges.note_split(index));
+        child
+    }
+
     /// The entry at `index` brings the state of another group. Sessions that went with a part of this one may have been used
     /// there. What was tried here before, and there afterwards, may still be on its way here, and come to a key that is back.
     pub(crate) fn spend_shared(&mut self) {
-        let split_at = self.merges().map_or(Index::ZERO, Merges::split_at);
-        if split_at == Index::ZERO || mutants::is_active(Mutant::MergedSessionsShared) {
+        if mutants::is_active(Mutant::MergedSessionsShared) {
             return;
         }
+        let split_at = self.merges().map_or(Index::ZERO, Merges::split_at);
+        // One that came with a merge may have gone elsewhere with a part of its first group before.
         let is_shared = |id: &u64| SessionId(*id).index().is_none_or(|index| index <= split_at);
         let shared: Vec<u64> = self.sessions.keys().copied().filter(is_shared).collect();
         self.with_merges(|merges| shared.into_iter().for_each(|id| merges.spend(id)));
@@ -298,8 +306,10 @@ impl Table {
         let name = |id: u64| SessionId(id).merged_from(source).0;
         for (id, member) in &other.sessions {
             let id = name(*id);
-            // Two names that meet: neither can be told from the other, so the one that comes is not known here.
+            // Two names that meet, as when a source was made again and merged again: neither can be told from the other, so
+            // neither takes new numbers.
             if self.sessions.contains_key(&id) {
+                self.with_merges(|merges| merges.spend(id));
                 continue;
             }
             let member = Member {
@@ -678,6 +688,10 @@ mod tests {
         let section = section(Some(&target));
         let read = read_section(&mut &section[..]).unwrap();
         assert_eq!(read.as_deref(), Some(&target));
+        // The source was made again with the same session, and is merged again: what was tried there may not be known here.
+        target.absorb(Index(16), source, &child);
+        assert_eq!(propose(&mut target, 17, moved, 4), Verdict::Expired);
+        assert_eq!(propose(&mut target, 18, moved, 2), Verdict::Seen);
         // What a session has not given it does not take anywhere else either.
         let further = target.for_another();
         let mut third = Table::default();

@@ -22,6 +22,7 @@ use crate::completion::ReplyTo;
 use crate::error::Error;
 use crate::event::ShardEvent;
 use crate::keeper::Unsaved;
+use crate::sessions::Opener;
 use crate::split::{SplitEntry, SplitPlace};
 
 /// How long a child that could not be written waits before that is tried again, in microseconds.
@@ -339,6 +340,11 @@ impl Shard {
             Err(error) => return asked.reply.answer(Err(error)),
         };
         let slot = self.slot(group).expect("it was found just now");
+        if Opener::new(group, self.marks[slot as usize].life) == Opener::new(child, life) {
+            // Both go on with the same indexes, and a client of the one may come to the other.
+            let why = "sessions of the child could not be told from those of the group; choose another id for the child";
+            return asked.reply.answer(Err(refused(why)));
+        }
         let replica = &mut self.replicas[slot as usize];
         let before = replica.group.last().index;
         let entry = SplitEntry {

@@ -122,6 +122,10 @@ impl Shard {
 
     /// The target has answered, or nobody has; or what was appended to the source's own log came to something.
     pub(super) fn merge_answered(&mut self, source: GroupId, number: u64, outcome: Outcome) {
+        // Nobody waits for the answer to what was only tidied up, and a drive that waits for nothing has no number either.
+        if number == 0 {
+            return;
+        }
         let drives = &mut self.merges.drives;
         if drives
             .get(&source)
