@@ -38,6 +38,14 @@ impl Ends {
         self.fresh.push((group, task));
     }
 
+    /// Gives back room beyond that for so many items of each kind.
+    pub(super) fn shrink_to(&mut self, kept: usize) {
+        self.fresh.shrink_to(kept);
+        self.waiting.shrink_to(kept);
+        self.left.shrink_to(kept);
+        self.husks.shrink_to(kept);
+    }
+
     /// A worker has nothing more of a replica, nor anything that could name its slot.
     pub(super) fn left(&mut self, group: GroupId, slot: Option<u32>) {
         if let Some(count) = self.leaving.get_mut(&group) {

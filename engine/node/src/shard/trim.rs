@@ -63,6 +63,7 @@ impl Shard {
         self.wheel.trim();
         self.queues.trim();
         self.outgoing.trim();
+        self.ends.shrink_to(KEPT);
         self.log.trim();
         self.wal.trim();
         if let Some(home) = &mut self.home {
