@@ -5,9 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polyraft_raft::{Configuration, NodeId};
+use polyraft_raft::{
+    Configuration, EntryRange, Event, Group, HardState, LogPosition, Message, NodeId,
+};
 use polyraft_storage::sim::SimDisk;
-use polyraft_storage::{Durable, Wal};
+use polyraft_storage::{DataDir, Durable, SnapshotMeta, Wal, WalOptions};
 
 use super::super::tests::{GROUP, disk_with, parts_on};
 use super::super::{Deferred, Shared};
@@ -370,4 +372,165 @@ fn a_state_machine_is_opened_once_its_group_is_in_the_log() {
     );
     alone.settle();
     assert!(alone.shard.slot(CHILD).is_some());
+}
+
+/// A disk whose log goes on behind these entries with one about the members.
+fn disk_with_members(entries: &[(EntryKind, &[u8])], members: &[u64], commit: u64) -> SimDisk {
+    let path = Path::new("/n");
+    let disk = disk_with(path, entries);
+    let dir = DataDir::open(Arc::new(disk.clone()), path, "c", NodeId(1), 1).unwrap();
+    let mut opened = polyraft_storage::open(&dir, &WalOptions::default(), 1).unwrap();
+    let log = &mut opened.logs[0];
+    let (term, first) = (Term(1), Index(entries.len() as u64 + 1));
+    let end = first.next();
+    let members = Configuration::simple(members.iter().map(|id| NodeId(*id)));
+    log.append_configuration(GROUP, EntryRange { term, first, end }, &members)
+        .unwrap();
+    let state = HardState {
+        term,
+        vote: Some(NodeId(1)),
+        commit: Index(commit),
+    };
+    log.hard_state(GROUP, state).unwrap();
+    log.submit().unwrap();
+    while opened.wals[0].pump().unwrap() {}
+    disk
+}
+
+impl Alone {
+    fn hear(&mut self, message: Message) {
+        let from = NodeId(2);
+        let event = Event::Message { from, message };
+        self.shard.step(self.slot(), event, Payloads::None);
+    }
+
+    fn core(&self) -> &Group {
+        &self.shard.replicas[self.slot() as usize].group
+    }
+}
+
+#[test]
+fn a_replica_that_was_removed_makes_its_part_of_a_child_before_it_ends() {
+    let entry = split_entry(b"part");
+    let entries: [(EntryKind, &[u8]); 2] =
+        [(EntryKind::Normal, b"before"), (EntryKind::Split, &entry)];
+    let disk = disk_with_members(&entries, &[2], 0);
+    let mut alone = Alone::on(&disk, Path::new("/n"));
+    alone.settle();
+    let slot = alone.slot();
+    // The leader says that all of it is committed: the split, and that this node is no member any more.
+    let (term, commit) = (Term(1), Index(3));
+    let prev = LogPosition {
+        term,
+        index: commit,
+    };
+    let entries = EntryRange::empty(term, commit.next());
+    alone.hear(Message::Append {
+        term,
+        prev,
+        entries,
+        commit,
+    });
+    for _ in 0..5 {
+        alone.turn();
+    }
+    assert!(alone.shard.splits.is_pending(slot));
+    assert_eq!(
+        alone.shard.slot(GROUP),
+        Some(slot),
+        "its part would be lost"
+    );
+    alone.settle();
+    assert!(alone.shard.slot(CHILD).is_some());
+    assert!(!alone.shard.splits.is_pending(slot));
+}
+
+#[test]
+fn a_leader_that_cannot_write_the_child_hands_its_group_over() {
+    let entry = split_entry(b"part");
+    let entries: [(EntryKind, &[u8]); 2] =
+        [(EntryKind::Normal, b"before"), (EntryKind::Split, &entry)];
+    let disk = disk_with_members(&entries, &[1, 2], 0);
+    let mut alone = Alone::on(&disk, Path::new("/n"));
+    let origin = CreateOrigin {
+        node: NodeId(1),
+        request: 0,
+    };
+    // Its id is used for something else here.
+    let lives = vec![(CHILD.0..CHILD.0 + 1, Life::FIRST)];
+    alone.shard.create(origin, &lives, &[NodeId(1)]);
+    alone.settle();
+    alone.shard.peer_changed(NodeId(2), true);
+    let granted = true;
+    for _ in 0..2_000 {
+        alone.turn();
+        alone.work();
+        if alone.core().role() == Role::PreCandidate {
+            let term = alone.core().term().next();
+            alone.hear(Message::PreVoteReply { term, granted });
+            // Its own vote is durable before it asks for others.
+            alone.settle();
+            let term = alone.core().term();
+            alone.hear(Message::VoteReply { term, granted });
+            break;
+        }
+    }
+    assert_eq!(alone.core().role(), Role::Leader);
+    alone.turn();
+    alone.work();
+    let (term, matched) = (alone.core().term(), alone.core().last().index);
+    let commit = Index::ZERO;
+    alone.hear(Message::Matched {
+        term,
+        matched,
+        commit,
+    });
+    alone.settle();
+    assert!(alone.is_held() && alone.core().role() == Role::Leader);
+    let (reply, mut answer) = tokio::sync::oneshot::channel();
+    alone.shard.transfer_asked(GROUP, NodeId(2), reply);
+    let why = "another handover is under way";
+    let to = NodeId(2);
+    assert_eq!(answer.try_recv(), Ok(Err(Error::Transfer { to, why })));
+}
+
+#[test]
+fn a_child_waits_for_a_later_snapshot_of_it_that_is_about_to_get_its_name() {
+    let mut alone = Alone::with_split(b"part");
+    let meta = SnapshotMeta {
+        group: CHILD,
+        incarnation: 0,
+        last: LogPosition {
+            term: Term(1),
+            index: Index(9),
+        },
+        configuration: Configuration::simple([NodeId(1)]),
+    };
+    let file = SnapshotFile {
+        meta,
+        bytes: 9,
+        checksum: 0,
+    };
+    alone.shard.pretend_to_finish(CHILD, Some(file));
+    alone.elect();
+    alone.settle();
+    assert!(alone.is_held());
+    assert_eq!(alone.shard.life_of(CHILD), None, "it would be overwritten");
+    alone.shard.pretend_to_finish(CHILD, None);
+    alone.shard.now = alone.shard.now.after(LOOK_AGAIN);
+    alone.settle();
+    alone.settle();
+    assert!(!alone.is_held() && alone.shard.slot(CHILD).is_some());
+}
+
+#[test]
+fn a_child_that_the_log_does_not_take_stops_no_node() {
+    let mut alone = Alone::with_split(b"part");
+    let members = Configuration::simple([NodeId(1)]);
+    // The log has a group of that id, though no replica is open or being opened.
+    alone.shard.log.create(CHILD, &members).unwrap();
+    alone.elect();
+    alone.settle();
+    assert!(alone.is_held(), "the part is lost");
+    assert!(alone.shard.fault.is_none());
 }

@@ -314,6 +314,32 @@ impl Shard {
         receiving.is_some_and(|receiving| receiving.is_finishing)
     }
 
+    /// As if a snapshot were about to get its name, or none were coming.
+    #[cfg(test)]
+    pub(in super::super) fn pretend_to_finish(
+        &mut self,
+        group: GroupId,
+        file: Option<SnapshotFile>,
+    ) {
+        self.transfers.receiving.remove(&group);
+        let receiving = file.map(|file| Receiving {
+            number: 0,
+            from: NodeId(2),
+            term: Term(1),
+            file,
+            place: Place(false),
+            chunk: 1,
+            written: 0,
+            received: 0,
+            asked: 0,
+            heard_at: self.now,
+            is_finishing: true,
+        });
+        self.transfers
+            .receiving
+            .extend(receiving.map(|receiving| (group, receiving)));
+    }
+
     /// The core takes a durable snapshot, and the state machine its state if the log could not take it there.
     pub(in super::super) fn install(
         &mut self,
