@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use polyraft::{Config, Error, GroupStatus, Node, OpenError, StateMachine, Tls};
 use polyraft_storage::Disk;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -70,6 +70,19 @@ pub struct Site {
     pub groups: u64,
 }
 
+impl Site {
+    /// All of it in one directory.
+    pub fn below(base: &Path, name: &'static str, nodes: u64, groups: u64) -> Site {
+        let directory = |id| base.join(format!("node-{id}"));
+        Site {
+            name,
+            directories: (1..=nodes).map(directory).collect(),
+            ca: base.join("ca"),
+            groups,
+        }
+    }
+}
+
 /// Nodes, running or stopped.
 pub struct Cluster<M: StateMachine> {
     site: Site,
@@ -128,6 +141,12 @@ impl<M: StateMachine> Cluster<M> {
     pub async fn start(&self, id: u64) -> Result<()> {
         let opening = self.open(id);
         self.enroll(id, opening).await
+    }
+
+    /// Starts all nodes and waits until they hear one another.
+    pub async fn start_linked(&self, limit: Duration) -> Result<()> {
+        self.start_all().await?;
+        self.until_linked(limit).await
     }
 
     /// Starts all nodes side by side. Waits for all, and reports the first failure.

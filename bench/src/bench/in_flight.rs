@@ -152,12 +152,7 @@ pub fn run(args: &SnapshotArgs) -> Result<Ending> {
 
 async fn measure(args: &SnapshotArgs, setting: &mut Setting, config: Config) -> Result<Ending> {
     let base = setting.dir.fresh("snapshot")?;
-    let site = Site {
-        name: "bench-snapshot",
-        directories: (1..=3).map(|id| base.join(format!("node-{id}"))).collect(),
-        ca: base.join("ca"),
-        groups: args.cluster.groups,
-    };
+    let site = Site::below(&base, "bench-snapshot", 3, args.cluster.groups);
     let cluster: Cluster<Bulk> = Cluster::new(site, config.clone())?;
     let told = tell(args, setting, &config, &cluster).await;
     let stopped = cluster.stop_all().await;
@@ -181,8 +176,7 @@ async fn tell(
 ) -> Result<Outcome> {
     let screen = &setting.screen;
     let groups = args.cluster.groups;
-    cluster.start_all().await?;
-    cluster.until_linked(LIMIT).await?;
+    cluster.start_linked(LIMIT).await?;
     let first = node(cluster, 1)?;
     first.create_groups(0..groups, &[1, 2, 3]).await?;
     cluster.until_led(LIMIT).await?;

@@ -113,14 +113,8 @@ pub fn run(args: &RollingArgs) -> Result<Ending> {
 
 async fn measure(args: &RollingArgs, setting: &mut Setting, config: Config) -> Result<Ending> {
     let base = setting.dir.fresh("rolling-restart")?;
-    let site = Site {
-        name: "bench-rolling",
-        directories: (1..=args.cluster.nodes)
-            .map(|id| base.join(format!("node-{id}")))
-            .collect(),
-        ca: base.join("ca"),
-        groups: args.cluster.groups,
-    };
+    let (nodes, groups) = (args.cluster.nodes, args.cluster.groups);
+    let site = Site::below(&base, "bench-rolling", nodes, groups);
     let cluster = Cluster::new(site, config.clone())?;
     let told = tell(args, setting, &config, &cluster).await;
     let stopped = cluster.stop_all().await;
@@ -144,8 +138,7 @@ async fn tell(
 ) -> Result<Outcome> {
     let screen = &setting.screen;
     screen.live("starting nodes and creating groups ...".into(), false);
-    cluster.start_all().await?;
-    cluster.until_linked(LIMIT).await?;
+    cluster.start_linked(LIMIT).await?;
     let first = cluster.running().into_iter().next();
     first
         .context("a node runs")?

@@ -81,14 +81,7 @@ where
     until_interrupted(
         async {
             let base = setting.dir.fresh("scale")?;
-            let site = Site {
-                name: "bench-scale",
-                directories: (1..=args.nodes)
-                    .map(|id| base.join(format!("node-{id}")))
-                    .collect(),
-                ca: base.join("ca"),
-                groups: args.groups,
-            };
+            let site = Site::below(&base, "bench-scale", args.nodes, args.groups);
             let cluster = Cluster::new(site, config.clone())?;
             let roster = cluster.roster().clone();
             let told = story(config, Screen::new(), cluster).await;
@@ -117,8 +110,7 @@ where
 
 /// Starts all nodes and waits until they hear one another.
 async fn link(cluster: &Cluster<Tally>) -> Result<()> {
-    cluster.start_all().await?;
-    cluster.until_linked(LINKED_LIMIT).await
+    cluster.start_linked(LINKED_LIMIT).await
 }
 
 /// Creates groups `0..groups` and waits until all of them are led.
