@@ -10,7 +10,7 @@ use bytes::Bytes;
 use clap::Args;
 use polyraft::config::ByteSize;
 use polyraft::{
-    Config, Entry, FrozenState, GroupId, Histogram, Index, MachineError, Node, Replies,
+    Config, Entry, Error, FrozenState, GroupId, Histogram, Index, MachineError, Node, Replies,
     StateMachine,
 };
 use serde::Serialize;
@@ -268,11 +268,12 @@ fn node(cluster: &Cluster<Bulk>, id: u64) -> Result<Node<Bulk>> {
     found.with_context(|| format!("node {id} does not run"))
 }
 
+/// Proposes until it is committed. It may be applied twice: the payload must be one that does no more then than once.
 async fn propose(node: &Node<Bulk>, group: u64, payload: Bytes) -> Result<()> {
     let group = node.group(group);
     wait(async || match group.propose(payload.clone()).await {
         Ok(_) => Ok(true),
-        Err(error) if error.is_retryable() => Ok(false),
+        Err(error) if error.is_retryable() || matches!(error, Error::Unknown { .. }) => Ok(false),
         Err(error) => Err(error.into()),
     })
     .await
