@@ -616,8 +616,7 @@ impl<M: StateMachine> Applier<M> {
     ) {
         let (block, memory) = (blocks.get(at), blocks.memory(at));
         let term = block.term();
-        let life = self.lives.get(&work.group).copied().unwrap_or(Life::FIRST);
-        let opener = Opener::new(work.group, life);
+        let opener = Opener::new(work.group, self.life(work.group));
         let table = self.sessions.entry(work.group).or_default();
         for (index, entry) in block.entries() {
             if index < work.first || work.end <= index {
@@ -797,6 +796,22 @@ fn answer_sessions(
 }
 
 /// The entries are committed, but their replies are lost with the state machine.
+/// Answers those who wait for an entry that is applied alone. Whoever proposed another one in its place hears that it lost.
+fn answer_alone(
+    waiting: impl Iterator<Item = WaitingReply>,
+    entry: (Index, Term),
+    outcome: &Outcome,
+) {
+    for waiting in waiting {
+        waiting
+            .reply
+            .answer(match (waiting.index, waiting.term) == entry {
+                true => outcome.clone(),
+                false => Err(Error::NotLeader { hint: None }),
+            });
+    }
+}
+
 fn refuse(waiting: impl Iterator<Item = WaitingReply>, reason: &str) {
     for WaitingReply { reply, .. } in waiting {
         reply.answer(Err(Error::Fault {

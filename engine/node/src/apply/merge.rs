@@ -7,7 +7,7 @@ use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{GroupId, Index, Life};
 use polyraft_storage::EntryBlock;
 
-use super::{Applier, Committed, Machine, WaitingReply, guarded, refuse};
+use super::{Applier, Committed, Machine, WaitingReply, answer_alone, guarded, refuse};
 use crate::completion;
 use crate::error::Error;
 use crate::event::ShardEvent;
@@ -57,7 +57,7 @@ impl<M: StateMachine> Applier<M> {
         }
     }
 
-    fn life(&self, group: GroupId) -> Life {
+    pub(super) fn life(&self, group: GroupId) -> Life {
         self.lives.get(&group).copied().unwrap_or(Life::FIRST)
     }
 
@@ -90,16 +90,9 @@ impl<M: StateMachine> Applier<M> {
         self.note_merges(group, matches!(answer, Ok(MergeAnswer::Merged { .. })));
         match answer {
             Ok(answer) => {
-                for waiting in waiting {
-                    let is_it = (waiting.index, waiting.term) == (index, term);
-                    waiting.reply.answer(match is_it {
-                        true => Ok(completion::Committed {
-                            index,
-                            reply: answer.encode(),
-                        }),
-                        false => Err(Error::NotLeader { hint: None }),
-                    });
-                }
+                let reply = answer.encode();
+                let outcome = Ok(completion::Committed { index, reply });
+                answer_alone(waiting, (index, term), &outcome);
                 Ok(())
             }
             Err(reason) => {

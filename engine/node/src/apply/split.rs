@@ -5,7 +5,7 @@ use bytes::Bytes;
 use polyraft_raft::{Index, Term};
 use polyraft_storage::EntryBlock;
 
-use super::{Applier, Committed, Machine, WaitingReply, guarded, refuse};
+use super::{Applier, Committed, Machine, WaitingReply, answer_alone, guarded, refuse};
 use crate::completion;
 use crate::error::Error;
 use crate::event::ShardEvent;
@@ -108,14 +108,7 @@ impl<M: StateMachine> Applier<M> {
                         why: "its state machine has no such part".to_owned(),
                     }),
                 };
-                for waiting in waiting {
-                    let is_it = (waiting.index, waiting.term) == (index, term);
-                    let other = Err(Error::NotLeader { hint: None });
-                    waiting.reply.answer(match is_it {
-                        true => outcome.clone(),
-                        false => other,
-                    });
-                }
+                answer_alone(waiting, (index, term), &outcome);
                 Ok(())
             }
             Err(reason) => {

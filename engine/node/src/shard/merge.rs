@@ -159,6 +159,8 @@ pub(crate) enum MergeEvent {
         target: GroupId,
         sources: Vec<(GroupId, Life)>,
     },
+    /// That is noted. A later life of this group may be here already, about which it says nothing. For the source's shard.
+    SourceNoted { source: GroupId },
 }
 
 impl Merges {
@@ -295,6 +297,14 @@ impl Shard {
             MergeEvent::Absorbed { target, sources } => {
                 for (source, life) in sources {
                     self.shared.directory.note_merged(source, life, target);
+                    let shard = self.shared.shard_of(source);
+                    let event = MergeEvent::SourceNoted { source };
+                    self.shared.tell(shard, ShardEvent::Merge(event));
+                }
+            }
+            MergeEvent::SourceNoted { source } => {
+                if let Some(life) = self.life_of(source) {
+                    self.shared.directory.note_life(source, life);
                 }
             }
         }
@@ -492,9 +502,9 @@ impl Shard {
                 Ok(_) => {
                     let why = "the group's log was not applied, a child of it had no leader, or a group that was merged into it \
                                has not ended, in time";
-                    return drive.end(Err(refused(why)));
+                    return self.give_up(drive, refused(why));
                 }
-                Err(error) => return drive.end(Err(error)),
+                Err(error) => return self.give_up(drive, error),
             },
             Stage::Opening { .. } => self.ask_target(source, &mut drive),
             Stage::Frozen(frozen, work) => {
@@ -505,6 +515,10 @@ impl Shard {
                         drive.why = "the target has not taken the state in time".to_owned();
                         *work = Work::Refusing;
                         self.ask_target(source, &mut drive);
+                    }
+                    // It may have taken a group between the last look and the entry that froze it.
+                    Work::Preparing if self.shared.directory.has_source_here(source) => {
+                        drive.look_at = Some(now.after(LOOK_AGAIN));
                     }
                     Work::Preparing => {
                         let task = Task::GiveState {
@@ -555,6 +569,12 @@ impl Shard {
             Stage::Freezing { .. } | Stage::Stuck => {}
         }
         self.merges.drives.insert(source, drive);
+    }
+
+    /// Ends a merge that has frozen nothing. The group may have been frozen by one that began before, which has to go on then.
+    fn give_up(&mut self, drive: Drive, error: Error) {
+        drive.end(Err(error));
+        self.merges.look_soon(self.now);
     }
 
     // ---- what is known of the source ----

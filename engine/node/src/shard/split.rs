@@ -637,9 +637,7 @@ impl Shard {
         if self.lacks_child(child, life, at.index) {
             match self.begin_child(child, life, &file, campaigns) {
                 Ok(()) => {}
-                Err(
-                    error @ (StorageError::LifeIsOver { .. } | StorageError::GroupExists { .. }),
-                ) => {
+                Err(error @ StorageError::GroupExists { .. }) => {
                     return self.tell_parent(at, ChildNews::Unwritten(error.to_string()));
                 }
                 Err(error) => return self.fail(error.to_string()),

@@ -149,8 +149,12 @@ impl Shard {
                 Some(drive)
             }
         };
-        if let Some(drive) = drive {
-            self.merges.drives.insert(source, drive);
+        match drive {
+            Some(drive) => {
+                self.merges.drives.insert(source, drive);
+            }
+            // The group may have been frozen by one that began before, which has to go on then.
+            None => self.merges.look_soon(self.now),
         }
     }
 
