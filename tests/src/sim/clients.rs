@@ -13,7 +13,7 @@ use super::ends::{self, register};
 use super::machine::{Command, NOT_MINE, Request};
 use super::phases::FEWEST_OPERATIONS;
 use super::plan::{MILLI, Plan};
-use super::sessions::Sessions;
+use super::sessions::{Late, Sessions};
 use super::world::{Event, Phase, World};
 use crate::history::{Answer, Call, History, OperationId};
 
@@ -36,6 +36,10 @@ pub(super) struct Clients {
     /// By operation: what was answered to a proposal of a session.
     pub(super) answered: BTreeMap<u64, Committed>,
     completions: Vec<Completion>,
+    /// A key that many want now, and until when.
+    wanted: Option<(GroupId, u8, u64)>,
+    /// Requests that are still on their way when whoever sent them has gone on.
+    pub(super) late: Vec<Late>,
 }
 
 #[derive(Clone, Debug)]
@@ -157,6 +161,8 @@ impl Clients {
             seen: BTreeMap::new(),
             answered: BTreeMap::new(),
             completions: Vec::new(),
+            wanted: None,
+            late: Vec::new(),
         }
     }
 
@@ -179,6 +185,11 @@ impl Clients {
         (at as u32, self.clients[at].step)
     }
 
+    pub(super) fn next_tag(&mut self) -> u64 {
+        self.last_tag += 1;
+        self.last_tag
+    }
+
     fn next_request(&mut self) -> u64 {
         self.last_request += 1;
         self.last_request
@@ -190,6 +201,19 @@ impl World {
         for client in 0..self.plan.clients as u32 {
             let at = self.rng.within(1, 300 * MILLI);
             self.push(at, Event::Client { client, step: 0 });
+        }
+    }
+
+    /// Clients that do nothing come for a key of which something might go wrong now.
+    pub(super) fn clients_want(&mut self, root: GroupId, key: u8) {
+        self.clients.wanted = Some((root, key, self.now + 300 * MILLI));
+        for client in 0..self.plan.clients as u32 {
+            let state = &self.clients.clients[client as usize];
+            if state.operation.is_none() {
+                let step = state.step;
+                let at = self.now + self.rng.within(1, 30 * MILLI);
+                self.push(at, Event::Client { client, step });
+            }
         }
     }
 
@@ -240,10 +264,13 @@ impl World {
         let root = whose
             .map(|group| self.splits.root_of(group))
             .unwrap_or_else(|| GroupId(1 + self.rng.below(groups).min(self.rng.below(groups))));
+        let wanted = self.clients.wanted.filter(|(.., until)| self.now < *until);
+        let wanted = wanted.filter(|_| whose.is_none() && self.rng.chance(700_000));
         let id = self.clients.next_request();
-        let key = match whose.filter(|_| self.plan.splits(root)) {
-            Some(group) => *self.rng.pick(&self.splits.keys_of(group)),
-            None => self.rng.below(u64::from(self.plan.keys)) as u8,
+        let (root, key) = match (wanted, whose.filter(|_| self.plan.splits(root))) {
+            (Some((root, key, _)), _) => (root, key),
+            (None, Some(group)) => (root, *self.rng.pick(&self.splits.keys_of(group))),
+            (None, None) => (root, self.rng.below(u64::from(self.plan.keys)) as u8),
         };
         let group = self.splits.holder(root, key);
         let register = register(root, key, 0);
@@ -286,10 +313,10 @@ impl World {
             command,
             is_query: query.is_some(),
         });
-        // A read may also come to a group that was merged: it has to be sent on.
-        let merged = self.merges.sources_of(group).next();
-        let group = match merged.filter(|_| query.is_some()) {
-            Some(source) if self.rng.chance(300_000) => source,
+        // A read may also come to the group that was merged: it has to be sent on.
+        let source = self.splits.came_from(root, key);
+        let group = match source.filter(|_| query.is_some()) {
+            Some(source) if self.rng.chance(500_000) => source,
             _ => group,
         };
         let padding = self.rng.within(0, self.plan.padding) as usize;
@@ -314,6 +341,7 @@ impl World {
     fn send_operation(&mut self, client: u32) {
         let at = client as usize;
         self.follow_the_key(client);
+        self.carry_session(client);
         self.clients.clients[at].number_operation();
         let operation = self.clients.clients[at].operation.expect("it has one");
         let node = self.choose_node(at, operation.group);
@@ -324,8 +352,7 @@ impl World {
             return self.retry_later(client, 20 * MILLI);
         };
         let node = node.expect("a node was found");
-        self.clients.last_tag += 1;
-        let tag = self.clients.last_tag;
+        let tag = self.clients.next_tag();
         let handle = sim.node().group(operation.group.0);
         let queue = &self.hosts[node as usize].queue;
         let payload = operation.request.encode(operation.padding);
@@ -377,7 +404,7 @@ impl World {
         }
     }
 
-    fn choose_node(&mut self, client: usize, group: GroupId) -> Option<u64> {
+    pub(super) fn choose_node(&mut self, client: usize, group: GroupId) -> Option<u64> {
         let sticks = self.rng.chance(800_000);
         let favourite = self.clients.clients[client].node;
         let all: Vec<u64> = (1..=self.plan.nodes).collect();

@@ -253,7 +253,7 @@ impl World {
         true
     }
 
-    fn disturb_network(&mut self, fault: Fault, node: u64) -> bool {
+    pub(super) fn disturb_network(&mut self, fault: Fault, node: u64) -> bool {
         let long = self.rng.within(1, self.plan.disturbance_us);
         let other = 1 + (node + self.rng.below(self.plan.nodes - 1)) % self.plan.nodes;
         let all = 1..=self.plan.nodes;

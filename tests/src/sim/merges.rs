@@ -10,7 +10,8 @@ use polyraft::{Error, GroupId, Index, Life, Role};
 
 use super::checks::{Verdict, broken};
 use super::machine::{Applied, Taken, UNWANTED};
-use super::world::{Host, World};
+use super::plan::Fault;
+use super::world::{Host, Phase, World};
 
 type Done = Pin<Box<dyn Future<Output = Result<(), Error>>>>;
 
@@ -114,7 +115,13 @@ impl World {
         }
         for _ in 0..self.rng.within(1, 2) {
             let (source, siblings) = self.rng.pick(&pairs);
-            let target = *self.rng.pick(siblings);
+            // What belonged together once is put together again more often than other groups.
+            let parent = self.splits.parent_of(*source);
+            let parent = parent.filter(|parent| siblings.contains(parent));
+            let target = match parent {
+                Some(parent) if self.rng.chance(500_000) => parent,
+                _ => *self.rng.pick(siblings),
+            };
             self.ask_to_merge(node, *source, target);
         }
         self.schedule(node);
@@ -203,8 +210,40 @@ impl World {
         self.merges
             .merged
             .insert(source, Merged { taken, life, last });
+        let root = self.splits.root_of(source);
+        let keys = self.splits.keys_of(source);
         self.splits.keys_go(source, target);
         self.clients.has_served[at] = true;
+        if !keys.is_empty() && self.phase == Phase::Storm {
+            let key = *self.rng.pick(&keys);
+            self.clients_want(root, key);
+            self.hurry_late(target);
+            if self.rng.chance(500_000) {
+                self.disturb_leader_of(source);
+            }
+        }
+    }
+
+    /// Something happens to whoever leads a group that has become a part of another one, perhaps before that is known there.
+    fn disturb_leader_of(&mut self, source: GroupId) {
+        let leads = |host: &Host| {
+            let replica = host.node.as_ref()?.replica(source)?.0;
+            (replica.role() == Role::Leader).then_some(())
+        };
+        let Some(node) = self.hosts.iter().position(|host| leads(host).is_some()) else {
+            return;
+        };
+        let faults = [
+            Fault::Cut,
+            Fault::OneWayCut,
+            Fault::Mute,
+            Fault::Isolate,
+            Fault::Slow,
+        ];
+        let fault = *self.rng.pick(&faults);
+        if self.disturb_network(fault, node as u64) {
+            self.fired(fault);
+        }
     }
 
     /// A group that waits for what becomes of its merge, or that was merged and has not ended everywhere.

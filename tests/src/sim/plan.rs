@@ -408,7 +408,7 @@ fn ends(plan: &mut Plan) {
 /// by one node only. Drawn from a source of its own, so that the others stay as they were.
 fn witnesses(plan: &mut Plan) {
     let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0x0317_4E55));
-    if !rng.chance(120_000) {
+    if !rng.chance(200_000) {
         return;
     }
     plan.has_witnesses = true;
@@ -505,16 +505,20 @@ fn peers(plan: &mut Plan) {
 /// were.
 fn merges(plan: &mut Plan) {
     let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0x3E46_E0FF));
-    if plan.weights[Fault::Split as usize] == 0 || !rng.chance(700_000) {
+    if plan.weights[Fault::Split as usize] == 0 || !rng.chance(800_000) {
         return;
     }
-    plan.weights[Fault::Merge as usize] = *rng.pick(&[10, 30, 60]);
+    plan.weights[Fault::Merge as usize] = *rng.pick(&[30, 60, 120]);
     let splits = &mut plan.weights[Fault::Split as usize];
     *splits = (*splits).max(*rng.pick(&[10, 30, 60]));
     // An id is used once, and there is more to merge when more is split off.
     for _ in 0..rng.within(0, 12) {
         plan.members.push(plan.members[0].clone());
         plan.churns.push(false);
+    }
+    // Some attempts come to nothing because the target takes too long.
+    if rng.chance(300_000) {
+        plan.config.shards.proposal_timeout = Duration::from_millis(rng.within(20, 200));
     }
 }
 

@@ -3,16 +3,26 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use polyraft::{Committed, Error, GroupId, ProposalNumber, SessionId};
 
 use super::checks::broken;
 use super::clients::{Client, Waiting};
-use super::machine::{Command, NOT_MINE};
+use super::machine::{Command, NOT_MINE, Request};
 use super::merges::Merges;
-use super::plan::MILLI;
+use super::plan::{MILLI, SECOND};
 use super::splits::Splits;
-use super::world::World;
+use super::world::{Event, Phase, World};
 use crate::history::Answer;
+
+/// A request of a client that has asked elsewhere since.
+#[derive(Clone, Debug)]
+pub(super) struct Late {
+    client: u32,
+    group: GroupId,
+    number: ProposalNumber,
+    payload: Bytes,
+}
 
 /// By group: the client's session there, and its last number.
 pub(super) type Sessions = BTreeMap<GroupId, (SessionId, u64)>;
@@ -159,8 +169,124 @@ impl World {
             if let Some((_, last)) = sessions.get(&from).copied() {
                 sessions.entry(group).or_insert((session, last));
             }
-            number.session = session;
+            let before = std::mem::replace(&mut number.session, session);
+            let number = ProposalNumber {
+                session: before,
+                ..*number
+            };
             operation.group = group;
+            let request = operation.request;
+            if self.rng.chance(500_000) {
+                self.leave_behind(client, from, number, &request);
+            }
+        }
+    }
+
+    /// What a client has sent to a group is still on its way there when it asks elsewhere.
+    fn leave_behind(
+        &mut self,
+        client: u32,
+        group: GroupId,
+        number: ProposalNumber,
+        what: &Request,
+    ) {
+        let request = self.clients.late.len() as u32;
+        self.clients.late.push(Late {
+            client,
+            group,
+            number,
+            payload: what.encode(0),
+        });
+        let at = self.now + self.rng.within(1, 6 * SECOND);
+        self.push(at, Event::Late { request });
+    }
+
+    /// A group has keys back that it had given away: what was sent to it before arrives, perhaps once more.
+    pub(super) fn hurry_late(&mut self, group: GroupId) {
+        for at in 0..self.clients.late.len() {
+            if self.clients.late[at].group == group {
+                let request = at as u32;
+                let at = self.now + self.rng.within(1, 100 * MILLI);
+                self.push(at, Event::Late { request });
+            }
+        }
+    }
+
+    /// What a client has sent to a group before it asked elsewhere arrives there.
+    pub(super) fn late_request(&mut self, request: u32) {
+        if self.phase != Phase::Storm {
+            return;
+        }
+        self.count(Event::Late { request });
+        let late = self.clients.late[request as usize].clone();
+        let node = self.choose_node(late.client as usize, late.group);
+        let Some(node) = node else {
+            return;
+        };
+        let Some(sim) = &self.hosts[node as usize].node else {
+            return;
+        };
+        // Nobody waits for the answer.
+        let tag = self.clients.next_tag();
+        let handle = sim.node().group(late.group.0);
+        let queue = &self.hosts[node as usize].queue;
+        let sent = handle.propose_numbered_with(late.number, late.payload, tag, queue);
+        self.trace.group(self.now, node, late.group, || {
+            let number = late.number;
+            format!(
+                "is asked late by client {}: {number:?}: {sent:?}",
+                late.client
+            )
+        });
+        self.schedule(node);
+    }
+
+    /// Whoever comes to a group with a key that another group had before may go on with its session there; perhaps after it has
+    /// tried there first.
+    pub(super) fn carry_session(&mut self, client: u32) {
+        let state = &mut self.clients.clients[client as usize];
+        let (Some(sessions), Some(operation)) = (&mut state.sessions, &mut state.operation) else {
+            return;
+        };
+        let (group, key) = (operation.group, operation.request.key);
+        let root = self.splits.root_of(group);
+        let is_new = operation.is_numbered && operation.number.is_none();
+        if !is_new || self.splits.holder(root, key) != group {
+            return;
+        }
+        let parent = self.splits.parent_of(group);
+        let parent = parent.filter(|parent| {
+            let child = self.splits.child_with(*parent, key);
+            child.is_some_and(|(child, _)| child == group)
+        });
+        let Some(from) = parent.or_else(|| self.splits.came_from(root, key)) else {
+            return;
+        };
+        let Some((session, last)) = sessions.get(&from).copied() else {
+            return;
+        };
+        let Some(carried) = follow(&self.splits, &self.merges, from, key, session) else {
+            return;
+        };
+        match sessions.get_mut(&group) {
+            None if self.rng.chance(700_000) => {
+                sessions.insert(group, (carried, last));
+            }
+            // The child knows the session of its parent.
+            Some((here, last_here)) if *here == session && self.rng.chance(300_000) => {
+                let sequence = last.max(*last_here) + 1;
+                let number = ProposalNumber {
+                    session,
+                    sequence,
+                    lowest: sequence,
+                };
+                *last_here = sequence;
+                sessions.insert(from, (session, sequence));
+                operation.number = Some(number);
+                let request = operation.request;
+                self.leave_behind(client, from, number, &request);
+            }
+            _ => {}
         }
     }
 
@@ -171,7 +297,11 @@ impl World {
             Error::SessionExpired { session } => {
                 self.check_expired(waiting, *session);
                 let state = &mut self.clients.clients[client as usize];
-                state.sessions().remove(&waiting.group);
+                // It may have come from a session elsewhere, whose numbers it must not use again.
+                let root = self.splits.root_of(waiting.group);
+                let splits = &self.splits;
+                let sessions = state.sessions();
+                sessions.retain(|group, _| splits.root_of(*group) != root);
                 self.counts.expired += 1;
                 self.end_operation(client, |world, operation| {
                     world.counts.unknown += 1;

@@ -31,6 +31,8 @@ pub(super) struct Splits {
     made: BTreeSet<(u64, GroupId)>,
     /// By group and key: to which child the key went the last time, and where; unless the group has gone elsewhere with it.
     lost: BTreeMap<(GroupId, u8), (GroupId, Index)>,
+    /// By root and key: which group had the key before it went to another one with everything.
+    came_from: BTreeMap<(GroupId, u8), GroupId>,
     /// Replicas of children that have nothing of what their group began with.
     blank: BTreeMap<GroupId, BTreeSet<u64>>,
     /// Children that were durable on a node when their parents let go of them.
@@ -56,6 +58,7 @@ impl Splits {
             holders: BTreeMap::new(),
             made: BTreeSet::new(),
             lost: BTreeMap::new(),
+            came_from: BTreeMap::new(),
             blank: BTreeMap::new(),
             kept: BTreeSet::new(),
             attempts: Vec::new(),
@@ -91,9 +94,15 @@ impl Splits {
         for key in 0..=u8::MAX {
             if self.holder(root, key) == source {
                 self.holders.insert((root, key), target);
+                self.came_from.insert((root, key), source);
                 self.lost.remove(&(source, key));
             }
         }
+    }
+
+    /// The group that had a key and has gone to another one with it, the last time that it did.
+    pub(super) fn came_from(&self, root: GroupId, key: u8) -> Option<GroupId> {
+        self.came_from.get(&(root, key)).copied()
     }
 
     /// The child that has a key of a group, or had it before it gave it away in turn, and where it began.

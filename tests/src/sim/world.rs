@@ -56,6 +56,8 @@ pub(super) enum Event {
     Client { client: u32, step: u32 },
     /// A client waits no longer.
     GiveUp { client: u32, step: u32 },
+    /// A request arrives that was sent long ago.
+    Late { request: u32 },
     /// Something goes wrong.
     Fault,
     /// A disturbance ends.
@@ -382,6 +384,7 @@ impl World {
             }
             Event::Client { client, step } => self.client_acts(client, step),
             Event::GiveUp { client, step } => self.client_gives_up(client, step),
+            Event::Late { request } => self.late_request(request),
             Event::Fault => {
                 self.count(event);
                 self.inject();
