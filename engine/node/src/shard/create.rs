@@ -58,7 +58,7 @@ impl Shard {
     }
 
     /// Creates a group, unless it exists. Returns the life that it has or may have.
-    fn create_one(
+    pub(super) fn create_one(
         &mut self,
         (group, life): (GroupId, Life),
         configuration: &Configuration,
@@ -79,8 +79,11 @@ impl Shard {
             (None, None) => None,
         };
         if let Some(existing) = existing {
+            // A damaged log may not say who they are. The others were asked before, and go on without it.
+            let is_unknown = existing.voters().is_empty() && self.log.is_faulty(group);
             // Whom it prefers may have been chosen since.
-            return match existing.clone().with_preferred(None) == *configuration {
+            let is_same = existing.clone().with_preferred(None) == *configuration;
+            return match is_same || is_unknown {
                 true => Ok(self.life_of(group).unwrap_or(life)),
                 false => Err(Error::GroupExists {
                     group,

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use polyraft_raft::{Configuration, EntryRange, HardState, Message};
+use polyraft_raft::{Configuration, EntryRange, HardState, Life, Message};
 use polyraft_storage::sim::SimDisk;
 use polyraft_storage::{DataDir, Disk as _, Durable, EntryKind, ShardLog, WalOptions};
 
@@ -196,4 +196,31 @@ fn a_leader_answers_a_question_by_what_was_committed_since_without_who_asks() {
     // With the replica goes what it was asked.
     shard.end_membership(slot, Index(1), term);
     assert_eq!(waits_for(&shard, learner), None);
+}
+
+/// Before, it said that a group of other members was there, and creating the group again never came to an end.
+#[test]
+fn a_damaged_replica_that_does_not_know_its_members_is_no_other_group() {
+    let third = u64::from_le_bytes(*b"MEMBER3\0");
+    let members = [1, 2, third].map(NodeId);
+    let range = EntryRange {
+        term: Term(1),
+        first: Index(1),
+        end: Index(2),
+    };
+    let disk = with_log(&Configuration::simple(members), |log| {
+        log.append(GROUP, range, EntryKind::Normal, ["entry"])
+            .unwrap();
+    });
+    damage(&disk, b"MEMBER3\0");
+    let (_shared, mut parts) = parts_on(&disk, Path::new(PATH));
+    let (shard, _) = &mut parts.shards[0];
+    shard.open_recovered();
+    shard.opened(GROUP, Ok(Index(0)));
+    let slot = shard.slot(GROUP).unwrap();
+    let replica = &shard.replicas[slot as usize];
+    assert!(replica.fault.is_some() && replica.group.configuration().voters().is_empty());
+    let created = shard.create_one((GROUP, Life::FIRST), &Configuration::simple(members));
+    assert_eq!(created.unwrap(), Life::FIRST);
+    assert_eq!(shard.slot(GROUP), Some(slot));
 }
