@@ -2,8 +2,6 @@
 //! operation has a number of its own. A client must never take silence for failure.
 
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -11,13 +9,12 @@ use polyraft::{Committed, Completion, Error, GroupId, ProposalNumber, Read, Sess
 
 use super::ends::{self, register};
 use super::machine::{Command, NOT_MINE, Request};
+use super::pending::Done;
 use super::phases::FEWEST_OPERATIONS;
 use super::plan::{MILLI, Plan};
 use super::sessions::{Late, Sessions};
 use super::world::{Event, Phase, World};
 use crate::history::{Answer, Call, History, OperationId};
-
-type Created = Pin<Box<dyn Future<Output = Result<(), Error>>>>;
 
 /// All clients, and what is known of their operations.
 pub(super) struct Clients {
@@ -105,7 +102,7 @@ pub(super) struct Creation {
     groups: Vec<u64>,
     members: Vec<u64>,
     /// Under way on this node.
-    attempt: Option<(u64, Created)>,
+    attempt: Option<(u64, Done)>,
     retry_at: u64,
     pub(super) is_done: bool,
 }

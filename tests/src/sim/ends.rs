@@ -2,19 +2,16 @@
 //! to which life each operation belongs. It must never let an operation pass that saw a life after its end was confirmed.
 
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use polyraft::{Error, GroupId};
+use polyraft::GroupId;
 
 use super::checks::{Verdict, broken};
 use super::machine::Command;
+use super::pending::Done;
 use super::plan::MILLI;
 use super::world::World;
 use crate::history::{Answer, OperationId, Outcome};
-
-type Done = Pin<Box<dyn Future<Output = Result<(), Error>>>>;
 
 /// All that is known of lives.
 #[derive(Default)]

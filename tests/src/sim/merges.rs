@@ -2,25 +2,22 @@
 //! route a key by anything but what a state machine has done.
 
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
 
 use polyraft::{Error, GroupId, Index, Life, Role};
 
 use super::checks::{Verdict, broken};
 use super::machine::{Applied, Taken, UNWANTED};
+use super::pending::Pending;
 use super::plan::Fault;
 use super::world::{Host, Phase, World};
-
-type Done = Pin<Box<dyn Future<Output = Result<(), Error>>>>;
 
 /// All that is known of merges.
 #[derive(Default)]
 pub(super) struct Merges {
     /// By source.
     merged: BTreeMap<GroupId, Merged>,
-    attempts: Vec<Attempt>,
+    /// Sources and targets.
+    attempts: Pending<(GroupId, GroupId)>,
 }
 
 /// A group that is a part of another one.
@@ -31,14 +28,6 @@ struct Merged {
     life: Life,
     /// The last entry that any of its state machines took before.
     last: Index,
-}
-
-/// A merge that a node was asked for.
-struct Attempt {
-    node: u64,
-    source: GroupId,
-    target: GroupId,
-    done: Done,
 }
 
 impl Merges {
@@ -70,7 +59,7 @@ impl Merges {
 
     /// A node is gone, and with it what was asked of it.
     pub(super) fn lost(&mut self, node: u64) {
-        self.attempts.retain(|attempt| attempt.node != node);
+        self.attempts.lost(node);
     }
 
     /// A state machine of a group took an entry: not behind the place at which the group became a part of another.
@@ -141,29 +130,14 @@ impl World {
             format!("is asked to merge it into {target}")
         });
         let handle = sim.node().group(source.0);
-        let done: Done =
-            Box::pin(async move { handle.merge_into(target.0, argument).await.map(|_| ()) });
-        self.merges.attempts.push(Attempt {
-            node,
-            source,
-            target,
-            done,
-        });
+        let done = Box::pin(async move { handle.merge_into(target.0, argument).await.map(|_| ()) });
+        self.merges.attempts.push(node, (source, target), done);
         self.poll_merges(node);
     }
 
     /// Looks whether what a node was asked for is done.
     pub(super) fn poll_merges(&mut self, node: u64) {
-        let mut attempts = std::mem::take(&mut self.merges.attempts);
-        attempts.retain_mut(|attempt| {
-            if attempt.node != node {
-                return true;
-            }
-            let mut context = Context::from_waker(Waker::noop());
-            let Poll::Ready(done) = attempt.done.as_mut().poll(&mut context) else {
-                return true;
-            };
-            let (source, target) = (attempt.source, attempt.target);
+        for ((source, target), done) in self.merges.attempts.take_answers(node) {
             self.trace.group(self.now, node, source, || {
                 format!("is done with the merge into {target}: {done:?}")
             });
@@ -176,9 +150,7 @@ impl World {
                 Err(Error::Merge { .. }) => self.counts.unmerged += 1,
                 Err(_) => {}
             }
-            false
-        });
-        self.merges.attempts.append(&mut attempts);
+        }
     }
 
     /// A state machine took the state of a group.

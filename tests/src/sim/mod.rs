@@ -17,6 +17,7 @@ pub mod mutants;
 mod network;
 mod parts;
 mod peers;
+mod pending;
 mod phases;
 mod plan;
 mod rng;

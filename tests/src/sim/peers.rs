@@ -294,9 +294,13 @@ impl World {
             !tries && self.is_in_groups(guest)
         });
         let wrong = self.peers.others(node).find_map(|peer| {
-            let to = self.peers.wanted(peer, now)?;
-            let has_to_wait = is_needed && guest == Some(peer);
-            (found.get(&peer).copied() != to && !has_to_wait).then_some((peer, to))
+            let known = found.get(&peer).copied();
+            let to = match is_needed && guest == Some(peer) {
+                // Until then its groups have to find it.
+                true => known.map(|_| self.peers.address(peer)),
+                false => self.peers.wanted(peer, now)?,
+            };
+            (known != to).then_some((peer, to))
         });
         let Some((peer, to)) = wrong else {
             let is_decided = self.peers.stay != Stay::Leaving

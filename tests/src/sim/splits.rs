@@ -2,19 +2,15 @@
 //! never route a key by anything but what a state machine has done.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
 
 use polyraft::sim::SimNode;
-use polyraft::{Error, GroupId, Index, Role};
+use polyraft::{GroupId, Index, Role};
 
 use super::checks::{Verdict, broken};
 use super::machine::{Born, Registers, Shed};
+use super::pending::Pending;
 use super::plan::{Fault, MILLI, Plan};
 use super::world::{Event, Phase, World};
-
-type Done = Pin<Box<dyn Future<Output = Result<(), Error>>>>;
 
 /// All that is known of splits.
 pub(super) struct Splits {
@@ -37,15 +33,8 @@ pub(super) struct Splits {
     blank: BTreeMap<GroupId, BTreeSet<u64>>,
     /// Children that were durable on a node when their parents let go of them.
     kept: BTreeSet<(u64, GroupId)>,
-    attempts: Vec<Attempt>,
-}
-
-/// A split that a node was asked for.
-struct Attempt {
-    node: u64,
-    parent: GroupId,
-    child: GroupId,
-    done: Done,
+    /// Parents and children.
+    attempts: Pending<(GroupId, GroupId)>,
 }
 
 impl Splits {
@@ -61,7 +50,7 @@ impl Splits {
             came_from: BTreeMap::new(),
             blank: BTreeMap::new(),
             kept: BTreeSet::new(),
-            attempts: Vec::new(),
+            attempts: Pending::default(),
         }
     }
 
@@ -125,7 +114,7 @@ impl Splits {
 
     /// A node is gone, and with it what was asked of it.
     pub(super) fn lost(&mut self, node: u64) {
-        self.attempts.retain(|attempt| attempt.node != node);
+        self.attempts.lost(node);
     }
 
     /// Whether a node has lost a child that was durable there.
@@ -186,30 +175,15 @@ impl World {
             format!("is asked to split {child} off from key {key}")
         });
         let handle = sim.node().group(parent.0);
-        let done: Done =
-            Box::pin(async move { handle.split(child.0, vec![key]).await.map(|_| ()) });
-        self.splits.attempts.push(Attempt {
-            node,
-            parent,
-            child,
-            done,
-        });
+        let done = Box::pin(async move { handle.split(child.0, vec![key]).await.map(|_| ()) });
+        self.splits.attempts.push(node, (parent, child), done);
         self.poll_splits(node);
         true
     }
 
     /// Looks whether what a node was asked for is done.
     pub(super) fn poll_splits(&mut self, node: u64) {
-        let mut attempts = std::mem::take(&mut self.splits.attempts);
-        attempts.retain_mut(|attempt| {
-            if attempt.node != node {
-                return true;
-            }
-            let mut context = Context::from_waker(Waker::noop());
-            let Poll::Ready(done) = attempt.done.as_mut().poll(&mut context) else {
-                return true;
-            };
-            let (parent, child) = (attempt.parent, attempt.child);
+        for ((parent, child), done) in self.splits.attempts.take_answers(node) {
             self.trace.group(self.now, node, parent, || {
                 format!("is done with the split of {child}: {done:?}")
             });
@@ -221,9 +195,7 @@ impl World {
                 Ok(()) => self.counts.splits += 1,
                 Err(_) => {}
             }
-            false
-        });
-        self.splits.attempts.append(&mut attempts);
+        }
     }
 
     /// A state machine gave a part of its state.

@@ -1,0 +1,52 @@
+//! What nodes were asked for and have not answered. Who asked is gone when the node is.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use polyraft::Error;
+
+/// An answer that is on its way.
+pub(super) type Done = Pin<Box<dyn Future<Output = Result<(), Error>>>>;
+
+/// What nodes were asked for, each with a note of what it was.
+pub(super) struct Pending<T>(Vec<(u64, T, Done)>);
+
+impl<T> Default for Pending<T> {
+    fn default() -> Self {
+        Pending(Vec::new())
+    }
+}
+
+impl<T> Pending<T> {
+    /// A node was asked.
+    pub(super) fn push(&mut self, node: u64, what: T, done: Done) {
+        self.0.push((node, what, done));
+    }
+
+    /// Takes what a node has answered, in the order in which it was asked.
+    pub(super) fn take_answers(&mut self, node: u64) -> Vec<(T, Result<(), Error>)> {
+        let mut answers = Vec::new();
+        let asked = std::mem::take(&mut self.0);
+        for (at, what, mut done) in asked {
+            let mut context = Context::from_waker(Waker::noop());
+            if at == node
+                && let Poll::Ready(answer) = done.as_mut().poll(&mut context)
+            {
+                answers.push((what, answer));
+            } else {
+                self.0.push((at, what, done));
+            }
+        }
+        answers
+    }
+
+    /// A node is gone, and with it what was asked of it.
+    pub(super) fn lost(&mut self, node: u64) {
+        self.0.retain(|(at, ..)| *at != node);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
