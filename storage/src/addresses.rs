@@ -16,10 +16,10 @@ use crate::error::StorageError;
 const ADDRESSES: &str = "addresses";
 const MAGIC: &[u8; 8] = b"PRADDRS1";
 /// Magic and count.
-const HEADER_BYTES: usize = 16;
+pub(crate) const HEADER_BYTES: usize = 16;
 /// Kind, port and IP address.
 const ADDRESS_BYTES: usize = 24;
-const CHANGE_BYTES: usize = 8 + 2 * ADDRESS_BYTES;
+pub(crate) const CHANGE_BYTES: usize = 8 + 2 * ADDRESS_BYTES;
 
 /// What became of a peer while a node ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +77,7 @@ impl Addresses {
     }
 }
 
-fn encode(changes: &BTreeMap<NodeId, AddressChange>) -> Vec<u8> {
+pub(crate) fn encode(changes: &BTreeMap<NodeId, AddressChange>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES + changes.len() * CHANGE_BYTES + 4);
     bytes.extend_from_slice(MAGIC);
     bytes.put_u64_le(changes.len() as u64);
@@ -103,7 +103,7 @@ fn put_address(bytes: &mut Vec<u8>, address: Option<SocketAddr>) {
     bytes.extend_from_slice(&ip);
 }
 
-fn parse(bytes: &[u8]) -> Option<BTreeMap<NodeId, AddressChange>> {
+pub(crate) fn parse(bytes: &[u8]) -> Option<BTreeMap<NodeId, AddressChange>> {
     if bytes.len() < HEADER_BYTES || &bytes[..8] != MAGIC {
         return None;
     }

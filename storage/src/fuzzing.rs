@@ -7,6 +7,7 @@
 use bytes::BytesMut;
 use polyraft_raft::Index;
 
+use crate::addresses;
 use crate::block::{BLOCK_HEADER_BYTES, BLOCK_MAGIC, EntryBlock, pack, u16_at, u32_at};
 use crate::checkpoint::{Held, Loaded, Section, load};
 use crate::data_dir::Identity;
@@ -243,7 +244,7 @@ pub fn files(data: &[u8]) {
             seal(bytes, 0..end, end);
         }
     };
-    match (data[0] >> 1) % 4 {
+    match (data[0] >> 1) % 5 {
         0 => {
             if bytes.len() >= 56 {
                 let listed = crate::block::u64_at(&bytes, 48).min(1 << 20) as usize;
@@ -273,6 +274,17 @@ pub fn files(data: &[u8]) {
                 let again = meta.encode();
                 assert!(length <= bytes.len());
                 assert_eq!(SnapshotMeta::parse(&again), Ok((meta, again.len())));
+            }
+        }
+        3 => {
+            if bytes.len() >= addresses::HEADER_BYTES {
+                let listed = crate::block::u64_at(&bytes, 8).min(1 << 20) as usize;
+                let end = addresses::HEADER_BYTES + addresses::CHANGE_BYTES * listed;
+                sealed(&mut bytes, end);
+            }
+            if let Some(changes) = addresses::parse(&bytes) {
+                let again = addresses::encode(&changes);
+                assert_eq!(addresses::parse(&again), Some(changes));
             }
         }
         _ => {
@@ -312,6 +324,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::addresses::AddressChange;
     use crate::batch::Lsn;
     use crate::block::EntryKind;
     use crate::checkpoint::{CheckpointHeader, Position, ReplayFrom};
@@ -338,6 +351,7 @@ mod tests {
                 ("files", "identity") => Identity::parse(bytes).is_some(),
                 ("files", "peers") => peers::parse(bytes).is_some(),
                 ("files", "snapshot") => SnapshotMeta::parse(bytes).is_ok(),
+                ("files", "addresses") => addresses::parse(bytes).is_some(),
                 ("files", _) => parse_trailer(bytes).is_ok(),
                 (_, "records" | "moved") => Records::new(bytes, true).all(|record| record.is_ok()),
                 ("segment", _) => {
@@ -441,6 +455,16 @@ mod tests {
             last: position,
             configuration: joint.clone(),
         };
+        let at = |text: &str| Some(text.parse().unwrap());
+        let other = AddressChange {
+            given: at("10.0.0.3:9000"),
+            now: at("[fe80::2]:7"),
+        };
+        let removed = AddressChange {
+            given: at("10.0.0.4:9000"),
+            now: None,
+        };
+        let elsewhere = [(NodeId(3), other), (NodeId(4), removed)].into();
         vec![
             ("files", "identity", file(0, &identity.encode())),
             (
@@ -449,7 +473,8 @@ mod tests {
                 file(1, &peers::encode(8, &[(NodeId(2), peer)].into())),
             ),
             ("files", "snapshot", file(2, &meta.encode())),
-            ("files", "trailer", file(3, &trailer(4096, 99))),
+            ("files", "addresses", file(3, &addresses::encode(&elsewhere))),
+            ("files", "trailer", file(4, &trailer(4096, 99))),
             ("block", "equal", seed(&equal)),
             ("block", "varied", seed(&varied)),
             ("block", "noop", seed(&noop)),

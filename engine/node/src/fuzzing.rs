@@ -5,7 +5,9 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::config::Config;
+use crate::merge::{MergeAnswer, MergeCommand};
 use crate::sessions::{self, Command, SECTION_HEAD_BYTES, Table};
+use crate::split::SplitEntry;
 use crate::wire::{self, Record, Records, WireError};
 
 fn decode_all(frame: &Bytes) -> Vec<Result<Record<'_>, WireError>> {
@@ -142,6 +144,20 @@ fn table_of(body: &[u8]) -> Option<Box<Table>> {
     sessions::read_section(&mut &section[..]).ok().flatten()
 }
 
+/// Entries that split a group or merge it into another one, and the answers to these. What is read comes back as it was when
+/// written again.
+pub fn entries(data: &[u8]) {
+    if let Some(entry) = SplitEntry::parse(data) {
+        assert_eq!(SplitEntry::parse(&entry.encode()), Some(entry));
+    }
+    if let Some(command) = MergeCommand::parse(data) {
+        assert_eq!(MergeCommand::parse(&command.encode()), Some(command));
+    }
+    if let Some(answer) = MergeAnswer::parse(data) {
+        assert_eq!(MergeAnswer::parse(&answer.encode()), Some(answer));
+    }
+}
+
 /// A configuration file. What is accepted is within its own rules and is read back from its own text; what is
 /// refused says why.
 pub fn config(data: &[u8]) {
@@ -174,6 +190,7 @@ mod tests {
     use crate::error::Error;
     use crate::event::Reign;
     use crate::liveness::Beat;
+    use crate::merge::Step;
     use crate::sessions::{Deduplication, Opener, Payload, Position, ProposalNumber, SessionId};
     use crate::wire::{Chunk, Fate, Found, Grounds, Refusal, SnapshotId, Wants};
 
@@ -181,6 +198,7 @@ mod tests {
     fn kept_inputs_do_no_harm() {
         kept::try_all("wire", records);
         kept::try_all("sessions", sessions);
+        kept::try_all("entries", entries);
         kept::try_all("config", config);
     }
 
@@ -192,10 +210,73 @@ mod tests {
             let decodes = match target {
                 "wire" => decode_all(&data.into()).iter().all(Result::is_ok),
                 "sessions" => Command::parse(&data).is_some() || table_of(&data).is_some(),
+                "entries" => {
+                    SplitEntry::parse(&data).is_some()
+                        || MergeCommand::parse(&data).is_some()
+                        || MergeAnswer::parse(&data).is_some()
+                }
                 _ => Config::from_toml_str(&String::from_utf8(data).unwrap()).is_ok(),
             };
             assert!(decodes, "{target}/{name}");
         }
+    }
+
+    /// Entries about splits and merges, by what they ask for.
+    fn entry_seeds() -> Vec<(&'static str, Vec<u8>)> {
+        let (child, attempt) = (GroupId(8), Index(9));
+        let split = SplitEntry {
+            child,
+            life: Life::FIRST,
+            members: Configuration::simple([1, 2, 3].map(NodeId)),
+            argument: Bytes::from_static(b"m"),
+        };
+        let go = |step| MergeCommand::Go {
+            source: child,
+            life: Life::FIRST,
+            target_life: Life::FIRST,
+            attempt,
+            step,
+        };
+        let part = Step::Part {
+            stream: 3,
+            offset: 0,
+            bytes: b"state",
+        };
+        let take = Step::Take {
+            stream: 3,
+            length: 5,
+            crc: 7,
+        };
+        let open = MergeCommand::Open {
+            source: child,
+            life: Life::FIRST,
+            number: 2,
+            argument: b"m",
+        };
+        let freeze = MergeCommand::Freeze {
+            target: GroupId(7),
+            life: Life::FIRST,
+            attempt,
+        };
+        let opened = MergeAnswer::Opened {
+            attempt,
+            life: Life::FIRST,
+            is_welcome: true,
+        };
+        let commands = [
+            ("open", open),
+            ("freeze", freeze),
+            ("thaw", MergeCommand::Thaw { attempt }),
+            ("part", go(part)),
+            ("take", go(take)),
+            ("refuse", go(Step::Refuse)),
+        ];
+        let commands = commands.map(|(name, command)| (name, command.encode().to_vec()));
+        let others = [
+            ("split", split.encode().to_vec()),
+            ("opened", opened.encode().to_vec()),
+        ];
+        commands.into_iter().chain(others).collect()
     }
 
     /// Two numbers of a session that were applied, one with a reply.
@@ -395,7 +476,9 @@ mod tests {
         let chunk = Chunk::new(0, Bytes::from_static(b"state"));
         wire::put_snapshot_chunk(&mut snapshots, group, id, &chunk);
         wire::put_snapshot_refused(&mut snapshots, group, id, Refusal::Damaged);
-        vec![
+        let entries = entry_seeds().into_iter();
+        let entries = entries.map(|(name, data)| ("entries", name, data));
+        let seeds = vec![
             ("wire", "raft", raft.to_vec()),
             ("wire", "snapshots", snapshots.to_vec()),
             ("wire", "forwards", forwards.to_vec()),
@@ -419,6 +502,7 @@ mod tests {
                 "few",
                 b"[shards]\ncount = 2\n[wal]\nsegment_bytes = \"128MiB\"\n".to_vec(),
             ),
-        ]
+        ];
+        seeds.into_iter().chain(entries).collect()
     }
 }
