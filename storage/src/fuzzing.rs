@@ -473,7 +473,11 @@ mod tests {
                 file(1, &peers::encode(8, &[(NodeId(2), peer)].into())),
             ),
             ("files", "snapshot", file(2, &meta.encode())),
-            ("files", "addresses", file(3, &addresses::encode(&elsewhere))),
+            (
+                "files",
+                "addresses",
+                file(3, &addresses::encode(&elsewhere)),
+            ),
             ("files", "trailer", file(4, &trailer(4096, 99))),
             ("block", "equal", seed(&equal)),
             ("block", "varied", seed(&varied)),

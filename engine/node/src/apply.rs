@@ -795,7 +795,6 @@ fn answer_sessions(
     }
 }
 
-/// The entries are committed, but their replies are lost with the state machine.
 /// Answers those who wait for an entry that is applied alone. Whoever proposed another one in its place hears that it lost.
 fn answer_alone(
     waiting: impl Iterator<Item = WaitingReply>,
@@ -812,6 +811,7 @@ fn answer_alone(
     }
 }
 
+/// The entries are committed, but their replies are lost with the state machine.
 fn refuse(waiting: impl Iterator<Item = WaitingReply>, reason: &str) {
     for WaitingReply { reply, .. } in waiting {
         reply.answer(Err(Error::Fault {

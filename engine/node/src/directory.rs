@@ -80,18 +80,13 @@ impl Directory {
 
     /// A replica of a group is here. What an earlier life of it became says nothing about this one.
     pub(crate) fn note_life(&self, group: GroupId, life: Life) {
-        let is_earlier =
-            |known: Option<&(Life, GroupId)>| known.is_some_and(|known| known.0 < life);
-        if is_earlier(self.merged.read().get(&group)) {
-            self.merged.write().remove(&group);
+        if self.merged.read().contains_key(&group) {
+            // Another shard may have noted a later life in between.
+            let mut merged = self.merged.write();
+            if merged.get(&group).is_some_and(|known| known.0 < life) {
+                merged.remove(&group);
+            }
         }
-    }
-
-    /// Whether a group that was merged into this one still has a replica here.
-    pub(crate) fn has_source_here(&self, target: GroupId) -> bool {
-        let (merged, cells) = (self.merged.read(), self.cells.read());
-        let mut merged = merged.iter();
-        merged.any(|(source, (_, into))| *into == target && cells.contains_key(source))
     }
 
     /// The last life of a group that ended in another group, and which one that is.

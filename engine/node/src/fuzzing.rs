@@ -258,6 +258,13 @@ mod tests {
             life: Life::FIRST,
             attempt,
         };
+        let ask = MergeCommand::AskHeir {
+            target: GroupId(7),
+            target_life: Life::FIRST,
+            source: child,
+            life: Life::FIRST,
+            attempt,
+        };
         let opened = MergeAnswer::Opened {
             attempt,
             life: Life::FIRST,
@@ -270,6 +277,7 @@ mod tests {
             ("part", go(part)),
             ("take", go(take)),
             ("refuse", go(Step::Refuse)),
+            ("ask-heir", ask),
         ];
         let commands = commands.map(|(name, command)| (name, command.encode().to_vec()));
         let others = [

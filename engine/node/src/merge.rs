@@ -54,6 +54,15 @@ pub(crate) enum MergeCommand<'a> {
         attempt: Index,
         step: Step<'a>,
     },
+    // ---- in the log of the group that the target has become a part of ----
+    /// Say what became of an attempt in the target, from what that knew in the end.
+    AskHeir {
+        target: GroupId,
+        target_life: Life,
+        source: GroupId,
+        life: Life,
+        attempt: Index,
+    },
 }
 
 /// What is to be done about an attempt.
@@ -139,6 +148,20 @@ impl MergeCommand<'_> {
                     Step::Refuse => {}
                 }
             }
+            MergeCommand::AskHeir {
+                target,
+                target_life,
+                source,
+                life,
+                attempt,
+            } => {
+                out.put_u8(7);
+                out.put_u64_le(target.0);
+                out.put_u32_le(target_life.get());
+                out.put_u64_le(source.0);
+                out.put_u32_le(life.get());
+                out.put_u64_le(attempt.0);
+            }
         }
         out.freeze()
     }
@@ -180,6 +203,13 @@ impl MergeCommand<'_> {
                     },
                     _ => Step::Refuse,
                 },
+            },
+            7 => MergeCommand::AskHeir {
+                target: group(&mut rest)?,
+                target_life: life(&mut rest)?,
+                source: group(&mut rest)?,
+                life: life(&mut rest)?,
+                attempt: index(&mut rest)?,
             },
             _ => return None,
         };
@@ -312,6 +342,13 @@ mod tests {
                 crc: 5,
             }),
             go(Step::Refuse),
+            MergeCommand::AskHeir {
+                target: GroupId(8),
+                target_life: life(2),
+                source: GroupId(7),
+                life: life(1),
+                attempt: Index(9),
+            },
         ];
         for command in commands {
             let bytes = command.encode();
@@ -321,7 +358,7 @@ mod tests {
                 assert_eq!(MergeCommand::parse(&bytes[..cut]), None, "{command:?}");
             }
         }
-        for kind in [0, 7] {
+        for kind in [0, 8] {
             assert_eq!(MergeCommand::parse(&[kind; 60]), None);
         }
         let answers = [

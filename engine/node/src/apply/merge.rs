@@ -180,10 +180,11 @@ impl<M: StateMachine> Applier<M> {
         let table = self.sessions.entry(group).or_default();
         let table = table.get_or_insert_default();
         table.spend_shared();
-        if let Some(theirs) = theirs {
-            table.absorb(index, whole.source, &theirs);
+        if let Some(theirs) = &theirs {
+            table.absorb(index, whole.source, theirs);
         }
-        Ok(table.with_merges(|merges| merges.note_merged(whole, index)))
+        let known = theirs.as_ref().and_then(|theirs| theirs.merges());
+        Ok(table.with_merges(|merges| merges.note_merged(whole, known, index)))
     }
 
     /// A group is split at `index`: what it was going to take may not fit any more, and its sessions are shared.
@@ -210,7 +211,7 @@ impl<M: StateMachine> Applier<M> {
         match frozen {
             Ok(state) => {
                 let table = self.sessions.get(&group).and_then(Option::as_deref);
-                let table = table.map(|table| table.for_another());
+                let table = table.map(|table| table.for_target());
                 let state = sessions::with_section(sessions::section(table.as_ref()), state);
                 self.keeper_of(group).send(Job::Gather {
                     group,

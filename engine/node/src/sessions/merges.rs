@@ -29,6 +29,8 @@ pub(crate) struct Merges {
     merged: BTreeMap<GroupId, Merged>,
     /// Whatever was merged by attempts that were opened later than here is among that.
     forgotten: Index,
+    /// What groups that are parts of this one, perhaps by way of others, knew of what was merged into them.
+    inherited: BTreeMap<GroupId, Inherited>,
     /// Where the group was split the last time: a copy of the sessions of that moment went its own way.
     split_at: Index,
     /// Sessions that take no number any more which they have not applied. What comes back with a merged group may have been
@@ -53,6 +55,16 @@ struct Merged {
     life: Life,
     attempt: Index,
     at: Index,
+}
+
+/// What a group that is a part of another one knew in the end of what was merged into it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Inherited {
+    life: Life,
+    /// Where this came here.
+    at: Index,
+    merged: BTreeMap<GroupId, Merged>,
+    forgotten: Index,
 }
 
 /// A state that is whole.
@@ -99,6 +111,10 @@ impl Merges {
     ) -> Decision {
         Decision::Answer(match *command {
             MergeCommand::Freeze { .. } if self.frozen.is_some() => MergeAnswer::Refused,
+            // It is a part of this one, and was frozen before: it can't have taken this one.
+            MergeCommand::Freeze { target, life, .. } if self.has_merged(target, life) => {
+                MergeAnswer::Refused
+            }
             MergeCommand::Freeze {
                 target,
                 life,
@@ -132,13 +148,42 @@ impl Merges {
                 step,
                 ..
             } => return self.go(source, life, attempt, step),
+            MergeCommand::AskHeir {
+                target,
+                target_life,
+                source,
+                life,
+                attempt,
+            } => match self.inherited.get(&target) {
+                Some(known) if known.life == target_life => {
+                    became(&known.merged, known.forgotten, (source, life), attempt)
+                }
+                _ => MergeAnswer::Forgotten,
+            },
         })
+    }
+
+    fn has_merged(&self, source: GroupId, life: Life) -> bool {
+        let merged = self.merged.get(&source);
+        merged.is_some_and(|merged| merged.life >= life)
     }
 
     /// The group is split at `index`: it may not be able to take what it was asked to.
     pub(crate) fn note_split(&mut self, index: Index) {
         self.split_at = index;
         self.open.clear();
+    }
+
+    /// What goes to the group that this one becomes a part of.
+    pub(super) fn of_source(&self) -> Option<Merges> {
+        let known = Merges {
+            spent: self.spent.clone(),
+            merged: self.merged.clone(),
+            forgotten: self.forgotten,
+            inherited: self.inherited.clone(),
+            ..Merges::default()
+        };
+        (!known.is_empty()).then_some(known)
     }
 
     /// What a group that is split off begins with: what it was asked for is asked of the group that stays.
@@ -222,15 +267,8 @@ impl Merges {
     fn go(&mut self, source: GroupId, life: Life, at: Index, step: Step<'_>) -> Decision {
         let is_it = |known: &&mut Attempt| (known.source, known.life) == (source, life);
         let Some(attempt) = self.open.get_mut(&at).filter(is_it) else {
-            return Decision::Answer(match self.merged.get(&source) {
-                Some(merged) if (merged.life, merged.attempt) == (life, at) => {
-                    MergeAnswer::Merged { at: merged.at }
-                }
-                // What became of an earlier life is not known any more.
-                Some(merged) if merged.life > life => MergeAnswer::Forgotten,
-                _ if at <= self.forgotten => MergeAnswer::Forgotten,
-                _ => MergeAnswer::Refused,
-            });
+            let answer = became(&self.merged, self.forgotten, (source, life), at);
+            return Decision::Answer(answer);
         };
         let gathers = |attempt: &Attempt| MergeAnswer::Gathered {
             bytes: attempt.state.len() as u64,
@@ -301,8 +339,14 @@ impl Merges {
         }
     }
 
-    /// The state was taken by the entry at `index`.
-    pub(crate) fn note_merged(&mut self, whole: &Whole, index: Index) -> MergeAnswer {
+    /// The state was taken by the entry at `index`, with what the source knew of merges.
+    pub(crate) fn note_merged(
+        &mut self,
+        whole: &Whole,
+        known: Option<&Merges>,
+        index: Index,
+    ) -> MergeAnswer {
+        self.inherit(whole, known, index);
         let merged = Merged {
             life: whole.life,
             attempt: whole.attempt,
@@ -318,6 +362,35 @@ impl Merges {
             self.forgotten = self.forgotten.max(attempt);
         }
         MergeAnswer::Merged { at: index }
+    }
+
+    /// Whoever was to be merged into the source asks here what became of that.
+    fn inherit(&mut self, whole: &Whole, known: Option<&Merges>, at: Index) {
+        let none = Merges::default();
+        let known = known.unwrap_or(&none);
+        let own = Inherited {
+            life: whole.life,
+            at,
+            merged: known.merged.clone(),
+            forgotten: known.forgotten,
+        };
+        for (group, more) in &known.inherited {
+            let is_later = |here: &Inherited| here.life >= more.life;
+            if !self.inherited.get(group).is_some_and(is_later) {
+                let more = Inherited { at, ..more.clone() };
+                self.inherited.insert(*group, more);
+            }
+        }
+        self.inherited.insert(whole.source, own);
+        let weight = |inherited: &BTreeMap<GroupId, Inherited>| -> usize {
+            inherited.values().map(|more| 1 + more.merged.len()).sum()
+        };
+        while weight(&self.inherited) > MOST_MERGED
+            && let Some(oldest) = self.inherited.iter().min_by_key(|(_, more)| more.at)
+        {
+            let oldest = *oldest.0;
+            self.inherited.remove(&oldest);
+        }
     }
 
     // ---- in snapshots ----
@@ -337,12 +410,14 @@ impl Merges {
         out.put_u64_le(self.split_at.0);
         out.put_u32_le(self.spent.len() as u32);
         self.spent.iter().for_each(|id| out.put_u64_le(*id));
-        out.put_u32_le(self.merged.len() as u32);
-        for (source, merged) in &self.merged {
-            out.put_u64_le(source.0);
-            out.put_u32_le(merged.life.get());
-            out.put_u64_le(merged.attempt.0);
-            out.put_u64_le(merged.at.0);
+        put_merged(out, &self.merged);
+        out.put_u32_le(self.inherited.len() as u32);
+        for (group, known) in &self.inherited {
+            out.put_u64_le(group.0);
+            out.put_u32_le(known.life.get());
+            out.put_u64_le(known.at.0);
+            out.put_u64_le(known.forgotten.0);
+            put_merged(out, &known.merged);
         }
         out.put_u32_le(self.open.len() as u32);
         for (at, attempt) in &self.open {
@@ -383,21 +458,20 @@ impl Merges {
             }
             merges.spent.insert(id);
         }
-        let mut before = None;
+        merges.merged = merged_of(rest)?;
         for _ in 0..rest.try_get_u32_le().ok()? {
-            let source = merge::group(rest)?;
-            let merged = Merged {
+            let group = merge::group(rest)?;
+            let known = Inherited {
                 life: merge::life(rest)?,
-                attempt: merge::index(rest)?,
                 at: merge::index(rest)?,
+                forgotten: Index(rest.try_get_u64_le().ok()?),
+                merged: merged_of(rest)?,
             };
-            if before
-                .replace(source)
-                .is_some_and(|before| before >= source)
-            {
+            let last = merges.inherited.last_key_value();
+            if last.is_some_and(|(last, _)| *last >= group) {
                 return None;
             }
-            merges.merged.insert(source, merged);
+            merges.inherited.insert(group, known);
         }
         let mut before = None;
         for _ in 0..rest.try_get_u32_le().ok()? {
@@ -428,6 +502,54 @@ impl Merges {
         }
         (rest.is_empty() && !merges.is_empty()).then_some(merges)
     }
+}
+
+/// What became of an attempt that is not open.
+fn became(
+    merged: &BTreeMap<GroupId, Merged>,
+    forgotten: Index,
+    (source, life): (GroupId, Life),
+    attempt: Index,
+) -> MergeAnswer {
+    match merged.get(&source) {
+        Some(merged) if (merged.life, merged.attempt) == (life, attempt) => {
+            MergeAnswer::Merged { at: merged.at }
+        }
+        // What became of an earlier life is not known any more.
+        Some(merged) if merged.life > life => MergeAnswer::Forgotten,
+        _ if attempt <= forgotten => MergeAnswer::Forgotten,
+        _ => MergeAnswer::Refused,
+    }
+}
+
+fn put_merged(out: &mut Vec<u8>, all: &BTreeMap<GroupId, Merged>) {
+    out.put_u32_le(all.len() as u32);
+    for (source, merged) in all {
+        out.put_u64_le(source.0);
+        out.put_u32_le(merged.life.get());
+        out.put_u64_le(merged.attempt.0);
+        out.put_u64_le(merged.at.0);
+    }
+}
+
+fn merged_of(rest: &mut &[u8]) -> Option<BTreeMap<GroupId, Merged>> {
+    let mut all = BTreeMap::new();
+    for _ in 0..rest.try_get_u32_le().ok()? {
+        let source = merge::group(rest)?;
+        let merged = Merged {
+            life: merge::life(rest)?,
+            attempt: merge::index(rest)?,
+            at: merge::index(rest)?,
+        };
+        if all
+            .last_key_value()
+            .is_some_and(|(last, _)| *last >= source)
+        {
+            return None;
+        }
+        all.insert(source, merged);
+    }
+    Some(all)
 }
 
 #[cfg(test)]
@@ -481,7 +603,7 @@ mod tests {
     fn answer(merges: &mut Merges, index: u64, command: MergeCommand<'_>) -> MergeAnswer {
         match merges.decide(LIFE, Index(index), &command) {
             Decision::Answer(answer) => answer,
-            Decision::Take(whole) => merges.note_merged(&whole, Index(index)),
+            Decision::Take(whole) => merges.note_merged(&whole, None, Index(index)),
         }
     }
 
@@ -551,7 +673,7 @@ mod tests {
             argument: Vec::new(),
             state: Vec::new(),
         };
-        merges.note_merged(&whole, Index(8));
+        merges.note_merged(&whole, None, Index(8));
         let of_other = MergeCommand::Go {
             source: GroupId(70),
             life: LIFE,
@@ -641,6 +763,64 @@ mod tests {
         answer(&mut merges, 17, thaw(70));
         merges.split_at = Index::ZERO;
         assert!(merges.is_empty());
+    }
+
+    /// Before, nobody could say it any more, and the source stayed frozen.
+    #[test]
+    fn who_takes_a_group_says_what_became_of_those_that_were_to_be_merged_into_it() {
+        let (target, heir) = (GroupId(9), GroupId(10));
+        let mut merges = Merges::default();
+        answer(&mut merges, 3, open(1));
+        answer(&mut merges, 4, take(3, 0, b""));
+        answer(&mut merges, 5, open(2));
+        let whole = |source| Whole {
+            source,
+            life: LIFE,
+            attempt: Index(70),
+            argument: Vec::new(),
+            state: Vec::new(),
+        };
+        let mut first = Merges::default();
+        first.note_merged(&whole(target), merges.of_source().as_ref(), Index(80));
+        let mut second = Merges::default();
+        second.note_merged(&whole(heir), first.of_source().as_ref(), Index(90));
+        let mut bytes = Vec::new();
+        second.encode(&mut bytes);
+        assert_eq!(Merges::decode(&bytes), Some(second.clone()));
+        for mut known in [first, second] {
+            let mut ask = |source, target_life, attempt| {
+                let command = MergeCommand::AskHeir {
+                    target,
+                    target_life,
+                    source,
+                    life: LIFE,
+                    attempt: Index(attempt),
+                };
+                answer(&mut known, 99, command)
+            };
+            let merged = MergeAnswer::Merged { at: Index(4) };
+            assert_eq!(ask(SOURCE, LIFE, 3), merged);
+            assert_eq!(ask(SOURCE, LIFE, 5), MergeAnswer::Refused);
+            assert_eq!(ask(GroupId(70), LIFE, 6), MergeAnswer::Refused);
+            assert_eq!(ask(SOURCE, LIFE.next(), 3), MergeAnswer::Forgotten);
+        }
+    }
+
+    /// Before, two groups that were to take each other could both end.
+    #[test]
+    fn a_group_is_not_frozen_for_one_that_is_a_part_of_it() {
+        let mut merges = Merges::default();
+        answer(&mut merges, 3, open(1));
+        answer(&mut merges, 4, take(3, 0, b""));
+        let freeze = |target, life| MergeCommand::Freeze {
+            target,
+            life,
+            attempt: Index(70),
+        };
+        let refused = MergeAnswer::Refused;
+        assert_eq!(answer(&mut merges, 5, freeze(SOURCE, LIFE)), refused);
+        let later = freeze(SOURCE, LIFE.next());
+        assert_eq!(answer(&mut merges, 6, later), MergeAnswer::Done);
     }
 
     #[test]

@@ -264,9 +264,12 @@ impl Table {
         changed
     }
 
-    /// The sessions for a group that begins with them, or that they go to. What is known of merges is about this group.
-    pub(crate) fn for_another(&self) -> Table {
-        let merges = self.merges.as_ref().and_then(|merges| merges.of_child());
+    /// The sessions for the group that this one becomes a part of.
+    pub(crate) fn for_target(&self) -> Table {
+        self.copy_with(self.merges().and_then(Merges::of_source))
+    }
+
+    fn copy_with(&self, merges: Option<Merges>) -> Table {
         Table {
             sessions: self.sessions.clone(),
             by_activity: self.by_activity.clone(),
@@ -279,7 +282,7 @@ impl Table {
 
     /// The sessions for what is split off at `index`: all of them are shared with the group that stays.
     pub(crate) fn for_child(&self, index: Index) -> Table {
-        let mut child = self.for_another();
+        let mut child = self.copy_with(self.merges().and_then(Merges::of_child));
         child.with_merges(|merges| merges.note_split(index));
         child
     }
@@ -661,7 +664,7 @@ mod tests {
         open(&mut target, 3);
         assert_eq!(propose(&mut target, 4, old, 1), Verdict::Apply);
         target.with_merges(|merges| merges.note_split(Index(5)));
-        let mut child = target.for_another();
+        let mut child = target.for_target();
         assert_eq!(child.merges(), None);
         open(&mut target, 7);
         // A client that got no answer tries again where its key is now.
@@ -693,7 +696,7 @@ mod tests {
         assert_eq!(propose(&mut target, 17, moved, 4), Verdict::Expired);
         assert_eq!(propose(&mut target, 18, moved, 2), Verdict::Seen);
         // What a session has not given it does not take anywhere else either.
-        let further = target.for_another();
+        let further = target.for_target();
         let mut third = Table::default();
         third.absorb(Index(20), GroupId(1), &further);
         let again = old.merged_from(GroupId(1));

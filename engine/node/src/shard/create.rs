@@ -79,8 +79,10 @@ impl Shard {
             (None, None) => None,
         };
         if let Some(existing) = existing {
-            // A damaged log may not say who they are. The others were asked before, and go on without it.
-            let is_unknown = existing.voters().is_empty() && self.log.is_faulty(group);
+            // A damaged log may not say who they are. Such a replica stays, and the others go on without it.
+            let is_unknown = existing.voters().is_empty()
+                && self.log.is_faulty(group)
+                && self.life_of(group) == Some(life);
             // Whom it prefers may have been chosen since.
             let is_same = existing.clone().with_preferred(None) == *configuration;
             return match is_same || is_unknown {

@@ -68,6 +68,8 @@ struct Drive {
     until: Tick,
     /// Whom to ask, if no replica of the target here can be.
     via: Option<NodeId>,
+    /// The group that the target has become a part of.
+    heir: Option<GroupId>,
     part: usize,
     /// Why it comes to nothing, if it does.
     why: String,
@@ -159,8 +161,6 @@ pub(crate) enum MergeEvent {
         target: GroupId,
         sources: Vec<(GroupId, Life)>,
     },
-    /// That is noted. A later life of this group may be here already, about which it says nothing. For the source's shard.
-    SourceNoted { source: GroupId },
 }
 
 impl Merges {
@@ -297,14 +297,6 @@ impl Shard {
             MergeEvent::Absorbed { target, sources } => {
                 for (source, life) in sources {
                     self.shared.directory.note_merged(source, life, target);
-                    let shard = self.shared.shard_of(source);
-                    let event = MergeEvent::SourceNoted { source };
-                    self.shared.tell(shard, ShardEvent::Merge(event));
-                }
-            }
-            MergeEvent::SourceNoted { source } => {
-                if let Some(life) = self.life_of(source) {
-                    self.shared.directory.note_life(source, life);
                 }
             }
         }
@@ -366,6 +358,7 @@ impl Shard {
             pause: PAUSE.0,
             until: self.now.after(self.limits.proposal_timeout),
             via: None,
+            heir: None,
             part: self.part_bytes(),
             why: String::new(),
         };
@@ -396,9 +389,7 @@ impl Shard {
         let term = core.term();
         // What earlier leaders left is applied, so this one knows whether the group is frozen. And no child is left that would
         // still need replicas of this group.
-        let is_settled = core.term_at(core.applied()) == Some(term)
-            // Who was merged into this one and has not heard of it would not find it any more.
-            && !self.shared.directory.has_source_here(source);
+        let is_settled = core.term_at(core.applied()) == Some(term);
         Ok((is_settled && !self.is_splitting(slot)).then_some(term))
     }
 
@@ -455,6 +446,7 @@ impl Shard {
                 pause: PAUSE.0,
                 until: self.now.after(PATIENCE * self.limits.proposal_timeout),
                 via: None,
+                heir: None,
                 part: self.part_bytes(),
                 why: String::new(),
             };
@@ -500,8 +492,8 @@ impl Shard {
                 }
                 Ok(_) if now < drive.until => drive.look_at = Some(now.after(LOOK_AGAIN)),
                 Ok(_) => {
-                    let why = "the group's log was not applied, a child of it had no leader, or a group that was merged into it \
-                               has not ended, in time";
+                    let why =
+                        "the group's log was not applied, or a child of it had no leader, in time";
                     return self.give_up(drive, refused(why));
                 }
                 Err(error) => return self.give_up(drive, error),
@@ -515,10 +507,6 @@ impl Shard {
                         drive.why = "the target has not taken the state in time".to_owned();
                         *work = Work::Refusing;
                         self.ask_target(source, &mut drive);
-                    }
-                    // It may have taken a group between the last look and the entry that froze it.
-                    Work::Preparing if self.shared.directory.has_source_here(source) => {
-                        drive.look_at = Some(now.after(LOOK_AGAIN));
                     }
                     Work::Preparing => {
                         let task = Task::GiveState {

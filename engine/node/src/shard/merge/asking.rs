@@ -43,7 +43,20 @@ impl Shard {
             attempt: frozen.attempt,
             step,
         };
-        let (command, target_life) = match &drive.stage {
+        let (command, asked) = match &drive.stage {
+            Stage::Frozen(frozen, work)
+                if let Some(heir) = drive.heir
+                    && !matches!(work, Work::Thawing) =>
+            {
+                let command = MergeCommand::AskHeir {
+                    target: drive.target,
+                    target_life: frozen.life,
+                    source,
+                    life: drive.life,
+                    attempt: frozen.attempt,
+                };
+                (command, (heir, Life::FIRST))
+            }
             Stage::Opening { number } => (
                 MergeCommand::Open {
                     source,
@@ -51,9 +64,11 @@ impl Shard {
                     number: *number,
                     argument: &drive.argument,
                 },
-                Life::FIRST,
+                (drive.target, Life::FIRST),
             ),
-            Stage::Frozen(frozen, Work::Refusing) => (go(frozen, Step::Refuse), frozen.life),
+            Stage::Frozen(frozen, Work::Refusing) => {
+                (go(frozen, Step::Refuse), (drive.target, frozen.life))
+            }
             Stage::Frozen(
                 frozen,
                 Work::Sending {
@@ -77,7 +92,7 @@ impl Shard {
                         crc: crc32c::crc32c(state),
                     }
                 };
-                (go(frozen, step), frozen.life)
+                (go(frozen, step), (drive.target, frozen.life))
             }
             _ => return,
         };
@@ -86,7 +101,7 @@ impl Shard {
         let inbox = self.shared.inboxes[self.index].clone();
         let reply = ReplyTo::merge(source, number, inbox);
         drive.asked = number;
-        self.send_to_target((drive.target, target_life), drive.via, payload, reply);
+        self.send_to_target(asked, drive.via, payload, reply);
     }
 
     fn send_to_target(
@@ -304,6 +319,13 @@ impl Shard {
                     _ => LOST,
                 }));
                 return None;
+            }
+            Stage::Frozen(..)
+                if let Error::Merging { into } = error
+                    && drive.heir != Some(into) =>
+            {
+                // What the target knew, that group knows.
+                (drive.heir, drive.via) = (Some(into), None);
             }
             _ => {
                 drive.via = self.next_to_ask(drive.via, &error);
