@@ -268,7 +268,7 @@ fn node(cluster: &Cluster<Bulk>, id: u64) -> Result<Node<Bulk>> {
     found.with_context(|| format!("node {id} does not run"))
 }
 
-/// Proposes until it is committed. It may be applied twice: the payload must be one that does no more then than once.
+/// Proposes until it is committed. It may be applied twice: what the payload does once, it must do twice.
 async fn propose(node: &Node<Bulk>, group: u64, payload: Bytes) -> Result<()> {
     let group = node.group(group);
     wait(async || match group.propose(payload.clone()).await {

@@ -85,6 +85,10 @@ pub struct Sum {
     repaired: u64,
     corrupted: u64,
     outlasted: u64,
+    lost: u64,
+    duplicated: u64,
+    overtaken: u64,
+    failed_recoveries: u64,
     lives: u64,
     splits: u64,
     merges: u64,
@@ -125,6 +129,10 @@ impl Sum {
         self.repaired += counts.repaired;
         self.corrupted += counts.corrupted;
         self.outlasted += counts.outlasted;
+        self.lost += counts.lost;
+        self.duplicated += counts.duplicated;
+        self.overtaken += counts.overtaken;
+        self.failed_recoveries += counts.failed_recoveries;
         self.lives += counts.lives;
         self.splits += counts.splits;
         self.merges += counts.merges;
@@ -155,7 +163,14 @@ impl Sum {
         let faults = faults.map(|(fault, count)| (format!("{fault:?}"), count));
         let others = [
             ("a connection broken by a pause".to_owned(), self.outlasted),
+            ("a frame lost".to_owned(), self.lost),
+            ("a frame that came twice".to_owned(), self.duplicated),
+            ("a frame that overtook another".to_owned(), self.overtaken),
             ("a restart".to_owned(), self.restarts),
+            (
+                "a start that the power cut short".to_owned(),
+                self.failed_recoveries,
+            ),
             ("a restored state machine".to_owned(), self.restored),
             ("a snapshot of another node".to_owned(), self.transferred),
             ("a resumed transfer".to_owned(), self.resumed),

@@ -457,6 +457,13 @@ impl GroupChecks {
                 granted: true,
             } => self.gave_vote(group, node, term, to),
             Message::Vote { term, .. } => self.gave_vote(group, node, term, node),
+            Message::Matched { matched, .. } if matched > core.durable() => {
+                let what = format!(
+                    "node {node} acknowledges {matched}, and holds {} durably",
+                    core.durable()
+                );
+                Err(broken("durable promises", group, what))
+            }
             Message::Matched { term, matched, .. } => {
                 let promise = &mut self.promises[node.0 as usize];
                 promise.term = promise.term.max(term);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
 use polyraft::{Committed, Completion, Error, GroupId, ProposalNumber, Read, SessionId};
 
 use super::ends::{self, register};
@@ -95,6 +96,13 @@ pub(super) struct Operation {
     attempts: u32,
     /// The number that it has there.
     pub(super) number: Option<ProposalNumber>,
+}
+
+impl Operation {
+    /// What is proposed, the same each time.
+    pub(super) fn payload(&self) -> Bytes {
+        self.request.encode(self.padding)
+    }
 }
 
 /// Groups with the same members, to be created.
@@ -312,7 +320,8 @@ impl World {
         });
         // A read may also come to the group that was merged: it has to be sent on.
         let source = self.splits.came_from(root, key);
-        let group = match source.filter(|_| query.is_some()) {
+        let source = source.filter(|source| query.is_some() && !self.lives_again(*source));
+        let group = match source {
             Some(source) if self.rng.chance(500_000) => source,
             _ => group,
         };
@@ -352,7 +361,7 @@ impl World {
         let tag = self.clients.next_tag();
         let handle = sim.node().group(operation.group.0);
         let queue = &self.hosts[node as usize].queue;
-        let payload = operation.request.encode(operation.padding);
+        let payload = operation.payload();
         let (what, asked) = match (operation.query, operation.number) {
             (Some(read), _) => (
                 Asked::Query,
@@ -401,7 +410,7 @@ impl World {
         }
     }
 
-    pub(super) fn choose_node(&mut self, client: usize, group: GroupId) -> Option<u64> {
+    fn choose_node(&mut self, client: usize, group: GroupId) -> Option<u64> {
         let sticks = self.rng.chance(800_000);
         let favourite = self.clients.clients[client].node;
         let all: Vec<u64> = (1..=self.plan.nodes).collect();

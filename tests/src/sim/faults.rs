@@ -211,7 +211,10 @@ impl World {
         if host.node.is_none() {
             return false;
         }
-        let is_gentle = matches!(fault, Fault::Pause | Fault::Stall | Fault::Daze);
+        let is_gentle = matches!(
+            fault,
+            Fault::Pause | Fault::Stall | Fault::Daze | Fault::Drag
+        );
         if host.unproven.is_some() && !is_gentle {
             return false;
         }
@@ -229,6 +232,7 @@ impl World {
                 self.pause_links(node);
             }
             Fault::Stall => host.stalled_until = now + long,
+            Fault::Drag => host.drags_until = now + 2 * long,
             Fault::Daze => {
                 host.stalled_until = now + 2 * long;
                 let alone = self.isolated(node);
@@ -596,6 +600,7 @@ impl World {
             (host.cut_at, host.cut_after_promise) = (None, false);
             host.paused_until = host.paused_until.min(self.now);
             host.stalled_until = host.stalled_until.min(self.now);
+            host.drags_until = host.drags_until.min(self.now);
             if host.node.is_none() && !host.is_dead {
                 self.boot_at(node, self.now + MILLI);
             } else {

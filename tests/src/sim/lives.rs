@@ -20,7 +20,10 @@ impl World {
             && self.plan.fault_us > 0
             && self.rng.chance(80_000);
         if cuts_again {
-            let operations = self.hosts[id as usize].disk.operations() + self.rng.below(8);
+            // Anywhere in what it did the last time, or soon.
+            let host = &self.hosts[id as usize];
+            let operations = self.rng.below(8.max(host.recovery_operations));
+            let operations = self.hosts[id as usize].disk.operations() + operations;
             self.cut_power_at(id, operations);
         }
         let given = self.peers_to_open_with(id);
@@ -51,7 +54,9 @@ impl World {
             clock: Arc::clone(&host.clock),
         };
         let port = Arc::clone(&host.port);
+        let before = host.disk.operations();
         let opened = SimNode::open(&place, |_, _| port as _);
+        host.recovery_operations = host.disk.operations() - before;
         let is_cut = host.cut_at.is_some_and(|cut| host.disk.operations() >= cut);
         match opened {
             Ok(node) => {

@@ -44,6 +44,13 @@ impl Merges {
             .map(|(source, _)| *source)
     }
 
+    /// Where a group took another one the last time.
+    pub(super) fn last_into(&self, target: GroupId) -> Index {
+        let merged = self.merged.values().map(|merged| merged.taken);
+        let merged = merged.filter(|taken| taken.target == target);
+        merged.map(|taken| taken.index).max().unwrap_or(Index::ZERO)
+    }
+
     /// How many groups were merged into others.
     pub(super) fn count(&self, is_counted: impl Fn(GroupId) -> bool) -> usize {
         self.merged
@@ -212,8 +219,10 @@ impl World {
             Fault::Isolate,
             Fault::Slow,
         ];
-        let fault = *self.rng.pick(&faults);
-        if self.disturb_network(fault, node as u64) {
+        let (fault, node) = (*self.rng.pick(&faults), node as u64);
+        self.trace
+            .event(self.now, node, || format!("FAULT {fault:?} after a merge"));
+        if self.disturb_network(fault, node) {
             self.fired(fault);
         }
     }
@@ -232,6 +241,14 @@ impl World {
                 }
             })
         })
+    }
+
+    /// Whether a later life has begun of a group that was merged.
+    pub(super) fn lives_again(&self, source: GroupId) -> bool {
+        let merged = self.merges.merged.get(&source);
+        let nodes = self.hosts.iter().filter_map(|host| host.node.as_ref());
+        let mut lives = nodes.filter_map(|node| node.life(source));
+        merged.is_some_and(|merged| lives.any(|life| life > merged.life))
     }
 
     /// Whether a replica is here of a group that was merged, in the life in which it was.

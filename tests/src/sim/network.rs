@@ -246,7 +246,9 @@ impl World {
         };
         let copies = match self.plan.duplication {
             per_million if per_million > 0 && is_repeatable && !self.is_healed => {
-                1 + u32::from(self.rng.chance(per_million))
+                let is_twice = self.rng.chance(per_million);
+                self.counts.duplicated += u64::from(is_twice);
+                1 + u32::from(is_twice)
             }
             _ => 1,
         };
@@ -283,6 +285,7 @@ impl World {
             true => {
                 let place = self.rng.below(queue.len() as u64) as usize;
                 queue.insert(place, frame);
+                self.counts.overtaken += 1;
             }
             false => queue.push_back(frame),
         }

@@ -7,6 +7,9 @@ use super::world::{Event, Host, World, unlocal};
 /// Parts that one node can have at most: shards, lanes twice, workers.
 const MOST_PARTS: usize = 12;
 
+/// By how much syncs of a slow disk take longer.
+const SLOWER: u64 = 30;
+
 impl World {
     /// A part of a node has its turn, unless it was meant for an earlier life or a pause holds it.
     pub(super) fn run_part(&mut self, id: u8, life: u32, event: Event) {
@@ -43,11 +46,23 @@ impl World {
         is_stuck.then_some(50 * MILLI)
     }
 
+    /// How long a sync of a node's disk takes now.
+    fn sync_us(&self, id: u64) -> (u64, u64) {
+        let (low, high) = self.plan.sync_us;
+        match self.now < self.hosts[id as usize].drags_until {
+            true => (SLOWER * low, SLOWER * high),
+            false => (low, high),
+        }
+    }
+
     /// Does a step of background work. Returns how long to wait for the next one.
     fn tend(&mut self, id: u64, lane: usize) -> Option<u64> {
         let wal = self.node_of(id).wal(lane);
         match wal.tend() {
-            Ok(true) => Some(self.rng.within(self.plan.sync_us.0, self.plan.sync_us.1)),
+            Ok(true) => {
+                let (low, high) = self.sync_us(id);
+                Some(self.rng.within(low, high))
+            }
             Ok(false) => wal.must_tend_again().then_some(50 * MILLI),
             Err(_) => None,
         }
@@ -76,6 +91,7 @@ impl World {
 
     /// Puts the parts of a node that have something to do into the queue.
     pub(super) fn schedule(&mut self, id: u64) {
+        let sync = self.sync_us(id);
         let host = &mut self.hosts[id as usize];
         let Some(node) = &host.node else { return };
         let (now, life, number) = (self.now, host.life, id as u8);
@@ -102,7 +118,6 @@ impl World {
         }
         for lane in 0..node.lanes() {
             let (wal, host_lane) = (node.wal(lane), lane as u8);
-            let sync = self.plan.sync_us;
             if host.pumps[lane] == u64::MAX && wal.pending_bytes() > 0 {
                 if self.plan.has_slow_writes {
                     // A log that could not has closed itself; the node hears of that.

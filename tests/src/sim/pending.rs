@@ -1,4 +1,5 @@
-//! What nodes were asked for and have not answered. Who asked is gone when the node is.
+//! What nodes were asked for and have not answered. Who asked is gone when the node is. It must never ask one node in the step
+//! of another.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -86,6 +86,13 @@ impl World {
                     return self.fail(broken("merges", group, format!("it stays frozen: {told}")));
                 }
                 let are_over = self.splits.are_over() && self.merges.are_over();
+                if !are_over && self.now > deadline + LONGEST_MERGE {
+                    return self.fail(Failure {
+                        checker: "liveness",
+                        what: "a split or a merge that was asked for has no end".to_owned(),
+                        group: None,
+                    });
+                }
                 if all_have_served && !(are_over && frozen.is_none()) {
                     // A group may be about to begin or to end; a node gives up on that after some seconds.
                     return;

@@ -33,6 +33,8 @@ pub enum Fault {
     Stall,
     /// The disk of a node does nothing for a while, in the first half of which the node hears nobody.
     Daze,
+    /// Every sync of a node's disk takes much longer for a while.
+    Drag,
     /// A connection breaks; what was under way on it is lost.
     Reset,
     /// Two nodes do not hear each other.
@@ -81,7 +83,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 30] = [
+    pub const ALL: [Fault; 31] = [
         Fault::PowerCut,
         Fault::PowerCutInWrite,
         Fault::PowerCutAfterPromise,
@@ -90,6 +92,7 @@ impl Fault {
         Fault::Pause,
         Fault::Stall,
         Fault::Daze,
+        Fault::Drag,
         Fault::Reset,
         Fault::Cut,
         Fault::OneWayCut,
@@ -278,6 +281,7 @@ impl Plan {
         peers(&mut plan);
         merges(&mut plan);
         dazes(&mut plan);
+        drags(&mut plan);
         plan
     }
 
@@ -362,8 +366,9 @@ fn weights(rng: &mut Rng) -> [u32; Fault::ALL.len()] {
 }
 
 /// Drawn with weights of their own, where a world has them.
-const ASKED: [Fault; 8] = [
+const ASKED: [Fault; 9] = [
     Fault::Daze,
+    Fault::Drag,
     Fault::Mute,
     Fault::Reconfigure,
     Fault::Destroy,
@@ -518,7 +523,10 @@ fn merges(plan: &mut Plan) {
     }
     // Some attempts come to nothing because the target takes too long.
     if rng.chance(300_000) {
-        plan.config.shards.proposal_timeout = Duration::from_millis(rng.within(20, 200));
+        // As long as forwarding one takes when nothing goes wrong.
+        let round = 4 * plan.latency_us.1 + 4 * plan.sync_us.1 + 4 * plan.apply_us;
+        let timeout = round + rng.within(20, 200) * MILLI;
+        plan.config.shards.proposal_timeout = Duration::from_millis(timeout / MILLI);
     }
 }
 
@@ -568,6 +576,14 @@ fn dazes(plan: &mut Plan) {
     plan.weights[Fault::Daze as usize] = *rng.pick(&[10, 30]);
     plan.disturbance_us = 4 * timeout;
     plan.fault_us = 2 * timeout;
+}
+
+/// In some worlds disks are slow for a while. Drawn from a source of its own, so that the others stay as they were.
+fn drags(plan: &mut Plan) {
+    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0xD4A6_0D15));
+    if plan.fault_us > 0 && rng.chance(250_000) {
+        plan.weights[Fault::Drag as usize] = *rng.pick(&[1, 4, 10]);
+    }
 }
 
 /// Small limits, so that every one of them is reached.

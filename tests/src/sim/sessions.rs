@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use polyraft::{Committed, Error, GroupId, ProposalNumber, SessionId};
+use polyraft::{Committed, Error, GroupId, Index, ProposalNumber, SessionId};
 
 use super::checks::broken;
 use super::clients::{Client, Waiting};
-use super::machine::{Command, NOT_MINE, Request};
+use super::machine::{Command, NOT_MINE};
 use super::merges::Merges;
 use super::plan::{MILLI, SECOND};
 use super::splits::Splits;
@@ -68,9 +68,13 @@ fn follow(
             group = merges.target_of(group)?;
             continue;
         };
-        // One that was opened later stayed. Those that came with a merge have no place in their name.
+        // One that was opened later stayed, and so did those that came with a later merge.
         let opened = session.0 & ((1 << 48) - 1);
-        if opened < 1 << 47 && opened > at.0 {
+        let came = match opened < 1 << 47 {
+            true => Index(opened),
+            false => merges.last_into(group),
+        };
+        if came > at {
             return None;
         }
         group = child;
@@ -175,9 +179,9 @@ impl World {
                 ..*number
             };
             operation.group = group;
-            let request = operation.request;
+            let payload = operation.payload();
             if self.rng.chance(500_000) {
-                self.leave_behind(client, from, number, &request);
+                self.leave_behind(client, from, number, payload);
             }
         }
     }
@@ -188,14 +192,14 @@ impl World {
         client: u32,
         group: GroupId,
         number: ProposalNumber,
-        what: &Request,
+        payload: Bytes,
     ) {
         let request = self.clients.late.len() as u32;
         self.clients.late.push(Late {
             client,
             group,
             number,
-            payload: what.encode(0),
+            payload,
         });
         let at = self.now + self.rng.within(1, 6 * SECOND);
         self.push(at, Event::Late { request });
@@ -219,10 +223,7 @@ impl World {
         }
         self.count(Event::Late { request });
         let late = self.clients.late[request as usize].clone();
-        let node = self.choose_node(late.client as usize, late.group);
-        let Some(node) = node else {
-            return;
-        };
+        let node = self.rng.within(1, self.plan.nodes);
         let Some(sim) = &self.hosts[node as usize].node else {
             return;
         };
@@ -273,7 +274,9 @@ impl World {
                 sessions.insert(group, (carried, last));
             }
             // The child knows the session of its parent.
-            Some((here, last_here)) if *here == session && self.rng.chance(300_000) => {
+            Some((here, last_here))
+                if parent == Some(from) && *here == session && self.rng.chance(300_000) =>
+            {
                 let sequence = last.max(*last_here) + 1;
                 let number = ProposalNumber {
                     session,
@@ -283,8 +286,8 @@ impl World {
                 *last_here = sequence;
                 sessions.insert(from, (session, sequence));
                 operation.number = Some(number);
-                let request = operation.request;
-                self.leave_behind(client, from, number, &request);
+                let payload = operation.payload();
+                self.leave_behind(client, from, number, payload);
             }
             _ => {}
         }

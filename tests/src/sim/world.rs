@@ -24,6 +24,11 @@ use super::rng::Rng;
 use super::splits::Splits;
 use super::trace::Trace;
 
+/// A world that lasts longer has no end.
+const LONGEST: u64 = 3_600 * SECOND;
+/// Nor has one in which more happens.
+const MOST_EVENTS: u64 = 20_000_000;
+
 /// Something that is going to happen.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Event {
@@ -78,6 +83,10 @@ pub(super) struct Host {
     pub(super) life: u32,
     pub(super) paused_until: u64,
     pub(super) stalled_until: u64,
+    /// Syncs of its disk take much longer.
+    pub(super) drags_until: u64,
+    /// What its last start asked of the disk.
+    pub(super) recovery_operations: u64,
     /// The power fails before this operation of the disk.
     pub(super) cut_at: Option<u64>,
     /// The power fails after the next promise.
@@ -138,6 +147,10 @@ pub struct Counts {
     pub outlasted: u64,
     /// Frames lost by the weather, connections apart.
     pub lost: u64,
+    /// Frames that came twice.
+    pub duplicated: u64,
+    /// Frames that came before others that had been sent before.
+    pub overtaken: u64,
     /// Connections refused.
     pub refused: u64,
     /// Starts of nodes, the first ones apart.
@@ -249,6 +262,8 @@ impl World {
             life: 0,
             paused_until: 0,
             stalled_until: 0,
+            drags_until: 0,
+            recovery_operations: 0,
             cut_at: None,
             cut_after_promise: false,
             has_bad_disk: false,
@@ -320,6 +335,14 @@ impl World {
             };
             self.now = at;
             self.happen(event);
+            if self.now > LONGEST || self.counts.events > MOST_EVENTS {
+                let what = format!("it has no end: {:?}", self.phase);
+                self.fail(Failure {
+                    checker: "liveness",
+                    what,
+                    group: None,
+                });
+            }
         }
     }
 
