@@ -35,8 +35,12 @@ pub(crate) enum MergeCommand<'a> {
         life: Life,
         attempt: Index,
     },
-    /// Go on: this attempt came to nothing.
-    Thaw { attempt: Index },
+    /// Go on: this attempt came to nothing. Attempts at two targets may have the same name.
+    Thaw {
+        target: GroupId,
+        life: Life,
+        attempt: Index,
+    },
     // ---- in the log of the target ----
     /// Begin an attempt. The same number means the same one, however often it is asked for.
     Open {
@@ -94,8 +98,14 @@ impl MergeCommand<'_> {
                 out.put_u32_le(life.get());
                 out.put_u64_le(attempt.0);
             }
-            MergeCommand::Thaw { attempt } => {
+            MergeCommand::Thaw {
+                target,
+                life,
+                attempt,
+            } => {
                 out.put_u8(2);
+                out.put_u64_le(target.0);
+                out.put_u32_le(life.get());
                 out.put_u64_le(attempt.0);
             }
             MergeCommand::Open {
@@ -176,6 +186,8 @@ impl MergeCommand<'_> {
                 attempt: index(&mut rest)?,
             },
             2 => MergeCommand::Thaw {
+                target: group(&mut rest)?,
+                life: life(&mut rest)?,
                 attempt: index(&mut rest)?,
             },
             3 => MergeCommand::Open {
@@ -324,7 +336,11 @@ mod tests {
                 life: life(2),
                 attempt: Index(9),
             },
-            MergeCommand::Thaw { attempt: Index(9) },
+            MergeCommand::Thaw {
+                target: GroupId(8),
+                life: life(2),
+                attempt: Index(9),
+            },
             MergeCommand::Open {
                 source: GroupId(7),
                 life: life(1),

@@ -130,8 +130,15 @@ impl Merges {
                 self.open.clear();
                 MergeAnswer::Done
             }
-            MergeCommand::Thaw { attempt } => {
-                self.frozen.take_if(|frozen| frozen.attempt == attempt);
+            MergeCommand::Thaw {
+                target,
+                life,
+                attempt,
+            } => {
+                let is_it = |frozen: &mut Frozen| {
+                    (frozen.target, frozen.life, frozen.attempt) == (target, life, attempt)
+                };
+                self.frozen.take_if(is_it);
                 MergeAnswer::Done
             }
             MergeCommand::Open {
@@ -755,12 +762,21 @@ mod tests {
         );
         assert_eq!(answer(&mut merges, 15, freeze), refused);
         // Only the end of the attempt that froze it lets it go on.
-        let thaw = |attempt| MergeCommand::Thaw {
+        let thaw = |target, life, attempt| MergeCommand::Thaw {
+            target: GroupId(target),
+            life,
             attempt: Index(attempt),
         };
-        answer(&mut merges, 16, thaw(69));
-        assert_eq!(merges.frozen().map(|frozen| frozen.at), Some(Index(12)));
-        answer(&mut merges, 17, thaw(70));
+        // An earlier attempt, at another target, may have had the same name; a leader may not have applied yet that it is over.
+        for other in [
+            thaw(9, LIFE, 69),
+            thaw(8, LIFE, 70),
+            thaw(9, LIFE.next(), 70),
+        ] {
+            answer(&mut merges, 16, other);
+            assert_eq!(merges.frozen().map(|frozen| frozen.at), Some(Index(12)));
+        }
+        answer(&mut merges, 17, thaw(9, LIFE, 70));
         merges.split_at = Index::ZERO;
         assert!(merges.is_empty());
     }

@@ -530,7 +530,11 @@ impl Shard {
                     }
                     Work::Thawing => {
                         let slot = slot.expect("it is led here");
-                        let command = MergeCommand::Thaw { attempt };
+                        let command = MergeCommand::Thaw {
+                            target: frozen.target,
+                            life: frozen.life,
+                            attempt,
+                        };
                         drive.asked = self.merges.next_number();
                         self.append_merge(slot, &command, source, drive.asked);
                         drive.rest(now);
