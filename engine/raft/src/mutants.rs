@@ -231,9 +231,7 @@ pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::EmptyChildVotes, 19),
     (Mutant::FrozenGoesOn, 19),
     (Mutant::FrozenAnswers, 16),
-    (Mutant::MergeRefusalForgotten, 19),
     (Mutant::MergedSessionsDropped, 19),
-    (Mutant::MergedSessionsShared, 19),
     (Mutant::LifeIgnored, 19),
     (Mutant::TombstoneForgotten, 19),
     (Mutant::ClaimNotWithdrawn, 21),
@@ -269,6 +267,13 @@ pub const SCRIPTED: &[(Mutant, u8)] = &[
     (Mutant::QuorumNotChecked, 21),
     (Mutant::TimerForgotten, 23),
     (Mutant::EqualTimeouts, 24),
+];
+
+/// More mutants, which need a meeting of requests and entries that whole clusters seldom see. A model of the bookkeeping of
+/// merges plays it.
+pub const MODELLED: &[(Mutant, u8)] = &[
+    (Mutant::MergeRefusalForgotten, 19),
+    (Mutant::MergedSessionsShared, 19),
 ];
 
 #[cfg(polyraft_mutants)]

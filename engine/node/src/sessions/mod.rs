@@ -7,6 +7,8 @@
 mod client;
 mod dedup;
 mod merges;
+#[cfg(test)]
+mod model;
 mod table;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
