@@ -258,6 +258,11 @@ mod tests {
             life: Life::FIRST,
             attempt,
         };
+        let thaw = MergeCommand::Thaw {
+            target: GroupId(7),
+            life: Life::FIRST,
+            attempt,
+        };
         let ask = MergeCommand::AskHeir {
             target: GroupId(7),
             target_life: Life::FIRST,
@@ -273,7 +278,7 @@ mod tests {
         let commands = [
             ("open", open),
             ("freeze", freeze),
-            ("thaw", MergeCommand::Thaw { attempt }),
+            ("thaw", thaw),
             ("part", go(part)),
             ("take", go(take)),
             ("refuse", go(Step::Refuse)),

@@ -112,7 +112,7 @@ impl Model {
     pub(super) fn take_over(&mut self, source: GroupId) -> Option<Drive> {
         let group = self.groups.get(&source)?;
         let (life, frozen) = (group.life, group.frozen()?);
-        let table = group.table.as_ref().map(|table| table.for_another());
+        let table = group.table.as_ref().map(|table| table.for_target());
         let mut state = section(table.as_ref());
         state.put_u64_le(self.states.len() as u64);
         self.states.push((group.keys.clone(), group.known.clone()));
@@ -283,9 +283,10 @@ impl Model {
         }
         let table = group.table.get_or_insert_default();
         table.spend_shared();
-        if let Some(theirs) = theirs {
-            table.absorb(index, source, &theirs);
+        if let Some(theirs) = &theirs {
+            table.absorb(index, source, theirs);
         }
-        Ok(table.with_merges(|merges| merges.note_merged(whole, index)))
+        let known = theirs.as_ref().and_then(|theirs| theirs.merges());
+        Ok(table.with_merges(|merges| merges.note_merged(whole, known, index)))
     }
 }
