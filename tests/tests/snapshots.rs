@@ -1,6 +1,7 @@
 //! Snapshots of whole nodes over real QUIC: taken while groups go on, the log behind them forgotten, restarts from them.
 
 use bytes::Bytes;
+use polyraft::config::ByteSize;
 use polyraft::{Config, Error, Index};
 use polyraft_tests::{Cluster, Ledger, small_config, until};
 
@@ -8,6 +9,12 @@ const ALL: [u64; 3] = [1, 2, 3];
 
 fn payload(number: u64) -> Bytes {
     Bytes::from(format!("proposal {number}"))
+}
+
+fn padded(number: u64, bytes: usize) -> Bytes {
+    let mut payload = payload(number).to_vec();
+    payload.resize(bytes, b' ');
+    Bytes::from(payload)
 }
 
 fn config(keep_entries: u64) -> Config {
@@ -65,32 +72,107 @@ async fn a_restart_begins_with_the_snapshot_and_applies_the_rest() {
     cluster.stop_all().await;
 }
 
+/// By the number of entries and by their bytes, each alone: fifty entries, or forty kibibytes of those that have one.
 #[tokio::test]
 async fn snapshots_are_taken_by_themselves_and_bound_the_log() {
-    let mut config = config(10);
-    config.snapshot.entries = 50;
-    let mut cluster = Cluster::start(1, config).await;
-    cluster.node(1).create_groups(1..2, &[1]).await.unwrap();
+    for (entries, bytes, payload_bytes) in [(50, ByteSize::b(0), 12), (0, ByteSize::kib(40), 1024)]
+    {
+        let mut config = config(10);
+        (config.snapshot.entries, config.snapshot.bytes) = (entries, bytes);
+        let mut cluster = Cluster::start(1, config).await;
+        cluster.node(1).create_groups(1..2, &[1]).await.unwrap();
+        cluster.led(1..2).await;
+        let group = cluster.node(1).group(1);
+        for number in 1..=8 {
+            let all = (0..50).map(|entry| padded(entry, payload_bytes)).collect();
+            group.propose_many(all).await.unwrap();
+            until("a snapshot is taken", async || {
+                cluster.node(1).status().counters.snapshots >= number
+            })
+            .await;
+        }
+        until("the log is purged", async || {
+            let status = group.status().await.unwrap();
+            status.purged.0 + 70 >= status.last.index.0
+        })
+        .await;
+        drop(group);
+        cluster.stop_all().await;
+        cluster.open(1).await.unwrap();
+        assert_eq!(cluster.agree(1, 400).await.len(), 400);
+        cluster.stop_all().await;
+    }
+}
+
+/// What is small is not due by its bytes, and nothing is if nothing is said.
+#[tokio::test]
+async fn no_snapshot_is_taken_before_one_is_due() {
+    for bytes in [ByteSize::b(0), ByteSize::mib(1)] {
+        let mut config = config(10);
+        config.snapshot.bytes = bytes;
+        let mut cluster = Cluster::start(1, config).await;
+        cluster.node(1).create_groups(1..2, &[1]).await.unwrap();
+        cluster.led(1..2).await;
+        let group = cluster.node(1).group(1);
+        for _ in 0..4 {
+            let all = (0..100).map(payload).collect();
+            group.propose_many(all).await.unwrap();
+        }
+        // One on request comes behind all that were due before.
+        group.snapshot().await.unwrap();
+        assert_eq!(cluster.node(1).status().counters.snapshots, 1);
+        drop(group);
+        cluster.stop_all().await;
+    }
+}
+
+#[tokio::test]
+async fn a_follower_within_the_kept_tail_is_caught_up_without_a_snapshot() {
+    const KEPT: u64 = 20;
+    let mut cluster = Cluster::start(3, config(KEPT)).await;
+    cluster.node(1).create_groups(1..2, &ALL).await.unwrap();
     cluster.led(1..2).await;
-    let group = cluster.node(1).group(1);
-    for number in 1..=8 {
-        let all = (0..50).map(payload).collect();
-        group.propose_many(all).await.unwrap();
-        until("a snapshot is taken", async || {
-            cluster.node(1).status().counters.snapshots >= number
+    propose(&cluster, 1, 1, 0..40).await;
+    cluster.agree(1, 40).await;
+    let offered = |cluster: &Cluster| -> u64 {
+        let counters = |id| cluster.node(id).status().counters;
+        [1, 2].map(|id| counters(id).snapshots_offered).iter().sum()
+    };
+
+    // It lacks less than what is kept, and more than what the snapshot leaves without that.
+    cluster.stop(3).await;
+    propose(&cluster, 1, 1, 40..50).await;
+    cluster.agree(1, 50).await;
+    purge(&cluster, KEPT).await;
+    cluster.open(3).await.unwrap();
+    cluster.agree(1, 50).await;
+    assert_eq!(cluster.node(3).status().counters.snapshots_received, 0);
+    assert_eq!(offered(&cluster), 0);
+
+    // It lacks more.
+    cluster.stop(3).await;
+    propose(&cluster, 1, 1, 50..55 + KEPT).await;
+    cluster.agree(1, 55 + KEPT as usize).await;
+    purge(&cluster, KEPT).await;
+    cluster.open(3).await.unwrap();
+    cluster.agree(1, 55 + KEPT as usize).await;
+    assert_eq!(cluster.node(3).status().counters.snapshots_received, 1);
+    assert!(offered(&cluster) > 0);
+    cluster.stop_all().await;
+}
+
+/// Every node that runs has a snapshot of all of group 1, and `kept` entries before it.
+async fn purge(cluster: &Cluster, kept: u64) {
+    for id in cluster.running() {
+        let group = cluster.node(id).group(1);
+        until("the log is purged", async || {
+            let last = group.snapshot().await.unwrap();
+            let status = group.status().await.unwrap();
+            assert_eq!(status.purged, Index(last.index.0 - kept));
+            last.index == status.last.index
         })
         .await;
     }
-    until("the log is purged", async || {
-        let status = group.status().await.unwrap();
-        status.purged.0 + 70 >= status.last.index.0
-    })
-    .await;
-    drop(group);
-    cluster.stop_all().await;
-    cluster.open(1).await.unwrap();
-    assert_eq!(cluster.agree(1, 400).await.len(), 400);
-    cluster.stop_all().await;
 }
 
 #[tokio::test]
