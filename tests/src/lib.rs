@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 pub mod crash_images;
 pub mod history;
+pub mod relay;
 pub mod sim;
 
 /// How long a condition may take to become true before a test fails. Far above what any of them needs.
@@ -135,9 +136,13 @@ pub fn entries_of(mut answer: Bytes) -> BTreeMap<Index, Bytes> {
 }
 
 /// Nodes 1 to n of one cluster, each with its own directory and port. A slot is empty while its node is stopped.
-pub struct Cluster {
-    nodes: BTreeMap<u64, Node<Ledger>>,
+///
+/// Its state machines are ledgers, or others that answer an empty query as a ledger does.
+pub struct Cluster<M: StateMachine = Ledger> {
+    nodes: BTreeMap<u64, Node<M>>,
     addresses: Vec<(u64, SocketAddr)>,
+    /// Where a node finds another one, if not at its address.
+    routes: BTreeMap<(u64, u64), SocketAddr>,
     /// How many of them there were in the beginning: those nodes are opened with each other as peers, later ones with all.
     founders: usize,
     config: Config,
@@ -148,10 +153,18 @@ pub struct Cluster {
 impl Cluster {
     /// Describes a cluster of `nodes` and starts all of them.
     pub async fn start(nodes: u64, config: Config) -> Cluster {
+        Cluster::of_machines(nodes, config).await
+    }
+}
+
+impl<M: StateMachine> Cluster<M> {
+    /// The same with other state machines.
+    pub async fn of_machines(nodes: u64, config: Config) -> Cluster<M> {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut cluster = Cluster {
             nodes: BTreeMap::new(),
             addresses: free_addresses(nodes),
+            routes: BTreeMap::new(),
             founders: nodes as usize,
             config,
             disks: BTreeMap::new(),
@@ -193,13 +206,17 @@ impl Cluster {
             true => founders,
             false => &self.addresses[..],
         };
+        let way = |(to, address): &(u64, SocketAddr)| {
+            let route = self.routes.get(&(id, *to));
+            (*to, *route.unwrap_or(address))
+        };
         let disk = self.disks.get(&id).cloned();
         let node = Node::builder()
             .id(id)
             .cluster("test")
             .data_dir(self.data_dir(id))
             .listen(address)
-            .peers(peers.iter().copied())
+            .peers(peers.iter().map(way))
             .tls(Tls::dev(self.dir.path().join("ca")))
             .config(self.config.clone())
             .disk(disk.unwrap_or_else(|| Arc::new(FileDisk)))
@@ -217,6 +234,11 @@ impl Cluster {
     /// Node `id` is opened on this file system from now on.
     pub fn put_on(&mut self, id: u64, disk: Arc<dyn Disk>) {
         self.disks.insert(id, disk);
+    }
+
+    /// Node `from` is opened with this as the address of node `to` from now on. The node with the lower number dials.
+    pub fn route(&mut self, from: u64, to: u64, address: SocketAddr) {
+        self.routes.insert((from, to), address);
     }
 
     /// Stops node `id`.
@@ -238,7 +260,7 @@ impl Cluster {
     }
 
     /// Node `id`, which must be running.
-    pub fn node(&self, id: u64) -> &Node<Ledger> {
+    pub fn node(&self, id: u64) -> &Node<M> {
         &self.nodes[&id]
     }
 
@@ -249,7 +271,7 @@ impl Cluster {
 
     /// Waits until every running node knows a leader that runs, for each of the groups.
     pub async fn led(&self, groups: std::ops::Range<u64>) {
-        let is_led = |node: &Node<Ledger>, group| {
+        let is_led = |node: &Node<M>, group| {
             node.group(group)
                 .leader()
                 .is_some_and(|(leader, _)| self.nodes.contains_key(&leader.0))
