@@ -5,7 +5,8 @@ use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
 use polyraft::config::ByteSize;
-use polyraft::{Config, Index};
+use polyraft::{Config, Index, NodeId};
+use polyraft_tests::relay::Relay;
 use polyraft_tests::{Cluster, small_config, until};
 
 const ALL: [u64; 3] = [1, 2, 3];
@@ -35,6 +36,19 @@ async fn propose(cluster: &Cluster, asked: u64, numbers: std::ops::Range<u64>) {
         })
         .await;
     }
+}
+
+/// Bytes of snapshots that a node has sent.
+fn sent(cluster: &Cluster, id: u64) -> u64 {
+    cluster.node(id).status().counters.snapshot_bytes_sent
+}
+
+/// How many snapshots are on their way to a node: each has a file until it is whole.
+fn arriving(cluster: &Cluster, id: u64) -> usize {
+    let dir = cluster.data_dir(id).join("snapshots");
+    let files = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
+    let part = |file: &std::fs::DirEntry| file.path().extension().is_some_and(|it| it == "part");
+    files.filter(part).count()
 }
 
 /// Three nodes of which the last has stopped, and the log behind it is gone on the others.
@@ -110,7 +124,6 @@ async fn a_transfer_goes_on_where_it_was_interrupted_even_with_another_leader() 
     let leader = cluster.leader(1, GROUP);
     let other = 3 - leader;
     cluster.open(3).await.unwrap();
-    let sent = |cluster: &Cluster, id| cluster.node(id).status().counters.snapshot_bytes_sent;
     until("half of it has left", async || {
         sent(&cluster, leader) > bytes / 2
     })
@@ -122,6 +135,86 @@ async fn a_transfer_goes_on_where_it_was_interrupted_even_with_another_leader() 
     assert!(rest > 0 && rest < bytes * 2 / 3, "{rest} bytes came twice");
     cluster.open(leader).await.unwrap();
     goes_on(&mut cluster).await;
+}
+
+#[tokio::test]
+async fn a_transfer_goes_on_where_it_was_when_the_connection_to_its_leader_comes_back() {
+    let mut config = config();
+    config.snapshot.rate = ByteSize::mib(1);
+    let mut cluster = stranded(config).await;
+    let bytes = ENTRIES * ENTRY_BYTES as u64;
+    let mut relays = Vec::new();
+    for id in [1, 2] {
+        cluster.stop(id).await;
+        let relay = Relay::start(cluster.address(3)).await;
+        cluster.route(id, 3, relay.address());
+        cluster.open(id).await.unwrap();
+        relays.push(relay);
+    }
+    cluster.led(GROUP..GROUP + 1).await;
+    let leader = cluster.leader(1, GROUP);
+    let relay = &relays[leader as usize - 1];
+    let handle = cluster.node(leader).group(GROUP);
+    let term = handle.status().await.unwrap().term;
+
+    cluster.open(3).await.unwrap();
+    until("half of it has left", async || {
+        sent(&cluster, leader) > bytes / 2
+    })
+    .await;
+    relay.cut();
+    until("the connection is given up", async || {
+        let peers = cluster.node(leader).status().peers;
+        let mut peers = peers.iter().filter(|peer| peer.node == NodeId(3));
+        peers.all(|peer| !peer.alive && peer.round_trip.is_none())
+    })
+    .await;
+    assert_eq!(cluster.node(3).status().counters.snapshots_received, 0);
+    relay.mend();
+    cluster.agree(GROUP, ENTRIES as usize).await;
+
+    assert!(cluster.node(3).status().counters.resumed_transfers > 0);
+    let all = sent(&cluster, leader);
+    assert!(all < bytes * 5 / 4, "{all} bytes for {bytes}");
+    assert_eq!(sent(&cluster, 3 - leader), 0);
+    assert_eq!(
+        handle.status().await.unwrap().term,
+        term,
+        "it led all along"
+    );
+    drop(handle);
+    goes_on(&mut cluster).await;
+}
+
+/// There is one place for a transfer at either end: the newer snapshot gets it from the older one.
+#[tokio::test]
+async fn a_transfer_is_given_up_when_a_newer_snapshot_is_there() {
+    let mut config = config();
+    config.snapshot.rate = ByteSize::mib(1);
+    config.snapshot.concurrent = 1;
+    let mut cluster = stranded(config).await;
+    let bytes = ENTRIES * ENTRY_BYTES as u64;
+    let leader = cluster.leader(1, GROUP);
+    cluster.open(3).await.unwrap();
+    until("a quarter of it has left", async || {
+        sent(&cluster, leader) > bytes / 4
+    })
+    .await;
+    propose(&cluster, leader, ENTRIES..ENTRIES + 1).await;
+    let newer = cluster.node(leader).group(GROUP).snapshot().await.unwrap();
+    assert_eq!(cluster.node(3).status().counters.snapshots_received, 0);
+    assert_eq!(arriving(&cluster, 3), 1);
+
+    cluster.agree(GROUP, ENTRIES as usize + 1).await;
+    let status = cluster.node(3).group(GROUP).status().await.unwrap();
+    assert_eq!(status.snapshot, Some(newer));
+    let counters = cluster.node(3).status().counters;
+    assert_eq!((counters.snapshots_received, counters.restores), (1, 1));
+    assert_eq!(counters.failed_transfers, 0);
+    assert_eq!(arriving(&cluster, 3), 0);
+    let all = sent(&cluster, leader);
+    assert!(all > bytes + bytes / 4, "{all} bytes of two snapshots");
+    cluster.stop_all().await;
 }
 
 #[tokio::test]
@@ -159,9 +252,13 @@ async fn a_snapshot_that_is_damaged_at_its_sender_is_refused_and_taken_anew() {
 
 #[tokio::test]
 async fn many_groups_are_caught_up_although_few_may_be_sent_at_once() {
+    const AT_ONCE: usize = 2;
     let mut config = config();
-    config.snapshot.concurrent = 2;
+    config.snapshot.concurrent = AT_ONCE as u32;
     config.snapshot.keep_entries = 0;
+    // All of them would be under way together if they might.
+    config.snapshot.chunk_bytes = ByteSize::kib(4);
+    config.snapshot.rate = ByteSize::mib(1);
     let mut cluster = Cluster::start(3, config).await;
     let groups = 1..40;
     cluster
@@ -174,7 +271,7 @@ async fn many_groups_are_caught_up_although_few_may_be_sent_at_once() {
     for group in groups.clone() {
         until("a proposal commits", async || {
             let group = cluster.node(1).group(group);
-            group.propose(Bytes::from_static(b"small")).await.is_ok()
+            group.propose(payload(1)).await.is_ok()
         })
         .await;
         cluster.agree(group, 1).await;
@@ -183,9 +280,15 @@ async fn many_groups_are_caught_up_although_few_may_be_sent_at_once() {
         }
     }
     cluster.open(3).await.unwrap();
+    let mut most = 0;
+    until("nearly all have come", async || {
+        most = most.max(arriving(&cluster, 3));
+        cluster.node(3).status().counters.snapshots_received >= 35
+    })
+    .await;
+    assert_eq!(most, AT_ONCE, "came at the same time");
     for group in groups {
         cluster.agree(group, 1).await;
     }
-    assert!(cluster.node(3).status().counters.snapshots_received >= 35);
     cluster.stop_all().await;
 }
