@@ -307,9 +307,13 @@ impl<M: StateMachine> Applier<M> {
     pub(crate) fn run(mut self, tasks: Mailbox<Task>) {
         while let Some(task) = tasks.take(None) {
             if matches!(task, Task::Stop) {
-                return;
+                break;
             }
             self.perform(task);
+        }
+        // One that panics now must take neither the others with it nor the node.
+        for group in self.machines.keys().collect::<Vec<_>>() {
+            drop_guarded(self.machines.remove(group));
         }
     }
 
