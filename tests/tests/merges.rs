@@ -81,6 +81,25 @@ async fn is_gone(cluster: &Cluster, group: u64) {
     .await;
 }
 
+/// Waits until a node leads a group.
+async fn lead(cluster: &Cluster, group: u64, node: u64) {
+    until("the right node leads", async || {
+        let leader = cluster.node(node).group(group).leader();
+        if leader.is_some_and(|(leader, _)| leader.0 == node) {
+            return true;
+        }
+        for id in cluster.running() {
+            let _ = cluster
+                .node(id)
+                .group(group)
+                .transfer_leadership(node)
+                .await;
+        }
+        false
+    })
+    .await;
+}
+
 /// Groups 1 and 2 on three nodes, with some entries.
 async fn two_groups(config: Config) -> Cluster {
     let cluster = Cluster::start(3, config).await;
@@ -235,17 +254,7 @@ async fn groups_of_different_members_are_merged_and_many_parts_are_carried() {
     for payload in &large {
         propose(&cluster, 2, payload).await;
     }
-    until("the node with both leads the source", async || {
-        let group = cluster.node(3).group(2);
-        if group.leader().is_some_and(|(leader, _)| leader.0 == 3) {
-            return true;
-        }
-        for id in [4, 5] {
-            let _ = cluster.node(id).group(2).transfer_leadership(3).await;
-        }
-        false
-    })
-    .await;
+    lead(&cluster, 2, 3).await;
     merge(&cluster, 2, 1).await;
     let mut all: Vec<&str> = large.iter().map(String::as_str).collect();
     all.push("a");
@@ -262,6 +271,49 @@ async fn groups_of_different_members_are_merged_and_many_parts_are_carried() {
         .await;
     }
     is_gone(&cluster, 2).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_group_that_another_is_to_be_merged_into_is_not_destroyed() {
+    let mut cluster = Cluster::start(5, small_config()).await;
+    let node = cluster.node(1);
+    node.create_groups(1..2, &[1, 4, 5]).await.unwrap();
+    node.create_groups(2..3, &[1, 2, 3]).await.unwrap();
+    propose(&cluster, 1, "a").await;
+    propose(&cluster, 2, "b").await;
+    lead(&cluster, 2, 1).await;
+    cluster.stop(4).await;
+    cluster.stop(5).await;
+    // The target can say nothing, so the merge waits for it.
+    let source = cluster.node(1).group(2);
+    let merging = source.merge_into(1, Bytes::new());
+    let destroying = cluster.node(2).destroy_groups([1]);
+    let (merged, destroyed) = tokio::join!(merging, destroying);
+    let expected = (GroupId(1), GroupId(2));
+    assert!(
+        matches!(destroyed, Err(Error::Needed { group, by, .. }) if (group, by) == expected),
+        "{destroyed:?}"
+    );
+    assert!(matches!(merged, Err(Error::Merge { .. })), "{merged:?}");
+    // Nothing has happened to either.
+    propose(&cluster, 2, "c").await;
+    for id in [4, 5] {
+        cluster.open(id).await.unwrap();
+    }
+    propose(&cluster, 1, "d").await;
+    until("nobody needs it any more", async || {
+        match cluster.node(2).destroy_groups([1]).await {
+            Ok(()) => true,
+            Err(error) => {
+                assert!(error.is_retryable(), "{error}");
+                false
+            }
+        }
+    })
+    .await;
+    propose(&cluster, 2, "e").await;
+    drop(source);
     cluster.stop_all().await;
 }
 

@@ -54,6 +54,8 @@ pub(crate) struct Directory {
     cells: RwLock<FxHashMap<GroupId, Arc<GroupCell>>>,
     /// Groups that were merged into others, as far as replicas here know: in which life, and into which one.
     merged: RwLock<FxHashMap<GroupId, (Life, GroupId)>>,
+    /// Groups that were split off others here and may have too few replicas yet: in which life, and whether that is over.
+    unborn: RwLock<FxHashMap<GroupId, (Life, bool)>>,
 }
 
 impl Directory {
@@ -87,6 +89,42 @@ impl Directory {
                 merged.remove(&group);
             }
         }
+    }
+
+    /// Groups that were merged into others: in which life, and into which one.
+    pub(crate) fn all_merged(&self) -> Vec<(GroupId, Life, GroupId)> {
+        let merged = self.merged.read();
+        let merged = merged.iter();
+        merged
+            .map(|(source, (life, into))| (*source, *life, *into))
+            .collect()
+    }
+
+    /// A group is split off another one in this life.
+    pub(crate) fn await_child(&self, child: GroupId, life: Life) {
+        self.unborn.write().insert(child, (life, false));
+    }
+
+    /// Nobody here waits any more for what becomes of a group that was split off.
+    pub(crate) fn forget_child(&self, child: GroupId) {
+        self.unborn.write().remove(&child);
+    }
+
+    /// A life of a group is over.
+    pub(crate) fn note_over(&self, group: GroupId, over: Life) {
+        if self.unborn.read().contains_key(&group)
+            && let Some((life, is_over)) = self.unborn.write().get_mut(&group)
+        {
+            *is_over |= over >= *life;
+        }
+    }
+
+    /// Whether the life in which a group was split off is over.
+    pub(crate) fn is_child_over(&self, child: GroupId) -> bool {
+        self.unborn
+            .read()
+            .get(&child)
+            .is_some_and(|(_, is_over)| *is_over)
     }
 
     /// The last life of a group that ended in another group, and which one that is.

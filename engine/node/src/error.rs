@@ -78,6 +78,18 @@ pub enum Error {
         /// The nodes that have not answered.
         missing: Vec<NodeId>,
     },
+    /// A group can't be destroyed now, because another one that is not to be destroyed with it would be lost or stay frozen. None of
+    /// the groups of this call was destroyed; of a call about more than 8,192, the others may be. Try again later, or destroy the other one
+    /// first or in the same call.
+    #[error("group {group} can't be destroyed yet: group {by} {why}")]
+    Needed {
+        /// The group that was to be destroyed.
+        group: GroupId,
+        /// The group that needs it: one that is being merged into it, or one that was split off it just now.
+        by: GroupId,
+        /// What it needs it for, and what to do.
+        why: &'static str,
+    },
     /// The payload is larger than `batch.max_proposal_bytes`.
     #[error("a proposal of {bytes} bytes is over batch.max_proposal_bytes = {limit}")]
     TooLarge {
@@ -189,6 +201,7 @@ impl Error {
                 | Error::Busy { .. }
                 | Error::CreateTimeout { .. }
                 | Error::DestroyTimeout { .. }
+                | Error::Needed { .. }
                 | Error::Restoring { .. }
                 | Error::Unconfirmed
         ) || matches!(self, Error::ProposalNumber { sequence, lowest } if sequence > lowest)

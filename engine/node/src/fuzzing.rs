@@ -469,6 +469,8 @@ mod tests {
             found(1..4, Fate::Here(joint)),
             found(9..10, Fate::Damaged),
             found(10..11, Fate::Elsewhere),
+            found(9..10, Fate::Target(GroupId(70))),
+            found(10..11, Fate::Parent(GroupId(80))),
         ];
         wire::put_survey_reply(&mut ends, 6, &found);
         wire::put_destroy(&mut ends, 7, &lives);

@@ -457,7 +457,7 @@ impl<M> GroupHandle<M> {
     /// for the child at once.
     ///
     /// The id of the child must not be in use, and nobody else may begin to use it meanwhile. Before the child has committed an
-    /// entry the parent must not be destroyed; changes of its members are refused for that long.
+    /// entry the parent is not destroyed without it, and changes of its members wait for that long.
     ///
     /// # Errors
     /// [`Error::NotLeader`] with a hint when another node leads, [`Error::GroupExists`] when the child's id is in use, and

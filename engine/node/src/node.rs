@@ -434,22 +434,35 @@ impl<M: StateMachine> Node<M> {
     /// by its lease until then.
     ///
     /// # Errors
-    /// [`Error::NoSuchGroup`] for a group that no reachable node has ever had; the others are destroyed. And
+    /// [`Error::NoSuchGroup`] for a group that no reachable node has ever had; the others are destroyed. [`Error::Needed`] for a
+    /// group that must stay until the end of a merge into it, or until what was split off it has a leader; none is destroyed then, or
+    /// none of the 8,192 that it was asked for with, if there are more. And
     /// [`Error::DestroyTimeout`] when too few nodes answer within ten seconds.
     pub async fn destroy_groups(&self, groups: impl IntoIterator<Item = u64>) -> Result<(), Error> {
         let groups = ranges(groups);
-        let mut outcome = Ok(());
+        let (mut outcome, mut needed) = (Ok(()), Vec::new());
         for part in parts_of(&groups, GROUPS_AT_ONCE) {
-            let (reply, answer) = tokio::sync::oneshot::channel();
-            let groups = part;
-            let event = ShardEvent::DestroyEverywhere { groups, reply };
-            self.inner.shared.tell(0, event);
-            match answer.await.unwrap_or(Err(Error::Closed)) {
+            match self.destroy_at_once(part.clone()).await {
+                Err(error @ Error::NoSuchGroup { .. }) => outcome = outcome.and(Err(error)),
+                Err(Error::Needed { .. }) => needed.push(part),
+                result => result?,
+            }
+        }
+        // What they are needed by may have ended with another part.
+        for part in needed {
+            match self.destroy_at_once(part).await {
                 Err(error @ Error::NoSuchGroup { .. }) => outcome = outcome.and(Err(error)),
                 result => result?,
             }
         }
         outcome
+    }
+
+    async fn destroy_at_once(&self, groups: GroupRanges) -> Result<(), Error> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let event = ShardEvent::DestroyEverywhere { groups, reply };
+        self.inner.shared.tell(0, event);
+        answer.await.unwrap_or(Err(Error::Closed))
     }
 
     /// The groups of which this node has a replica, in the order of their ids: those from `first` on, `limit` at most. To list

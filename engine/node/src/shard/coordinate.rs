@@ -12,7 +12,7 @@ mod known;
 use polyraft_raft::{Configuration, GroupId, Life, NodeId, Tick};
 use rustc_hash::FxHashMap;
 
-use self::known::{Known, lives_found};
+use self::known::{Known, first_needed, lives_found};
 use super::outgoing::NODE_LEVEL;
 use super::proposals::first_request;
 use super::{MergeEvent, Shard, SplitEvent};
@@ -545,6 +545,15 @@ impl Shard {
                 purpose: Purpose::Destroy,
             } => {
                 let lives = lives_found(&found);
+                let ends = |group: GroupId| {
+                    let mut ranges = groups.iter();
+                    ranges.any(|(range, _)| range.contains(&group.0))
+                };
+                if let Some(error) = first_needed(&found, &lives, ends) {
+                    // Nobody was told anything yet.
+                    self.answer(asker, &groups, Err(error));
+                    return true;
+                }
                 let mut wanted = groups.iter().flat_map(|(range, _)| range.clone());
                 let unknown = wanted.find(|group| !lives.contains_key(group));
                 let unknown = unknown.map(GroupId);
@@ -828,6 +837,37 @@ mod tests {
         assert!(!is_astray(vec![Fate::Elsewhere, Fate::Over]));
         assert!(!is_astray(vec![Fate::Here(members), Fate::Elsewhere]));
         assert!(!is_astray(vec![Fate::Damaged]));
+    }
+
+    #[test]
+    fn what_another_group_needs_does_not_end_without_it() {
+        let members = Configuration::simple([NodeId(1)]);
+        let here = |group: u64, number| {
+            let groups = group..group + 1;
+            found(groups, number, Fate::Here(members.clone()))
+        };
+        let needed = |all: &[Found], ended: &[u64]| {
+            let ends = |group: GroupId| ended.contains(&group.0);
+            match first_needed(all, &lives_found(all), ends) {
+                Some(Error::Needed { group, by, .. }) => Some((group.0, by.0)),
+                None => None,
+                other => panic!("{other:?}"),
+            }
+        };
+        for fate in [Fate::Target(GroupId(8)), Fate::Parent(GroupId(8))] {
+            let aside = |number| found(7..8, number, fate.clone());
+            let all = [here(7, 1), here(8, 0), aside(1)];
+            assert_eq!(needed(&all, &[7]), Some((7, 8)));
+            assert_eq!(needed(&all, &[6, 7]), Some((7, 8)));
+            // Both go, or only the one that needs the other.
+            assert_eq!(needed(&all, &[7, 8]), None);
+            assert_eq!(needed(&all, &[8]), None);
+            // The life that was needed is over for good, or nobody knows of it.
+            assert_eq!(needed(&[here(7, 1), aside(0)], &[7]), None);
+            let over = found(7..8, 1, Fate::Over);
+            assert_eq!(needed(&[over, aside(1)], &[7]), None);
+            assert_eq!(needed(&[aside(1)], &[7]), None);
+        }
     }
 
     #[test]

@@ -20,6 +20,9 @@ use crate::event::{CreateOrigin, GroupRanges, LifeRanges, ShardEvent, life_range
 use crate::status::{GroupStatus, Membership};
 use crate::wire::{Fate, Found};
 
+/// How many groups that became parts of each other are followed: more can hardly be merged while one waits to hear of it.
+const MOST_HEIRS: usize = 16;
+
 /// Creations and ends of this shard that wait for the disk.
 #[derive(Debug, Default)]
 pub(super) struct Creations {
@@ -164,7 +167,52 @@ impl Shard {
                 }),
             }
         }
+        found.extend(self.asides(groups));
         self.shared.tell(0, ShardEvent::Surveyed { origin, found });
+    }
+
+    /// What stands in the way of the end of groups, as far as is known here.
+    fn asides(&mut self, groups: &GroupRanges) -> Vec<Found> {
+        let is_asked = |group: GroupId| groups.iter().any(|range| range.contains(&group.0));
+        let merged = self.shared.directory.all_merged();
+        // What a replica knew that is out of service may be over for long.
+        let is_here = |source: GroupId, through: Life| {
+            let slot = self.slot(source).map(|slot| slot as usize);
+            slot.is_some_and(|slot| {
+                self.replicas[slot].fault.is_none() && self.marks[slot].life <= through
+            })
+        };
+        let frozen = self.merges.targets();
+        let frozen = frozen.filter(|(source, ..)| is_here(*source, Life::LAST));
+        // One that was behind may not know yet that it is frozen.
+        let behind = merged
+            .iter()
+            .filter(|(source, life, _)| is_here(*source, *life));
+        let behind = behind.map(|(source, _, into)| (*source, *into, Life::LAST));
+        let mut asides = Vec::new();
+        for (source, target, life) in frozen.chain(behind) {
+            // What was known to a target that has become a part of another group, that one knows.
+            let heir_of = |(target, _): &(GroupId, Life)| {
+                let mut merged = merged.iter();
+                let heir = merged.find(|(group, ..)| group == target);
+                heir.map(|(_, _, into)| (*into, Life::LAST))
+            };
+            let line = std::iter::successors(Some((target, life)), heir_of).take(MOST_HEIRS);
+            for (group, life) in line.filter(|(group, _)| is_asked(*group)) {
+                asides.push(aside(group, life, Fate::Target(source)));
+            }
+        }
+        for parent in self
+            .splits
+            .parents()
+            .into_iter()
+            .filter(|group| is_asked(*group))
+        {
+            if let (Some(child), Some(life)) = (self.unborn_child(parent), self.life_of(parent)) {
+                asides.push(aside(parent, life, Fate::Parent(child)));
+            }
+        }
+        asides
     }
 
     /// The newest life of a group that this node knows of, and what became of it.
@@ -398,6 +446,11 @@ impl Shard {
             fault: replica.fault.clone(),
         })
     }
+}
+
+fn aside(group: GroupId, life: Life, fate: Fate) -> Found {
+    let groups = group.0..group.0 + 1;
+    Found { groups, life, fate }
 }
 
 /// A replica whose state machine is being opened: it does not take part yet.

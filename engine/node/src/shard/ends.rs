@@ -110,6 +110,7 @@ impl Shard {
         if let Err(error) = self.log.tombstone(group, tombstone) {
             return self.fail(error.to_string());
         }
+        self.shared.directory.note_over(group, life);
         let Some(ended) = here else { return };
         #[cfg(feature = "sim")]
         self.stepped.iter_mut().for_each(|list| list.push(group));
@@ -127,6 +128,7 @@ impl Shard {
         let gone = Error::NoSuchGroup { group };
         self.leadership.fail(group, &gone);
         self.members.fail(group, &gone);
+        self.forget_children(group, |_| true);
         self.splits.fail(group, &gone);
         self.merges.ended(group, &gone);
         self.damaged.remove(&group);
@@ -215,3 +217,6 @@ impl Shard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

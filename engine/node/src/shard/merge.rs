@@ -196,6 +196,25 @@ impl Merges {
         self.frozen.contains_key(&group) || self.drives.contains_key(&group)
     }
 
+    /// Groups that must not end before what is being merged into them: source, target, and the target's life. That is the last one
+    /// there can be as long as the target has not said which it is.
+    pub(super) fn targets(&self) -> impl Iterator<Item = (GroupId, GroupId, Life)> + '_ {
+        let frozen = self.frozen.iter();
+        let frozen = frozen.map(|(source, frozen)| (*source, frozen.target, frozen.life));
+        let is_first = |drive: &&Drive| {
+            let stage = &drive.stage;
+            matches!(
+                stage,
+                Stage::Waiting | Stage::Opening { .. } | Stage::Freezing { .. }
+            )
+        };
+        let begun = self.drives.iter().filter(move |(_, drive)| is_first(drive));
+        let begun = begun.map(|(source, drive)| (*source, drive.target, Life::LAST));
+        let heirs = self.drives.iter();
+        let heirs = heirs.filter_map(|(source, drive)| Some((*source, drive.heir?, Life::LAST)));
+        frozen.chain(begun).chain(heirs)
+    }
+
     fn next_number(&mut self) -> u64 {
         self.last_number = self.last_number.wrapping_add(1).max(1);
         self.last_number

@@ -84,7 +84,7 @@ struct Reached {
 }
 
 #[derive(Debug)]
-struct Child {
+pub(super) struct Child {
     group: GroupId,
     /// The place of its parent's log at which it was split off.
     at: Index,
@@ -171,10 +171,9 @@ impl Splits {
         appended.is_some_and(|(then, index)| *then == term && *index > through)
     }
 
-    fn forget_child(&mut self, parent: GroupId, at: Index) {
-        if let Some(children) = self.children.get_mut(&parent) {
-            children.retain(|child| child.at != at);
-        }
+    /// Groups that may have a child with too few replicas.
+    pub(super) fn parents(&self) -> Vec<GroupId> {
+        self.children.keys().copied().collect()
     }
 
     /// A replica stops at no split any more: it goes on, or its state comes from elsewhere, or it has ended. Whether it did.
@@ -185,7 +184,6 @@ impl Splits {
     /// A group ended here.
     pub(super) fn fail(&mut self, group: GroupId, error: &Error) {
         self.appended.remove(&group);
-        self.children.remove(&group);
         if let Some(asked) = self.asked.remove(&group) {
             asked.reply.answer(Err(error.clone()));
         }
@@ -399,21 +397,47 @@ impl Shard {
         let (directory, now) = (&self.shared.directory, self.now);
         children.retain_mut(|child| {
             let may_wait = now.since(child.since) < PATIENCE;
-            match directory.cell(child.group) {
+            let is_unborn = match directory.cell(child.group) {
                 Some(cell) if cell.is_out_of_service() => may_wait,
                 Some(cell) => {
                     child.was_open = true;
                     !cell.has_committed()
                 }
                 // It ended, or is not open yet.
-                None => !child.was_open && may_wait,
+                None => !child.was_open && !directory.is_child_over(child.group) && may_wait,
+            };
+            if !is_unborn {
+                directory.forget_child(child.group);
             }
+            is_unborn
         });
         let first = children.iter().map(|child| child.at).min();
         if first.is_none() {
             self.splits.children.remove(&group);
         }
         first
+    }
+
+    /// The child that this is.
+    pub(super) fn unborn_child(&mut self, group: GroupId) -> Option<GroupId> {
+        let at = self.unborn_child_of(group)?;
+        let mut children = self.splits.children.get(&group)?.iter();
+        children
+            .find(|child| child.at == at)
+            .map(|child| child.group)
+    }
+
+    /// Nobody waits any more for what becomes of some children of a group.
+    pub(super) fn forget_children(&mut self, parent: GroupId, which: impl Fn(&Child) -> bool) {
+        let Some(children) = self.splits.children.get_mut(&parent) else {
+            return;
+        };
+        for child in children.extract_if(.., |child| which(child)) {
+            self.shared.directory.forget_child(child.group);
+        }
+        if children.is_empty() {
+            self.splits.children.remove(&parent);
+        }
     }
 
     /// A replica wants a snapshot, which has to wait for the leader of a child.
@@ -444,8 +468,9 @@ impl Shard {
             since: self.now,
             was_open: false,
         };
+        self.forget_children(group, |known| known.group == entry.child);
+        self.shared.directory.await_child(entry.child, entry.life);
         let children = self.splits.children.entry(group).or_default();
-        children.retain(|known| known.group != child.group);
         children.push(child);
         let reached = Reached {
             index,
@@ -526,7 +551,7 @@ impl Shard {
             ChildNews::Settled | ChildNews::Nothing => {
                 reached.is_settled = true;
                 if matches!(news, ChildNews::Nothing) {
-                    self.splits.forget_child(at.group, at.index);
+                    self.forget_children(at.group, |child| child.at == at.index);
                 }
                 self.release(slot);
             }
@@ -716,4 +741,4 @@ fn refused(why: &str) -> Error {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

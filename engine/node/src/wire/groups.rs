@@ -36,6 +36,17 @@ pub(crate) enum Fate {
     Damaged,
     /// Its replicas here were removed, and it went on with members that are not known here.
     Elsewhere,
+    /// It must not end yet: this group is being merged into it. Said beside what became of it.
+    Target(GroupId),
+    /// It must not end yet: this group was split off it, and may have too few replicas. Said beside what became of it.
+    Parent(GroupId),
+}
+
+impl Fate {
+    /// Whether it says something else than what became of a life.
+    fn is_aside(&self) -> bool {
+        matches!(self, Fate::Target(_) | Fate::Parent(_))
+    }
 }
 
 /// Writes the news that a life of a group is over, and every one before it.
@@ -211,6 +222,7 @@ pub(crate) fn put_survey(out: &mut BytesMut, request: u64, groups: &GroupRanges)
 pub(crate) fn found_bytes(found: &[Found]) -> usize {
     let each = |found: &Found| match &found.fate {
         Fate::Here(members) => 21 + configuration_bytes(members),
+        Fate::Target(_) | Fate::Parent(_) => 29,
         _ => 21,
     };
     HEAD_BYTES + 8 + found.iter().map(each).sum::<usize>()
@@ -232,6 +244,14 @@ pub(crate) fn put_survey_reply(out: &mut BytesMut, request: u64, found: &[Found]
                 }
                 Fate::Damaged => out.put_u8(2),
                 Fate::Elsewhere => out.put_u8(3),
+                Fate::Target(source) => {
+                    out.put_u8(4);
+                    out.put_u64_le(source.0);
+                }
+                Fate::Parent(child) => {
+                    out.put_u8(5);
+                    out.put_u64_le(child.0);
+                }
             }
         }
     });
@@ -335,11 +355,17 @@ fn survey_reply<'a>(mut body: Body<'_>) -> Result<Record<'a>, WireError> {
             1 => Fate::Here(next_configuration(&mut body)?),
             2 => Fate::Damaged,
             3 => Fate::Elsewhere,
+            4 => Fate::Target(GroupId(body.u64()?)),
+            5 => Fate::Parent(GroupId(body.u64()?)),
             _ => return Err(WireError::Value("survey reply")),
         };
+        if fate.is_aside() && !are_groups([&groups].into_iter()) {
+            return Err(WireError::Value("survey reply"));
+        }
         found.push(Found { groups, life, fate });
     }
-    match are_groups(found.iter().map(|found| &found.groups)) {
+    let lives = found.iter().filter(|found| !found.fate.is_aside());
+    match are_groups(lives.map(|found| &found.groups)) {
         true => Ok(Record::SurveyReply { request, found }),
         false => Err(WireError::Value("survey reply")),
     }

@@ -264,6 +264,13 @@ fn node_level_records_come_back_as_they_were_sent() {
         });
         found
     });
+    // What stands in the way of an end is said beside what became of a life.
+    let asides = [Fate::Target(GroupId(70)), Fate::Parent(GroupId(80))].map(|fate| Found {
+        groups: 1..2,
+        life: Life::LAST,
+        fate,
+    });
+    let found = [found, asides.to_vec()].concat();
     put_survey_reply(&mut frame, 6, &found);
     put_destroy(&mut frame, 7, &lives);
     let expected = vec![

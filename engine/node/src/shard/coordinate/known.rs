@@ -1,10 +1,12 @@
 //! What all nodes together know of the lives of a group.
-//! A life that somebody may still have must never count as one that may begin.
+//! A life that somebody may still have must never count as one that may begin, and one that another group needs must never be
+//! taken for one that may end.
 
 use std::collections::BTreeMap;
 
-use polyraft_raft::{Configuration, Life, NodeId};
+use polyraft_raft::{Configuration, GroupId, Life, NodeId};
 
+use crate::error::Error;
 use crate::wire::{Fate, Found};
 
 /// What is known of a group on all nodes together.
@@ -31,20 +33,21 @@ impl Known {
 
     /// Takes in what one node knows.
     pub(super) fn add(&mut self, life: Life, fate: &Fate) {
-        if life > self.life {
-            (self.life, self.members) = (life, Vec::new());
-        }
         let possible = match fate {
             Fate::Over => life.next(),
             Fate::Here(_) | Fate::Elsewhere => life,
             // A damaged log may have lost which life it was.
             Fate::Damaged => Life::FIRST,
+            Fate::Target(_) | Fate::Parent(_) => return,
         };
+        if life > self.life {
+            (self.life, self.members) = (life, Vec::new());
+        }
         if possible > self.possible {
             (self.possible, self.serving) = (possible, Vec::new());
         }
         match fate {
-            Fate::Over => {}
+            Fate::Target(_) | Fate::Parent(_) | Fate::Over => {}
             Fate::Here(members) => {
                 // Whoever should lead them.
                 let members = &members.clone().with_preferred(None);
@@ -83,9 +86,42 @@ impl Known {
 pub(super) fn lives_found(found: &[Found]) -> BTreeMap<u64, Known> {
     let mut lives: BTreeMap<u64, Known> = BTreeMap::new();
     for Found { groups, life, fate } in found {
+        if matches!(fate, Fate::Target(_) | Fate::Parent(_)) {
+            continue;
+        }
         for group in groups.clone() {
             lives.entry(group).or_default().add(*life, fate);
         }
     }
     lives
 }
+
+/// Why groups may not end yet, as somebody knows: another one, which does not end with them, would be lost or never come to an
+/// end of its own.
+pub(super) fn first_needed(
+    found: &[Found],
+    lives: &BTreeMap<u64, Known>,
+    ends: impl Fn(GroupId) -> bool,
+) -> Option<Error> {
+    found.iter().find_map(|Found { groups, life, fate }| {
+        let (by, why) = match fate {
+            Fate::Target(source) => (*source, FROZEN),
+            Fate::Parent(child) => (*child, UNBORN),
+            _ => return None,
+        };
+        if ends(by) {
+            return None;
+        }
+        let is_needed = |group: &u64| {
+            let goes_on = |known: &Known| known.life >= known.possible && *life >= known.life;
+            ends(GroupId(*group)) && lives.get(group).is_some_and(goes_on)
+        };
+        let group = groups.clone().find(is_needed).map(GroupId)?;
+        Some(Error::Needed { group, by, why })
+    })
+}
+
+const FROZEN: &str = "is being merged into it, and would stay frozen for ever; wait for the end of the merge, or destroy that \
+                      group first";
+
+const UNBORN: &str = "was split off it, and a part of it could be lost; wait until that has a leader, or destroy both in one call";

@@ -24,7 +24,7 @@ use crate::keeper::{Job, Keeper};
 use crate::machine::{Entry, FrozenState, Replies, Split, StateMachine};
 use crate::mailbox::Mailbox;
 
-const CHILD: GroupId = GroupId(9);
+pub(in crate::shard) const CHILD: GroupId = GroupId(9);
 
 /// A state machine that says how many entries it has applied. What it is to split off tells it what to do.
 struct Counter(u64);
@@ -63,16 +63,16 @@ impl StateMachine for Counter {
 }
 
 /// A node with one shard, whose parts are run by hand.
-struct Alone {
+pub(in crate::shard) struct Alone {
     shared: Arc<Shared>,
-    shard: Shard,
+    pub(in crate::shard) shard: Shard,
     inbox: Mailbox<ShardEvent>,
     wal: Wal,
     applier: Applier<Counter>,
     tasks: Mailbox<Task>,
     keeper: Keeper<Counter>,
     jobs: Mailbox<Job>,
-    queue: CompletionQueue,
+    pub(in crate::shard) queue: CompletionQueue,
 }
 
 /// An entry that splits the child off; its members are never heard of, so that nobody leads it.
@@ -88,13 +88,13 @@ fn split_entry(argument: &'static [u8]) -> Bytes {
 
 impl Alone {
     /// With these entries in the log of its group.
-    fn with(entries: &[(EntryKind, &[u8])]) -> Self {
+    pub(in crate::shard) fn with(entries: &[(EntryKind, &[u8])]) -> Self {
         let path = Path::new("/n");
         Self::on(&disk_with(path, entries), path)
     }
 
     /// With an entry that splits the group, and one behind it.
-    fn with_split(argument: &'static [u8]) -> Self {
+    pub(in crate::shard) fn with_split(argument: &'static [u8]) -> Self {
         Self::with(&[
             (EntryKind::Normal, b"before"),
             (EntryKind::Split, &split_entry(argument)),
@@ -130,6 +130,11 @@ impl Alone {
         alone
     }
 
+    /// Time passes before the next turn.
+    pub(in crate::shard) fn pass(&mut self, us: u64) {
+        self.shard.now = self.shard.now.after(us);
+    }
+
     fn turn(&mut self) {
         // A millisecond later at least.
         let now = self.shard.now.after(1_000);
@@ -155,7 +160,7 @@ impl Alone {
         queries
     }
 
-    fn settle(&mut self) {
+    pub(in crate::shard) fn settle(&mut self) {
         for _ in 0..20 {
             self.turn();
             self.work();
@@ -167,7 +172,7 @@ impl Alone {
     }
 
     /// Until the group's replica leads. Its first entry is not on the disk yet.
-    fn elect(&mut self) {
+    pub(in crate::shard) fn elect(&mut self) {
         loop {
             self.turn();
             let core = &self.shard.replicas[self.slot() as usize].group;
@@ -187,12 +192,12 @@ impl Alone {
     }
 
     /// Somebody leads the child.
-    fn lead_child(&self, has_committed: bool) {
+    pub(in crate::shard) fn lead_child(&self, has_committed: bool) {
         let cell = self.shared.directory.cell(CHILD).unwrap();
         cell.publish(Some(NodeId(2)), Term(5), has_committed);
     }
 
-    fn answers(&self) -> usize {
+    pub(in crate::shard) fn answers(&self) -> usize {
         let mut done = Vec::new();
         self.queue.drain(&mut done, Duration::ZERO);
         done.len()

@@ -1,0 +1,130 @@
+//! What must not end before something else has: whoever asks is told so, and nothing has happened.
+
+use bytes::Bytes;
+use polyraft_raft::{Index, NodeId};
+use polyraft_storage::EntryKind;
+
+use super::super::split::tests::{Alone, CHILD};
+use super::super::tests::GROUP;
+use super::*;
+use crate::event::{CreateOrigin, ranges};
+use crate::merge::MergeCommand;
+
+const TARGET: GroupId = GroupId(12);
+
+/// What a caller is told who wants groups to end.
+fn destroy(alone: &mut Alone, groups: &[GroupId]) -> Result<(), Error> {
+    let (reply, mut answer) = tokio::sync::oneshot::channel();
+    let groups = ranges(groups.iter().map(|group| group.0));
+    alone.shard.destroy_everywhere(groups, reply);
+    alone.settle();
+    answer.try_recv().expect("an answer")
+}
+
+/// Which group needs the one that was to end.
+fn needed(alone: &mut Alone, group: GroupId) -> GroupId {
+    let life = alone.shard.life_of(group).expect("it is there");
+    match destroy(alone, &[group]) {
+        Err(error @ Error::Needed { group: of, by, .. }) => {
+            assert!(error.is_retryable() && !error.may_have_committed());
+            assert_eq!((of, alone.shard.life_of(group)), (group, Some(life)));
+            by
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn with_child() -> Alone {
+    let mut alone = Alone::with_split(b"part");
+    alone.elect();
+    alone.settle();
+    assert!(alone.shard.life_of(CHILD).is_some());
+    alone
+}
+
+#[test]
+fn a_group_does_not_end_before_a_majority_has_what_was_split_off() {
+    let mut alone = with_child();
+    for has_committed in [false, true] {
+        assert_eq!(needed(&mut alone, GROUP), CHILD);
+        alone.lead_child(has_committed);
+    }
+    destroy(&mut alone, &[GROUP]).unwrap();
+    assert_eq!(alone.shard.life_of(GROUP), None);
+    assert!(alone.shard.life_of(CHILD).is_some());
+
+    // Whoever wants neither of them waits for nothing.
+    let mut alone = with_child();
+    destroy(&mut alone, &[GROUP, CHILD]).unwrap();
+    let mut alone = with_child();
+    destroy(&mut alone, &[CHILD]).unwrap();
+    destroy(&mut alone, &[GROUP]).unwrap();
+    assert_eq!(alone.shard.life_of(GROUP), None);
+}
+
+/// A group that takes these entries, and another one without a leader.
+fn with_target(entries: &[(EntryKind, &[u8])]) -> Alone {
+    let mut alone = Alone::with(entries);
+    let origin = CreateOrigin {
+        node: NodeId(1),
+        request: 0,
+    };
+    let lives = vec![(TARGET.0..TARGET.0 + 1, Life::FIRST)];
+    let members = [1, 2, 3].map(NodeId);
+    alone.shard.create(origin, &lives, &members);
+    alone.elect();
+    alone.settle();
+    alone
+}
+
+fn freeze(life: Life) -> Bytes {
+    let command = MergeCommand::Freeze {
+        target: TARGET,
+        life,
+        attempt: Index(3),
+    };
+    command.encode()
+}
+
+#[test]
+fn a_group_does_not_end_before_what_is_being_merged_into_it() {
+    let frozen = || with_target(&[(EntryKind::Merge, &freeze(Life::FIRST))]);
+    let mut alone = frozen();
+    assert_eq!(needed(&mut alone, TARGET), GROUP);
+    // It can't be had any more: then the target need not stay for it.
+    destroy(&mut alone, &[GROUP]).unwrap();
+    destroy(&mut alone, &[TARGET]).unwrap();
+    assert_eq!(alone.shard.life_of(TARGET), None);
+    // What is over stays over, whoever is frozen.
+    let mut alone = frozen();
+    alone
+        .shard
+        .end_replica(TARGET, Tombstone::destroyed(Life::FIRST));
+    alone.settle();
+    destroy(&mut alone, &[TARGET]).unwrap();
+
+    let mut alone = frozen();
+    destroy(&mut alone, &[TARGET, GROUP]).unwrap();
+    assert_eq!(alone.shard.life_of(GROUP), None);
+}
+
+#[test]
+fn a_group_does_not_end_while_a_leader_is_about_to_freeze_another_for_it() {
+    let mut alone = with_target(&[(EntryKind::Normal, b"before")]);
+    let reply = alone.queue.reply_to(1);
+    let wanted = crate::shard::MergeEvent::Asked {
+        source: GROUP,
+        target: TARGET,
+        argument: Bytes::new(),
+        reply,
+    };
+    alone.shard.merge_event(wanted);
+    assert_eq!(needed(&mut alone, TARGET), GROUP);
+    // The attempt comes to nothing, and is forgotten.
+    alone.pass(alone.shard.limits.proposal_timeout);
+    while alone.answers() == 0 {
+        alone.settle();
+    }
+    destroy(&mut alone, &[TARGET]).unwrap();
+    assert!(alone.shard.life_of(GROUP).is_some());
+}
