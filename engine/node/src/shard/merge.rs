@@ -23,7 +23,7 @@ use crate::apply::Task;
 use crate::completion::{Committed, Outcome, ReplyTo};
 use crate::error::Error;
 use crate::event::ShardEvent;
-use crate::merge::{Frozen, MergeCommand, PART_OVERHEAD};
+use crate::merge::{Frozen, MAX_STATE, MergeCommand, PART_OVERHEAD};
 use crate::wire;
 
 /// How often a merge that waits for something is looked at, in microseconds.
@@ -37,6 +37,9 @@ const PATIENCE: u64 = 10;
 
 /// The most bytes of a part.
 const PART_BYTES: usize = 256 << 10;
+
+/// Bytes by which a snapshot may be longer than the state that is merged: what it says of itself, and of merges.
+const SNAPSHOT_OVERHEAD: u64 = 1 << 20;
 
 /// What a shard knows of merges.
 #[derive(Debug)]
@@ -350,6 +353,7 @@ impl Shard {
             None => Some(self.gone(source)),
             Some(_) => self.may_merge(source).err(),
         };
+        let refusal = refusal.or_else(|| self.too_large_to_merge(source));
         if let Some(drive) = self.merges.drives.get_mut(&source)
             && matches!(refusal, Some(Error::Merging { into }) if into == target)
             && drive.reply.is_none()
@@ -382,6 +386,18 @@ impl Shard {
             why: String::new(),
         };
         self.merges.drives.insert(source, drive);
+    }
+
+    /// A group whose last snapshot can't go through the target's log is not frozen only to learn that.
+    fn too_large_to_merge(&self, source: GroupId) -> Option<Error> {
+        let bytes = self.snapshots.file(source)?.bytes;
+        let is_too_large = bytes > MAX_STATE + SNAPSHOT_OVERHEAD;
+        is_too_large.then(|| {
+            refused(format!(
+                "its last snapshot has {bytes} bytes, and a group that is merged may have {MAX_STATE} at most; if it has become \
+                 smaller, take another snapshot"
+            ))
+        })
     }
 
     fn part_bytes(&self) -> usize {

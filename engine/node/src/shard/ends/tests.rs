@@ -1,8 +1,10 @@
 //! What must not end before something else has: whoever asks is told so, and nothing has happened.
 
 use bytes::Bytes;
-use polyraft_raft::{Index, NodeId};
-use polyraft_storage::EntryKind;
+use std::time::Duration;
+
+use polyraft_raft::{Index, LogPosition, NodeId, Term};
+use polyraft_storage::{EntryKind, SnapshotFile, SnapshotMeta};
 
 use super::super::split::tests::{Alone, CHILD};
 use super::super::tests::GROUP;
@@ -106,6 +108,43 @@ fn a_group_does_not_end_before_what_is_being_merged_into_it() {
     let mut alone = frozen();
     destroy(&mut alone, &[TARGET, GROUP]).unwrap();
     assert_eq!(alone.shard.life_of(GROUP), None);
+}
+
+/// Before, it was frozen for as long as a snapshot takes, each time that somebody asked.
+#[test]
+fn a_group_whose_snapshot_is_too_large_is_not_frozen_to_be_merged() {
+    for (bytes, is_refused) in [(66 << 20, true), (64 << 20, false)] {
+        let mut alone = with_target(&[(EntryKind::Normal, b"before")]);
+        let meta = SnapshotMeta {
+            group: GROUP,
+            incarnation: 0,
+            last: LogPosition {
+                term: Term(1),
+                index: Index(1),
+            },
+            configuration: Configuration::simple([NodeId(1)]),
+        };
+        let file = SnapshotFile {
+            meta,
+            bytes,
+            checksum: 5,
+        };
+        alone.shard.snapshots.keep_newest(&file);
+        let wanted = crate::shard::MergeEvent::Asked {
+            source: GROUP,
+            target: TARGET,
+            argument: Bytes::new(),
+            reply: alone.queue.reply_to(1),
+        };
+        alone.shard.merge_event(wanted);
+        let mut done = Vec::new();
+        alone.queue.drain(&mut done, Duration::ZERO);
+        assert_eq!(!alone.shard.merges.is_busy(GROUP), is_refused);
+        let refusal = done.first().map(|done| &done.result);
+        let says_why =
+            matches!(refusal, Some(Err(Error::Merge { why })) if why.contains("snapshot"));
+        assert_eq!(says_why, is_refused, "{refusal:?}");
+    }
 }
 
 #[test]
