@@ -252,6 +252,75 @@ async fn a_leader_that_is_removed_leaves_the_group_to_the_others() {
 }
 
 #[tokio::test]
+async fn a_second_change_is_refused_while_the_first_is_under_way() {
+    let mut cluster = Cluster::start(4, small_config()).await;
+    cluster
+        .node(1)
+        .create_groups(0..1, &[1, 2, 3])
+        .await
+        .unwrap();
+    cluster.sees(1, 4, true).await;
+    let mut was_refused = false;
+    until("two changes come at once", async || {
+        let Some((leader, _)) = cluster.node(1).group(0).leader() else {
+            return false;
+        };
+        let leader = cluster.node(leader.0).group(0);
+        let first = leader.change_members([learner(4)], WITHIN);
+        let second = leader.change_members([MemberChange::Prefer(NodeId(1))], WITHIN);
+        let (first, second) = tokio::join!(first, second);
+        if let Err(error @ Error::ChangeUnderWay { group }) = &second {
+            assert!(group.0 == 0 && error.is_retryable() && !error.may_have_committed());
+            // It has not become a part of the first one, which ends as long as nobody else leads.
+            if let Ok(changed) = first {
+                assert_eq!(changed, members(&[1, 2, 3], &[4]));
+                was_refused = true;
+            }
+        }
+        for undone in [remove(4), MemberChange::Unprefer(NodeId(1))] {
+            let _ = cluster.change_members(0, &[undone]).await;
+        }
+        was_refused
+    })
+    .await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_change_that_is_in_the_log_when_the_time_is_over_may_come_yet() {
+    let mut cluster = Cluster::start(4, small_config()).await;
+    cluster
+        .node(1)
+        .create_groups(0..1, &[1, 2, 3])
+        .await
+        .unwrap();
+    cluster.sees(1, 4, true).await;
+    until("a change is in the log in no time", async || {
+        let Some((leader, _)) = cluster.node(1).group(0).leader() else {
+            return false;
+        };
+        let leader = cluster.node(leader.0).group(0);
+        match leader.change_members([learner(4)], Duration::ZERO).await {
+            Err(error @ Error::Unknown { .. }) => error.may_have_committed(),
+            Err(error @ (Error::Members { .. } | Error::NotLeader { .. })) => {
+                assert!(!error.may_have_committed());
+                let status = leader.status().await.unwrap();
+                assert_eq!(status.members, members(&[1, 2, 3], &[]), "{error}");
+                false
+            }
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
+    until("it goes on without the caller", async || {
+        let status = cluster.node(1).group(0).status().await.unwrap();
+        status.members == members(&[1, 2, 3], &[4])
+    })
+    .await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
 async fn what_makes_no_sense_is_refused_and_changes_nothing() {
     let mut cluster = Cluster::start(3, small_config()).await;
     cluster.node(1).create_groups(0..1, &[1, 2]).await.unwrap();

@@ -30,8 +30,9 @@ pub enum Error {
         /// The bound, in bytes.
         limit: u64,
     },
-    /// The proposal entered a log, but this node can't tell whether it commits. Retrying may apply it twice.
-    #[error("the outcome is unknown: {why}; the proposal may have been committed")]
+    /// The proposal, or the change of members, entered a log, but this node can't tell whether it commits. Trying a proposal again
+    /// may apply it twice.
+    #[error("the outcome is unknown: {why}; it may have been committed")]
     Unknown {
         /// What was lost on the way.
         why: &'static str,
@@ -114,11 +115,19 @@ pub enum Error {
         /// What is in the way.
         why: String,
     },
-    /// The members of the group were not changed, or not in the time that was given.
+    /// The members of the group were not changed, and won't be by this call. Nodes that were to vote may have become learners.
     #[error("the members were not changed: {why}")]
     Members {
         /// What was in the way, and what became of it.
         why: String,
+    },
+    /// Another caller changes the members of the group already, so nothing was begun. Ask again after that.
+    #[error(
+        "the members of group {group} are being changed already; nothing was begun, ask again after that"
+    )]
+    ChangeUnderWay {
+        /// The group in question.
+        group: GroupId,
     },
     /// The group was not split. It goes on as before.
     #[error("the group was not split: {why}")]
@@ -202,6 +211,7 @@ impl Error {
                 | Error::CreateTimeout { .. }
                 | Error::DestroyTimeout { .. }
                 | Error::Needed { .. }
+                | Error::ChangeUnderWay { .. }
                 | Error::Restoring { .. }
                 | Error::Unconfirmed
         ) || matches!(self, Error::ProposalNumber { sequence, lowest } if sequence > lowest)

@@ -427,10 +427,11 @@ impl<M> GroupHandle<M> {
     /// `[MemberChange::Voter(NodeId(4)), MemberChange::Remove(NodeId(2))]`.
     ///
     /// # Errors
-    /// [`Error::NotLeader`] with a hint when another node leads. [`Error::Members`] when another change is under way, a new
-    /// node is not alive or not known as a peer, nobody would vote, or the time is over: it says how far the change got.
-    /// [`Error::Unknown`] when the leader stepped down in between: its successor ends or drops the change, so look at
-    /// [`GroupHandle::status`] and ask again.
+    /// [`Error::NotLeader`] with a hint when another node leads. [`Error::ChangeUnderWay`] when another
+    /// caller waits for a change. [`Error::Members`] when a new node is not alive or not known as a peer, nobody would vote, or
+    /// the time is over before the change was in the log: it says how far the call got. [`Error::Unknown`] when the time is over and
+    /// the change is in the log, where a quorum may take it later; or when the leader stepped down in between, whose successor ends
+    /// or drops the change. Look at [`GroupHandle::status`] then, and ask again.
     pub async fn change_members(
         &self,
         changes: impl IntoIterator<Item = MemberChange>,

@@ -165,7 +165,8 @@ impl Shard {
             return Some(Error::Fault { reason });
         }
         if self.members.wanted.contains_key(&core.id()) {
-            return Some(refused("another change is under way; wait for its end"));
+            let group = core.id();
+            return Some(Error::ChangeUnderWay { group });
         }
         if core.role() != Role::Leader {
             let hint = core.leader();
@@ -634,14 +635,19 @@ fn refused(why: impl Into<String>) -> Error {
     Error::Members { why: why.into() }
 }
 
+/// Why a caller waits no longer. What is in the log may be committed yet: nobody may be told that it was refused.
 fn timed_out(waits_for: Waits) -> Error {
-    refused(match waits_for {
-        Waits::Turn => "the group was busy with another change, a handover or a split all the time".to_owned(),
-        Waits::Quorum => "no quorum of the old and the new voters took it in time; it goes on, ask for the members later".to_owned(),
-        Waits::Learner(node) => {
-            format!("node {node} has not caught up in time; it stays a learner, try again or remove it")
+    match waits_for {
+        Waits::Turn => {
+            refused("the group was busy with another change, a handover or a split all the time")
         }
-    })
+        Waits::Quorum => Error::Unknown {
+            why: "no quorum of the old and the new voters took the change of members in time; it goes on, ask for the members later",
+        },
+        Waits::Learner(node) => refused(format!(
+            "node {node} has not caught up in time; it stays a learner, try again or remove it"
+        )),
+    }
 }
 
 fn words(why: ChangeRefused) -> String {
@@ -667,6 +673,15 @@ fn words(why: ChangeRefused) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_in_the_log_may_be_committed_after_the_time_is_over() {
+        let outcomes = [Waits::Turn, Waits::Quorum, Waits::Learner(NodeId(4))].map(timed_out);
+        let may_be = outcomes.each_ref().map(Error::may_have_committed);
+        assert_eq!(may_be, [false, true, false]);
+        let is_refusal = |error: &Error| matches!(error, Error::Members { .. });
+        assert_eq!(outcomes.each_ref().map(is_refusal), [true, false, true]);
+    }
 
     #[test]
     fn whoever_was_left_behind_asks_at_its_time_and_nobody_else_is_looked_at() {
