@@ -187,6 +187,31 @@ fn describe(plan: &RecoveryPlan, shows: impl Fn(u64) -> bool) -> String {
             count(plan.groups.iter().filter(gone).count() as u64, "group"),
         ));
     }
+    for (what, is_it) in [
+        (
+            "merge",
+            (|one| one.may_forget_merge) as fn(&SurvivingGroup) -> bool,
+        ),
+        ("split", |one| one.may_forget_split),
+    ] {
+        let groups: Vec<u64> = plan
+            .groups
+            .iter()
+            .filter(|one| is_it(one))
+            .map(|one| one.group)
+            .collect();
+        if !groups.is_empty() {
+            line(format!(
+                "  Of {groups:?} a {what} may be FORGOTTEN: what moved by it may be there twice, or nowhere. Compare these groups \
+                 with those that they were {what}{} before clients may go on.",
+                if what == "merge" {
+                    "d with"
+                } else {
+                    " from or into"
+                },
+            ));
+        }
+    }
     for group in plan.groups.iter().filter(|one| shows(one.group)) {
         line(about(group));
     }

@@ -75,7 +75,7 @@ pub use recovery::{RecoveryReport, Rot, TornTail};
 pub use shard::ShardLog;
 pub use snapshot::{SnapshotError, SnapshotFile, SnapshotMeta, SnapshotReader, SnapshotStore};
 pub use stats::WalStats;
-pub use survey::{Survey, SurveyedReplica};
+pub use survey::{MERGE_HEAD_BYTES, Survey, SurveyedReplica};
 pub use table::GroupTable;
 pub use tombstone::{Ending, Tombstone, name_of, parse_name_of};
 pub use wal::{Opened, Wal, WalThreads, open};

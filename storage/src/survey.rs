@@ -1,14 +1,14 @@
 //! Owns an offline look at all replicas in a data directory: whose it is, how far each log goes, what is damaged.
 //! Must never write to what it looks at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use polyraft_raft::{Configuration, GroupId, HardState, Index, Life, LogPosition, NodeId, Term};
 use rustc_hash::FxHashMap;
 
-use crate::block::EntryBlock;
+use crate::block::{EntryBlock, EntryKind};
 use crate::data_dir::StoreId;
 use crate::disk::Disk;
 use crate::error::StorageError;
@@ -42,6 +42,9 @@ pub struct Survey {
     _lock: Subject,
 }
 
+/// Bytes of an entry about a merge that a survey keeps: what it asks for, and the other group.
+pub const MERGE_HEAD_BYTES: usize = 9;
+
 /// A replica as the next opening of its node will have it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SurveyedReplica {
@@ -62,6 +65,10 @@ pub struct SurveyedReplica {
     /// The members as of what it knows to be committed, and all that later entries name: any of them may be in force. The
     /// last is the newest; there is always one.
     pub configurations: Vec<Configuration>,
+    /// Whether its log has an entry by which the group is split.
+    pub has_splits: bool,
+    /// The first [`MERGE_HEAD_BYTES`] of each entry of its log about a merge, each of them once.
+    pub merges: BTreeSet<Vec<u8>>,
     /// A snapshot that was installed, and behind which the next opening begins the log anew.
     pub installed: Option<LogPosition>,
     /// Why it can't be used, if so.
@@ -127,8 +134,17 @@ fn look(
     let found = log.recovered(group);
     let snapshot = snapshot.filter(|file| file.meta.life() == Some(found.life));
     let mut fault = found.fault.clone();
+    let (mut has_splits, mut merges) = (false, BTreeSet::new());
     for block in log.blocks.iter() {
-        if let Err(reason) = check(group, segments, &block) {
+        let mut note = |parsed: &EntryBlock<'_>| match parsed.kind() {
+            EntryKind::Split => has_splits = true,
+            EntryKind::Merge => {
+                let entry = parsed.entry(parsed.first());
+                merges.insert(entry[..entry.len().min(MERGE_HEAD_BYTES)].to_vec());
+            }
+            _ => {}
+        };
+        if let Err(reason) = check(group, segments, &block, &mut note) {
             fault.get_or_insert(reason);
         }
     }
@@ -148,6 +164,8 @@ fn look(
         base: found.base,
         last: found.last_position(),
         configurations,
+        has_splits,
+        merges,
         installed: None,
         fault,
     };
@@ -171,11 +189,12 @@ fn look(
     replica
 }
 
-/// Reads a block and compares what must be the same.
+/// Reads a block, compares what must be the same, and shows it if it is.
 fn check(
     group: GroupId,
     segments: &FxHashMap<u64, &Segment>,
     block: &BlockRef,
+    show: &mut impl FnMut(&EntryBlock<'_>),
 ) -> Result<(), String> {
     let Where::Segment(sequence) = block.place.get() else {
         return Err("a part of its log is nowhere".to_owned());
@@ -189,7 +208,10 @@ fn check(
     let read = segment.read(offset, bytes);
     let parsed = EntryBlock::parse(&read).map_err(|error| at(&error.to_string()))?;
     match (parsed.group(), parsed.first(), parsed.term()) == (group, block.first, block.term) {
-        true => Ok(()),
+        true => {
+            show(&parsed);
+            Ok(())
+        }
         false => Err(at("another entry block is in its place")),
     }
 }

@@ -229,6 +229,13 @@ impl MergeCommand<'_> {
     }
 }
 
+/// A group that an entry about a merge names beside its own, by its first nine bytes.
+pub(crate) fn other_group(mut head: &[u8]) -> Option<GroupId> {
+    let kind = head.try_get_u8().ok()?;
+    let other = group(&mut head);
+    other.filter(|_| (1..=7).contains(&kind))
+}
+
 /// What came of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MergeAnswer {
@@ -318,6 +325,8 @@ pub(crate) fn index(rest: &mut &[u8]) -> Option<Index> {
 
 #[cfg(test)]
 mod tests {
+    use polyraft_storage::MERGE_HEAD_BYTES;
+
     use super::*;
 
     #[test]
@@ -369,6 +378,13 @@ mod tests {
         for command in commands {
             let bytes = command.encode();
             assert!(bytes.len() <= PART_OVERHEAD);
+            let other = match command {
+                MergeCommand::Freeze { target, .. }
+                | MergeCommand::Thaw { target, .. }
+                | MergeCommand::AskHeir { target, .. } => target,
+                MergeCommand::Open { source, .. } | MergeCommand::Go { source, .. } => source,
+            };
+            assert_eq!(other_group(&bytes[..MERGE_HEAD_BYTES]), Some(other));
             assert_eq!(MergeCommand::parse(&bytes), Some(command));
             for cut in 0..bytes.len() {
                 assert_eq!(MergeCommand::parse(&bytes[..cut]), None, "{command:?}");

@@ -14,6 +14,7 @@ use super::RecoveryError;
 use super::plan::{
     GivenDirectory, RecoveryPlan, RefusedGroup, SurvivingGroup, SurvivingReplica, TERM_STEP,
 };
+use crate::merge::other_group;
 
 /// The replicas of one group, by node.
 pub(super) type Replicas<'a> = BTreeMap<NodeId, &'a SurveyedReplica>;
@@ -49,9 +50,10 @@ pub(super) fn plan(
         checksum: 0,
     };
     let given: BTreeSet<NodeId> = surveys.iter().map(|survey| survey.node).collect();
+    let merging = merging(surveys);
     let (mut missing, mut groups) = (BTreeSet::new(), 0);
     for (group, remains) in by_group(surveys) {
-        match decide(group, &remains, &given, lost) {
+        match decide(group, &remains, (&given, lost), &merging) {
             Decision::HasQuorum => plan.with_quorum += 1,
             Decision::Recover(one) => plan.groups.push(*one),
             Decision::Refused(why) => plan.refused.push(RefusedGroup {
@@ -120,8 +122,8 @@ pub(super) fn describe(node: NodeId, replica: &SurveyedReplica) -> SurvivingRepl
 fn decide(
     group: GroupId,
     remains: &Remains<'_>,
-    given: &BTreeSet<NodeId>,
-    lost: &BTreeSet<NodeId>,
+    (given, lost): (&BTreeSet<NodeId>, &BTreeSet<NodeId>),
+    merging: &BTreeSet<GroupId>,
 ) -> Decision {
     let replicas = &remains.replicas;
     let is_over = |(_, tombstone): &&(NodeId, Tombstone)| tombstone.ending == Ending::Destroyed;
@@ -183,6 +185,12 @@ fn decide(
         .chain(removed)
         .max();
     let known = known.unwrap_or_default();
+    // What a witness that is left knows of may have been committed with its help.
+    let may_have_lost = knows_more
+        || possible
+            .iter()
+            .any(|members| members.has_quorum(|node| !usable.contains_key(&node)));
+    let loses_any = may_have_lost || known > last.0;
     Decision::Recover(Box::new(SurvivingGroup {
         group: group.0,
         voters_before: numbers(before.voters().iter().chain(before.outgoing())),
@@ -196,12 +204,21 @@ fn decide(
         known_committed: known.min(last.0),
         becoming_committed: last.0.saturating_sub(known),
         known_lost: known.saturating_sub(last.0),
-        // What a witness that is left knows of may have been committed with its help.
-        may_have_lost: knows_more
-            || possible
-                .iter()
-                .any(|members| members.has_quorum(|node| !usable.contains_key(&node))),
+        may_have_lost,
+        may_forget_merge: loses_any && merging.contains(&group),
+        may_forget_split: loses_any && replicas.values().any(|one| one.has_splits),
     }))
+}
+
+/// All groups that take part in merges, as the log of one of the two says.
+fn merging(surveys: &[Survey]) -> BTreeSet<GroupId> {
+    let replicas = surveys.iter().flat_map(|survey| &survey.replicas);
+    let merges = replicas.flat_map(|(group, one)| {
+        let own = (!one.merges.is_empty()).then_some(*group);
+        let others = one.merges.iter().filter_map(|head| other_group(head));
+        own.into_iter().chain(others)
+    });
+    merges.collect()
 }
 
 /// Who votes and who learns afterwards: what is left of the members, and the chosen one in any case. Witnesses are not among

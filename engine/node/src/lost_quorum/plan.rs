@@ -81,6 +81,14 @@ pub struct SurvivingGroup {
     /// The members that are lost could commit without the survivors. Then anything behind `known_committed` may have been
     /// acknowledged and be lost, and nobody can say how much. Otherwise every acknowledged entry is in the chosen log.
     pub may_have_lost: bool,
+    /// Entries may be lost, and the logs that are left say that the group took part in merges: it, or the other one, may not know any
+    /// more what became of one.
+    #[serde(default)]
+    pub may_forget_merge: bool,
+    /// Entries may be lost, and the logs that are left say that the group was split: it may not know of another split any more, whose
+    /// child goes on.
+    #[serde(default)]
+    pub may_forget_split: bool,
 }
 
 /// One replica that is left.

@@ -1,5 +1,6 @@
 //! Plans over directories that are written here record by record, and what is left of them after a power cut.
 
+use bytes::Bytes;
 use polyraft_raft::{
     Configuration, EntryRange, GroupId, HardState, Index, Life, LogPosition, Term,
 };
@@ -10,6 +11,8 @@ use polyraft_storage::{
 };
 
 use super::*;
+use crate::merge::MergeCommand;
+use crate::split::SplitEntry;
 
 const GROUP: GroupId = GroupId(7);
 
@@ -23,6 +26,8 @@ struct Written {
     term: u64,
     commit: u64,
     entries: Vec<(u64, Option<Configuration>)>,
+    /// What the first entry is instead.
+    begins_with: Option<(EntryKind, Bytes)>,
 }
 
 fn voters<const N: usize>(nodes: [u64; N]) -> Configuration {
@@ -40,6 +45,7 @@ fn replica<const N: usize>(members: [u64; N], term: u64, commit: u64, terms: &[u
         term,
         commit,
         entries: terms.iter().map(|term| (*term, None)).collect(),
+        begins_with: None,
     }
 }
 
@@ -77,9 +83,12 @@ fn write(disk: &SimDisk, node: u64, replicas: &[Written]) {
             let (term, end) = (Term(*term), first.next());
             let range = EntryRange { term, first, end };
             let payload = format!("entry {} on {node}", first.0);
-            let appended = match members {
-                Some(members) => log.append_configuration(one.group, range, members),
-                None => log.append(one.group, range, EntryKind::Normal, [payload]),
+            let appended = match (members, &one.begins_with) {
+                (None, Some((kind, entry))) if at == 0 => {
+                    log.append(one.group, range, *kind, [entry])
+                }
+                (Some(members), _) => log.append_configuration(one.group, range, members),
+                (None, _) => log.append(one.group, range, EntryKind::Normal, [payload]),
             };
             appended.unwrap();
         }
@@ -185,6 +194,68 @@ fn groups_with_a_quorum_are_left_alone_and_half_of_the_members_lose_nothing() {
     assert_eq!(
         plan.groups[0].chosen, 1,
         "the lower one of two that are equal"
+    );
+}
+
+/// A group that forgets a merge or a split may serve the keys of another one.
+#[test]
+fn a_plan_says_where_a_merge_or_a_split_may_be_forgotten() {
+    let group = |id, begins_with| Written {
+        group: GroupId(id),
+        begins_with,
+        ..replica([1, 2, 3, 4, 5], 1, 0, &[1, 1])
+    };
+    let freeze = |target| {
+        let command = MergeCommand::Freeze {
+            target: GroupId(target),
+            life: Life::FIRST,
+            attempt: Index(1),
+        };
+        Some((EntryKind::Merge, command.encode()))
+    };
+    let split = || {
+        let entry = SplitEntry {
+            child: GroupId(70),
+            life: Life::FIRST,
+            members: voters([1, 2, 3, 4, 5]),
+            argument: Bytes::new(),
+        };
+        Some((EntryKind::Split, entry.encode()))
+    };
+    let disk = SimDisk::new(1);
+    // Half of the last one's members are left: nothing of it is lost.
+    let safe = |begins_with| Written {
+        group: GroupId(12),
+        begins_with,
+        ..replica([1, 2, 3, 4], 1, 0, &[1])
+    };
+    let first = [
+        group(8, freeze(9)),
+        group(9, None),
+        group(10, split()),
+        group(11, None),
+    ];
+    let first = first.into_iter().chain([safe(freeze(13))]);
+    write(&disk, 1, &first.collect::<Vec<_>>());
+    write(&disk, 2, &[group(10, split()), safe(freeze(13))]);
+    let plan = plan(&disk, &[1, 2], &[3, 4, 5]).unwrap();
+    let flags = |one: &SurvivingGroup| {
+        (
+            one.group,
+            one.may_have_lost,
+            one.may_forget_merge,
+            one.may_forget_split,
+        )
+    };
+    assert_eq!(
+        plan.groups.iter().map(flags).collect::<Vec<_>>(),
+        [
+            (8, true, true, false),
+            (9, true, true, false),
+            (10, true, false, true),
+            (11, true, false, false),
+            (12, false, false, false),
+        ]
     );
 }
 
