@@ -4,10 +4,10 @@
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
-use polyraft_raft::Index;
+use polyraft_raft::{GroupId, Index, Term};
 
 use crate::block::{EntryBlock, EntryKind};
-use crate::error::BlockError;
+use crate::error::{BlockError, ReadError};
 
 /// Blocks read from a log, in the order in which they were read. Made to be cleared and filled again.
 ///
@@ -17,6 +17,44 @@ pub struct Blocks {
     /// Memory, and the turn piece that it is if it is one.
     memory: Vec<(Option<u64>, Bytes)>,
     spans: Vec<Span>,
+    /// Those that nobody has looked at yet, by their number.
+    unread: Vec<(usize, Stored)>,
+}
+
+/// What the log's index knows of a block on the disk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stored {
+    pub(crate) group: GroupId,
+    pub(crate) term: Term,
+    pub(crate) first: Index,
+    /// Entries in the encoded block.
+    pub(crate) packed: u32,
+    pub(crate) segment: u64,
+    pub(crate) offset: u32,
+}
+
+impl Stored {
+    /// Why the block is damaged.
+    pub(crate) fn damaged(&self, reason: BlockError) -> ReadError {
+        ReadError::Damaged {
+            group: self.group,
+            segment: self.segment,
+            offset: u64::from(self.offset),
+            reason,
+        }
+    }
+
+    /// Checks that these bytes are that block.
+    pub(crate) fn check(&self, bytes: &[u8]) -> Result<(), ReadError> {
+        let damaged = |reason| self.damaged(reason);
+        let parsed = EntryBlock::parse(bytes).map_err(damaged)?;
+        let is_it = (parsed.group(), parsed.term(), parsed.first())
+            == (self.group, self.term, self.first);
+        if !is_it || parsed.end().0 - parsed.first().0 != u64::from(self.packed) {
+            return Err(damaged(BlockError::Range));
+        }
+        Ok(())
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -41,11 +79,32 @@ impl Blocks {
     pub fn clear(&mut self) {
         self.spans.clear();
         self.memory.clear();
+        self.unread.clear();
     }
 
     /// Forgets all blocks but the first `len`.
     pub fn truncate(&mut self, len: usize) {
         self.spans.truncate(len);
+        let kept = self.unread.partition_point(|(at, _)| *at < len);
+        self.unread.truncate(kept);
+    }
+
+    /// Whether nobody has looked at block number `at` since it was written: then [`Blocks::check`] comes before anything else is
+    /// asked about it.
+    pub fn is_unread(&self, at: usize) -> bool {
+        !self.unread.is_empty() && self.unread.binary_search_by_key(&at, |(at, _)| *at).is_ok()
+    }
+
+    /// Reads the blocks with these numbers that are unread, and checks that they are what was written. Waits for the disk.
+    ///
+    /// # Errors
+    /// [`ReadError::Damaged`] for the first one that is not.
+    pub fn check(&self, range: Range<usize>) -> Result<(), ReadError> {
+        let from = self.unread.partition_point(|(at, _)| *at < range.start);
+        let unread = self.unread[from..].iter();
+        unread
+            .take_while(|(at, _)| *at < range.end)
+            .try_for_each(|(at, stored)| stored.check(self.bytes(*at)))
     }
 
     /// Encoded bytes of the blocks with these numbers.
@@ -126,6 +185,12 @@ impl Blocks {
             offset,
             bytes,
         });
+    }
+
+    /// Adds a block on the disk without a look at it.
+    pub(crate) fn push_unread(&mut self, block: Bytes, stored: Stored) {
+        self.unread.push((self.spans.len(), stored));
+        self.push(block);
     }
 
     /// Adds a block that has memory of its own.

@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 
 use crate::batch::{Lsn, Tally};
 use crate::block::{EntryBlock, EntryKind, pack};
-use crate::blocks::Blocks;
+use crate::blocks::{Blocks, Stored};
 use crate::checkpoint::Position;
 use crate::error::{BlockError, ReadError, StorageError};
 use crate::format;
@@ -664,6 +664,52 @@ impl ShardLog {
         max_bytes: u64,
         into: &mut Blocks,
     ) -> Result<Index, ReadError> {
+        let range = (group, first, end, max_bytes);
+        self.collect(range, into, |_, block, into| self.read(group, block, into))
+    }
+
+    /// The same without waiting for the disk: blocks that are there alone come unread, and whoever uses them calls
+    /// [`Blocks::check`] before, on a thread that may wait. Not so those of a log which has entries that are applied alone, or of client
+    /// sessions: what they are decides how much is handed out.
+    ///
+    /// # Errors
+    /// Those of [`ShardLog::blocks`], as far as nothing has to be read for them.
+    pub fn blocks_unread(
+        &self,
+        group: GroupId,
+        first: Index,
+        end: Index,
+        max_bytes: u64,
+        into: &mut Blocks,
+    ) -> Result<Index, ReadError> {
+        let range = (group, first, end, max_bytes);
+        self.collect(range, into, |log, block, into| {
+            match self.stored_alone(block) {
+                Some(segment) if !log.has_sessions && block.count == block.packed => {
+                    let (bytes, stored) = self.stored(group, block, segment)?;
+                    into.push_unread(bytes, stored);
+                    Ok(())
+                }
+                _ => self.read(group, block, into),
+            }
+        })
+    }
+
+    /// The segment that a block has to be read from, if no recent turn has it.
+    fn stored_alone(&self, block: &BlockRef) -> Option<u64> {
+        let Where::Segment(segment) = block.place.get() else {
+            return None;
+        };
+        let recent = self.tail.in_segment(segment, block.offset, block.bytes);
+        recent.is_none().then_some(segment)
+    }
+
+    fn collect(
+        &self,
+        (group, first, end, max_bytes): (GroupId, Index, Index, u64),
+        into: &mut Blocks,
+        mut read: impl FnMut(&GroupLog, &BlockRef, &mut Blocks) -> Result<(), ReadError>,
+    ) -> Result<Index, ReadError> {
         let log = self
             .groups
             .get(group)
@@ -674,7 +720,7 @@ impl ShardLog {
         check_range(group, log, first, end)?;
         let (mut bytes, mut reached) = (0, first);
         for block in log.blocks.from(first) {
-            self.read(group, &block, into)?;
+            read(log, &block, into)?;
             bytes += u64::from(block.bytes);
             reached = block.end().min(end);
             if reached == end || bytes >= max_bytes {
@@ -768,28 +814,33 @@ impl ShardLog {
             into.push_shared(turn, piece, offset, bytes);
             return Ok(());
         }
-        let file = self
-            .lane
-            .segments
-            .get(segment)
-            .filter(|file| u64::from(offset) + u64::from(bytes) <= file.header.bytes);
-        let damaged = |reason| ReadError::Damaged {
-            group,
-            segment,
-            offset: u64::from(offset),
-            reason,
-        };
-        let file = file.ok_or_else(|| damaged(BlockError::Range))?;
-        let read = file.read(u64::from(offset), bytes as usize);
-        let parsed = EntryBlock::parse(&read).map_err(damaged)?;
-        let count = u64::from(block.packed);
-        let same =
-            parsed.group() == group && parsed.term() == block.term && parsed.first() == block.first;
-        if !same || parsed.end().0 - parsed.first().0 != count {
-            return Err(damaged(BlockError::Range));
-        }
+        let (read, stored) = self.stored(group, block, segment)?;
+        stored.check(&read)?;
         into.push(read);
         Ok(())
+    }
+
+    /// A block in a segment, which nobody has looked at, and what it has to be.
+    fn stored(
+        &self,
+        group: GroupId,
+        block: &BlockRef,
+        segment: u64,
+    ) -> Result<(Bytes, Stored), ReadError> {
+        let &BlockRef { offset, bytes, .. } = block;
+        let stored = Stored {
+            group,
+            term: block.term,
+            first: block.first,
+            packed: block.packed,
+            segment,
+            offset,
+        };
+        let (at, bytes) = (u64::from(offset), bytes as usize);
+        let file = self.lane.segments.get(segment);
+        let file = file.filter(|file| at + bytes as u64 <= file.header.bytes);
+        let file = file.ok_or_else(|| stored.damaged(BlockError::Range))?;
+        Ok((file.read(at, bytes), stored))
     }
 }
 

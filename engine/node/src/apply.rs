@@ -14,8 +14,8 @@ use bytes::Bytes;
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{GroupId, Index, Life, Term, Tick};
 use polyraft_storage::{
-    Blocks, EntryKind, GroupTable, PREFETCH_AHEAD, SnapshotFile, SnapshotMeta, name_of,
-    parse_name_of,
+    Blocks, EntryKind, GroupTable, PREFETCH_AHEAD, ReadError, SnapshotFile, SnapshotMeta,
+    name_of, parse_name_of,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -170,7 +170,16 @@ pub(crate) struct Committed {
     /// Bytes of log that the blocks keep.
     pub(crate) bytes: usize,
     /// Why the state machine stopped before `end`, if it did.
-    pub(crate) fault: Option<String>,
+    pub(crate) fault: Option<Fault>,
+}
+
+/// What stops a state machine.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// It failed, or was given what it cannot take.
+    Machine(String),
+    /// What it was to be given is damaged on the disk.
+    Unreadable(ReadError),
 }
 
 impl ApplyBatch {
@@ -551,6 +560,15 @@ impl<M: StateMachine> Applier<M> {
             }
             let committed = &mut batch.groups[at];
             entries.clear();
+            if let Err(error) = batch.blocks.check(next..next + committed.blocks) {
+                next += committed.blocks;
+                let reason = error.to_string();
+                refuse(waiting.by_ref().take(committed.waiting), &reason);
+                // Nothing behind it may be applied.
+                self.stop(committed.group, &reason);
+                committed.fault = Some(Fault::Unreadable(error));
+                continue;
+            }
             let held = self.held_within(committed);
             let (mut is_hollow, mut split, mut merge) = (false, None, None);
             let frozen = self.frozen_into(committed.group);
@@ -586,7 +604,7 @@ impl<M: StateMachine> Applier<M> {
                     None => self.apply_group(committed, &entries, waiting),
                 },
             };
-            committed.fault = applied.err();
+            committed.fault = applied.err().map(Fault::Machine);
         }
         self.entries = reuse(entries);
         drop(waiting);

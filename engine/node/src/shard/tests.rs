@@ -4,6 +4,7 @@
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,7 +23,7 @@ use crate::clock::Clock;
 use crate::completion::CompletionQueue;
 use crate::config::Config;
 use crate::error::{Error, MachineError};
-use crate::event::CreateOrigin;
+use crate::event::{CreateOrigin, ShardEvent};
 use crate::group::Read as How;
 use crate::machine::{Entry, FrozenState, Replies, StateMachine};
 
@@ -93,13 +94,39 @@ pub(super) fn parts_on(disk: &SimDisk, path: &Path) -> (Arc<Shared>, Parts) {
     (shared, assembly.into_parts(&config, &network, &[]))
 }
 
+/// Entries that were given to state machines of the test below.
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts what it is given.
+struct Taker;
+
+impl StateMachine for Taker {
+    fn open(_: GroupId, _: &Path) -> Result<(Self, Index), MachineError> {
+        Ok((Taker, Index::ZERO))
+    }
+    fn apply(&mut self, entries: &[Entry<'_>], replies: &mut Replies) -> Result<(), MachineError> {
+        TAKEN.fetch_add(entries.len(), Ordering::Relaxed);
+        entries.iter().for_each(|_| replies.push([]));
+        Ok(())
+    }
+    fn query(&self, _: &[u8]) -> Result<Bytes, MachineError> {
+        Ok(Bytes::new())
+    }
+    fn snapshot(&self) -> Result<FrozenState, MachineError> {
+        Ok(Box::new(|_| Ok(())))
+    }
+    fn restore(&mut self, _: Index, _: &mut dyn Read) -> Result<(), MachineError> {
+        Ok(())
+    }
+}
+
 #[test]
 fn nothing_is_applied_behind_an_entry_that_cannot_be_read() {
     for is_damaged in [false, true] {
         let path = Path::new("/n");
         let disk = disk_with_two_blocks(path);
         let (shared, mut parts) = parts_on(&disk, path);
-        let (shard, _) = &mut parts.shards[0];
+        let (shard, inbox) = &mut parts.shards[0];
         shard.open_recovered();
         shard.opened(GROUP, Ok(Index(0)));
         if is_damaged {
@@ -114,10 +141,29 @@ fn nothing_is_applied_behind_an_entry_that_cannot_be_read() {
             })
             .into();
         shard.dispatch_applies();
-        assert_eq!(shard.replicas[0].fault.is_some(), is_damaged);
-        assert_eq!(shard.repairs.is_possible(0), is_damaged);
-        let handed_on = shared.backlog.bytes() > 0;
-        assert_eq!(handed_on, !is_damaged, "what reaches the state machine");
+        // The worker is the one who reads them.
+        assert!(shard.replicas[0].fault.is_none());
+        TAKEN.store(0, Ordering::Relaxed);
+        let mut applier = applier::<Taker>(path, &shared);
+        while let Some(task) = parts.tasks[0].try_take() {
+            applier.perform(task);
+        }
+        let taken = TAKEN.load(Ordering::Relaxed);
+        assert_eq!(taken, if is_damaged { 0 } else { 2 });
+        let mut applied = None;
+        while let Some(event) = inbox.try_take() {
+            if let ShardEvent::Applied(batch) = event {
+                applied = Some(batch);
+            }
+        }
+        let batch = applied.expect("the worker sends it back");
+        let faults = batch.groups.iter().filter(|group| group.fault.is_some());
+        assert_eq!(faults.count(), if is_damaged { 2 } else { 0 });
+        if is_damaged {
+            shard.applied(batch);
+            assert!(shard.replicas[0].fault.is_some());
+            assert!(shard.repairs.is_possible(0));
+        }
     }
 }
 

@@ -16,13 +16,16 @@ use polyraft_storage::{
 use super::outgoing::NODE_LEVEL;
 use super::replica::{Replica, Shown};
 use super::{Deferred, DiskFull, Payloads, Shard, Written, guarded, leads};
-use crate::apply::{ApplyBatch, Task};
+use crate::apply::{ApplyBatch, Fault, Task};
 use crate::error::Error;
 use crate::event::Claim;
 use crate::wire;
 
 /// Log bytes handed to an apply worker in one piece, so that a restart's replay doesn't come as one huge slice.
 const APPLY_PIECE_BYTES: u64 = 1 << 20;
+
+/// What is wrong when that cannot be done.
+const UNREADABLE: &str = "a committed entry can't be read";
 
 /// How often a full disk is tried again, in microseconds.
 const DISK_RETRY: u64 = 100_000;
@@ -287,7 +290,10 @@ impl Shard {
                     self.note_applied(slot, through);
                     self.count_applied(slot, through, bytes);
                 }
-                Some(reason) => self.quarantine(committed.slot, reason),
+                Some(Fault::Machine(reason)) => self.quarantine(committed.slot, reason),
+                Some(Fault::Unreadable(error)) => {
+                    self.quarantine_unreadable(committed.slot, UNREADABLE, &error);
+                }
             }
         }
         self.histograms()
@@ -492,7 +498,9 @@ impl Shard {
                 first,
                 |blocks| {
                     let from = blocks.len();
-                    let end = log.blocks(apply.group, first, apply.end, APPLY_PIECE_BYTES, blocks);
+                    // What no recent turn has is read by the worker: after a restart that is all of it.
+                    let (group, most) = (apply.group, APPLY_PIECE_BYTES);
+                    let end = log.blocks_unread(group, first, apply.end, most, blocks);
                     up_to_alone(
                         blocks,
                         from,
@@ -511,8 +519,7 @@ impl Shard {
             let end = match pushed {
                 Ok(end) => end,
                 Err(Unhanded::Unread(error)) => {
-                    let what = "a committed entry can't be read";
-                    return self.quarantine_unreadable(slot, what, &error);
+                    return self.quarantine_unreadable(slot, UNREADABLE, &error);
                 }
                 Err(Unhanded::Split(term, payload)) => {
                     if !self.reach_split(slot, (first, term), &payload) {
@@ -660,7 +667,8 @@ fn up_to_alone(
     end: Index,
     (first, passed): (Index, Option<Index>),
 ) -> Result<Index, Unhanded> {
-    let is_alone = |at: &usize| blocks.kind(*at).is_alone();
+    // An unread one is none of these.
+    let is_alone = |at: &usize| !blocks.is_unread(*at) && blocks.kind(*at).is_alone();
     let Some(at) = (from..blocks.len()).find(is_alone) else {
         return Ok(end);
     };
