@@ -2,6 +2,7 @@
 //! A worker must never touch the log or the network; what it did goes back to the shard's inbox.
 
 mod merge;
+mod open;
 mod split;
 
 use std::any::Any;
@@ -14,8 +15,8 @@ use bytes::Bytes;
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{GroupId, Index, Life, Term, Tick};
 use polyraft_storage::{
-    Blocks, EntryKind, GroupTable, PREFETCH_AHEAD, ReadError, SnapshotFile, SnapshotMeta,
-    name_of, parse_name_of,
+    Blocks, EntryKind, GroupTable, PREFETCH_AHEAD, ReadError, SnapshotFile, SnapshotMeta, name_of,
+    parse_name_of,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -24,7 +25,7 @@ use crate::error::Error;
 use crate::event::ShardEvent;
 use crate::keeper::Job;
 use crate::machine::{Entry, Replies, StateMachine};
-use crate::mailbox::{Mailbox, Sender};
+use crate::mailbox::Sender;
 use crate::merge::Frozen;
 use crate::sessions::{self, Deduplication, Opener, Payload, Position, Table};
 use crate::shard::PROPOSAL_OVERHEAD;
@@ -312,20 +313,6 @@ impl<M: StateMachine> Applier<M> {
         }
     }
 
-    /// Serves tasks until told to stop.
-    pub(crate) fn run(mut self, tasks: Mailbox<Task>) {
-        while let Some(task) = tasks.take(None) {
-            if matches!(task, Task::Stop) {
-                break;
-            }
-            self.perform(task);
-        }
-        // One that panics now must take neither the others with it nor the node.
-        for group in self.machines.keys().collect::<Vec<_>>() {
-            drop_guarded(self.machines.remove(group));
-        }
-    }
-
     /// Does one task; everything it has to say goes to a shard's inbox or to the caller.
     pub(crate) fn perform(&mut self, task: Task) {
         match task {
@@ -507,36 +494,6 @@ impl<M: StateMachine> Applier<M> {
 
     fn shard_of(&self, group: GroupId) -> usize {
         polyraft_raft::shard_of(group, self.inboxes.len())
-    }
-
-    fn open(&mut self, group: GroupId, life: Life) {
-        let dir = self.machines_dir.join(name_of(group, life));
-        let opened = guarded(|| M::open(group, &dir).map_err(|error| error.to_string()));
-        let applied = match opened {
-            Ok((machine, applied)) => {
-                self.machines.insert(group, Machine::Running(machine));
-                self.forget_sessions(group);
-                match life {
-                    Life::FIRST => _ = self.lives.remove(&group),
-                    life => _ = self.lives.insert(group, life),
-                }
-                if applied > Index::ZERO {
-                    self.held.insert(group, applied);
-                }
-                Ok(applied)
-            }
-            Err(reason) => {
-                self.machines
-                    .insert(group, Machine::Stopped(reason.clone()));
-                Err(reason)
-            }
-        };
-        let event = ShardEvent::Opened {
-            group,
-            life,
-            applied,
-        };
-        self.tell(self.shard_of(group), event);
     }
 
     /// There is nothing to open.

@@ -184,6 +184,8 @@ pub trait StateMachine: Sized + Send + 'static {
     ///
     /// `dir` is a directory of the group's own; it does not exist until the state machine makes it. Return
     /// [`Index::ZERO`] when nothing is kept on disk: the whole log is then applied again.
+    ///
+    /// After a restart those of several groups are opened at the same time, on threads that end with it.
     fn open(group: GroupId, dir: &Path) -> Result<(Self, Index), MachineError>;
 
     /// The replica whose state this was has ended: the group was destroyed, or this node left it. Removes everything that the

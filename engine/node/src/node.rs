@@ -5,6 +5,7 @@ mod peers;
 
 use std::marker::PhantomData;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,6 +42,9 @@ use crate::wire::MAX_MEMBERS;
 
 /// Answered reply slots kept for reuse; more callers than this at once cost an allocation each.
 const POOLED_SLOTS: usize = 16_384;
+
+/// Threads that open state machines for a worker, where there are fewer cores: most wait for the disk.
+const FEWEST_OPENERS: usize = 4;
 
 /// Groups in one request: what is found of each may be different, and all of it has to fit into a frame.
 const GROUPS_AT_ONCE: u64 = 8_192;
@@ -257,11 +261,15 @@ impl Running {
         path: &Path,
         queues: Vec<Mailbox<Task>>,
     ) -> Result<(), OpenError> {
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let openers = cores.div_ceil(queues.len()).max(FEWEST_OPENERS);
         for (worker, tasks) in queues.into_iter().enumerate() {
             let applier = assembly::applier::<M>(path, shared);
             let name = format!("n{}-apply-{worker}", shared.node);
             let shared = Arc::clone(shared);
-            let run = move || stopping_the_node(&shared, "an apply worker", || applier.run(tasks));
+            let run = move || {
+                stopping_the_node(&shared, "an apply worker", || applier.run(tasks, openers));
+            };
             self.workers.push(spawn(name, run)?);
         }
         Ok(())
