@@ -48,8 +48,8 @@ impl Stored {
     pub(crate) fn check(&self, bytes: &[u8]) -> Result<(), ReadError> {
         let damaged = |reason| self.damaged(reason);
         let parsed = EntryBlock::parse(bytes).map_err(damaged)?;
-        let is_it = (parsed.group(), parsed.term(), parsed.first())
-            == (self.group, self.term, self.first);
+        let is_it =
+            (parsed.group(), parsed.term(), parsed.first()) == (self.group, self.term, self.first);
         if !is_it || parsed.end().0 - parsed.first().0 != u64::from(self.packed) {
             return Err(damaged(BlockError::Range));
         }

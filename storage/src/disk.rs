@@ -72,6 +72,11 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn forget_cached(&self, path: &Path) -> io::Result<()>;
     /// A file is going to be read, all of it and in no order. A hint, which may do nothing.
     fn expect_reads(&self, _path: &Path) {}
+    /// Whether several threads may use it at a time with the same outcome as one after the other. Not so where what happens depends on
+    /// how many operations came before.
+    fn serves_threads(&self) -> bool {
+        false
+    }
     /// Opens a segment file for reading and appending.
     fn open_segment(&self, path: &Path, spec: SegmentSpec) -> io::Result<Arc<dyn SegmentFile>>;
     /// Free bytes on the file system of a directory.
@@ -254,6 +259,10 @@ impl Disk for FileDisk {
         if let Ok(file) = File::open(path) {
             let _ = rustix::fs::fadvise(&file, 0, None, Advice::WillNeed);
         }
+    }
+
+    fn serves_threads(&self) -> bool {
+        true
     }
 
     fn open_segment(&self, path: &Path, spec: SegmentSpec) -> io::Result<Arc<dyn SegmentFile>> {

@@ -287,7 +287,8 @@ pub fn dump_on(disk: Arc<dyn Disk>, path: &Path, out: &mut dyn Write) -> Result<
     )?;
     for lane in 0..subject.identity.lanes {
         let files = subject.lane(lane);
-        let (segments, raw) = files.open_segments()?;
+        files.sync_names()?;
+        let (segments, raw) = files.open_segments(0)?;
         writeln!(
             out,
             "lane {lane}: {} segments, {} unused files",

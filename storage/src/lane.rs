@@ -501,9 +501,15 @@ impl Lane {
 
     /// What the background thread runs until the lane stops or fails.
     pub(crate) fn tend_loop(&self) {
+        let mut unloaded = self.segments.newest(LOADED_BYTES).into_iter();
         while !self.stopping.load(Ordering::Acquire) {
+            let loading = unloaded.next();
+            if let Some(sequence) = loading {
+                self.segments.expect_reads(sequence);
+            }
             match self.tend() {
                 Ok(true) => continue,
+                Ok(false) if loading.is_some() => continue,
                 Ok(false) => {}
                 Err(_) => return,
             }
@@ -525,6 +531,10 @@ impl Lane {
         self.want_tending();
     }
 }
+
+/// How much of a log is loaded once it is open, the newest. State machines that begin anew read all of it, group by group; one page at a
+/// time from a cold device would take a minute a gigabyte.
+const LOADED_BYTES: u64 = 4 << 30;
 
 /// How often a full disk or a segment that readers still hold is looked at again.
 const RETRY: Duration = Duration::from_millis(50);

@@ -151,6 +151,22 @@ impl Segments {
         self.live.read().keys().copied().collect()
     }
 
+    /// The newest segments that hold log, so many bytes of them at most, the oldest first.
+    pub(crate) fn newest(&self, most: u64) -> Vec<u64> {
+        let mut sequences = self.sequences();
+        sequences.sort_unstable();
+        let count = (most / self.options.segment_bytes) as usize;
+        sequences.split_off(sequences.len().saturating_sub(count))
+    }
+
+    /// Has a segment read from the device. It may wait for that.
+    pub(crate) fn expect_reads(&self, sequence: u64) {
+        if let Some(segment) = self.get(sequence) {
+            self.disk
+                .expect_reads(&self.dir.join(slot_name(segment.slot)));
+        }
+    }
+
     /// Files that were used again.
     pub(crate) fn recycled(&self) -> u64 {
         self.recycled.load(Ordering::Relaxed)

@@ -28,10 +28,6 @@ use crate::tombstone::Tombstone;
 /// File name of the index checkpoint in a lane's directory.
 pub(crate) const CHECKPOINT: &str = "checkpoint";
 
-/// How much of a log is loaded when it is opened, the newest first. State machines that begin anew read all of it, group by
-/// group; one page at a time from a cold device would take a minute a gigabyte.
-const LOADED_BYTES: u64 = 4 << 30;
-
 /// What an open found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecoveryReport {
@@ -47,6 +43,17 @@ pub struct RecoveryReport {
     pub rotten: Vec<Rot>,
     /// Time it took, in microseconds.
     pub micros: u64,
+}
+
+impl RecoveryReport {
+    /// Adds what was found in another lane.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.batches += other.batches;
+        self.bytes += other.bytes;
+        self.groups += other.groups;
+        self.torn_tail.extend(other.torn_tail);
+        self.rotten.extend(other.rotten);
+    }
 }
 
 /// An unfinished batch at the end of a lane.
@@ -117,9 +124,13 @@ impl LaneFiles<'_> {
     /// Reads the lane. With `repair`, the remains of an unfinished batch are made unreadable, durably, so that no later batch
     /// can be mistaken for it.
     pub(crate) fn recover(&self, repair: bool) -> Result<RecoveredLane, StorageError> {
-        let (segments, raw) = self.open_segments()?;
+        self.sync_names()?;
         let mut groups = Groups::default();
         let checkpoint = self.load_checkpoint(&mut groups)?;
+        let stable = checkpoint
+            .as_ref()
+            .map_or(0, |header| header.replay.segment);
+        let (segments, raw) = self.open_segments(stable)?;
         let (replay, proven) = match &checkpoint {
             Some(header) => (header.replay, header.durable),
             None => (
@@ -130,7 +141,7 @@ impl LaneFiles<'_> {
                 Lsn(0),
             ),
         };
-        self.load(&segments);
+        self.load(&segments, replay.segment);
         let mut cursor = self.start(&segments, checkpoint.is_some(), replay)?;
         let needed = self.check_references(&segments, &mut groups);
         let mut report = RecoveryReport::default();
@@ -198,27 +209,44 @@ impl LaneFiles<'_> {
         })
     }
 
-    /// Has the newest segments read from the device while the log is recovered.
-    fn load(&self, segments: &[Arc<Segment>]) {
-        let mut left = LOADED_BYTES;
-        for segment in segments.iter().rev() {
-            let Some(rest) = left.checked_sub(segment.header.bytes) else {
-                break;
-            };
-            left = rest;
+    /// Has the segments that are replayed read from the device, those before which others are read first.
+    fn load(&self, segments: &[Arc<Segment>], replay: u64) {
+        let replayed = segments
+            .iter()
+            .filter(|segment| segment.header.sequence >= replay);
+        for segment in replayed {
             self.disk.expect_reads(&self.path(segment.slot));
         }
     }
 
-    /// All segments with a header, by sequence number, and the files without one.
-    pub(crate) fn open_segments(&self) -> Result<(Vec<Arc<Segment>>, Vec<Raw>), StorageError> {
-        // The process before may have stopped between a renaming and its sync: what is read by a name that the next power
-        // cut takes back would be trusted now and gone then.
-        if !mutants::is_active(Mutant::NamesTrusted) {
-            self.disk
-                .sync_dir(&self.dir)
-                .map_err(|error| StorageError::io(&self.dir, "syncing the directory", &error))?;
+    /// The process before may have stopped between a renaming and its sync: what is read by a name that the next power cut takes
+    /// back would be trusted now and gone then.
+    pub(crate) fn sync_names(&self) -> Result<(), StorageError> {
+        if mutants::is_active(Mutant::NamesTrusted) {
+            return Ok(());
         }
+        self.disk
+            .sync_dir(&self.dir)
+            .map_err(|error| StorageError::io(&self.dir, "syncing the directory", &error))
+    }
+
+    /// Whether a segment file holds nothing but what was durable when the checkpoint was written, which continues in segment
+    /// `stable`: then what is cached of it is what is stored, or better.
+    fn is_stable(&self, path: &Path, stable: u64) -> bool {
+        let header = || SegmentHeader::parse(&self.disk.read_at(path, 0, PAGE_BYTES).ok()?).ok();
+        stable > 0
+            && header().is_some_and(|header| {
+                let owner = (header.store, header.lane);
+                owner == (self.owner.store, self.owner.lane) && header.sequence < stable
+            })
+    }
+
+    /// All segments with a header, by sequence number, and the files without one. Those before segment `stable` are known to be
+    /// durable.
+    pub(crate) fn open_segments(
+        &self,
+        stable: u64,
+    ) -> Result<(Vec<Arc<Segment>>, Vec<Raw>), StorageError> {
         let names = self
             .disk
             .list(&self.dir)
@@ -240,8 +268,9 @@ impl LaneFiles<'_> {
                 continue;
             }
             // A process that was killed before a sync, or stopped after one that failed, left bytes in the cache that were
-            // never stored. Recovery would count them as durable, and the next power cut would take them back.
-            if !mutants::is_active(Mutant::CacheTrusted) {
+            // never stored. Recovery would count them as durable, and the next power cut would take them back. What was durable
+            // before the last checkpoint is as it was, and most of a log is older than that.
+            if !self.is_stable(&path, stable) && !mutants::is_active(Mutant::CacheTrusted) {
                 self.disk
                     .forget_cached(&path)
                     .map_err(|error| StorageError::io(&path, "reading afresh", &error))?;

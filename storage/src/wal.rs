@@ -1,6 +1,7 @@
 //! Owns opening the log and the handles to its lanes: threads, statistics, stopping.
 //! Must never open without the directory's lock, which the handles keep alive.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -58,9 +59,10 @@ pub fn open(dir: &DataDir, options: &WalOptions, shards: usize) -> Result<Opened
         report: RecoveryReport::default(),
     };
     let mut by_shard: Vec<Option<ShardLog>> = (0..shards).map(|_| None).collect();
-    for lane in 0..lanes {
-        let (wal, logs) = open_lane(dir, options, shards, lane, &mut opened.report)?;
+    for (lane, one) in open_lanes(dir, options, shards).into_iter().enumerate() {
+        let (wal, logs, report) = one?;
         opened.wals.push(wal);
+        opened.report.add(report);
         for (slot, log) in logs.into_iter().enumerate() {
             by_shard[slot * lanes + lane] = Some(log);
         }
@@ -70,13 +72,40 @@ pub fn open(dir: &DataDir, options: &WalOptions, shards: usize) -> Result<Opened
     Ok(opened)
 }
 
+/// A lane, its shards' logs, and what was found.
+type OpenedLane = (Wal, Vec<ShardLog>, RecoveryReport);
+
+/// Opens the lanes, side by side where the disk takes that. They have nothing in common but the directory.
+fn open_lanes(
+    dir: &DataDir,
+    options: &WalOptions,
+    shards: usize,
+) -> Vec<Result<OpenedLane, StorageError>> {
+    let open = |lane| open_lane(dir, options, shards, lane);
+    if !dir.disk().serves_threads() {
+        return (0..options.lanes).map(open).collect();
+    }
+    thread::scope(|scope| {
+        let spawn = |lane| {
+            let thread = thread::Builder::new().name(format!("wal-open-{lane}"));
+            thread.spawn_scoped(scope, move || open(lane))
+        };
+        let others: Vec<_> = (1..options.lanes).map(spawn).collect();
+        let mut lanes = vec![open(0)];
+        lanes.extend(others.into_iter().map(|other| match other {
+            Ok(other) => other.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            Err(error) => Err(StorageError::io("wal", "starting a thread", &error)),
+        }));
+        lanes
+    })
+}
+
 fn open_lane(
     dir: &DataDir,
     options: &WalOptions,
     shards: usize,
     lane: usize,
-    report: &mut RecoveryReport,
-) -> Result<(Wal, Vec<ShardLog>), StorageError> {
+) -> Result<OpenedLane, StorageError> {
     let path = dir.path().join(WAL).join(lane.to_string());
     let disk = dir.disk();
     disk.create_dir(&path)
@@ -93,11 +122,6 @@ fn open_lane(
         owner,
     }
     .recover(true)?;
-    report.batches += found.report.batches;
-    report.bytes += found.report.bytes;
-    report.groups += found.report.groups;
-    report.torn_tail.extend(found.report.torn_tail);
-    report.rotten.extend(found.report.rotten);
 
     let per_lane = shards / options.lanes;
     let mut states: Vec<ShardState> = (0..per_lane)
@@ -155,12 +179,8 @@ fn open_lane(
         .into_iter()
         .enumerate()
         .map(|(slot, state)| ShardLog::new(Arc::clone(&shared), slot, state, Interned::default()));
-    Ok((
-        Wal {
-            lane: Arc::clone(&shared),
-        },
-        logs.collect(),
-    ))
+    let logs = logs.collect();
+    Ok((Wal { lane: shared }, logs, found.report))
 }
 
 /// A handle to one lane of the log. Cheap to clone.

@@ -130,6 +130,10 @@ impl Disk for StallDisk {
         self.files.expect_reads(path);
     }
 
+    fn serves_threads(&self) -> bool {
+        self.files.serves_threads()
+    }
+
     fn open_segment(&self, path: &Path, spec: SegmentSpec) -> io::Result<Arc<dyn SegmentFile>> {
         Ok(Arc::new(StallSegment {
             file: self.files.open_segment(path, spec)?,
