@@ -230,7 +230,11 @@ impl<M: StateMachine> NodeBuilder<M> {
             data_dir: Arc::clone(&assembly.data_dir),
         };
         remove_leftovers::<M>(&path, |group, life| assembly.is_over(group, life));
-        let parts = assembly.into_parts(config, &network, &peer_ids);
+        let mut parts = assembly.into_parts(config, &network, &peer_ids);
+        // Before the workers start: they see at once how many state machines there are to open.
+        for (shard, _) in &mut parts.shards {
+            shard.open_recovered();
+        }
         let started = running
             .start_workers::<M>(&shared, &path, parts.tasks)
             .and_then(|()| running.start_keepers::<M>(&shared, &parts.store, parts.jobs))

@@ -806,7 +806,19 @@ fn rot_is_found_when_a_block_is_read_long_after() {
         )
         .unwrap_err();
     assert!(matches!(error, ReadError::Damaged { .. }), "{error}");
-    drop((opened, dir));
+    // Who does not wait for the disk finds it when somebody does.
+    let mut unread = Blocks::default();
+    let (first, end) = (Index(1), Index(9));
+    let reached = opened.logs[0].blocks_unread(GroupId(1), first, end, u64::MAX, &mut unread);
+    assert_eq!(reached, Ok(end));
+    assert!((0..unread.len()).all(|at| unread.is_unread(at)));
+    assert_eq!(unread.check(0..unread.len()), Err(error.clone()));
+    let rotten = (0..unread.len()).find(|at| unread.check(*at..at + 1).is_err());
+    let rotten = rotten.expect("one of them");
+    assert_eq!(unread.check(0..rotten), Ok(()));
+    unread.truncate(rotten);
+    assert_eq!(unread.check(0..unread.len()), Ok(()));
+    drop((unread, opened, dir));
     assert!(inspect::verify_on(Arc::new(disk), Path::new(PATH)).is_err());
 }
 

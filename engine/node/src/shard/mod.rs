@@ -454,7 +454,6 @@ impl Shard {
     /// `ready` is dropped when the state machines of all recovered groups are open, or can't be.
     pub(crate) fn run(mut self, inbox: Mailbox<ShardEvent>, ready: mpsc::Sender<()>) {
         self.ready = (!self.opening.is_empty()).then_some(ready);
-        self.open_recovered();
         while !self.is_stopping {
             if self.submitted > self.durable {
                 let due = self.until_deadline().unwrap_or(Duration::MAX);
@@ -532,7 +531,7 @@ impl Shard {
         }
     }
 
-    /// Asks the apply workers to open the state machine of every recovered group.
+    /// Asks the apply workers to open the state machine of every recovered group. To be called before the first turn.
     pub(crate) fn open_recovered(&mut self) {
         let mut groups: Vec<GroupId> = self.opening.keys().copied().collect();
         groups.sort_unstable();
