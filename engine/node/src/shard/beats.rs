@@ -1,6 +1,7 @@
 //! Beats in the middle of a turn. A turn that steps thousands of replicas may take longer than a beat may be late, and a node
 //! that works must not be taken for a silent one: its groups would be elected anew, and turns be longer still.
-//! It must never say anything that a beat at the end of the last turn would not have said.
+//! It must never say anything that a beat at the end of the last turn would not have said, or one at the end of this turn, once
+//! its claims are handed over.
 
 use super::Shard;
 

@@ -360,22 +360,24 @@ impl Shard {
         alive.set_priority(shared.node, limits.priority);
         let mut snapshots = Snapshots::new(limits.snapshots, snapshots);
         let completed = snapshots.complete(&mut log);
-        let opening = log
+        let opening: FxHashMap<_, _> = log
             .groups()
             .map(|found| (found.group, (found, 0)))
             .collect();
+        // Growing step by step would copy all of them again and again.
+        let recovered = opening.len();
         let mut shard = Shard {
             index,
             settings: options.settings,
             now,
-            replicas: Vec::new(),
+            replicas: Vec::with_capacity(recovered),
             queues: Queues::default(),
             slots: GroupNumbers::default(),
             opening,
             alive,
             outbox: Outbox::default(),
             touched: Vec::new(),
-            marks: Vec::new(),
+            marks: Vec::with_capacity(recovered),
             unsubmitted: Vec::new(),
             fired: Vec::new(),
             wheel: Wheel::new(now),

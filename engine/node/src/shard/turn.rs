@@ -282,6 +282,7 @@ impl Shard {
             if let Some(later) = batch.groups.get(at + PREFETCH_AHEAD) {
                 prefetch(&self.replicas[later.slot as usize]);
             }
+            self.keep_beating();
             let committed = &mut batch.groups[at];
             match committed.fault.take() {
                 None => {
@@ -375,6 +376,7 @@ impl Shard {
             if let Some(later) = sends.get(at + PREFETCH_AHEAD) {
                 self.log.prefetch(later.group);
             }
+            self.keep_beating();
             let entries = entries_of(&send.message);
             if lost == Some(send.group) {
                 continue;
@@ -452,6 +454,7 @@ impl Shard {
             if let Some(later) = applies.get(at + PREFETCH_AHEAD) {
                 self.log.prefetch(later.group);
             }
+            self.keep_beating();
             self.dispatch_apply(apply);
         }
         applies.clear();
