@@ -472,6 +472,11 @@ impl World {
             // Silence is no answer. It asks somebody else, or the same node again.
             return self.send_operation(client);
         }
+        if self.is_healed {
+            // Who does not answer when nothing goes wrong may have nothing to do with the group.
+            let node = self.rng.within(1, self.plan.nodes);
+            self.clients.clients[client as usize].node = node;
+        }
         self.end_operation(client, |world, operation| {
             world.counts.unknown += 1;
             world.clients.history.unknown(operation.id, world.now);
