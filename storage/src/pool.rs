@@ -151,10 +151,12 @@ impl Segments {
         self.live.read().keys().copied().collect()
     }
 
-    /// The newest segments that hold log, so many bytes of them at most, the oldest first.
+    /// The newest segments that are full, so many bytes of them at most, the oldest first.
     pub(crate) fn newest(&self, most: u64) -> Vec<u64> {
         let mut sequences = self.sequences();
         sequences.sort_unstable();
+        // That one is written to.
+        sequences.pop();
         let count = (most / self.options.segment_bytes) as usize;
         sequences.split_off(sequences.len().saturating_sub(count))
     }

@@ -270,10 +270,13 @@ impl LaneFiles<'_> {
             // A process that was killed before a sync, or stopped after one that failed, left bytes in the cache that were
             // never stored. Recovery would count them as durable, and the next power cut would take them back. What was durable
             // before the last checkpoint is as it was, and most of a log is older than that.
-            if !self.is_stable(&path, stable) && !mutants::is_active(Mutant::CacheTrusted) {
-                self.disk
-                    .forget_cached(&path)
-                    .map_err(|error| StorageError::io(&path, "reading afresh", &error))?;
+            if !mutants::is_active(Mutant::CacheTrusted) {
+                // A directory that was copied here may not be stored at all yet.
+                match self.is_stable(&path, stable) {
+                    true => self.disk.sync_file(&path),
+                    false => self.disk.forget_cached(&path),
+                }
+                .map_err(|error| StorageError::io(&path, "reading afresh", &error))?;
             }
             let file = self
                 .disk

@@ -91,10 +91,13 @@ impl Merges {
         self.frozen
     }
 
-    /// Which groups were merged into this one, each in a life of its id.
+    /// Which groups were merged into this one, also by way of others, each in a life of its id.
     pub(crate) fn merged(&self) -> impl Iterator<Item = (GroupId, Life)> + '_ {
         let merged = self.merged.iter();
-        merged.map(|(source, merged)| (*source, merged.life))
+        let merged = merged.map(|(source, merged)| (*source, merged.life));
+        let inherited = self.inherited.iter();
+        let others = inherited.filter(|(group, _)| !self.merged.contains_key(group));
+        merged.chain(others.map(|(group, known)| (*group, known.life)))
     }
 
     /// Whether nothing is known that counts.
@@ -392,10 +395,15 @@ impl Merges {
         let weight = |inherited: &BTreeMap<GroupId, Inherited>| -> usize {
             inherited.values().map(|more| 1 + more.merged.len()).sum()
         };
+        // What the source itself knew stays: it is the first that somebody may ask for.
         while weight(&self.inherited) > MOST_MERGED
-            && let Some(oldest) = self.inherited.iter().min_by_key(|(_, more)| more.at)
+            && let others = self
+                .inherited
+                .iter()
+                .filter(|(group, _)| **group != whole.source)
+            && let Some((oldest, _)) = others.min_by_key(|(_, more)| more.at)
         {
-            let oldest = *oldest.0;
+            let oldest = *oldest;
             self.inherited.remove(&oldest);
         }
     }
@@ -803,6 +811,9 @@ mod tests {
         let mut bytes = Vec::new();
         second.encode(&mut bytes);
         assert_eq!(Merges::decode(&bytes), Some(second.clone()));
+        // Whoever looks for the target finds its way here, also after a restart.
+        let named: BTreeSet<GroupId> = second.merged().map(|(group, _)| group).collect();
+        assert_eq!(named, [SOURCE, target, heir].into());
         for mut known in [first, second] {
             let mut ask = |source, target_life, attempt| {
                 let command = MergeCommand::AskHeir {

@@ -221,6 +221,12 @@ impl Shard {
                     *work = Work::Thawing;
                     drive.go_on_at_once(now);
                 }
+                (_, MergeAnswer::Forgotten) if drive.heir.is_some() => {
+                    // Whoever named that group may have spoken of an earlier life of the target. Somebody else is asked for the target.
+                    drive.heir = None;
+                    drive.via = self.peer_after(drive.via);
+                    drive.rest(now);
+                }
                 (_, MergeAnswer::Forgotten | MergeAnswer::OtherLife) => {
                     let why = "the target does not exist any more, or does not remember. Whether it had taken the state nobody \
                                can say, so the group stays frozen until it is destroyed";
