@@ -1,0 +1,159 @@
+//! What a request that goes to all nodes may conclude from their answers. Each test says in its name which rule it is about.
+
+use super::*;
+use crate::wire::Fate;
+
+fn life(number: u32) -> Life {
+    Life::new(number).unwrap()
+}
+
+fn found(groups: std::ops::Range<u64>, number: u32, fate: Fate) -> Found {
+    let life = life(number);
+    Found { groups, life, fate }
+}
+
+#[test]
+fn the_newest_life_that_anybody_knows_counts() {
+    let members = Configuration::simple([NodeId(1)]);
+    let others = Configuration::simple([NodeId(1), NodeId(2)]);
+    let here = |members: &Configuration| Fate::Here(members.clone());
+    let all = vec![
+        found(1..4, 0, here(&members)),
+        found(2..3, 1, Fate::Over),
+        found(3..5, 0, here(&others)),
+        found(4..5, 1, Fate::Damaged),
+        found(9..10, 2, Fate::Over),
+    ];
+    let lives = lives_found(&all);
+    let known = |group| {
+        let Known {
+            life,
+            members,
+            possible,
+            ..
+        } = &lives[&group];
+        (life.get(), members.clone(), possible.get())
+    };
+    assert_eq!(known(1), (0, vec![members.clone()], 0));
+    assert_eq!(known(2), (1, vec![], 2));
+    assert_eq!(known(3), (0, vec![members, others], 0));
+    // What a damaged log takes for its life is no reason to begin that one.
+    assert_eq!(known(4), (1, vec![], 0));
+    assert_eq!(known(9), (2, vec![], 3));
+    assert_eq!(lives.len(), 5);
+}
+
+#[test]
+fn a_life_that_goes_on_with_others_is_not_begun_again() {
+    let wanted = Configuration::simple([1, 2].map(NodeId));
+    let others = Configuration::simple([3, 4].map(NodeId));
+    let here = |members: &Configuration| (0, Fate::Here(members.clone()));
+    let cases = [
+        (vec![], None),
+        (vec![here(&wanted)], None),
+        // The same ones, of whom one should lead.
+        (
+            vec![here(&wanted.clone().with_preferred(Some(NodeId(2))))],
+            None,
+        ),
+        (vec![here(&others)], Some(vec![3, 4])),
+        // Somebody has not heard of the change.
+        (vec![here(&wanted), here(&others)], Some(vec![3, 4])),
+        (vec![here(&others), (0, Fate::Over)], None),
+        (vec![(0, Fate::Over), here(&others)], None),
+        (vec![(0, Fate::Elsewhere)], Some(vec![])),
+        (vec![(0, Fate::Elsewhere), here(&others)], Some(vec![3, 4])),
+        // One of them may have been somewhere else before.
+        (vec![(0, Fate::Elsewhere), here(&wanted)], None),
+        (vec![(0, Fate::Elsewhere), (0, Fate::Over)], None),
+        (vec![(1, Fate::Elsewhere), (0, Fate::Over)], Some(vec![])),
+        (vec![(0, Fate::Damaged)], Some(vec![])),
+        (vec![(0, Fate::Damaged), here(&wanted)], None),
+        (vec![(0, Fate::Damaged), (0, Fate::Over)], None),
+    ];
+    for (reports, expected) in cases {
+        let reports = reports.into_iter();
+        let all: Vec<Found> = reports
+            .map(|(life, fate)| found(7..8, life, fate))
+            .collect();
+        let lives = lives_found(&all);
+        let known = lives.get(&7);
+        let other = known.and_then(|known| known.other_than(&wanted));
+        let expected: Option<Vec<NodeId>> =
+            expected.map(|nodes| nodes.into_iter().map(NodeId).collect());
+        assert_eq!(other, expected, "{all:?}");
+    }
+}
+
+#[test]
+fn a_life_whose_members_are_all_silent_is_known_to_be_somewhere() {
+    let members = Configuration::simple([NodeId(1)]);
+    let is_astray = |reports: Vec<Fate>| {
+        let reports = reports.into_iter().map(|fate| found(7..8, 0, fate));
+        lives_found(&reports.collect::<Vec<_>>())[&7].is_astray()
+    };
+    assert!(is_astray(vec![Fate::Elsewhere]));
+    assert!(!is_astray(vec![Fate::Elsewhere, Fate::Over]));
+    assert!(!is_astray(vec![Fate::Here(members), Fate::Elsewhere]));
+    assert!(!is_astray(vec![Fate::Damaged]));
+}
+
+#[test]
+fn what_another_group_needs_does_not_end_without_it() {
+    let members = Configuration::simple([NodeId(1)]);
+    let here = |group: u64, number| {
+        let groups = group..group + 1;
+        found(groups, number, Fate::Here(members.clone()))
+    };
+    let needed = |all: &[Found], ended: &[u64]| {
+        let ends = |group: GroupId| ended.contains(&group.0);
+        match first_needed(all, &lives_found(all), ends) {
+            Some(Error::Needed { group, by, .. }) => Some((group.0, by.0)),
+            None => None,
+            other => panic!("{other:?}"),
+        }
+    };
+    for fate in [Fate::Target(GroupId(8)), Fate::Parent(GroupId(8))] {
+        let aside = |number| found(7..8, number, fate.clone());
+        let all = [here(7, 1), here(8, 0), aside(1)];
+        assert_eq!(needed(&all, &[7]), Some((7, 8)));
+        assert_eq!(needed(&all, &[6, 7]), Some((7, 8)));
+        // Both go, or only the one that needs the other.
+        assert_eq!(needed(&all, &[7, 8]), None);
+        assert_eq!(needed(&all, &[8]), None);
+        // The life that was needed is over for good, or nobody knows of it.
+        assert_eq!(needed(&[here(7, 1), aside(0)], &[7]), None);
+        let over = found(7..8, 1, Fate::Over);
+        assert_eq!(needed(&[over, aside(1)], &[7]), None);
+        assert_eq!(needed(&[aside(1)], &[7]), None);
+    }
+}
+
+#[test]
+fn lives_are_raised_and_never_lowered() {
+    let groups = vec![(1..10, life(0)), (10..12, life(5))];
+    let later = vec![(3..5, life(2)), (11..12, life(4))];
+    let expected = vec![
+        (1..3, life(0)),
+        (3..5, life(2)),
+        (5..10, life(0)),
+        (10..12, life(5)),
+    ];
+    assert_eq!(raised(&groups, &later), expected);
+}
+
+#[test]
+fn neighbours_that_are_alike_are_put_together() {
+    let found = |groups, number| found(groups, number, Fate::Over);
+    let all = vec![
+        found(3..4, 0),
+        found(1..2, 0),
+        found(2..3, 0),
+        found(4..5, 1),
+        found(6..7, 1),
+    ];
+    assert_eq!(
+        joined(all),
+        [found(1..4, 0), found(4..5, 1), found(6..7, 1)]
+    );
+}
