@@ -17,6 +17,15 @@ use crate::shard::{ChunkTrouble, MergeEvent, SplitEvent, Wanted};
 use crate::status::{GroupStatus, Membership};
 use crate::wire::{Chunk, Found, SnapshotId};
 
+/// Why a node can't be taken out of the peers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct PeerNeed {
+    /// It is a member of this group.
+    pub(crate) group: GroupId,
+    /// The replica here is in service. What is left of a damaged log may be old.
+    pub(crate) is_running: bool,
+}
+
 /// One thing that happened.
 #[derive(Debug)]
 pub(crate) enum ShardEvent {
@@ -68,7 +77,7 @@ pub(crate) enum ShardEvent {
     /// Somebody wants to know a group here that has a node as a member.
     PeerNeeded {
         node: NodeId,
-        reply: std::sync::mpsc::Sender<Option<GroupId>>,
+        reply: std::sync::mpsc::Sender<Option<PeerNeed>>,
     },
     /// The home shard judges another node alive or silent.
     Peer { node: NodeId, alive: bool },

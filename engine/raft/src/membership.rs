@@ -425,7 +425,8 @@ impl Group {
     /// Whether it may try to lead: it votes, or voted before an entry that is not known to be committed. Without the latter
     /// nobody could win whose log is shorter, although the others may still need its vote (Raft thesis, 4.2.2). A witness never
     /// may: it could send nobody what it is committed to.
-    pub(crate) fn may_stand(&self) -> bool {
+    #[must_use]
+    pub fn may_stand(&self) -> bool {
         if self.is_witness() && !mutants::is_active(Mutant::WitnessCampaigns) {
             return false;
         }

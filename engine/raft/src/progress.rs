@@ -128,8 +128,9 @@ impl Progress {
             self.inflight.acknowledge(matched);
         }
         let accepts = match self.state {
-            // An equal answer to a probe counts too: the follower has what was asked about, not yet durable.
-            ProgressState::Probe => matched >= self.matched,
+            // Who has what was asked about, but not yet on its disk, answers again once it is there. Asked at once, it could
+            // only say the same, and the two would not rest until that disk has written.
+            ProgressState::Probe => advanced || matched == self.next.prev(),
             ProgressState::Replicate => false,
             ProgressState::Snapshot { through } => matched >= through,
         };
@@ -368,6 +369,42 @@ mod tests {
             (ProgressState::Replicate, Index(6))
         );
         assert!(progress.inflight.is_empty());
+    }
+
+    #[test]
+    fn who_has_it_but_not_on_its_disk_is_not_asked_again_at_once() {
+        let settings = Settings::default();
+        let mut progress = replicating(5);
+        // What it needs next is purged, and the log's base is on its way to its disk.
+        progress.probe_base(Index(8));
+        progress.sent(range(9, 12), 10, Index(0), Tick(2));
+        for _ in 0..2 {
+            assert!(!progress.acknowledge(Index(5), Index(0), Tick(3)));
+            assert_eq!(
+                (progress.state, progress.next),
+                (ProgressState::Probe, Index(9))
+            );
+            assert_eq!(progress.room(&settings), None);
+        }
+        // The answer that it gives from then on may be lost.
+        assert!(progress.is_waiting());
+        assert!(progress.acknowledge(Index(11), Index(0), Tick(4)));
+        assert_eq!(
+            (progress.state, progress.next),
+            (ProgressState::Replicate, Index(12))
+        );
+    }
+
+    #[test]
+    fn an_equal_answer_ends_a_probe_that_asked_about_it() {
+        let mut progress = replicating(5);
+        progress.up(Tick(1));
+        progress.sent(range(6, 6), 0, Index(0), Tick(1));
+        assert!(!progress.acknowledge(Index(5), Index(0), Tick(2)));
+        assert_eq!(
+            (progress.state, progress.next),
+            (ProgressState::Replicate, Index(6))
+        );
     }
 
     #[test]

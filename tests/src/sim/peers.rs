@@ -258,11 +258,7 @@ impl World {
             }
             self.ask_for_peers(node);
         }
-        let counts = |node: &u64| {
-            let host = &self.hosts[*node as usize];
-            let has_nothing_to_say = host.is_outcast || host.is_dead || host.is_rotten;
-            *node != guest && !has_nothing_to_say
-        };
+        let counts = |node: &u64| *node != guest && !self.is_beyond_help(*node);
         let mut counted = (1..=self.plan.nodes).filter(counts);
         if !counted.all(|node| self.peers.done.contains(&node)) {
             return;
@@ -367,6 +363,7 @@ impl World {
                 }
                 self.counts.told_peers += 1;
             }
+            // What is left of a damaged log may name it for good.
             Err(polyraft::Error::Peer { why, .. }) if why.contains("as a member") => {
                 self.counts.needed_peers += 1;
                 let told = &mut self.peers.told[node as usize];
@@ -422,9 +419,8 @@ impl World {
             let missing = first.iter().map(|node| NodeId(*node));
             // Whoever has lost its data can't come back.
             let is_sound = |node: &NodeId| {
-                let host = &self.hosts[node.0 as usize];
                 let is_heard = sim.node().id() != guest || self.takes_for_peer(node.0, guest.0);
-                !host.is_outcast && !host.is_dead && !host.is_rotten && is_heard
+                !self.is_beyond_help(node.0) && is_heard
             };
             let missing = missing.filter(|node| !members.is_voter(*node) && is_sound(node));
             changes.extend(missing.map(MemberChange::Voter));
@@ -440,16 +436,22 @@ impl World {
         self.schedule(node);
     }
 
+    /// Whether nothing is expected of a node any more, or not of each of its replicas.
+    fn is_beyond_help(&self, node: u64) -> bool {
+        let host = &self.hosts[node as usize];
+        host.is_outcast || host.is_dead || host.is_rotten
+    }
+
     /// Whether everybody who can know does know who is a peer and where.
     pub(super) fn peers_are_settled(&self) -> bool {
         let Some(guest) = self.plan.guest else {
             return true;
         };
         let is_right = |node: u64| {
-            let host = &self.hosts[node as usize];
-            if host.is_outcast || host.is_dead || host.is_rotten {
+            if self.is_beyond_help(node) {
                 return true;
             }
+            let host = &self.hosts[node as usize];
             let found = self.peers_of(node);
             let mut others = self.peers.others(node);
             host.node.is_some()
@@ -459,8 +461,9 @@ impl World {
                 })
         };
         let is_out = self.peers.stay == Stay::Out;
+        let mut attempts = self.peers.attempts.iter();
         matches!(self.peers.stay, Stay::In | Stay::Out)
-            && self.peers.attempts.is_empty()
+            && attempts.all(|attempt| self.is_beyond_help(attempt.node))
             && (1..=self.plan.nodes).all(is_right)
             && !(is_out && self.is_in_groups(guest))
     }

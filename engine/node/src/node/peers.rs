@@ -7,13 +7,13 @@ use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 
 use parking_lot::Mutex;
-use polyraft_raft::{GroupId, NodeId};
+use polyraft_raft::NodeId;
 use polyraft_storage::{AddressChange, DataDir, StorageError};
 use polyraft_transport::Network;
 
 use super::{Inner, Node, Running, blocking};
 use crate::error::Error;
-use crate::event::ShardEvent;
+use crate::event::{PeerNeed, ShardEvent};
 use crate::machine::StateMachine;
 use crate::trust::MAX_PEERS;
 
@@ -115,7 +115,7 @@ pub(crate) struct Asked {
     change: Change,
     before: Option<SocketAddr>,
     /// Where the shards say which of their groups need it, and how many have still to.
-    answers: Option<(mpsc::Receiver<Option<GroupId>>, usize)>,
+    answers: Option<(mpsc::Receiver<Option<PeerNeed>>, usize)>,
 }
 
 impl Asked {
@@ -144,9 +144,15 @@ impl Asked {
         Ok(true)
     }
 
-    fn take(&self, needed_by: Option<GroupId>) -> Result<(), Error> {
-        needed_by.map_or(Ok(()), |group| {
-            let why = format!("group {group} has it as a member; change its members first");
+    fn take(&self, need: Option<PeerNeed>) -> Result<(), Error> {
+        need.map_or(Ok(()), |PeerNeed { group, is_running }| {
+            let why = match is_running {
+                true => format!("group {group} has it as a member; change its members first"),
+                false => format!(
+                    "group {group}, whose replica here is out of service, had it as a member; take this node out of the \
+                     group first"
+                ),
+            };
             let node = self.node;
             Err(Error::Peer { node, why })
         })

@@ -494,8 +494,7 @@ impl Shard {
         if is_led {
             self.members.forlorn.remove(slot);
         }
-        let may_stand = core.configuration().is_voter(self.shared.node) && !core.is_witness();
-        if !is_led && (replica.fault.is_some() || !may_stand) {
+        if !is_led && (replica.fault.is_some() || !core.may_stand()) {
             self.doubt_membership(slot);
         }
     }
@@ -672,7 +671,12 @@ fn words(why: ChangeRefused) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use polyraft_storage::sim::SimDisk;
+
     use super::*;
+    use crate::shard::tests::parts_on;
 
     #[test]
     fn only_what_is_in_the_log_may_be_committed_after_the_time_is_over() {
@@ -681,6 +685,28 @@ mod tests {
         assert_eq!(may_be, [false, true, false]);
         let is_refusal = |error: &Error| matches!(error, Error::Members { .. });
         assert_eq!(outcomes.each_ref().map(is_refusal), [true, false, true]);
+    }
+
+    /// Its group may be gone, with all others who were in it, before it has heard of anything but an election.
+    #[test]
+    fn a_replica_that_may_not_stand_before_it_has_a_log_asks_what_became_of_its_group() {
+        let path = Path::new("/n");
+        let (_shared, mut parts) = parts_on(&SimDisk::new(1), path);
+        let (shard, _) = &mut parts.shards[0];
+        let members = Configuration::simple([1, 2, 3].map(NodeId));
+        for (has_begun, group) in [(false, GroupId(7)), (true, GroupId(8))] {
+            let welcome = Welcome {
+                term: Term(1),
+                leads: false,
+                is_witness: false,
+                answers: 0,
+                has_begun,
+            };
+            shard.join(NodeId(2), (group, Life::FIRST), welcome, &members);
+            shard.opened(group, Ok(Index::ZERO));
+            assert!(shard.slot(group).is_some());
+            assert_eq!(shard.members.forlorn.next().is_some(), has_begun, "{group}");
+        }
     }
 
     #[test]

@@ -656,7 +656,7 @@ impl Shard {
             ShardEvent::PeerAdded { node } => self.peer_added(node),
             ShardEvent::PeerRemoved { node } => self.peer_removed(node),
             ShardEvent::PeerNeeded { node, reply } => {
-                let _ = reply.send(self.group_with(node));
+                let _ = reply.send(self.need_of(node));
             }
             ShardEvent::Maintain => self.maintenance_is_due = true,
             ShardEvent::WalFailed(reason) => self.fail(reason),

@@ -1,12 +1,12 @@
 //! Peers that come and go while the node runs, as a shard sees them.
 //! It must never go on counting on a node that was taken out.
 
-use polyraft_raft::{GroupId, NodeId};
+use polyraft_raft::NodeId;
 use polyraft_storage::Ending;
 
 use super::Shard;
 use super::outgoing::NODE_LEVEL;
-use crate::event::life_ranges;
+use crate::event::{PeerNeed, life_ranges};
 use crate::wire;
 
 /// Ends that are told in one record.
@@ -57,16 +57,24 @@ impl Shard {
         }
     }
 
-    /// A group here that has a node as a member, if there is one.
-    pub(super) fn group_with(&self, node: NodeId) -> Option<GroupId> {
-        let open = self.replicas.iter().map(|replica| &replica.group);
-        let open = open.filter(|core| {
+    /// A group here that has a node as a member, if there is one: rather one that runs.
+    pub(super) fn need_of(&self, node: NodeId) -> Option<PeerNeed> {
+        let open = self.replicas.iter().filter(|replica| {
+            let core = &replica.group;
             let [newest, applied] = [core.configuration(), core.applied_configuration()];
             newest.contains(node) || applied.contains(node)
         });
+        let open = open.map(|replica| PeerNeed {
+            group: replica.group.id(),
+            is_running: replica.fault.is_none(),
+        });
         let opening = self.opening.values().map(|(found, _)| found);
         let opening = opening.filter(|found| found.members().contains(node));
-        let groups = open.map(|core| core.id());
-        groups.chain(opening.map(|found| found.group)).min()
+        let opening = opening.map(|found| PeerNeed {
+            group: found.group,
+            is_running: true,
+        });
+        open.chain(opening)
+            .min_by_key(|need| (!need.is_running, need.group))
     }
 }

@@ -8,6 +8,7 @@ use polyraft_storage::sim::SimDisk;
 use polyraft_storage::{DataDir, Disk as _, Durable, EntryKind, ShardLog, WalOptions};
 
 use super::*;
+use crate::event::PeerNeed;
 use crate::shard::tests::parts_on;
 
 const GROUP: GroupId = GroupId(7);
@@ -78,6 +79,11 @@ fn a_damaged_replica_believes_in_no_removal_without_a_proof() {
         shard.opened(GROUP, Ok(Index(0)));
         let slot = shard.slot(GROUP).unwrap();
         assert!(shard.replicas[slot as usize].fault.is_some(), "{text}");
+        let need = PeerNeed {
+            group: GROUP,
+            is_running: false,
+        };
+        assert_eq!(shard.need_of(NodeId(3)), Some(need), "{text}");
         let is_certain = text == "between";
         assert_eq!(shard.repairs.is_possible(slot), repair && is_certain);
         // What is left of its log says that it was removed.
