@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use polyraft_raft::{Group, GroupId, Index, Life, Message, NodeId, Tick, shard_of};
-use polyraft_storage::{DataDir, Disk, EntryKind, RecoveredGroup, Wal};
+use polyraft_storage::{DataDir, Disk, EntryKind, ReadError, RecoveredGroup, Wal};
 use polyraft_transport::{Identity, Network, Receiver};
 
 use crate::apply::{Applier, Task};
@@ -22,6 +22,7 @@ use crate::keeper::{Job, Keeper};
 use crate::machine::StateMachine;
 use crate::mailbox::Mailbox;
 use crate::node::{Asked, Change, Inner, Node, Peers, forget_outdated};
+pub use crate::shard::LoggedEntry;
 use crate::shard::Shard;
 use crate::wire::{self, Record, Records};
 
@@ -252,6 +253,27 @@ impl<M: StateMachine> SimNode<M> {
             applier.perform(task);
         }
         has_task
+    }
+
+    /// From now on notes what replicas are stepped with.
+    pub fn note_causes(&mut self) {
+        for (shard, _) in &mut self.shards {
+            shard.note_causes();
+        }
+    }
+
+    /// Moves what replicas were stepped with since the last call into `into`, in that order.
+    pub fn take_causes(&mut self, shard: usize, into: &mut Vec<(GroupId, String)>) {
+        self.shards[shard].0.take_causes(into);
+    }
+
+    /// What the log of a group has behind its base, as it would be sent to another node.
+    ///
+    /// # Errors
+    /// When the log can't be read.
+    pub fn entries(&self, group: GroupId) -> Result<Vec<LoggedEntry>, ReadError> {
+        let (shard, _) = &self.shards[shard_of(group, self.shards.len())];
+        shard.entries(group)
     }
 
     /// A replica's core, and why it is quarantined; `None` when the group is not here or not open yet.

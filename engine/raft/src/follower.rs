@@ -232,6 +232,10 @@ impl Group {
             if let Some(progress) = leading.peers.iter_mut().find(|p| p.node == node) {
                 progress.down();
             }
+            if mutants::is_active(Mutant::QuietGroupsWoken) {
+                let alive = leading.peers.iter_mut().filter(|p| p.alive);
+                alive.for_each(|p| p.up(env.now));
+            }
             if leading.handover.is_some_and(|h| h.to == node) {
                 self.end_transfer(TransferOutcome::Silent, out);
             }

@@ -79,6 +79,8 @@ pub enum Mutant {
     ClaimNotWithdrawn,
     /// Followers of a silent node do not look for another leader.
     SilentLeaderKept,
+    /// A leader asks all followers anew when one of them is silent.
+    QuietGroupsWoken,
     /// All election timeouts are equal.
     EqualTimeouts,
     /// Frames may exceed the transport's limit.
@@ -235,6 +237,7 @@ pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::LifeIgnored, 19),
     (Mutant::TombstoneForgotten, 19),
     (Mutant::ClaimNotWithdrawn, 21),
+    (Mutant::QuietGroupsWoken, 22),
     (Mutant::SilentLeaderKept, 23),
     (Mutant::OversizedFrames, 27),
 ];

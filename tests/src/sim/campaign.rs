@@ -95,6 +95,7 @@ pub struct Sum {
     unmerged: u64,
     moved: u64,
     preferred: u64,
+    bereft: u64,
     needed_peers: u64,
     told_peers: u64,
     parted: u64,
@@ -139,6 +140,7 @@ impl Sum {
         self.unmerged += counts.unmerged;
         self.moved += counts.moved;
         self.preferred += counts.preferred;
+        self.bereft += counts.bereft;
         self.needed_peers += counts.needed_peers;
         self.told_peers += counts.told_peers;
         self.parted += counts.parted;
@@ -185,6 +187,7 @@ impl Sum {
                 "a group led by the node that it prefers".to_owned(),
                 self.preferred,
             ),
+            ("a quiet group that lost a peer".to_owned(), self.bereft),
             ("a node that became a peer".to_owned(), self.joined),
             ("a peer taken out".to_owned(), self.parted),
             ("a change of a peer".to_owned(), self.told_peers),
@@ -219,7 +222,7 @@ impl fmt::Display for Sum {
         )?;
         writeln!(
             f,
-            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} replicas repaired, {} parts damaged; {} groups destroyed and created again, {} split off, {} merged and {} not, {} operations that came too late for that, {} led by the node that they prefer; {} times a node became a peer of all and {} times none, {} changes of peers, {} refused for a group; in sessions {} proposals tried again, {} replies not kept, {} expired",
+            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} replicas repaired, {} parts damaged; {} groups destroyed and created again, {} split off, {} merged and {} not, {} operations that came too late for that, {} led by the node that they prefer, {} quiet ones lost a peer; {} times a node became a peer of all and {} times none, {} changes of peers, {} refused for a group; in sessions {} proposals tried again, {} replies not kept, {} expired",
             self.acknowledged,
             self.queries,
             self.unknown,
@@ -237,6 +240,7 @@ impl fmt::Display for Sum {
             self.unmerged,
             self.moved,
             self.preferred,
+            self.bereft,
             self.joined,
             self.parted,
             self.told_peers,
@@ -283,6 +287,7 @@ mod tests {
             unmerged: 1,
             moved: 1,
             preferred: 1,
+            bereft: 1,
             needed_peers: 1,
             told_peers: 1,
             parted: 1,

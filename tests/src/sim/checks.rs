@@ -53,6 +53,15 @@ pub(super) struct Promise {
     pub(super) matched: LogPosition,
 }
 
+/// What a replica found on its disk when its node was started.
+#[derive(Clone, Copy, Default, Debug)]
+struct FoundThere {
+    /// Entries through here are known to be committed.
+    commit: Index,
+    /// And through here, purged: the state machine has taken them.
+    base: Index,
+}
+
 /// What is known of one group, all nodes together.
 #[derive(Default, Debug)]
 pub(super) struct GroupChecks {
@@ -78,6 +87,8 @@ pub(super) struct GroupChecks {
     /// By node: the members as its replica saw them the last time.
     members: Vec<Option<Configuration>>,
     pub(super) promises: Vec<Promise>,
+    /// By node: what its replica found the last time.
+    found: Vec<FoundThere>,
 }
 
 /// What is known of a group's lives, each by itself: nothing of one may show in another.
@@ -122,13 +133,13 @@ impl LifeChecks {
     /// A node begins anew; whatever its replicas promised it must have found on its disk, unless their life was over: then it must
     /// have found that.
     pub(super) fn recovered(
-        &self,
+        &mut self,
         group: GroupId,
         node: u64,
         found: Option<&RecoveredGroup>,
         over: Option<u32>,
     ) -> Verdict {
-        for (life, checks) in &self.lives {
+        for (life, checks) in &mut self.lives {
             let is_over = over.is_some_and(|over| over >= *life)
                 || found.is_some_and(|found| found.life.get() > *life);
             if !is_over {
@@ -163,6 +174,7 @@ impl GroupChecks {
             is_witness: vec![false; nodes as usize + 1],
             members: vec![None; nodes as usize + 1],
             promises: vec![Promise::default(); nodes as usize + 1],
+            found: vec![FoundThere::default(); nodes as usize + 1],
             ..GroupChecks::default()
         }
     }
@@ -201,6 +213,7 @@ impl GroupChecks {
     pub(super) fn left(&mut self, node: u64) {
         self.is_out[node as usize] = true;
         self.promises[node as usize].matched = LogPosition::ZERO;
+        self.found[node as usize] = FoundThere::default();
     }
 
     /// A replica has moved. `holds` answers for the other replicas.
@@ -507,7 +520,7 @@ impl GroupChecks {
 
     /// A node begins a new life; whatever it promised it must have found on its disk.
     pub(super) fn recovered(
-        &self,
+        &mut self,
         group: GroupId,
         node: u64,
         found: Option<&RecoveredGroup>,
@@ -555,6 +568,18 @@ impl GroupChecks {
             return lost(format!(
                 "has a log through {} with {:?} there, after acknowledging {matched}",
                 found.last, term
+            ));
+        }
+        let now = FoundThere {
+            commit: state.commit,
+            base: found.base.index,
+        };
+        let before = std::mem::replace(&mut self.found[node as usize], now);
+        if now.commit < before.commit || now.base < before.base {
+            return Err(broken(
+                "monotonic cursors",
+                group,
+                format!("node {node} found {before:?} at one start and {now:?} at the next"),
             ));
         }
         Ok(())

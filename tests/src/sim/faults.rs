@@ -12,6 +12,7 @@ use polyraft_storage::sim::{Astray, Failure as DiskFailure, Keep, KeepNames, Sim
 
 use super::machine::{self, Saved};
 use super::plan::{Fault, MILLI};
+use super::rng::mix;
 use super::world::{Event, Phase, Unproven, World};
 
 /// From so many records behind the others, rot takes one if it is aimed.
@@ -207,6 +208,8 @@ impl World {
     fn disturb_node(&mut self, fault: Fault, node: u64) -> bool {
         let long = self.rng.within(1, self.plan.disturbance_us);
         let now = self.now;
+        // From what is there, so that nothing else of a seed depends on it.
+        let is_lasting = mix(self.plan.seed ^ now).is_multiple_of(3);
         let host = &mut self.hosts[node as usize];
         if host.node.is_none() {
             return false;
@@ -238,12 +241,16 @@ impl World {
                 let alone = self.isolated(node);
                 self.cut(alone, long);
             }
-            Fault::WriteError => {
-                host.disk.fail_writes(DiskFailure::Once);
-                host.has_bad_disk = true;
-            }
-            Fault::SyncError => {
-                host.disk.fail_syncs(DiskFailure::Once);
+            Fault::WriteError | Fault::SyncError => {
+                let failure = match is_lasting {
+                    true => DiskFailure::Lasting,
+                    false => DiskFailure::Once,
+                };
+                host.bad_until = if is_lasting { now + long } else { 0 };
+                match fault {
+                    Fault::WriteError => host.disk.fail_writes(failure),
+                    _ => host.disk.fail_syncs(failure),
+                }
                 host.has_bad_disk = true;
             }
             Fault::FullDisk => {
@@ -501,10 +508,7 @@ impl World {
         let host = &mut self.hosts[node as usize];
         host.cut_at = None;
         host.disk = host.disk.after_power_cut_with(keep, names);
-        if host.has_bad_disk {
-            host.disk.heal();
-            host.has_bad_disk = false;
-        }
+        self.end_of_bad_disk(node);
         self.keep(node);
         self.boot_soon(node);
     }
@@ -513,12 +517,17 @@ impl World {
     pub(super) fn kill(&mut self, node: u64) {
         self.drop_node(node);
         self.trace.event(self.now, node, || "is killed".to_owned());
+        self.end_of_bad_disk(node);
+        self.boot_soon(node);
+    }
+
+    /// What was wrong with a disk is over, unless it lasts.
+    pub(super) fn end_of_bad_disk(&mut self, node: u64) {
         let host = &mut self.hosts[node as usize];
-        if host.has_bad_disk {
+        if host.has_bad_disk && (self.is_healed || self.now >= host.bad_until) {
             host.disk.heal();
             host.has_bad_disk = false;
         }
-        self.boot_soon(node);
     }
 
     /// A node is stopped in order.

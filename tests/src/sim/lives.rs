@@ -59,7 +59,10 @@ impl World {
         host.recovery_operations = host.disk.operations() - before;
         let is_cut = host.cut_at.is_some_and(|cut| host.disk.operations() >= cut);
         match opened {
-            Ok(node) => {
+            Ok(mut node) => {
+                if self.trace.is_on() {
+                    node.note_causes();
+                }
                 machine::remove_leftovers(id, |group, life| {
                     Life::new(life).is_some_and(|life| node.is_over(group, life))
                 });
@@ -107,8 +110,7 @@ impl World {
             .event(self.now, id, || format!("can't be started: {error}"));
         if host.is_disk_full || host.has_bad_disk {
             let at = self.now + 100 * MILLI;
-            host.disk.heal();
-            host.has_bad_disk = false;
+            self.end_of_bad_disk(id);
             return self.boot_at(id, at);
         }
         if host.is_rotten {
@@ -131,7 +133,7 @@ impl World {
         }
         let all = node.recovered();
         let mut verdict = Ok(());
-        for (at, checks) in self.checks.iter().enumerate() {
+        for (at, checks) in self.checks.iter_mut().enumerate() {
             let group = GroupId(at as u64 + 1);
             let found = all.binary_search_by_key(&group, |found| found.group);
             let found = found.ok().map(|at| all[at]);

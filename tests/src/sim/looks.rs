@@ -5,7 +5,7 @@ use polyraft::sim::{SimNode, SimRecord, read_frame};
 use polyraft::{GroupId, Index, NodeId};
 use polyraft_raft::LogPosition;
 
-use super::checks::{Failure, Verdict};
+use super::checks::{Failure, Verdict, broken};
 use super::machine;
 use super::plan::Fault;
 use super::world::{Host, World};
@@ -64,6 +64,12 @@ impl World {
                         polyraft_raft::Message::Matched { .. }
                             | polyraft_raft::Message::VoteReply { granted: true, .. }
                     );
+                    if self.quiet.contains(&group) {
+                        let what = format!(
+                            "node {id} wakes it with {message:?}, because another node is gone"
+                        );
+                        verdict = Err(broken("quiescence", group, what));
+                    }
                     if let Some((core, _)) = node.replica(group)
                         && verdict.is_ok()
                     {
@@ -138,9 +144,16 @@ impl World {
         for shard in 0..node.shards() {
             node.take_stepped(shard, &mut stepped);
         }
+        let mut causes = Vec::new();
+        if self.trace.is_on() {
+            for shard in 0..node.shards() {
+                node.take_causes(shard, &mut causes);
+            }
+        }
         for group in stepped.drain(..) {
             let verdict = self.look_at_replica(id, group);
             self.judge(verdict);
+            self.tell_replica(id, group, &mut causes);
             let core = self.hosts[id as usize].node.as_ref();
             let core = core.and_then(|node| node.replica(group));
             if core.is_some_and(|(core, _)| core.last().index == Index::ZERO) {
@@ -176,7 +189,7 @@ impl World {
             {
                 return Ok(());
             }
-            return Err(super::checks::broken(
+            return Err(broken(
                 "quarantine",
                 group,
                 format!("node {id} takes its replica out of service: {fault}"),
@@ -186,7 +199,7 @@ impl World {
             let index = core.durable();
             let what =
                 format!("node {id} takes {index} for durable, which is on its way to the disk");
-            return Err(super::checks::broken("durable log", group, what));
+            return Err(broken("durable log", group, what));
         }
         let hosts = &self.hosts;
         let life_at = |host: &Host| host.node.as_ref().and_then(|node| node.life(group));
@@ -204,10 +217,26 @@ impl World {
             (holds || !host.is_rotten).then_some(holds)
         };
         let checks = self.checks[group.0 as usize - 1].of(life.unwrap_or_default().get());
-        checks.observe(core, &holds)?;
-        if self.trace.wants(group) {
-            let told = format!(
-                "is {:?} of term {} vote {:?} leader {:?} last {} durable {} committed {} applied {}",
+        checks.observe(core, &holds)
+    }
+
+    /// Writes down how a replica stands, and what it was stepped with, which it takes out of `causes`: a turn touches a replica
+    /// more than once.
+    fn tell_replica(&mut self, id: u64, group: GroupId, causes: &mut Vec<(GroupId, String)>) {
+        if !self.trace.wants(group) {
+            return;
+        }
+        let node = self.hosts[id as usize].node.as_ref();
+        let Some((core, fault)) = node.and_then(|node| node.replica(group)) else {
+            return;
+        };
+        let causes: Vec<String> = causes
+            .extract_if(.., |(of, _)| *of == group)
+            .map(|(_, cause)| cause)
+            .collect();
+        let stands = || {
+            format!(
+                "{:?} of term {} vote {:?} leader {:?} last {} durable {} committed {} applied {}{}",
                 core.role(),
                 core.term(),
                 core.vote().map(|node| node.0),
@@ -215,11 +244,11 @@ impl World {
                 core.last(),
                 core.durable(),
                 core.committed(),
-                core.applied()
-            );
-            self.trace.group(self.now, id, group, || told);
-        }
-        Ok(())
+                core.applied(),
+                fault.map_or("", |_| ", out of service")
+            )
+        };
+        self.trace.replica(self.now, id, group, &causes, stands);
     }
 
     /// Whatever a misdirected write has hit is proved by the next batch behind it.

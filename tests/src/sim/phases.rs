@@ -1,14 +1,18 @@
 //! The course of a run: a storm, then a calm in which every group must serve again within a bounded time, then silence,
 //! then a look at everything that is left. It must fail a run in which too little happened to prove anything.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::task::{Context, Poll, Waker};
 
-use polyraft::{GroupId, NodeId, Read, Role};
+use polyraft::sim::LoggedEntry;
+use polyraft::{GroupId, Index, NodeId, Read, Role};
+use polyraft_raft::Group;
 
 use super::checks::{Failure, Verdict, broken};
 use super::ends::group_of;
 use super::plan::{MILLI, SECOND};
+use super::rng::mix;
 use super::world::{Event, Phase, World};
 use crate::history::{Verdict as Found, is_register, search, zones};
 
@@ -189,10 +193,59 @@ impl World {
                     }
                     let verdict = self.judge_the_end();
                     self.judge(verdict);
+                    self.phase = self.bereave();
+                }
+            }
+            Phase::Bereft { until } => {
+                if self.now >= until {
                     self.phase = Phase::Done;
                 }
             }
             Phase::Done => {}
+        }
+    }
+
+    /// A node falls silent for good. Quiet groups that are led by another one have no reason to say anything, or all groups of a
+    /// node would wake whenever one of its peers goes.
+    fn bereave(&mut self) -> Phase {
+        let election = &self.plan.config.election;
+        let hands_over = !election.rebalance_delay.is_zero();
+        let timeout = election.timeout_max.as_micros() as u64;
+        let lost = 1 + mix(self.plan.seed) % self.plan.nodes;
+        let host = &mut self.hosts[lost as usize];
+        if hands_over || host.node.is_none() || host.is_outcast {
+            return Phase::Done;
+        }
+        host.paused_until = u64::MAX;
+        let groups = (1..=self.plan.members.len() as u64).map(GroupId);
+        let is_left = |node: u64| {
+            let host = &self.hosts[node as usize];
+            node != lost && host.node.is_some() && !host.is_outcast
+        };
+        let mut quiet = BTreeSet::new();
+        for group in groups {
+            let hosts = self.hosts.iter().filter(|host| !host.is_outcast);
+            let replicas = hosts.filter_map(|host| {
+                let (core, fault) = host.node.as_ref()?.replica(group)?;
+                Some((core, fault.is_some()))
+            });
+            let replicas: Vec<_> = replicas.collect();
+            let goes_on = |(core, _): &(&Group, bool)| {
+                core.role() == Role::Leader
+                    && core.node().0 != lost
+                    && core.configuration().has_quorum(|node| is_left(node.0))
+            };
+            let is_faulty = |(_, is_faulty): &(&Group, bool)| *is_faulty;
+            if replicas.iter().any(goes_on) && !replicas.iter().any(is_faulty) {
+                quiet.insert(group);
+            }
+        }
+        self.counts.bereft += quiet.len() as u64;
+        self.quiet = quiet;
+        self.trace
+            .event(self.now, lost, || "falls silent for good".to_owned());
+        Phase::Bereft {
+            until: self.now + 3 * timeout + SECOND / 2,
         }
     }
 
@@ -253,7 +306,7 @@ impl World {
             let first = reference.get_or_insert(core);
             // What one of them has purged can't be compared.
             let from = core.base().index.max(first.base().index);
-            let runs = |core: &polyraft_raft::Group| -> Vec<polyraft_raft::TermRun> {
+            let runs = |core: &Group| -> Vec<polyraft_raft::TermRun> {
                 let runs = core.term_runs();
                 let next = |at: usize| {
                     runs.get(at + 1)
@@ -326,12 +379,57 @@ impl World {
         for group in (1..=self.plan.members.len() as u64).map(GroupId) {
             if self.splits.has_begun(group) && self.merges.target_of(group).is_none() {
                 self.check_states(group)?;
+                self.check_logs(group)?;
             }
         }
         self.check_merged()?;
         self.put_to_lives()?;
         self.check_history()?;
         self.check_weight()
+    }
+
+    /// The logs of a group hold the same, down to every byte, where more than one of them has an entry.
+    fn check_logs(&self, group: GroupId) -> Verdict {
+        let mut known: Option<(u64, Vec<LoggedEntry>)> = None;
+        for member in self.members_of(group) {
+            let host = &self.hosts[member as usize];
+            let node = host.node.as_ref();
+            let node = node.filter(|_| !host.is_outcast && !host.is_dead);
+            let found = node.and_then(|node| Some((node, node.replica(group)?)));
+            let Some((node, (core, fault))) = found else {
+                continue;
+            };
+            if fault.is_some() || core.is_witness() {
+                continue; // Its log is damaged, or has no payloads.
+            }
+            let entries = match node.entries(group) {
+                Ok(entries) => entries,
+                Err(_) if host.is_rotten => continue,
+                Err(error) => {
+                    let what = format!("node {member} can't read its log: {error}");
+                    return Err(broken("equal logs", group, what));
+                }
+            };
+            let places = entries.iter().map(|entry| entry.index.0);
+            let wanted = core.base().index.0 + 1..core.last().index.0 + 1;
+            if !places.eq(wanted.clone()) {
+                let places: Vec<Index> = entries.iter().map(|entry| entry.index).collect();
+                let what = format!("node {member} has {places:?} of {wanted:?}");
+                return Err(broken("equal logs", group, what));
+            }
+            if let Some((other, before)) = &known {
+                let mut both = entries.iter().rev().zip(before.iter().rev());
+                if let Some((here, there)) = both.find(|(here, there)| here != there) {
+                    let what = format!("node {member} has {here:?}, node {other} {there:?}");
+                    return Err(broken("equal logs", group, what));
+                }
+            }
+            // The longest is kept, so that every entry is compared that two of them have.
+            known = known
+                .filter(|(_, before)| before.len() >= entries.len())
+                .or(Some((member, entries)));
+        }
+        Ok(())
     }
 
     /// The state machines of a group hold the same.

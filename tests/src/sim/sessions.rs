@@ -99,7 +99,19 @@ impl World {
                 client.sessions().insert(waiting.group, (session, 0));
                 self.retry_later(waiting.client, MILLI);
             }
-            Err(_) => self.retry_later(waiting.client, 20 * MILLI),
+            Err(_) => {
+                self.look_elsewhere(waiting);
+                self.retry_later(waiting.client, 20 * MILLI);
+            }
+        }
+    }
+
+    /// Whoever was taken out of the peers, with a replica, can't say where the group is, and takes its time to say so. Once
+    /// nothing goes wrong, somebody else knows.
+    fn look_elsewhere(&mut self, waiting: &Waiting) {
+        if self.is_healed && self.plan.churns(waiting.group) {
+            let node = self.rng.within(1, self.plan.nodes);
+            self.clients.clients[waiting.client as usize].prefer(node);
         }
     }
 
@@ -331,8 +343,11 @@ impl World {
                 ),
             )),
             _ => {
-                if let Error::NotLeader { hint: Some(leader) } = error {
-                    self.clients.clients[client as usize].prefer(leader.0);
+                match error {
+                    Error::NotLeader { hint: Some(leader) } => {
+                        self.clients.clients[client as usize].prefer(leader.0);
+                    }
+                    _ => self.look_elsewhere(waiting),
                 }
                 self.counts.tried_again += u64::from(error.may_have_committed());
                 self.retry_later(client, 20 * MILLI);

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use polyraft::GroupId;
+use rustc_hash::FxHashMap;
 
 /// Hash and words of a run.
 #[derive(Debug, Default)]
@@ -12,6 +13,8 @@ pub struct Trace {
     /// Groups whose events are written down; empty: of all. `None`: nothing is written down.
     wanted: Option<Vec<GroupId>>,
     lines: Vec<String>,
+    /// By node and group: how its replica stood when that was last written down.
+    stood: FxHashMap<(u64, GroupId), String>,
 }
 
 impl Trace {
@@ -56,6 +59,27 @@ impl Trace {
         if self.wants(group) {
             self.line(now, node, format_args!("group {group} {}", what()));
         }
+    }
+
+    /// Writes how a replica of a wanted group stands and what made it so; not twice in a row the same.
+    pub fn replica(
+        &mut self,
+        now: u64,
+        node: u64,
+        group: GroupId,
+        causes: &[String],
+        stands: impl FnOnce() -> String,
+    ) {
+        let stands = stands();
+        let before = self.stood.insert((node, group), stands.clone());
+        if causes.is_empty() && before.as_ref() == Some(&stands) {
+            return;
+        }
+        let causes = match causes {
+            [] => String::new(),
+            causes => format!(" (after {})", causes.join(", ")),
+        };
+        self.line(now, node, format_args!("group {group} is {stands}{causes}"));
     }
 
     /// Writes a line about a node or about the world (node 0), if words are wanted.

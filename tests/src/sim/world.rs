@@ -93,6 +93,8 @@ pub(super) struct Host {
     pub(super) cut_after_promise: bool,
     /// The disk was told to show an error, so that the node may have to stop.
     pub(super) has_bad_disk: bool,
+    /// Whatever the process does, the disk is bad until then.
+    pub(super) bad_until: u64,
     pub(super) is_disk_full: bool,
     /// Its data was wiped or rolled back: the others refuse it for ever.
     pub(super) is_outcast: bool,
@@ -187,6 +189,8 @@ pub struct Counts {
     pub told_peers: u64,
     /// Peers that were not taken out because a group has them as members.
     pub needed_peers: u64,
+    /// Quiet groups whose leader lost a peer at the end.
+    pub bereft: u64,
     /// Starts that failed because the power was cut again.
     pub failed_recoveries: u64,
     /// Faults that took effect, by [`Fault::ALL`].
@@ -210,6 +214,8 @@ pub(super) enum Phase {
     },
     /// Nothing is to be done, so nothing may be said.
     Quiet { until: u64, at_last: u64, said: u64 },
+    /// A node is gone for good; what that does not concern goes on saying nothing.
+    Bereft { until: u64 },
     /// Over.
     Done,
 }
@@ -239,6 +245,8 @@ pub(super) struct World {
     pub(super) sent: Vec<Sent>,
     pub(super) applied: Vec<Applied>,
     pub(super) stepped: Vec<GroupId>,
+    /// Groups that have no reason to say anything.
+    pub(super) quiet: BTreeSet<GroupId>,
 }
 
 impl World {
@@ -267,6 +275,7 @@ impl World {
             cut_at: None,
             cut_after_promise: false,
             has_bad_disk: false,
+            bad_until: 0,
             is_disk_full: false,
             is_outcast: false,
             is_rotten: false,
@@ -303,6 +312,7 @@ impl World {
             sent: Vec::new(),
             applied: Vec::new(),
             stepped: Vec::new(),
+            quiet: BTreeSet::new(),
             queue: BinaryHeap::new(),
             sequence: 0,
             now: 0,

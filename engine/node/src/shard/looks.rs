@@ -1,10 +1,53 @@
 //! What the simulator sees of a shard, in builds with the feature `sim`.
 //! Must never change what a shard does.
 
-use polyraft_raft::{GroupId, Index, Life};
-use polyraft_storage::{Ending, RecoveredGroup};
+use polyraft_raft::{Event, GroupId, Index, Life, Term};
+use polyraft_storage::{Blocks, Ending, EntryKind, ReadError, RecoveredGroup};
 
 use super::Shard;
+
+/// Bytes of a log that are read at once.
+const READ_AT_ONCE: u64 = 1 << 16;
+
+/// One entry as a log has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LoggedEntry {
+    /// Its place.
+    pub index: Index,
+    /// The term of the leader who made it.
+    pub term: Term,
+    /// What it is for.
+    pub kind: EntryKind,
+    /// Its bytes.
+    pub payload: Vec<u8>,
+}
+
+/// What a replica is stepped with, for somebody who reads a trace.
+pub(super) fn in_words(event: &Event<'_>) -> String {
+    match event {
+        Event::Propose { count } => format!("{count} proposed"),
+        Event::Barrier => "a barrier wanted".to_owned(),
+        Event::Message { from, message } | Event::MessageWith { from, message, .. } => {
+            let message = format!("{message:?}");
+            let name = message.split([' ', '{']).next().unwrap_or_default();
+            format!("{name} of node {from}")
+        }
+        Event::ChangeMembers { changes } => format!("a change of members {changes:?}"),
+        Event::Durable { through } => format!("write {} durable", through.0),
+        Event::Applied { through } => format!("{through} applied"),
+        Event::Timer => "its time has come".to_owned(),
+        Event::Claimed { by, term } => format!("claimed by node {by} in {term}"),
+        Event::Unclaimed { by } => format!("not claimed by node {by} any more"),
+        Event::PeerDown { node } => format!("node {node} silent"),
+        Event::PeerUp { node } => format!("node {node} heard again"),
+        Event::BeganAnew { node } => format!("node {node} began anew"),
+        Event::Campaign => "told to campaign".to_owned(),
+        Event::Transfer { to } => format!("to be handed to node {to}"),
+        Event::Purged { through } => format!("{through} purged"),
+        Event::Installed { from, last, .. } => format!("a snapshot of {last} from node {from}"),
+        Event::Flush { .. } => "the turn ends".to_owned(),
+    }
+}
 
 impl Shard {
     /// Begins to note which groups turns touch.
@@ -15,6 +58,44 @@ impl Shard {
     /// Moves the groups that turns have touched since the last call into `into`.
     pub(crate) fn take_stepped(&mut self, into: &mut Vec<GroupId>) {
         into.extend(self.stepped.iter_mut().flat_map(|list| list.drain(..)));
+    }
+
+    /// Begins to note what replicas are stepped with.
+    pub(crate) fn note_causes(&mut self) {
+        self.causes = Some(Vec::new());
+    }
+
+    /// Moves what replicas were stepped with since the last call into `into`, in that order.
+    pub(crate) fn take_causes(&mut self, into: &mut Vec<(GroupId, String)>) {
+        into.extend(self.causes.iter_mut().flat_map(|list| list.drain(..)));
+    }
+
+    /// What a group's log has behind its base, read as for another node.
+    pub(crate) fn entries(&self, group: GroupId) -> Result<Vec<LoggedEntry>, ReadError> {
+        let (mut entries, mut blocks) = (Vec::new(), Blocks::default());
+        let Some(slot) = self.slot(group) else {
+            return Ok(entries);
+        };
+        let core = &self.replicas[slot as usize].group;
+        let (mut at, end) = (core.base().index.next(), core.last().index.next());
+        while at < end {
+            blocks.clear();
+            let next = self.log.blocks(group, at, end, READ_AT_ONCE, &mut blocks)?;
+            for number in 0..blocks.len() {
+                let (block, kind) = (blocks.get(number), blocks.kind(number));
+                let inside = block
+                    .entries()
+                    .filter(|(index, _)| (at..next).contains(index));
+                entries.extend(inside.map(|(index, payload)| LoggedEntry {
+                    index,
+                    term: block.term(),
+                    kind,
+                    payload: payload.to_vec(),
+                }));
+            }
+            at = next;
+        }
+        Ok(entries)
     }
 
     /// A replica's core, and why it is quarantined.

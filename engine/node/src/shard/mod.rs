@@ -61,6 +61,8 @@ use self::ends::Ends;
 use self::home::Home;
 pub(crate) use self::home::HomeOptions;
 use self::leadership::Leadership;
+#[cfg(feature = "sim")]
+pub use self::looks::LoggedEntry;
 use self::members::Members;
 pub(crate) use self::merge::MergeEvent;
 use self::merge::Merges;
@@ -270,6 +272,9 @@ pub(crate) struct Shard {
     /// Groups touched since somebody last asked; nothing while nobody does.
     #[cfg(feature = "sim")]
     stepped: Option<Vec<GroupId>>,
+    /// What replicas were stepped with since somebody last asked; nothing while nobody does.
+    #[cfg(feature = "sim")]
+    causes: Option<Vec<(GroupId, String)>>,
     /// Held until every recovered group is open.
     ready: Option<mpsc::Sender<()>>,
     /// Since the disk is full: when to try again.
@@ -427,6 +432,8 @@ impl Shard {
             claims: Vec::new(),
             #[cfg(feature = "sim")]
             stepped: None,
+            #[cfg(feature = "sim")]
+            causes: None,
             ready: None,
             disk_full: None,
             room: Room::default(),
@@ -754,6 +761,10 @@ impl Shard {
             alive: &self.alive,
         };
         let (group, outbox) = (&mut replica.group, &mut self.outbox);
+        #[cfg(feature = "sim")]
+        if let Some(causes) = &mut self.causes {
+            causes.push((group.id(), looks::in_words(&event)));
+        }
         let stepped = guarded(|| group.step(&env, event, outbox));
         if let Err(reason) = stepped {
             return self.quarantine(slot, reason);
