@@ -26,6 +26,14 @@ pub(crate) struct PeerNeed {
     pub(crate) is_running: bool,
 }
 
+impl PeerNeed {
+    /// Which one to name: rather one that runs, then the lowest group.
+    pub(crate) fn rather(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        let needs = one.into_iter().chain(other);
+        needs.min_by_key(|need| (!need.is_running, need.group))
+    }
+}
+
 /// One thing that happened.
 #[derive(Debug)]
 pub(crate) enum ShardEvent {

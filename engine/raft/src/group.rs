@@ -435,6 +435,12 @@ impl Group {
         self.durability.has_hard_state() || mutants::is_active(unless)
     }
 
+    /// Whether term and vote are on the disk as they stand.
+    #[must_use]
+    pub fn is_hard_state_durable(&self) -> bool {
+        self.durability.has_hard_state()
+    }
+
     pub(crate) fn set_deadline(&mut self, at: Tick, out: &mut Outbox) {
         self.deadline = Some(at);
         out.timers.push(TimerSet { group: self.id, at });

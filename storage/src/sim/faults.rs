@@ -46,6 +46,8 @@ pub(super) struct Faults {
     writes: Option<Failure>,
     syncs: Option<Failure>,
     astray: Option<Aim>,
+    /// Writes and syncs that failed because they were to.
+    failed: (u64, u64),
 }
 
 /// Which write goes astray: the first one from an operation on, in any directory or in one.
@@ -65,6 +67,7 @@ impl Default for Faults {
             writes: None,
             syncs: None,
             astray: None,
+            failed: (0, 0),
         }
     }
 }
@@ -76,6 +79,7 @@ impl Faults {
             capacity: self.capacity,
             writes: self.writes.filter(|failure| *failure == Failure::Lasting),
             syncs: self.syncs.filter(|failure| *failure == Failure::Lasting),
+            failed: self.failed,
             ..Self::default()
         }
     }
@@ -88,14 +92,18 @@ impl Faults {
     }
 
     pub(super) fn fails_write(&mut self) -> bool {
-        fails(&mut self.writes)
+        let fails = fails(&mut self.writes);
+        self.failed.0 += u64::from(fails);
+        fails
     }
 
     pub(super) fn fails_sync(&mut self, operation: u64) -> Option<Loss> {
         if self.fail_sync_at.take_if(|at| *at <= operation).is_some() {
             return Some(Loss::All);
         }
-        fails(&mut self.syncs).then_some(Loss::Part)
+        let fails = fails(&mut self.syncs);
+        self.failed.1 += u64::from(fails);
+        fails.then_some(Loss::Part)
     }
 }
 
@@ -127,6 +135,11 @@ impl SimDisk {
     /// made durable, and a later one does not bring it back.
     pub fn fail_syncs(&self, failure: Failure) {
         self.state.lock().faults.syncs = Some(failure);
+    }
+
+    /// How many writes and syncs failed as [`SimDisk::fail_writes`] and [`SimDisk::fail_syncs`] asked for.
+    pub fn failed(&self) -> (u64, u64) {
+        self.state.lock().faults.failed
     }
 
     /// Ends lasting errors. What they lost stays lost.

@@ -94,6 +94,7 @@ fn run_many(seeds: &[u64], jobs: usize) -> io::Result<bool> {
     campaign::run(seeds, jobs, |report| {
         sum.add(report);
         if report.failure.is_some() {
+            let _ = writeln!(out, "{}", report.plan);
             let _ = tell_failure(&mut out, report);
         }
     });

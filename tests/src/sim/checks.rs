@@ -464,6 +464,15 @@ impl GroupChecks {
     /// A message leaves a node. `core` is the sender's replica.
     pub(super) fn sent(&mut self, core: &Group, to: NodeId, message: &Message) -> Verdict {
         let (group, node) = (core.id(), core.node());
+        let votes = match *message {
+            Message::VoteReply { term, granted } => granted && term == core.term(),
+            Message::Vote { term, .. } => term == core.term(),
+            _ => false,
+        };
+        if votes && !core.is_hard_state_durable() {
+            let what = format!("node {node} says {message:?}, and its vote is not on its disk");
+            return Err(broken("durable promises", group, what));
+        }
         match *message {
             Message::VoteReply {
                 term,
@@ -715,7 +724,47 @@ fn position(core: &Group, index: Index) -> LogPosition {
 
 #[cfg(test)]
 mod tests {
+    use polyraft_raft::HardState;
+
     use super::*;
+
+    #[test]
+    fn what_is_known_to_be_committed_or_purged_on_a_disk_never_falls() {
+        let found = |commit, base| RecoveredGroup {
+            group: GroupId(1),
+            life: polyraft::Life::FIRST,
+            joined: Index::ZERO,
+            removed_in: Term::ZERO,
+            is_witness: false,
+            configuration: Configuration::simple([NodeId(1)]),
+            configurations: Vec::new(),
+            hard_state: HardState {
+                term: Term(1),
+                vote: None,
+                commit: Index(commit),
+            },
+            base: LogPosition {
+                term: Term(1),
+                index: Index(base),
+            },
+            runs: Vec::new(),
+            last: Index(base),
+            fault: None,
+            may_return: None,
+        };
+        let starts = |all: &[(u64, u64)]| {
+            let mut checks = GroupChecks::new(1);
+            let mut starts = all.iter().map(|(commit, base)| found(*commit, *base));
+            starts.all(|found| checks.recovered(GroupId(1), 1, Some(&found)).is_ok())
+        };
+        assert!(starts(&[(4, 2), (4, 2), (9, 5)]));
+        assert!(!starts(&[(4, 2), (3, 2)]));
+        assert!(!starts(&[(4, 2), (5, 1)]));
+        let mut checks = GroupChecks::new(1);
+        checks.recovered(GroupId(1), 1, Some(&found(4, 2))).unwrap();
+        checks.left(1);
+        assert!(checks.recovered(GroupId(1), 1, Some(&found(0, 0))).is_ok());
+    }
 
     #[test]
     fn a_leader_needs_what_earlier_leaders_committed_whatever_its_term() {

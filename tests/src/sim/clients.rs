@@ -513,6 +513,13 @@ impl World {
                 continue;
             };
             self.trace.note(tag);
+            match &result {
+                Ok(committed) => {
+                    self.trace.note(committed.index.0);
+                    self.trace.note_bytes(&committed.reply);
+                }
+                Err(error) => self.trace.note_bytes(error.to_string().as_bytes()),
+            }
             self.trace.group(self.now, node, waiting.group, || {
                 format!("answers client {}: {result:?}", waiting.client)
             });

@@ -82,7 +82,11 @@ impl World {
         // Those that are only armed count when they strike.
         let is_armed = matches!(
             fault,
-            Fault::PowerCutInWrite | Fault::PowerCutAfterPromise | Fault::Misdirect
+            Fault::PowerCutInWrite
+                | Fault::PowerCutAfterPromise
+                | Fault::Misdirect
+                | Fault::WriteError
+                | Fault::SyncError
         );
         if happened && !is_armed {
             self.fired(fault);
@@ -246,7 +250,9 @@ impl World {
                     true => DiskFailure::Lasting,
                     false => DiskFailure::Once,
                 };
-                host.bad_until = if is_lasting { now + long } else { 0 };
+                if is_lasting {
+                    host.bad_until = host.bad_until.max(now + long);
+                }
                 match fault {
                     Fault::WriteError => host.disk.fail_writes(failure),
                     _ => host.disk.fail_syncs(failure),
@@ -352,6 +358,8 @@ impl World {
         let host = &mut self.hosts[victim as usize];
         host.disk = SimDisk::new(seed);
         (host.cut_at, host.is_outcast) = (None, true);
+        (host.has_bad_disk, host.bad_until) = (false, 0);
+        host.failed = host.disk.failed();
         machine::restore(victim, None);
         self.boot_soon(victim);
         true
@@ -370,6 +378,10 @@ impl World {
         // A copy of its own, whose chance goes another way than the first time.
         host.disk = disk.after_power_cut_with(Keep::Everything, KeepNames::Everything);
         host.disk.reseed(seed);
+        // It may have been kept while the device failed.
+        host.disk.heal();
+        (host.has_bad_disk, host.bad_until) = (false, 0);
+        host.failed = host.disk.failed();
         (host.cut_at, host.is_outcast) = (None, true);
         machine::restore(victim, Some(machines));
         self.boot_soon(victim);

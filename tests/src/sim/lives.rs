@@ -105,6 +105,7 @@ impl World {
     }
 
     fn could_not_boot(&mut self, id: u64, error: &str) {
+        self.look_at_disk(id);
         let host = &mut self.hosts[id as usize];
         self.trace
             .event(self.now, id, || format!("can't be started: {error}"));
@@ -176,6 +177,8 @@ impl World {
         self.count_transfers(id);
         // What it still did belongs to this life, not to the next one.
         self.look_at_machines();
+        self.look_at_disk(id);
+        self.trace.forget(id);
         let host = &mut self.hosts[id as usize];
         host.node = None;
         host.life += 1;

@@ -23,6 +23,7 @@ impl World {
         self.look_at_machines();
         self.look_at_replicas(id);
         self.look_at_misdirection(id);
+        self.look_at_disk(id);
         self.look_at_health(id);
         self.take_completions(id);
         self.poll_creations(id);
@@ -227,13 +228,14 @@ impl World {
             return;
         }
         let node = self.hosts[id as usize].node.as_ref();
-        let Some((core, fault)) = node.and_then(|node| node.replica(group)) else {
-            return;
-        };
-        let causes: Vec<String> = causes
+        let of_it: Vec<String> = causes
             .extract_if(.., |(of, _)| *of == group)
             .map(|(_, cause)| cause)
             .collect();
+        let Some((core, fault)) = node.and_then(|node| node.replica(group)) else {
+            let told = || format!("is gone (after {})", of_it.join(", "));
+            return self.trace.group(self.now, id, group, told);
+        };
         let stands = || {
             format!(
                 "{:?} of term {} vote {:?} leader {:?} last {} durable {} committed {} applied {}{}",
@@ -248,7 +250,7 @@ impl World {
                 fault.map_or("", |_| ", out of service")
             )
         };
-        self.trace.replica(self.now, id, group, &causes, stands);
+        self.trace.replica(self.now, id, group, &of_it, stands);
     }
 
     /// Whatever a misdirected write has hit is proved by the next batch behind it.
@@ -268,6 +270,19 @@ impl World {
             }
             Some(since) if durable > since => host.unproven = None,
             _ => {}
+        }
+    }
+
+    /// Errors of a disk count when they strike.
+    pub(super) fn look_at_disk(&mut self, id: u64) {
+        let host = &mut self.hosts[id as usize];
+        let now = host.disk.failed();
+        let before = std::mem::replace(&mut host.failed, now);
+        if now.0 > before.0 {
+            self.fired(Fault::WriteError);
+        }
+        if now.1 > before.1 {
+            self.fired(Fault::SyncError);
         }
     }
 

@@ -11,8 +11,7 @@ use polyraft_raft::Group;
 
 use super::checks::{Failure, Verdict, broken};
 use super::ends::group_of;
-use super::plan::{MILLI, SECOND};
-use super::rng::mix;
+use super::plan::{Fault, MILLI, SECOND};
 use super::world::{Event, Phase, World};
 use crate::history::{Verdict as Found, is_register, search, zones};
 
@@ -34,11 +33,42 @@ const PATIENCE: u64 = 10;
 /// How much longer than everything else a merge may take to come to an end.
 const LONGEST_MERGE: u64 = 60 * SECOND;
 
+/// Of these as many must have gone through a log.
+pub(super) const FEWEST_PROPOSALS: u64 = 20;
+
 /// A storm has at least that many faults.
 const FAULTS: u32 = 10;
 
-/// Fewer faults prove nothing, in a world that is meant to have some.
+/// Fewer faults of nodes, disks and links prove nothing, in a world that is meant to have some.
 const FEWEST_FAULTS: u32 = 4;
+
+/// What a member's log has.
+struct Log {
+    base: Index,
+    last: Index,
+    entries: Vec<LoggedEntry>,
+}
+
+impl Log {
+    /// What is wrong with it: by itself, or beside that of another node.
+    fn differs(&self, other: Option<(u64, &Log)>) -> Option<String> {
+        let wanted = (self.base.0 + 1..=self.last.0).map(Index);
+        if !wanted.eq(self.entries.iter().map(|entry| entry.index)) {
+            let has: Vec<Index> = self.entries.iter().map(|entry| entry.index).collect();
+            return Some(format!("{has:?} of ({}, {}]", self.base, self.last));
+        }
+        let (node, other) = other?;
+        if self.last != other.last {
+            return Some(format!(
+                "it ends at {}, node {node} at {}",
+                self.last, other.last
+            ));
+        }
+        let mut both = self.entries.iter().rev().zip(other.entries.iter().rev());
+        let (here, there) = both.find(|(here, there)| here != there)?;
+        Some(format!("{here:?}, node {node} {there:?}"))
+    }
+}
 
 impl World {
     /// How long it may take until every group has committed again, and until all replicas are equal.
@@ -64,9 +94,10 @@ impl World {
                 self.go_on_with_peers();
                 let is_long = self.now > LONGEST_STORM;
                 let is_full = self.counts.events * 4 >= self.plan.events * 3;
-                let has_faults = self.plan.fault_us == 0 || self.fault_count() >= FAULTS;
-                let has_operations =
-                    self.counts.acknowledged + self.counts.queries >= FEWEST_OPERATIONS;
+                let has_faults = self.plan.fault_us == 0
+                    || self.fault_count(|_| true) >= FAULTS
+                        && self.fault_count(Fault::breaks_something) >= FEWEST_FAULTS;
+                let has_operations = self.has_operations();
                 if is_full && has_faults && has_operations || is_long {
                     self.trace.event(self.now, 0, || "HEALED".to_owned());
                     self.heal();
@@ -80,8 +111,7 @@ impl World {
                 self.go_on_with_ends();
                 self.go_on_with_peers();
                 let served = &self.clients.has_served;
-                let has_operations =
-                    self.counts.acknowledged + self.counts.queries >= FEWEST_OPERATIONS;
+                let has_operations = self.has_operations();
                 let is_late = self.now > deadline;
                 let all_have_served = served.iter().all(|has_served| *has_served);
                 let frozen = self.frozen_group();
@@ -114,6 +144,10 @@ impl World {
                 }
                 if all_have_served && (has_operations || is_late) {
                     let bound = self.recovery_bound();
+                    // What a disk did before excuses nothing from here on.
+                    self.hosts
+                        .iter_mut()
+                        .for_each(|host| host.has_bad_disk = false);
                     self.phase = Phase::Settling {
                         deadline: self.now + bound,
                         at_last: self.now + PATIENCE * bound,
@@ -196,57 +230,93 @@ impl World {
                     self.phase = self.bereave();
                 }
             }
-            Phase::Bereft { until } => {
-                if self.now >= until {
-                    self.phase = Phase::Done;
+            Phase::Bereft {
+                until,
+                deadline,
+                lost,
+            } => {
+                if self.now < until {
+                    return;
+                }
+                match self.orphan(lost) {
+                    None => self.phase = Phase::Done,
+                    Some(group) if self.now > deadline => {
+                        let what = format!(
+                            "nobody leads it after node {lost}: {}",
+                            self.describe(group)
+                        );
+                        self.fail(broken("liveness", group, what));
+                    }
+                    Some(_) => {}
                 }
             }
             Phase::Done => {}
         }
     }
 
-    /// A node falls silent for good. Quiet groups that are led by another one have no reason to say anything, or all groups of a
-    /// node would wake whenever one of its peers goes.
+    /// A node falls silent for good, if one is there and nobody has anything to say. Quiet groups that are led by another one have
+    /// no reason to say anything, or all groups of a node would wake whenever one of its peers goes.
     fn bereave(&mut self) -> Phase {
-        let election = &self.plan.config.election;
-        let hands_over = !election.rebalance_delay.is_zero();
-        let timeout = election.timeout_max.as_micros() as u64;
-        let lost = 1 + mix(self.plan.seed) % self.plan.nodes;
-        let host = &mut self.hosts[lost as usize];
-        if hands_over || host.node.is_none() || host.is_outcast {
+        let there = |id: &u64| {
+            let host = &self.hosts[*id as usize];
+            host.node.is_some() && !host.is_outcast
+        };
+        let there: Vec<u64> = (1..=self.plan.nodes).filter(there).collect();
+        if self.has_damaged() || there.is_empty() {
             return Phase::Done;
         }
-        host.paused_until = u64::MAX;
-        let groups = (1..=self.plan.members.len() as u64).map(GroupId);
-        let is_left = |node: u64| {
-            let host = &self.hosts[node as usize];
-            node != lost && host.node.is_some() && !host.is_outcast
-        };
-        let mut quiet = BTreeSet::new();
-        for group in groups {
-            let hosts = self.hosts.iter().filter(|host| !host.is_outcast);
-            let replicas = hosts.filter_map(|host| {
-                let (core, fault) = host.node.as_ref()?.replica(group)?;
-                Some((core, fault.is_some()))
-            });
-            let replicas: Vec<_> = replicas.collect();
-            let goes_on = |(core, _): &(&Group, bool)| {
-                core.role() == Role::Leader
-                    && core.node().0 != lost
-                    && core.configuration().has_quorum(|node| is_left(node.0))
-            };
-            let is_faulty = |(_, is_faulty): &(&Group, bool)| *is_faulty;
-            if replicas.iter().any(goes_on) && !replicas.iter().any(is_faulty) {
-                quiet.insert(group);
-            }
+        let lost = *self.rng.pick(&there);
+        self.hosts[lost as usize].paused_until = u64::MAX;
+        // Its connections break, or nobody can tell.
+        if self.rng.chance(500_000) {
+            self.pause_links(lost);
         }
-        self.counts.bereft += quiet.len() as u64;
-        self.quiet = quiet;
+        self.quiet = self.led_without(lost);
+        self.counts.bereft += self.quiet.len() as u64;
         self.trace
             .event(self.now, lost, || "falls silent for good".to_owned());
+        let timeout = self.plan.config.election.timeout_max.as_micros() as u64;
         Phase::Bereft {
             until: self.now + 3 * timeout + SECOND / 2,
+            deadline: self.now + self.recovery_bound(),
+            lost,
         }
+    }
+
+    /// Whether a group has a quorum without a node.
+    fn is_left_without(&self, core: &Group, lost: u64) -> bool {
+        core.configuration().has_quorum(|node| {
+            let host = &self.hosts[node.0 as usize];
+            node.0 != lost && host.node.is_some() && !host.is_outcast
+        })
+    }
+
+    /// Groups that another node leads than the one that is lost, and that have a quorum without it.
+    fn led_without(&self, lost: u64) -> BTreeSet<GroupId> {
+        let others = self
+            .hosts
+            .iter()
+            .enumerate()
+            .filter(|(id, host)| *id as u64 != lost && !host.is_outcast);
+        let nodes = others.filter_map(|(_, host)| host.node.as_ref());
+        let groups = || (1..=self.plan.members.len() as u64).map(GroupId);
+        let replicas = nodes.flat_map(|node| groups().filter_map(|group| node.replica(group)));
+        let led = replicas.filter(|(core, fault)| {
+            fault.is_none() && core.role() == Role::Leader && self.is_left_without(core, lost)
+        });
+        led.map(|(core, _)| core.id()).collect()
+    }
+
+    /// A group that could be led without a node, and is not.
+    fn orphan(&self, lost: u64) -> Option<GroupId> {
+        let led = self.led_without(lost);
+        let hosts = self.hosts.iter().filter(|host| !host.is_outcast);
+        let nodes: Vec<_> = hosts.filter_map(|host| host.node.as_ref()).collect();
+        let mut groups = (1..=self.plan.members.len() as u64).map(GroupId);
+        groups.find(|group| {
+            let mut replicas = nodes.iter().filter_map(|node| node.replica(*group));
+            !led.contains(group) && replicas.any(|(core, _)| self.is_left_without(core, lost))
+        })
     }
 
     /// Entries that replicas hold durably, all together.
@@ -260,8 +330,17 @@ impl World {
         held.sum()
     }
 
-    fn fault_count(&self) -> u32 {
-        self.counts.faults.iter().sum()
+    fn fault_count(&self, counts: impl Fn(Fault) -> bool) -> u32 {
+        let faults = Fault::ALL.iter().zip(self.counts.faults);
+        faults
+            .filter(|(fault, _)| counts(**fault))
+            .map(|(_, times)| times)
+            .sum()
+    }
+
+    fn has_operations(&self) -> bool {
+        self.counts.acknowledged >= FEWEST_PROPOSALS
+            && self.counts.acknowledged + self.counts.queries >= FEWEST_OPERATIONS
     }
 
     /// Messages of groups so far.
@@ -390,7 +469,7 @@ impl World {
 
     /// The logs of a group hold the same, down to every byte, where more than one of them has an entry.
     fn check_logs(&self, group: GroupId) -> Verdict {
-        let mut known: Option<(u64, Vec<LoggedEntry>)> = None;
+        let mut known: Option<(u64, Log)> = None;
         for member in self.members_of(group) {
             let host = &self.hosts[member as usize];
             let node = host.node.as_ref();
@@ -410,24 +489,21 @@ impl World {
                     return Err(broken("equal logs", group, what));
                 }
             };
-            let places = entries.iter().map(|entry| entry.index.0);
-            let wanted = core.base().index.0 + 1..core.last().index.0 + 1;
-            if !places.eq(wanted.clone()) {
-                let places: Vec<Index> = entries.iter().map(|entry| entry.index).collect();
-                let what = format!("node {member} has {places:?} of {wanted:?}");
+            let (base, last) = (core.base().index, core.last().index);
+            let log = Log {
+                base,
+                last,
+                entries,
+            };
+            let before = known.as_ref().map(|(node, log)| (*node, log));
+            if let Some(what) = log.differs(before) {
+                let what = format!("node {member}: {what}");
                 return Err(broken("equal logs", group, what));
-            }
-            if let Some((other, before)) = &known {
-                let mut both = entries.iter().rev().zip(before.iter().rev());
-                if let Some((here, there)) = both.find(|(here, there)| here != there) {
-                    let what = format!("node {member} has {here:?}, node {other} {there:?}");
-                    return Err(broken("equal logs", group, what));
-                }
             }
             // The longest is kept, so that every entry is compared that two of them have.
             known = known
-                .filter(|(_, before)| before.len() >= entries.len())
-                .or(Some((member, entries)));
+                .filter(|(_, before)| before.base <= base)
+                .or(Some((member, log)));
         }
         Ok(())
     }
@@ -523,7 +599,7 @@ impl World {
 
     /// A run that did nothing proves nothing.
     fn check_weight(&self) -> Verdict {
-        let faults = self.fault_count();
+        let faults = self.fault_count(Fault::breaks_something);
         let vacuous = |what: String| {
             Err(Failure {
                 checker: "vacuous",
@@ -531,13 +607,55 @@ impl World {
                 group: None,
             })
         };
-        if self.counts.acknowledged + self.counts.queries < FEWEST_OPERATIONS {
-            let done = self.counts.acknowledged + self.counts.queries;
-            return vacuous(format!("only {done} operations"));
+        if !self.has_operations() {
+            let (done, read) = (self.counts.acknowledged, self.counts.queries);
+            return vacuous(format!("only {done} operations and {read} reads"));
         }
         if self.plan.fault_us > 0 && faults < FEWEST_FAULTS {
-            return vacuous(format!("only {faults} faults"));
+            return vacuous(format!("only {faults} faults of nodes, disks and links"));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polyraft_raft::Term;
+    use polyraft_storage::EntryKind;
+
+    use super::*;
+
+    fn log(base: u64, payloads: &[&str]) -> Log {
+        let entries = (base + 1..)
+            .zip(payloads)
+            .map(|(index, payload)| LoggedEntry {
+                index: Index(index),
+                term: Term(1),
+                kind: EntryKind::Normal,
+                payload: payload.as_bytes().to_vec(),
+            });
+        Log {
+            base: Index(base),
+            last: Index(base + payloads.len() as u64),
+            entries: entries.collect(),
+        }
+    }
+
+    #[test]
+    fn logs_are_compared_where_both_have_entries() {
+        let whole = log(3, &["a", "b", "c"]);
+        assert_eq!(whole.differs(None), None);
+        for equal in [log(3, &["a", "b", "c"]), log(5, &["c"]), log(6, &[])] {
+            assert_eq!(equal.differs(Some((2, &whole))), None);
+        }
+        let other_end = log(3, &["a", "b"]);
+        let other_byte = log(4, &["b", "d"]);
+        let mut other_term = log(4, &["b", "c"]);
+        other_term.entries[0].term = Term(2);
+        let mut hole = log(3, &["a", "b", "c"]);
+        hole.entries.remove(1);
+        for different in [other_end, other_byte, other_term, hole] {
+            assert!(different.differs(Some((2, &whole))).is_some());
+        }
     }
 }

@@ -117,6 +117,21 @@ impl Fault {
         Fault::Merge,
     ];
 
+    /// Whether something is broken by it, and not only asked for.
+    pub fn breaks_something(self) -> bool {
+        !matches!(
+            self,
+            Fault::Handover
+                | Fault::ClientCrash
+                | Fault::Reconfigure
+                | Fault::Destroy
+                | Fault::Split
+                | Fault::Peer
+                | Fault::Move
+                | Fault::Merge
+        )
+    }
+
     /// Whether it can take back what a node has promised. Only a minority of each group may be hit by those.
     pub fn is_destructive(self) -> bool {
         matches!(

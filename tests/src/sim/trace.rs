@@ -82,6 +82,11 @@ impl Trace {
         self.line(now, node, format_args!("group {group} is {stands}{causes}"));
     }
 
+    /// A node is gone: nothing of it stands as it stood.
+    pub fn forget(&mut self, node: u64) {
+        self.stood.retain(|(of, _), _| *of != node);
+    }
+
     /// Writes a line about a node or about the world (node 0), if words are wanted.
     pub fn event(&mut self, now: u64, node: u64, what: impl FnOnce() -> String) {
         if self.is_on() {

@@ -95,6 +95,8 @@ pub(super) struct Host {
     pub(super) has_bad_disk: bool,
     /// Whatever the process does, the disk is bad until then.
     pub(super) bad_until: u64,
+    /// Writes and syncs that are known to have failed.
+    pub(super) failed: (u64, u64),
     pub(super) is_disk_full: bool,
     /// Its data was wiped or rolled back: the others refuse it for ever.
     pub(super) is_outcast: bool,
@@ -215,7 +217,11 @@ pub(super) enum Phase {
     /// Nothing is to be done, so nothing may be said.
     Quiet { until: u64, at_last: u64, said: u64 },
     /// A node is gone for good; what that does not concern goes on saying nothing.
-    Bereft { until: u64 },
+    Bereft {
+        until: u64,
+        deadline: u64,
+        lost: u64,
+    },
     /// Over.
     Done,
 }
@@ -276,6 +282,7 @@ impl World {
             cut_after_promise: false,
             has_bad_disk: false,
             bad_until: 0,
+            failed: (0, 0),
             is_disk_full: false,
             is_outcast: false,
             is_rotten: false,

@@ -116,6 +116,8 @@ pub(crate) struct Asked {
     before: Option<SocketAddr>,
     /// Where the shards say which of their groups need it, and how many have still to.
     answers: Option<(mpsc::Receiver<Option<PeerNeed>>, usize)>,
+    /// What they have said: the group to name, if any does.
+    need: Option<PeerNeed>,
 }
 
 impl Asked {
@@ -124,9 +126,9 @@ impl Asked {
         while let Some((answers, left @ 1..)) = &mut self.answers {
             let answer = answers.recv().map_err(|_| Error::Closed)?;
             *left -= 1;
-            self.take(answer)?;
+            self.need = PeerNeed::rather(self.need, answer);
         }
-        Ok(())
+        self.verdict()
     }
 
     /// Takes the answers that have come. True: they were the last ones.
@@ -139,18 +141,18 @@ impl Asked {
                 Err(mpsc::TryRecvError::Disconnected) => return Err(Error::Closed),
             };
             *left -= 1;
-            self.take(answer)?;
+            self.need = PeerNeed::rather(self.need, answer);
         }
-        Ok(true)
+        self.verdict().map(|()| true)
     }
 
-    fn take(&self, need: Option<PeerNeed>) -> Result<(), Error> {
-        need.map_or(Ok(()), |PeerNeed { group, is_running }| {
+    fn verdict(&self) -> Result<(), Error> {
+        self.need.map_or(Ok(()), |PeerNeed { group, is_running }| {
             let why = match is_running {
                 true => format!("group {group} has it as a member; change its members first"),
                 false => format!(
-                    "group {group}, whose replica here is out of service, had it as a member; take this node out of the \
-                     group first"
+                    "group {group} has it as a member, as far as its replica here knows, which is out of service; change \
+                     the group's members, or take this node out of it first"
                 ),
             };
             let node = self.node;
@@ -244,6 +246,7 @@ impl Inner {
             change,
             before,
             answers,
+            need: None,
         }))
     }
 

@@ -141,15 +141,16 @@ impl Shard {
             let Some(to) = self.rightful(slot).filter(|_| leads(replica)) else {
                 continue;
             };
-            // One that is far behind would be waited for in vain. It is noted again when its node comes back.
-            let is_ready = self.alive.contains(to)
-                && replica
-                    .group
-                    .progress(to)
-                    .is_some_and(|progress| progress.state == ProgressState::Replicate);
-            if is_ready {
+            if !self.alive.contains(to) {
+                continue; // It is noted again when that node comes back.
+            }
+            let progress = replica.group.progress(to);
+            if progress.is_some_and(|progress| progress.state == ProgressState::Replicate) {
                 left -= 1;
                 self.step(slot, Event::Transfer { to }, Payloads::None);
+            } else {
+                // One that is far behind would be waited for in vain.
+                self.note_led(slot);
             }
         }
         self.balance.next_at = self.now.after(PAUSE);

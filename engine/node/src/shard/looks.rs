@@ -22,8 +22,22 @@ pub struct LoggedEntry {
     pub payload: Vec<u8>,
 }
 
+/// Notes what a replica is stepped with, if somebody wants to know. The end of a turn follows every other event of a leader, and
+/// is no news.
+pub(super) fn note_cause(
+    causes: &mut Option<Vec<(GroupId, String)>>,
+    group: GroupId,
+    event: &Event<'_>,
+) {
+    if let Some(causes) = causes
+        && !matches!(event, Event::Flush { .. })
+    {
+        causes.push((group, in_words(event)));
+    }
+}
+
 /// What a replica is stepped with, for somebody who reads a trace.
-pub(super) fn in_words(event: &Event<'_>) -> String {
+fn in_words(event: &Event<'_>) -> String {
     match event {
         Event::Propose { count } => format!("{count} proposed"),
         Event::Barrier => "a barrier wanted".to_owned(),

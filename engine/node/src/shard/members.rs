@@ -494,7 +494,8 @@ impl Shard {
         if is_led {
             self.members.forlorn.remove(slot);
         }
-        if !is_led && (replica.fault.is_some() || !core.may_stand()) {
+        let is_voter = core.configuration().is_voter(self.shared.node);
+        if !is_led && (replica.fault.is_some() || !is_voter || !core.may_stand()) {
             self.doubt_membership(slot);
         }
     }

@@ -762,9 +762,7 @@ impl Shard {
         };
         let (group, outbox) = (&mut replica.group, &mut self.outbox);
         #[cfg(feature = "sim")]
-        if let Some(causes) = &mut self.causes {
-            causes.push((group.id(), looks::in_words(&event)));
-        }
+        looks::note_cause(&mut self.causes, group.id(), &event);
         let stepped = guarded(|| group.step(&env, event, outbox));
         if let Err(reason) = stepped {
             return self.quarantine(slot, reason);

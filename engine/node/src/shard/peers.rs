@@ -72,9 +72,9 @@ impl Shard {
         let opening = opening.filter(|found| found.members().contains(node));
         let opening = opening.map(|found| PeerNeed {
             group: found.group,
-            is_running: true,
+            is_running: found.fault.is_none(),
         });
-        open.chain(opening)
-            .min_by_key(|need| (!need.is_running, need.group))
+        let needs = open.chain(opening).map(Some);
+        needs.fold(None, PeerNeed::rather)
     }
 }

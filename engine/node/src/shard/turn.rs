@@ -203,7 +203,10 @@ impl Shard {
                 alive: &self.alive,
             };
             let (group, outbox) = (&mut replica.group, &mut self.outbox);
-            let flushed = guarded(|| group.step(&env, Event::Flush { log: &view }, outbox));
+            let event = Event::Flush { log: &view };
+            #[cfg(feature = "sim")]
+            super::looks::note_cause(&mut self.causes, group.id(), &event);
+            let flushed = guarded(|| group.step(&env, event, outbox));
             drop(view);
             if let Err(reason) = flushed {
                 self.quarantine(slot, reason);
@@ -314,7 +317,10 @@ impl Shard {
         let replica = &mut self.replicas[slot as usize];
         if replica.fault.is_none() {
             let (group, outbox) = (&mut replica.group, &mut self.outbox);
-            let noted = guarded(|| group.step(&env, Event::Applied { through }, outbox));
+            let event = Event::Applied { through };
+            #[cfg(feature = "sim")]
+            super::looks::note_cause(&mut self.causes, group.id(), &event);
+            let noted = guarded(|| group.step(&env, event, outbox));
             if let Err(reason) = noted {
                 self.quarantine(slot, reason);
             }

@@ -63,7 +63,10 @@ impl Shard {
         };
         let replica = &mut self.replicas[slot as usize];
         let (group, outbox) = (&mut replica.group, &mut self.outbox);
-        let noted = guarded(|| group.step(&env, Event::Applied { through }, outbox));
+        let event = Event::Applied { through };
+        #[cfg(feature = "sim")]
+        super::looks::note_cause(&mut self.causes, group.id(), &event);
+        let noted = guarded(|| group.step(&env, event, outbox));
         if let Err(reason) = noted {
             return self.quarantine(slot, reason);
         }
