@@ -404,7 +404,7 @@ impl<M> GroupHandle<M> {
     ///
     /// # Errors
     /// [`Error::NotLeader`] with a hint when another node leads, [`Error::Transfer`] when `to` is no voter, is silent, or was
-    /// not caught up and elected in time: the leader then goes on.
+    /// not caught up and elected in time, and the leader goes on; or when the leader stepped down for another reason meanwhile.
     pub async fn transfer_leadership(&self, to: u64) -> Result<(), Error> {
         let (reply, answer) = tokio::sync::oneshot::channel();
         let event = ShardEvent::TransferLeadership {

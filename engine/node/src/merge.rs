@@ -85,6 +85,14 @@ pub(crate) enum Step<'a> {
 }
 
 impl MergeCommand<'_> {
+    /// Whether it changes nothing unless the lives that it names are those that are there: whoever is asked can answer it.
+    pub(crate) fn is_question(&self) -> bool {
+        matches!(
+            self,
+            MergeCommand::Open { .. } | MergeCommand::AskHeir { .. }
+        )
+    }
+
     pub(crate) fn encode(&self) -> Bytes {
         let mut out = BytesMut::new();
         match *self {

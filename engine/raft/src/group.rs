@@ -12,8 +12,7 @@ use crate::mutants::{self, Mutant};
 use crate::rng::Rng;
 use crate::{
     Apply, ClaimChange, Configuration, Env, Event, GroupId, HardState, Index, LogPosition, Message,
-    NodeId, Outbox, Progress, Send, Term, TermRun, Tick, TimerSet, TransferOutcome, Write,
-    WriteKind,
+    NodeId, Outbox, Progress, Send, Term, TermRun, Tick, TimerSet, Write, WriteKind,
 };
 
 /// What a replica is doing.
@@ -551,7 +550,7 @@ impl Group {
                 term: self.term,
                 leads: false,
             });
-            self.end_transfer(TransferOutcome::Done, out);
+            self.end_transfer_by_stepping_down(out);
             self.leader = None;
             self.arm_election_timer(env, out);
         }

@@ -221,13 +221,15 @@ pub struct Transfer {
     pub outcome: TransferOutcome,
 }
 
-/// How a handover ended. After anything but [`TransferOutcome::Done`] and [`TransferOutcome::NotLeader`] the replica
+/// How a handover ended. After anything but [`TransferOutcome::Done`], `SteppedDown` and `NotLeader` the replica
 /// leads as before and takes proposals.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TransferOutcome {
-    /// This replica does not lead its term any more, or was itself the target. Who leads the next term is learnt from
-    /// its claim: as a rule the target.
+    /// This replica told the target to campaign and does not lead any more, or was itself the target. Who leads the next term
+    /// is learnt from its claim: as a rule the target.
     Done,
+    /// This replica ceased to lead before it had told the target to campaign: for a higher term, or for want of a quorum.
+    SteppedDown,
     /// This replica did not lead.
     NotLeader {
         /// Who does, as far as known.

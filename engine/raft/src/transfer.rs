@@ -101,6 +101,19 @@ impl Group {
         }
     }
 
+    /// The replica ceases to lead. That the target made it do so it can only guess.
+    pub(crate) fn end_transfer_by_stepping_down(&mut self, out: &mut Outbox) {
+        if let Part::Leader(leading) = &self.part
+            && let Some(handover) = &leading.handover
+        {
+            let outcome = match handover.is_told {
+                true => TransferOutcome::Done,
+                false => TransferOutcome::SteppedDown,
+            };
+            self.end_transfer(outcome, out);
+        }
+    }
+
     fn answer_transfer(&self, to: NodeId, outcome: TransferOutcome, out: &mut Outbox) {
         out.transfers.push(Transfer {
             group: self.id,

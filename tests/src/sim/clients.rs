@@ -347,6 +347,9 @@ impl World {
     fn send_operation(&mut self, client: u32) {
         let at = client as usize;
         self.follow_the_key(client);
+        if self.clients.clients[at].operation.is_none() {
+            return;
+        }
         self.carry_session(client);
         self.clients.clients[at].number_operation();
         let operation = self.clients.clients[at].operation.expect("it has one");

@@ -195,6 +195,16 @@ impl World {
             if self.rng.chance(500_000) {
                 self.leave_behind(client, from, number, payload);
             }
+        } else if self.is_healed && self.merges.target_of(from).is_some() {
+            // The group is gone, and nobody can tell where its session is: this client never learns what became of that one.
+            let root = self.splits.root_of(from);
+            let splits = &self.splits;
+            let sessions = self.clients.clients[client as usize].sessions();
+            sessions.retain(|group, _| splits.root_of(*group) != root);
+            self.end_operation(client, |world, operation| {
+                world.counts.unknown += 1;
+                world.clients.history.unknown(operation.id, world.now);
+            });
         }
     }
 

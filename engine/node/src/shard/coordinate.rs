@@ -156,6 +156,12 @@ impl Coordination {
     }
 }
 
+/// Whether a quorum of each of these members has ended a group. One that is no peer of this node was not asked, and may go on.
+fn have_ended(members: &[Configuration], asked: &Members, missing: &Members) -> bool {
+    let has_ended = |node| asked.contains(&node) && !missing.contains(&node);
+    members.iter().all(|members| members.has_quorum(has_ended))
+}
+
 impl Request {
     /// Whether enough nodes have answered. One that is not heard of may answer reads for a while yet, counting on nodes that
     /// have ended: until then nobody is told that an earlier life is over.
@@ -163,7 +169,6 @@ impl Request {
         if self.missing.is_empty() {
             return true;
         }
-        let has_answered = |node: NodeId| !self.missing.contains(&node);
         let is_majority = |asked: &Members| self.missing.len() < asked.len().div_ceil(2);
         let in_grace = now < self.times.grace_ends_at;
         let waits_for = |member: &NodeId| in_grace || *member == node || liveness.is_alive(*member);
@@ -183,8 +188,7 @@ impl Request {
             }
             What::Survey { asked, .. } => return is_majority(asked),
             What::Destroy { asked, members, .. } => {
-                let mut members = members.iter();
-                is_majority(asked) && members.all(|members| members.has_quorum(has_answered))
+                is_majority(asked) && have_ended(members, asked, &self.missing)
             }
         };
         let ends_a_life = match &self.what {

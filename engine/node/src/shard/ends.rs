@@ -130,7 +130,8 @@ impl Shard {
         self.members.fail(group, &gone);
         self.forget_children(group, |_| true);
         self.splits.fail(group, &gone);
-        self.merges.ended(group, &gone);
+        let merged = self.gone(group);
+        self.merges.ended(group, &merged);
         self.damaged.remove(&group);
         self.shared.directory.remove(group);
         self.ends.last_at = Some(self.now);

@@ -24,7 +24,15 @@ struct Drain {
     again_at: Tick,
     attempts: usize,
     until: Tick,
-    reply: DrainReply,
+    replies: Vec<DrainReply>,
+}
+
+impl Drain {
+    fn answer(self, outcome: &Result<u64, Error>) {
+        for reply in self.replies {
+            let _ = reply.send(outcome.clone());
+        }
+    }
 }
 
 impl Leadership {
@@ -48,7 +56,7 @@ impl Leadership {
             let _ = reply.send(Err(error.clone()));
         }
         if let Some(drain) = self.drain.take() {
-            let _ = drain.reply.send(Err(error.clone()));
+            drain.answer(&Err(error.clone()));
         }
     }
 }
@@ -57,7 +65,7 @@ impl Shard {
     /// A caller wants `to` to lead a group.
     pub(super) fn transfer_asked(&mut self, group: GroupId, to: NodeId, reply: TransferReply) {
         let Some(slot) = self.slot(group) else {
-            let _ = reply.send(Err(Error::NoSuchGroup { group }));
+            let _ = reply.send(Err(self.absent(group)));
             return;
         };
         let before = self.outbox.transfers.len();
@@ -82,7 +90,10 @@ impl Shard {
         for transfer in self.outbox.transfers.drain(..) {
             let is_end = matches!(
                 transfer.outcome,
-                TransferOutcome::Done | TransferOutcome::Silent | TransferOutcome::TimedOut
+                TransferOutcome::Done
+                    | TransferOutcome::SteppedDown
+                    | TransferOutcome::Silent
+                    | TransferOutcome::TimedOut
             );
             let asked = &mut self.leadership.asked;
             let is_asked = asked
@@ -99,12 +110,22 @@ impl Shard {
 
     /// A caller wants this node to lead nothing any more.
     pub(super) fn drain_asked(&mut self, within: u64, reply: DrainReply) {
-        self.leadership.drain = Some(Drain {
-            again_at: self.now,
-            attempts: 0,
-            until: self.now.after(within),
-            reply,
-        });
+        let until = self.now.after(within);
+        match &mut self.leadership.drain {
+            // Whoever waits already hears of the end of both.
+            Some(drain) => {
+                drain.until = drain.until.max(until);
+                drain.replies.push(reply);
+            }
+            none => {
+                *none = Some(Drain {
+                    again_at: self.now,
+                    attempts: 0,
+                    until,
+                    replies: vec![reply],
+                });
+            }
+        }
     }
 
     /// Hands all groups over that are led here, again and again until none is left or the time is over.
@@ -118,7 +139,7 @@ impl Shard {
         };
         if led == 0 || drain.until <= self.now {
             if let Some(drain) = self.leadership.drain.take() {
-                let _ = drain.reply.send(Ok(led));
+                drain.answer(&Ok(led));
             }
             return;
         }
@@ -146,6 +167,7 @@ fn outcome(transfer: &Transfer) -> Result<(), Error> {
         TransferOutcome::NotVoter => "it does not vote in the group",
         TransferOutcome::Witness => "it is a witness, which never leads",
         TransferOutcome::Busy => "another handover is under way",
+        TransferOutcome::SteppedDown => "the leader stepped down before it was caught up",
         TransferOutcome::Silent => "its node is silent",
         TransferOutcome::TimedOut => "it was not caught up, or not elected, in time",
     };

@@ -3,10 +3,11 @@
 
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{GroupId, Life, NodeId};
-use polyraft_storage::{SnapshotFile, SnapshotMeta, Tombstone};
+use polyraft_storage::{EntryKind, SnapshotFile, SnapshotMeta, Tombstone};
 
 use super::Shard;
 use crate::error::Error;
+use crate::merge::MergeCommand;
 use crate::wire::{self, Record};
 
 impl Shard {
@@ -36,10 +37,19 @@ impl Shard {
             | Record::MemberAsk { group, .. } => self.admits(from, group, life),
             // It answers a message of that life.
             Record::UnknownGroup { group } => self.is_current(group, life),
-            Record::Forward { group, request, .. } => {
-                let admits = self.admits(from, group, life);
+            Record::Forward {
+                group,
+                request,
+                kind,
+                ref payload,
+            } => {
+                // A question that says by itself of which lives it speaks is for whatever is here.
+                let is_question = kind == EntryKind::Merge
+                    && self.life_of(group).is_some()
+                    && MergeCommand::parse(payload).is_some_and(|command| command.is_question());
+                let admits = is_question || self.admits(from, group, life);
                 if !admits {
-                    let gone = Err(Error::NoSuchGroup { group });
+                    let gone = Err(self.gone(group));
                     self.send_forward_reply(group, from, request, &gone);
                 }
                 admits

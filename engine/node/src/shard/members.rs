@@ -139,7 +139,7 @@ impl Shard {
         reply: MembersReply,
     ) {
         let refusal = match self.slot(group) {
-            None => Some(Error::NoSuchGroup { group }),
+            None => Some(self.absent(group)),
             Some(slot) => self.refusal_of(slot, &changes),
         };
         if let Some(error) = refusal {

@@ -237,7 +237,16 @@ impl Merges {
     /// A replica has ended. If that is because it was merged, whoever waits for that hears of it.
     pub(super) fn ended(&mut self, group: GroupId, error: &Error) {
         self.frozen.remove(&group);
-        self.fail(group, error);
+        let may_be_merged = |drive: &Drive| {
+            let stage = &drive.stage;
+            !matches!(stage, Stage::Waiting | Stage::Opening { .. })
+        };
+        let is_open = self.drives.get(&group).is_some_and(may_be_merged);
+        match error {
+            // Another leader may have gone on with it, before whoever ended the group did that.
+            Error::NoSuchGroup { .. } if is_open => self.fail(group, &LOST),
+            error => self.fail(group, error),
+        }
     }
 
     /// Answers everybody who waits.
@@ -336,6 +345,14 @@ impl Shard {
         }
     }
 
+    /// Why a group has no replica here that could do anything.
+    pub(super) fn absent(&self, group: GroupId) -> Error {
+        match self.opening.contains_key(&group) {
+            true => Error::NotLeader { hint: None },
+            false => self.gone(group),
+        }
+    }
+
     /// The group that one which is led here is being merged into, so that proposals need not even enter its log.
     pub(super) fn merging_into(&self, slot: u32) -> Option<GroupId> {
         if self.merges.frozen.is_empty() || mutants::is_active(Mutant::FrozenGoesOn) {
@@ -350,7 +367,7 @@ impl Shard {
 
     fn merge_asked(&mut self, source: GroupId, target: GroupId, argument: Bytes, reply: ReplyTo) {
         let refusal = match self.slot(source) {
-            None => Some(self.gone(source)),
+            None => Some(self.absent(source)),
             Some(_) => self.may_merge(source).err(),
         };
         let refusal = refusal.or_else(|| self.too_large_to_merge(source));

@@ -277,11 +277,14 @@ impl Shard {
         }
         let refused = proposals.drain(..).skip(start);
         let replica = &mut self.replicas[slot as usize];
+        // Whoever hands its group over leads it still, and takes nothing.
+        let hint = replica
+            .group
+            .leader()
+            .filter(|node| *node != self.shared.node);
         for proposal in refused {
             replica.pending_bytes = replica.pending_bytes.saturating_sub(proposal.payload.len());
-            proposal.reply.answer(Err(Error::NotLeader {
-                hint: replica.group.leader(),
-            }));
+            proposal.reply.answer(Err(Error::NotLeader { hint }));
         }
     }
 

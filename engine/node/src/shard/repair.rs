@@ -121,6 +121,8 @@ impl Shard {
         self.members.fail(group, &error);
         self.merges.fail(group, &error);
         replica.fault = Some(reason);
+        self.answer_snapshot(slot, Err(error));
+        let replica = &mut self.replicas[slot as usize];
         self.splits.forget(slot);
         // What its last step left behind must not leave.
         self.outbox.writes.clear();

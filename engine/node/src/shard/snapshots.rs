@@ -191,7 +191,7 @@ impl Shard {
                 let _ = reply.send(Err(Error::Snapshot { why }));
             }
             Some(slot) => self.want_snapshot(slot, Some(reply)),
-            None => _ = reply.send(Err(Error::NoSuchGroup { group })),
+            None => _ = reply.send(Err(self.absent(group))),
         }
     }
 
@@ -210,8 +210,12 @@ impl Shard {
         while self.snapshots.running < self.snapshots.policy.running
             && let Some(slot) = self.snapshots.due.pop_front()
         {
-            let replica = &mut self.replicas[slot as usize];
+            let replica = &self.replicas[slot as usize];
             let (group, index) = (replica.group.id(), replica.group.handed_out());
+            if let Some(reason) = replica.fault.clone() {
+                self.answer_snapshot(slot, Err(Error::Fault { reason }));
+                continue;
+            }
             if replica.is_held {
                 continue; // It waits for that.
             }
@@ -228,10 +232,6 @@ impl Shard {
             }
             let replica = &mut self.replicas[slot as usize];
             (replica.saved, replica.unsaved_bytes) = (index, 0);
-            if let Some(reason) = replica.fault.clone() {
-                self.answer_snapshot(slot, Err(Error::Fault { reason }));
-                continue;
-            }
             let known = self.snapshots.files.get(&group).map(|file| file.meta.last);
             if let Some(known) = known.filter(|known| known.index >= index) {
                 self.answer_snapshot(slot, Ok(known));
@@ -255,7 +255,7 @@ impl Shard {
         }
     }
 
-    fn answer_snapshot(&mut self, slot: u32, outcome: Result<LogPosition, Error>) {
+    pub(super) fn answer_snapshot(&mut self, slot: u32, outcome: Result<LogPosition, Error>) {
         for reply in self.snapshots.wanted.remove(&slot).into_iter().flatten() {
             let _ = reply.send(outcome.clone());
         }

@@ -293,7 +293,7 @@ impl Shard {
 
     /// The term in which the group may be split now; none: not yet.
     fn may_split(&self, group: GroupId) -> Result<Option<Term>, Error> {
-        let slot = self.slot(group).ok_or(Error::NoSuchGroup { group })?;
+        let slot = self.slot(group).ok_or_else(|| self.absent(group))?;
         let replica = &self.replicas[slot as usize];
         let core = &replica.group;
         if let Some(reason) = replica.fault.clone() {

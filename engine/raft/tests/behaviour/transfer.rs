@@ -240,3 +240,15 @@ fn a_target_that_was_behind_in_terms_campaigns_above_the_leaders() {
         (Role::Candidate, Term(7))
     );
 }
+
+#[test]
+fn a_leader_that_steps_down_before_it_has_told_the_target_has_handed_nothing_over() {
+    let mut leader = Replica::settled_leader(3, 1, &[]);
+    leader.step(Event::Propose { count: 1 });
+    leader.flush();
+    // The target lacks an entry, so it is not told yet.
+    assert!(sent(&transfer(&mut leader, 2)).is_empty());
+    let out = leader.hear(3, Message::Stale { term: Term(9) });
+    assert_eq!(ended(&out), [(2, TransferOutcome::SteppedDown)]);
+    assert_eq!(leader.group.role(), Role::Follower);
+}

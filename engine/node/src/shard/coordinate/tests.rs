@@ -130,6 +130,18 @@ fn what_another_group_needs_does_not_end_without_it() {
 }
 
 #[test]
+fn a_member_that_was_not_asked_has_ended_nothing() {
+    let nodes = |nodes: &[u64]| nodes.iter().copied().map(NodeId).collect::<Members>();
+    let (asked, missing) = (nodes(&[1, 2, 3, 4]), nodes(&[4]));
+    let ended = |members: &[u64]| {
+        let members = Configuration::simple(members.iter().copied().map(NodeId));
+        have_ended(&[members], &asked, &missing)
+    };
+    assert!(ended(&[1, 2, 4]) && ended(&[2, 3, 5]));
+    assert!(!ended(&[3, 4, 5]) && !ended(&[4]) && !ended(&[5]));
+}
+
+#[test]
 fn lives_are_raised_and_never_lowered() {
     let groups = vec![(1..10, life(0)), (10..12, life(5))];
     let later = vec![(3..5, life(2)), (11..12, life(4))];

@@ -167,3 +167,95 @@ fn a_group_does_not_end_while_a_leader_is_about_to_freeze_another_for_it() {
     destroy(&mut alone, &[TARGET]).unwrap();
     assert!(alone.shard.life_of(GROUP).is_some());
 }
+
+/// Whoever drives a merge when its source ends may not know of all that happened: others may have made it.
+#[test]
+fn who_waits_for_a_merge_whose_source_ends_is_not_told_that_nothing_happened() {
+    for is_known in [false, true] {
+        let mut alone = with_target(&[(EntryKind::Merge, &freeze(Life::FIRST))]);
+        let wanted = crate::shard::MergeEvent::Asked {
+            source: GROUP,
+            target: TARGET,
+            argument: Bytes::new(),
+            reply: alone.queue.reply_to(1),
+        };
+        alone.shard.merge_event(wanted);
+        if is_known {
+            let directory = &alone.shard.shared.directory;
+            directory.note_merged(GROUP, Life::FIRST, TARGET);
+        }
+        let over = Tombstone::destroyed(Life::FIRST);
+        alone.shard.end_replica(GROUP, over);
+        let mut done = Vec::new();
+        alone.queue.drain(&mut done, Duration::ZERO);
+        let answer = done.first().map(|done| &done.result);
+        match is_known {
+            true => {
+                assert!(matches!(answer, Some(Err(Error::Merging { into })) if *into == TARGET))
+            }
+            false => assert!(
+                matches!(answer, Some(Err(Error::Unknown { .. }))),
+                "{answer:?}"
+            ),
+        }
+    }
+}
+
+/// A node that hosts no replica of the heir does not know its life, nor that of a target.
+#[test]
+fn a_question_about_a_merge_is_for_whatever_life_is_here() {
+    let mut alone = Alone::with(&[]);
+    let life = Life::new(3).expect("a number");
+    let origin = CreateOrigin {
+        node: NodeId(1),
+        request: 0,
+    };
+    let lives = vec![(TARGET.0..TARGET.0 + 1, life)];
+    alone.shard.create(origin, &lives, &[NodeId(1)]);
+    alone.settle();
+    let ask = MergeCommand::AskHeir {
+        target: CHILD,
+        target_life: Life::FIRST,
+        source: GROUP,
+        life: Life::FIRST,
+        attempt: Index(3),
+    };
+    let go = MergeCommand::Go {
+        source: GROUP,
+        life: Life::FIRST,
+        target_life: Life::FIRST,
+        attempt: Index(3),
+        step: crate::merge::Step::Refuse,
+    };
+    let mut admits = |kind, payload| {
+        let record = crate::wire::Record::Forward {
+            group: TARGET,
+            request: 1,
+            kind,
+            payload,
+        };
+        let from = NodeId(2);
+        alone.shard.admits_record(from, Life::FIRST, &record)
+    };
+    assert!(admits(EntryKind::Merge, ask.encode()));
+    assert!(!admits(EntryKind::Merge, go.encode()));
+    assert!(!admits(EntryKind::Normal, ask.encode()));
+}
+
+#[test]
+fn everybody_who_wants_a_node_to_lead_nothing_is_answered() {
+    let mut alone = Alone::with(&[(EntryKind::Normal, b"before")]);
+    alone.elect();
+    alone.settle();
+    let [first, second] = [1_000, 50_000].map(|within| {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        alone.shard.drain_asked(within, reply);
+        answer
+    });
+    alone.pass(60_000);
+    alone.settle();
+    // Nobody else could lead it.
+    for mut answer in [first, second] {
+        assert!(matches!(answer.try_recv(), Ok(Ok(1))));
+    }
+}

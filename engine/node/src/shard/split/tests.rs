@@ -318,6 +318,11 @@ fn a_part_that_the_state_machine_cannot_give_takes_its_replica_out_of_service() 
         alone.shard.splits.deadline().is_none(),
         "nothing is tried again"
     );
+    // Nor does anybody wait for a snapshot of it.
+    let (reply, mut answer) = tokio::sync::oneshot::channel();
+    alone.shard.snapshot_requested(GROUP, reply);
+    alone.settle();
+    assert!(matches!(answer.try_recv(), Ok(Err(Error::Fault { .. }))));
 }
 
 #[test]
