@@ -434,8 +434,8 @@ impl<M: StateMachine> Node<M> {
         Ok(())
     }
 
-    /// Destroys groups on all nodes and waits until every living node, a majority of all nodes, and one of the members keep
-    /// durably that they are over. A node that is down ends its replica when it hears of that.
+    /// Destroys groups on all nodes and waits until every living node, a majority of all nodes, and a quorum of each group's
+    /// members keep durably that they are over. A node that is down ends its replica when it hears of that.
     ///
     /// Callers that wait for a destroyed group are answered with an error, and its state is removed. It can't be undone: once one
     /// node has ended its replica, the others follow sooner or later, whatever this call returns. The id may be used again with

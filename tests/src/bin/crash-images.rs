@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use polyraft_tests::crash_images::{self, Count, Finding, MODES, workload};
+use polyraft_tests::crash_images::{self, Count, MODES, SecondCuts, workload};
 
 /// Fewer images than this prove too little.
 const LEAST: u64 = 20_000;
@@ -15,12 +15,13 @@ const LEAST: u64 = 20_000;
 fn main() -> io::Result<ExitCode> {
     let mut out = io::stdout().lock();
     let passed = match std::env::args().nth(1).as_deref() {
-        None => check_all(&mut out)?,
+        None => check_all(SecondCuts::Some, &mut out)?,
+        Some("--all-second-cuts") => check_all(SecondCuts::All, &mut out)?,
         Some("--mutants") => mutants::check_all(&mut out)?,
         Some(other) => {
             writeln!(
                 out,
-                "unknown argument {other}; usage: crash-images [--mutants]"
+                "unknown argument {other}; usage: crash-images [--all-second-cuts | --mutants]"
             )?;
             false
         }
@@ -52,14 +53,14 @@ fn on_all_cores<T: Send>(count: usize, task: impl Fn(usize) -> T + Sync) -> Vec<
     results.into_iter().map(|(_, result)| result).collect()
 }
 
-fn check_all(out: &mut impl Write) -> io::Result<bool> {
+fn check_all(second: SecondCuts, out: &mut impl Write) -> io::Result<bool> {
     let started = Instant::now();
     let workloads = workload::all();
     let task = |number: usize| (&workloads[number / 2], MODES[number % 2]);
     let results = on_all_cores(2 * workloads.len(), |number| {
         let (workload, mode) = task(number);
         let mut count = Count::default();
-        let result: Result<(), Finding> = crash_images::check(workload, mode, &mut count);
+        let result = crash_images::check(workload, mode, second, &mut count);
         (count, result)
     });
     let mut total = Count::default();
@@ -106,6 +107,7 @@ mod mutants {
     use std::panic::{self, AssertUnwindSafe};
 
     use polyraft_raft::mutants::{LOG, set};
+    use polyraft_tests::crash_images::Finding;
 
     use super::*;
 
@@ -119,7 +121,8 @@ mod mutants {
             let mut count = Count::default();
             let noticed = workloads.iter().find_map(|workload| {
                 MODES.into_iter().find_map(|mode| {
-                    let check = || crash_images::check(workload, mode, &mut count);
+                    let check =
+                        || crash_images::check(workload, mode, SecondCuts::Some, &mut count);
                     match panic::catch_unwind(AssertUnwindSafe(check)) {
                         Ok(result) => result.err(),
                         Err(panic) => Some(Finding {

@@ -73,8 +73,24 @@ impl fmt::Display for Finding {
 /// Both append paths.
 pub const MODES: [WalMode; 2] = [WalMode::Direct, WalMode::Mapped];
 
-/// One image in so many power cuts is taken through a second one, at each operation of its recovery.
-const SECOND_CUT_STRIDE: usize = 41;
+/// Which images are taken through a second power cut, at each operation of their recovery.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SecondCuts {
+    /// One in 41.
+    Some,
+    /// Every one.
+    All,
+}
+
+impl SecondCuts {
+    fn takes(self, image: u64) -> bool {
+        match self {
+            SecondCuts::Some => image.is_multiple_of(41),
+            SecondCuts::All => true,
+        }
+    }
+}
+
 /// One operation in so many fails when it is a sync.
 const FAILED_SYNC_STRIDE: u64 = 5;
 /// One operation in so many is misdirected when it is a write.
@@ -124,7 +140,12 @@ fn losses(at: usize, disk: &SimDisk) -> Vec<(Keep, KeepNames)> {
 }
 
 /// Checks every image of one workload in one mode, up to the first finding.
-pub fn check(workload: &Workload, mode: WalMode, count: &mut Count) -> Result<(), Finding> {
+pub fn check(
+    workload: &Workload,
+    mode: WalMode,
+    second: SecondCuts,
+    count: &mut Count,
+) -> Result<(), Finding> {
     let shape = Shape {
         mode,
         shards: workload.shards,
@@ -144,7 +165,7 @@ pub fn check(workload: &Workload, mode: WalMode, count: &mut Count) -> Result<()
         image: label(what),
         reason,
     };
-    power_cuts(&run, count).map_err(wrap)?;
+    power_cuts(&run, second, count).map_err(wrap)?;
     failed_syncs(&run, workload, count).map_err(wrap)?;
     misdirected_writes(&run, workload, count).map_err(wrap)?;
     rot(run, count).map_err(wrap)
@@ -172,7 +193,7 @@ fn assert_needs(run: &Run, workload: &Workload) {
 
 type Failed = (String, String);
 
-fn power_cuts(run: &Run, count: &mut Count) -> Result<(), Failed> {
+fn power_cuts(run: &Run, second: SecondCuts, count: &mut Count) -> Result<(), Failed> {
     let last = run.images.len();
     for (at, image) in run.images.iter().chain([&run.disk]).enumerate() {
         let allowed = run.allowed(at);
@@ -180,7 +201,7 @@ fn power_cuts(run: &Run, count: &mut Count) -> Result<(), Failed> {
             let what =
                 || format!("power cut at operation {at} of {last}, {keep:?}, names {names:?}");
             let disk = image.after_power_cut_with(keep, names);
-            if (count.power_cuts as usize).is_multiple_of(SECOND_CUT_STRIDE) {
+            if second.takes(count.power_cuts) {
                 let again = image.after_power_cut_with(keep, names);
                 second_power_cuts(&again, run.shape, &allowed, count)
                     .map_err(|(then, reason)| (format!("{}, {then}", what()), reason))?;
