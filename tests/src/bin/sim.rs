@@ -64,6 +64,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// Seeds between two lines of progress.
+const TELL_EVERY: u64 = 10_000;
+
 fn run(arguments: &Arguments) -> io::Result<bool> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = arguments.jobs.unwrap_or(cores).max(1);
@@ -96,6 +99,11 @@ fn run_many(seeds: &[u64], jobs: usize) -> io::Result<bool> {
         if report.failure.is_some() {
             let _ = writeln!(out, "{}", report.plan);
             let _ = tell_failure(&mut out, report);
+        }
+        // Whoever ends a soak early knows how far it came.
+        if sum.seeds.is_multiple_of(TELL_EVERY) {
+            let (seeds, failures) = (sum.seeds, sum.failures);
+            let _ = writeln!(out, "{seeds} seeds so far, {failures} broke a rule");
         }
     });
     let seconds = started.elapsed().as_secs_f64();

@@ -347,7 +347,8 @@ impl Shard {
     /// Whom to ask for the target's leader next: nobody, if that is for the replica here.
     fn next_to_ask(&self, via: Option<NodeId>, error: &Error) -> Option<NodeId> {
         match error {
-            Error::NotLeader { hint: Some(hint) } if via.is_some() => {
+            // Who can't be reached is named by whoever could not send to it, too.
+            Error::NotLeader { hint: Some(hint) } if via.is_some_and(|via| via != *hint) => {
                 Some(*hint).filter(|hint| *hint != self.shared.node)
             }
             Error::NoSuchGroup { .. } | Error::Fault { .. } | Error::Closed => self.peer_after(via),
@@ -365,5 +366,44 @@ impl Shard {
         let mut peers = self.outgoing.peers();
         peers.sort_unstable();
         peers.into_iter().find(|peer| Some(*peer) > via)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use polyraft_storage::sim::SimDisk;
+
+    use super::*;
+    use crate::shard::tests::parts_on;
+
+    #[test]
+    fn who_does_not_help_is_not_asked_for_ever() {
+        let (_shared, mut parts) = parts_on(&SimDisk::new(1), Path::new("/n"));
+        let (shard, _) = &mut parts.shards[0];
+        for node in [2, 3, 4].map(NodeId) {
+            shard.outgoing.add(node);
+        }
+        let not_leader = |hint: Option<u64>| {
+            let hint = hint.map(NodeId);
+            Error::NotLeader { hint }
+        };
+        let group = GroupId(7);
+        let after = |via: Option<u64>, error: &Error| {
+            let next = shard.next_to_ask(via.map(NodeId), error);
+            next.map(|node| node.0)
+        };
+        // The replica here holds the question until it knows a leader.
+        assert_eq!(after(None, &not_leader(Some(3))), None);
+        assert_eq!(after(Some(2), &not_leader(Some(3))), Some(3));
+        // Node 3 can't be reached.
+        assert_eq!(after(Some(3), &not_leader(Some(3))), Some(4));
+        assert_eq!(after(Some(4), &not_leader(None)), None);
+        assert_eq!(after(Some(2), &not_leader(Some(1))), None);
+        for error in [Error::NoSuchGroup { group }, Error::Closed] {
+            let round = [None, Some(2), Some(3), Some(4)].map(|via| after(via, &error));
+            assert_eq!(round, [Some(2), Some(3), Some(4), None]);
+        }
     }
 }
