@@ -81,10 +81,10 @@ pub enum Error {
     },
     /// A group can't be destroyed now, because another one that is not to be destroyed with it would be lost or stay frozen. None of
     /// the groups of this call was destroyed; of a call about more than 8,192, the others may be. Try again later, or destroy the other one
-    /// first or in the same call.
-    #[error("group {group} can't be destroyed yet: group {by} {why}")]
+    /// first or in the same call. Or an id can't be used again yet, because a group that was to be merged into the one that had it is frozen.
+    #[error("group {group} can't be destroyed, or begun anew, yet: group {by} {why}")]
     Needed {
-        /// The group that was to be destroyed.
+        /// The group that was to be destroyed, or whose id was to be used again.
         group: GroupId,
         /// The group that needs it: one that is being merged into it, or one that was split off it just now.
         by: GroupId,

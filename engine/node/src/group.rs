@@ -461,7 +461,8 @@ impl<M> GroupHandle<M> {
     /// entry the parent is not destroyed without it, and changes of its members wait for that long.
     ///
     /// # Errors
-    /// [`Error::NotLeader`] with a hint when another node leads, [`Error::GroupExists`] when the child's id is in use, and
+    /// [`Error::NotLeader`] with a hint when another node leads, [`Error::GroupExists`] when the child's id is in use,
+    /// [`Error::Needed`] while a group that was to be merged into one that had the id is frozen, and
     /// [`Error::Split`] when the members are being changed, another split is under way, or the state machine has no such part:
     /// then nothing happened. [`Error::Unknown`] when the leader stepped down in between: the group may be split or not, and
     /// trying again does no harm, as a split that was made answers with [`Error::GroupExists`]. [`Error::TooLarge`] when the

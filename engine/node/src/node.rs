@@ -407,7 +407,7 @@ impl<M: StateMachine> Node<M> {
     ///
     /// # Errors
     /// [`Error::BadMembers`]; [`Error::GroupExists`] with other members, whether those given are among the nodes that have it or
-    /// not, before anything is begun; or [`Error::CreateTimeout`] when too few nodes answer within ten seconds.
+    /// not, before anything is begun; [`Error::Needed`] while a group that was to be merged into one that had the id is frozen; or [`Error::CreateTimeout`] when too few nodes answer within ten seconds.
     pub async fn create_groups(
         &self,
         groups: impl IntoIterator<Item = u64>,

@@ -12,7 +12,7 @@ mod known;
 use polyraft_raft::{Configuration, GroupId, Life, NodeId, Tick};
 use rustc_hash::FxHashMap;
 
-use self::known::{Known, first_needed, lives_found};
+use self::known::{Known, first_awaited, first_needed, lives_found};
 use super::outgoing::NODE_LEVEL;
 use super::proposals::first_request;
 use super::{MergeEvent, Shard, SplitEvent};
@@ -587,9 +587,14 @@ impl Shard {
                 ..
             } => {
                 let child = groups[0].0.start;
-                let known = lives_found(&found).remove(&child).unwrap_or_default();
-                groups = vec![(child..child + 1, known.possible)];
+                let mut lives = lives_found(&found);
                 let group = GroupId(child);
+                if let Some(error) = first_awaited(&found, &lives, |other| other == group) {
+                    self.answer(asker, &groups, Err(error));
+                    return true;
+                }
+                let known = lives.remove(&child).unwrap_or_default();
+                groups = vec![(child..child + 1, known.possible)];
                 // Whoever its members are, it is there.
                 match known.other_than(&Configuration::default()) {
                     Some(members) => Err(Error::GroupExists { group, members }),
@@ -602,6 +607,14 @@ impl Shard {
                 ..
             } => {
                 let lives = lives_found(&found);
+                let begins = |group: GroupId| {
+                    let mut ranges = groups.iter();
+                    ranges.any(|(range, _)| range.contains(&group.0))
+                };
+                if let Some(error) = first_awaited(&found, &lives, begins) {
+                    self.answer(asker, &groups, Err(error));
+                    return true;
+                }
                 let wanted = || groups.iter().flat_map(|(range, _)| range.clone());
                 let configuration = Configuration::simple(members.iter().copied());
                 let other = |group| Some((group, lives.get(&group)?.other_than(&configuration)?));

@@ -76,6 +76,8 @@ struct Drive {
     part: usize,
     /// Why it comes to nothing, if it does.
     why: String,
+    /// The log says that nobody knows anything of the target.
+    is_told: bool,
 }
 
 #[derive(Debug)]
@@ -401,6 +403,7 @@ impl Shard {
             heir: None,
             part: self.part_bytes(),
             why: String::new(),
+            is_told: false,
         };
         self.merges.drives.insert(source, drive);
     }
@@ -501,6 +504,7 @@ impl Shard {
                 heir: None,
                 part: self.part_bytes(),
                 why: String::new(),
+                is_told: false,
             };
             self.merges.drives.insert(source, drive);
         }

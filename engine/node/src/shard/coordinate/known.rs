@@ -121,6 +121,32 @@ pub(super) fn first_needed(
     })
 }
 
+/// Why groups may not begin a new life yet: another one waits for what became of its merge into an earlier life, and would take
+/// the answers of this one for those.
+pub(super) fn first_awaited(
+    found: &[Found],
+    lives: &BTreeMap<u64, Known>,
+    begins: impl Fn(GroupId) -> bool,
+) -> Option<Error> {
+    found.iter().find_map(|Found { groups, fate, .. }| {
+        let Fate::Target(source) = fate else {
+            return None;
+        };
+        let is_awaited = |group: &u64| {
+            let begins_anew = lives
+                .get(group)
+                .is_none_or(|known| known.possible > known.life);
+            begins(GroupId(*group)) && begins_anew
+        };
+        let group = groups.clone().find(is_awaited).map(GroupId)?;
+        let (by, why) = (*source, AWAITED);
+        Some(Error::Needed { group, by, why })
+    })
+}
+
+const AWAITED: &str =
+    "was to be merged into the one that had this id, and is frozen; destroy that group first";
+
 const FROZEN: &str = "is being merged into it, and would stay frozen for ever; wait for the end of the merge, or destroy that \
                       group first";
 

@@ -130,6 +130,22 @@ fn what_another_group_needs_does_not_end_without_it() {
 }
 
 #[test]
+fn only_a_new_life_is_refused_to_an_id_that_somebody_waits_for() {
+    let members = Configuration::simple([NodeId(1)]);
+    let aside = found(7..8, 0, Fate::Target(GroupId(3)));
+    let refused = |more: Vec<Found>, begun: u64| {
+        let all: Vec<Found> = more.into_iter().chain([aside.clone()]).collect();
+        let begins = |group: GroupId| group.0 == begun;
+        first_awaited(&all, &lives_found(&all), begins).is_some()
+    };
+    let over = || vec![found(7..8, 0, Fate::Over)];
+    assert!(refused(over(), 7) && refused(vec![], 7));
+    // It is another group's, or goes on: then nothing begins.
+    assert!(!refused(over(), 8));
+    assert!(!refused(vec![found(7..8, 0, Fate::Here(members))], 7));
+}
+
+#[test]
 fn a_member_that_was_not_asked_has_ended_nothing() {
     let nodes = |nodes: &[u64]| nodes.iter().copied().map(NodeId).collect::<Members>();
     let (asked, missing) = (nodes(&[1, 2, 3, 4]), nodes(&[4]));

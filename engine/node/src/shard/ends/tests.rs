@@ -9,7 +9,7 @@ use polyraft_storage::{EntryKind, SnapshotFile, SnapshotMeta};
 use super::super::split::tests::{Alone, CHILD};
 use super::super::tests::GROUP;
 use super::*;
-use crate::event::{CreateOrigin, ranges};
+use crate::event::{CreateOrigin, Members, ranges};
 use crate::merge::MergeCommand;
 
 const TARGET: GroupId = GroupId(12);
@@ -258,4 +258,30 @@ fn everybody_who_wants_a_node_to_lead_nothing_is_answered() {
     for mut answer in [first, second] {
         assert!(matches!(answer.try_recv(), Ok(Ok(1))));
     }
+}
+
+/// What the new group says of merges is not about the old one, and the frozen one would take it for that.
+#[test]
+fn an_id_is_not_used_again_while_a_group_waits_for_whoever_had_it() {
+    let mut alone = with_target(&[(EntryKind::Merge, &freeze(Life::FIRST))]);
+    let over = Tombstone::destroyed(Life::FIRST);
+    alone.shard.end_replica(TARGET, over);
+    alone.settle();
+    let create = |alone: &mut Alone| {
+        let (reply, mut answer) = tokio::sync::oneshot::channel();
+        let groups = ranges([TARGET.0]);
+        let members = Members::from_slice(&[NodeId(1)]);
+        alone.shard.create_everywhere(groups, members, reply);
+        alone.settle();
+        answer.try_recv().expect("an answer")
+    };
+    let refused = create(&mut alone);
+    assert!(
+        matches!(refused, Err(Error::Needed { group, by, .. }) if (group, by) == (TARGET, GROUP)),
+        "{refused:?}"
+    );
+    assert_eq!(alone.shard.life_of(TARGET), None);
+    destroy(&mut alone, &[GROUP]).unwrap();
+    create(&mut alone).unwrap();
+    assert_eq!(alone.shard.life_of(TARGET), Life::FIRST.next().into());
 }

@@ -158,7 +158,7 @@ impl Shard {
         };
         let drive = match (answer, outcome) {
             (Some(answer), _) => self.take_answer(source, drive, answer),
-            (None, Err(error)) => self.not_answered(drive, error),
+            (None, Err(error)) => self.not_answered(source, drive, error),
             (None, Ok(_)) => {
                 drive.rest(self.now);
                 Some(drive)
@@ -301,7 +301,7 @@ impl Shard {
     }
 
     /// A question has no answer. It is asked again, perhaps of another node: each may be asked as often as it takes.
-    fn not_answered(&self, mut drive: Drive, error: Error) -> Option<Drive> {
+    fn not_answered(&self, source: GroupId, mut drive: Drive, error: Error) -> Option<Drive> {
         let now = self.now;
         match &drive.stage {
             Stage::Opening { .. } => {
@@ -335,6 +335,12 @@ impl Shard {
             }
             _ => {
                 drive.via = self.next_to_ask(drive.via, &error);
+                let is_round = matches!(error, Error::NoSuchGroup { .. }) && drive.via.is_none();
+                if is_round && now >= drive.until && !std::mem::replace(&mut drive.is_told, true) {
+                    let why = "no node that was asked has the target, or knows what it has become a part of; the group stays frozen \
+                               until one does, or until it is destroyed";
+                    tracing::error!(node = %self.shared.node, %source, target = %drive.target, why, "a merge has come to no end");
+                }
                 if let Error::TooLarge { .. } = error {
                     drive.part = (drive.part / 2).max(1);
                 }
