@@ -130,8 +130,12 @@ impl World {
             return None;
         }
         let members = core.configuration().clone();
-        let mut changes = Vec::new();
-        let roles = match churns {
+        let wants_witnesses = churns && self.plan.has_witnesses && self.rng.chance(150_000);
+        let mut changes = match wants_witnesses {
+            true => self.only_witnesses_beside(node, &members),
+            false => Vec::new(),
+        };
+        let roles = match churns && changes.is_empty() {
             true => self.rng.within(1, 2),
             false => 0,
         };
@@ -172,6 +176,23 @@ impl World {
         }
         let within = Duration::from_millis(self.rng.within(50, 2_000));
         self.plan.is_safe(&voters).then_some((changes, within))
+    }
+
+    /// Has everybody but one node stand aside for witnesses: mostly there would be too many of them, which has to be refused.
+    fn only_witnesses_beside(&self, leader: u64, members: &Configuration) -> Vec<MemberChange> {
+        let others = (1..=self.plan.nodes).filter(|node| *node != leader);
+        let changes = others.filter_map(|id| {
+            let node = NodeId(id);
+            match (members.contains(node), members.is_witness(node)) {
+                (true, true) => None,
+                (true, false) => Some(MemberChange::Remove(node)),
+                (false, _) => self
+                    .peers
+                    .may_join(id)
+                    .then_some(MemberChange::Witness(node)),
+            }
+        });
+        changes.collect()
     }
 
     /// The same change of a node that stores no payload, if it is one of these, or may become one. Now and then what is refused.
