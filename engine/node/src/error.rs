@@ -76,7 +76,7 @@ pub enum Error {
     /// live on if nobody has. Calling again is safe.
     #[error("nodes {missing:?} have not ended the groups in time; call destroy_groups again")]
     DestroyTimeout {
-        /// The nodes that have not answered.
+        /// The nodes that have not answered, and members that are no peers of this node.
         missing: Vec<NodeId>,
     },
     /// A group can't be destroyed now, because another one that is not to be destroyed with it would be lost or stay frozen. None of

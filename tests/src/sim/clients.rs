@@ -11,7 +11,6 @@ use polyraft::{Committed, Completion, Error, GroupId, ProposalNumber, Read, Sess
 use super::ends::{self, register};
 use super::machine::{Command, NOT_MINE, Request};
 use super::pending::Done;
-use super::phases::FEWEST_OPERATIONS;
 use super::plan::{MILLI, Plan};
 use super::sessions::{Late, Sessions};
 use super::world::{Event, Phase, World};
@@ -449,10 +448,9 @@ impl World {
         state.step += 1;
         let (step, operation) = (state.step, state.operation.take());
         // After a storm in which nearly nothing was done, those who finish go on until it is enough.
-        let is_over = self.counts.acknowledged + self.counts.queries >= FEWEST_OPERATIONS
-            && state
-                .finisher_of
-                .is_some_and(|group| self.clients.has_served[group.0 as usize - 1]);
+        let finished = state.finisher_of;
+        let is_over = self.has_operations()
+            && finished.is_some_and(|group| self.clients.has_served[group.0 as usize - 1]);
         if let Some(operation) = operation {
             tell(self, operation);
         }

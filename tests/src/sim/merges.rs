@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use polyraft::sim::SimNode;
 use polyraft::{Error, GroupId, Index, Life, Role};
 
 use super::checks::{Verdict, broken};
-use super::machine::{Applied, Taken, UNWANTED};
+use super::machine::{Applied, Registers, Taken, UNWANTED};
 use super::pending::Pending;
 use super::plan::Fault;
 use super::world::{Host, Phase, World};
@@ -232,12 +233,17 @@ impl World {
         let mut groups = (1..=self.plan.members.len() as u64).map(GroupId);
         groups.find(|group| {
             let is_merged = self.merges.target_of(*group).is_some();
-            let mut hosts = self.hosts.iter().filter(|host| !host.is_outcast);
-            hosts.any(|host| {
-                let node = host.node.as_ref();
-                match is_merged {
-                    true => self.is_left(host, *group),
-                    false => node.is_some_and(|node| node.merging_into(*group).is_some()),
+            let waits = |node: &SimNode<Registers>| node.merging_into(*group).is_some();
+            // What is quarantined hears of nothing, and may never have been repaired.
+            let is_damaged = |node: &SimNode<Registers>| {
+                let replica = node.replica(*group);
+                replica.is_some_and(|(_, fault)| fault.is_some())
+            };
+            self.standing().any(|host| match is_merged {
+                true => self.is_left(host, *group),
+                false => {
+                    let node = host.node.as_ref();
+                    node.is_some_and(|node| waits(node) && !(host.is_rotten && is_damaged(node)))
                 }
             })
         })
@@ -264,11 +270,9 @@ impl World {
     /// No replica is left of groups that were merged.
     pub(super) fn check_merged(&self) -> Verdict {
         for source in self.merges.merged.keys() {
-            for (id, host) in self.hosts.iter().enumerate() {
-                if self.is_left(host, *source) {
-                    let what = format!("node {id} has a replica of it still");
-                    return Err(broken("merged groups", *source, what));
-                }
+            if self.standing().any(|host| self.is_left(host, *source)) {
+                let what = "a node has a replica of it still".to_owned();
+                return Err(broken("merged groups", *source, what));
             }
         }
         Ok(())

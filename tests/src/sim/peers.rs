@@ -13,7 +13,7 @@ use polyraft::{GroupId, MemberChange, NodeId, Role};
 
 use super::checks::Failure;
 use super::plan::{MILLI, Plan};
-use super::world::World;
+use super::world::{Host, World};
 
 /// How long a change of members may be under way that was asked for before.
 const CHANGES_END: u64 = 2_500 * MILLI;
@@ -392,8 +392,19 @@ impl World {
     /// Whether a group has a node as a member.
     fn is_in_groups(&self, node: u64) -> bool {
         let groups = (1..=self.plan.members.len() as u64).map(GroupId);
-        let mut begun = groups.filter(|group| self.splits.has_begun(*group));
+        let mut begun = groups.filter(|group| {
+            self.splits.has_begun(*group) && self.merges.target_of(*group).is_none()
+        });
         begun.any(|group| self.members_of(group).contains(&node))
+    }
+
+    /// The machines that count: a node that was taken out is told of nothing any more.
+    pub(super) fn standing(&self) -> impl Iterator<Item = &Host> {
+        let is_out = self.peers.stay == Stay::Out;
+        let guest = self.plan.guest.filter(|_| is_out);
+        let hosts = self.hosts.iter().enumerate();
+        let known = hosts.filter(move |(id, host)| !host.is_outcast && guest != Some(*id as u64));
+        known.map(|(_, host)| host)
     }
 
     /// Groups that a node leads get the members that they began with, if a node is among them that is to be taken out.

@@ -310,10 +310,15 @@ impl World {
     /// A group that could be led without a node, and is not.
     fn orphan(&self, lost: u64) -> Option<GroupId> {
         let led = self.led_without(lost);
-        let hosts = self.hosts.iter().filter(|host| !host.is_outcast);
-        let nodes: Vec<_> = hosts.filter_map(|host| host.node.as_ref()).collect();
-        let mut groups = (1..=self.plan.members.len() as u64).map(GroupId);
-        groups.find(|group| {
+        let nodes: Vec<_> = self
+            .standing()
+            .filter_map(|host| host.node.as_ref())
+            .collect();
+        let groups = (1..=self.plan.members.len() as u64).map(GroupId);
+        let mut goes_on = groups.filter(|group| {
+            self.splits.has_begun(*group) && self.merges.target_of(*group).is_none()
+        });
+        goes_on.find(|group| {
             let mut replicas = nodes.iter().filter_map(|node| node.replica(*group));
             !led.contains(group) && replicas.any(|(core, _)| self.is_left_without(core, lost))
         })
@@ -338,7 +343,7 @@ impl World {
             .sum()
     }
 
-    fn has_operations(&self) -> bool {
+    pub(super) fn has_operations(&self) -> bool {
         self.counts.acknowledged >= FEWEST_PROPOSALS
             && self.counts.acknowledged + self.counts.queries >= FEWEST_OPERATIONS
     }

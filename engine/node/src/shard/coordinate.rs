@@ -166,7 +166,12 @@ impl Request {
     /// Whether enough nodes have answered. One that is not heard of may answer reads for a while yet, counting on nodes that
     /// have ended: until then nobody is told that an earlier life is over.
     fn is_done(&self, node: NodeId, now: Tick, liveness: &Liveness) -> bool {
-        if self.missing.is_empty() {
+        // Whom nobody asked because it is no peer can't be missing, and goes on.
+        let may_go_on = match &self.what {
+            What::Destroy { asked, members, .. } => !have_ended(members, asked, &self.missing),
+            _ => false,
+        };
+        if self.missing.is_empty() && !may_go_on {
             return true;
         }
         let is_majority = |asked: &Members| self.missing.len() < asked.len().div_ceil(2);
@@ -187,9 +192,7 @@ impl Request {
                 return is_majority(asked) && !lives_found(found).values().any(is_astray);
             }
             What::Survey { asked, .. } => return is_majority(asked),
-            What::Destroy { asked, members, .. } => {
-                is_majority(asked) && have_ended(members, asked, &self.missing)
-            }
+            What::Destroy { asked, .. } => is_majority(asked) && !may_go_on,
         };
         let ends_a_life = match &self.what {
             What::Create { .. } => self.groups.iter().any(|(_, life)| *life > Life::FIRST),
@@ -694,7 +697,14 @@ impl Shard {
             let request = &mut requests[at];
             if request.times.gives_up_at <= now {
                 let request = requests.swap_remove(at);
-                let missing = request.missing.to_vec();
+                let mut missing = request.missing.to_vec();
+                if let What::Destroy { asked, members, .. } = &request.what {
+                    // Some may be no peers of this node, and must end as well.
+                    let nodes = members.iter().flat_map(Configuration::nodes);
+                    missing.extend(nodes.filter(|node| !asked.contains(node)));
+                    missing.sort_unstable();
+                    missing.dedup();
+                }
                 let error = match request.what {
                     What::Create { .. }
                     | What::Survey {
@@ -757,4 +767,4 @@ fn joined(mut found: Vec<Found>) -> Vec<Found> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

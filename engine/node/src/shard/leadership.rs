@@ -23,13 +23,15 @@ pub(super) struct Leadership {
 struct Drain {
     again_at: Tick,
     attempts: usize,
-    until: Tick,
-    replies: Vec<DrainReply>,
+    /// Who waits, and for how long at most.
+    replies: Vec<(Tick, DrainReply)>,
 }
 
 impl Drain {
-    fn answer(self, outcome: &Result<u64, Error>) {
-        for reply in self.replies {
+    /// Answers those who don't wait for longer, and forgets who has given up.
+    fn answer_until(&mut self, due: Tick, outcome: &Result<u64, Error>) {
+        self.replies.retain(|(_, reply)| !reply.is_closed());
+        for (_, reply) in self.replies.extract_if(.., |(until, _)| *until <= due) {
             let _ = reply.send(outcome.clone());
         }
     }
@@ -38,9 +40,9 @@ impl Drain {
 impl Leadership {
     /// When groups are handed over the next time, or no longer.
     pub(super) fn deadline(&self) -> Option<Tick> {
-        self.drain
-            .as_ref()
-            .map(|drain| drain.again_at.min(drain.until))
+        let drain = self.drain.as_ref()?;
+        let until = drain.replies.iter().map(|(until, _)| *until);
+        until.chain([drain.again_at]).min()
     }
 
     /// Answers whoever waits for one group.
@@ -55,8 +57,8 @@ impl Leadership {
         for (_, reply) in std::mem::take(&mut self.asked).into_values() {
             let _ = reply.send(Err(error.clone()));
         }
-        if let Some(drain) = self.drain.take() {
-            drain.answer(&Err(error.clone()));
+        if let Some(mut drain) = self.drain.take() {
+            drain.answer_until(Tick(u64::MAX), &Err(error.clone()));
         }
     }
 }
@@ -111,21 +113,13 @@ impl Shard {
     /// A caller wants this node to lead nothing any more.
     pub(super) fn drain_asked(&mut self, within: u64, reply: DrainReply) {
         let until = self.now.after(within);
-        match &mut self.leadership.drain {
-            // Whoever waits already hears of the end of both.
-            Some(drain) => {
-                drain.until = drain.until.max(until);
-                drain.replies.push(reply);
-            }
-            none => {
-                *none = Some(Drain {
-                    again_at: self.now,
-                    attempts: 0,
-                    until,
-                    replies: vec![reply],
-                });
-            }
-        }
+        let again_at = self.now;
+        let drain = self.leadership.drain.get_or_insert_with(|| Drain {
+            again_at,
+            attempts: 0,
+            replies: Vec::new(),
+        });
+        drain.replies.push((until, reply));
     }
 
     /// Hands all groups over that are led here, again and again until none is left or the time is over.
@@ -137,10 +131,10 @@ impl Shard {
         let Some(drain) = &mut self.leadership.drain else {
             return;
         };
-        if led == 0 || drain.until <= self.now {
-            if let Some(drain) = self.leadership.drain.take() {
-                drain.answer(&Ok(led));
-            }
+        let due = if led == 0 { Tick(u64::MAX) } else { self.now };
+        drain.answer_until(due, &Ok(led));
+        if drain.replies.is_empty() {
+            self.leadership.drain = None;
             return;
         }
         if drain.again_at > self.now {

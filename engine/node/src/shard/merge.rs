@@ -71,8 +71,10 @@ struct Drive {
     until: Tick,
     /// Whom to ask, if no replica of the target here can be.
     via: Option<NodeId>,
-    /// The group that the target has become a part of.
-    heir: Option<GroupId>,
+    /// The groups that the target is said to have become a part of, one after the other, the last of which is asked.
+    heirs: Vec<GroupId>,
+    /// Who named the first of them, if not the replica here.
+    named_by: Option<NodeId>,
     part: usize,
     /// Why it comes to nothing, if it does.
     why: String,
@@ -216,7 +218,8 @@ impl Merges {
         let begun = self.drives.iter().filter(move |(_, drive)| is_first(drive));
         let begun = begun.map(|(source, drive)| (*source, drive.target, Life::LAST));
         let heirs = self.drives.iter();
-        let heirs = heirs.filter_map(|(source, drive)| Some((*source, drive.heir?, Life::LAST)));
+        let heirs =
+            heirs.filter_map(|(source, drive)| Some((*source, *drive.heirs.last()?, Life::LAST)));
         frozen.chain(begun).chain(heirs)
     }
 
@@ -400,7 +403,8 @@ impl Shard {
             pause: PAUSE.0,
             until: self.now.after(self.limits.proposal_timeout),
             via: None,
-            heir: None,
+            heirs: Vec::new(),
+            named_by: None,
             part: self.part_bytes(),
             why: String::new(),
             is_told: false,
@@ -501,7 +505,8 @@ impl Shard {
                 pause: PAUSE.0,
                 until: self.now.after(PATIENCE * self.limits.proposal_timeout),
                 via: None,
-                heir: None,
+                heirs: Vec::new(),
+                named_by: None,
                 part: self.part_bytes(),
                 why: String::new(),
                 is_told: false,

@@ -293,8 +293,8 @@ impl Shard {
 
     /// A replica has ended: whoever waits for a snapshot of it is told.
     pub(super) fn end_snapshots_of(&mut self, slot: u32, error: &Error) {
+        self.snapshots.due.retain(|due| *due != slot);
         if self.snapshots.wanted.contains_key(&slot) {
-            self.snapshots.due.retain(|due| *due != slot);
             self.answer_snapshot(slot, Err(error.clone()));
         }
         self.snapshots.held.remove(&slot);

@@ -12,6 +12,23 @@ fn found(groups: std::ops::Range<u64>, number: u32, fate: Fate) -> Found {
     Found { groups, life, fate }
 }
 
+/// Other nodes that are asked for something first answer that they have nothing. False: none is.
+pub(in crate::shard) fn others_answer(shard: &mut Shard) -> bool {
+    let node = shard.shared.node;
+    let Some(request) = shard.home().coordination.requests.first() else {
+        return false;
+    };
+    let (number, is_survey) = (request.number, matches!(request.what, What::Survey { .. }));
+    let missing = request.missing.clone();
+    for other in missing.into_iter().filter(|other| *other != node) {
+        match is_survey {
+            true => shard.surveyed(other, number, Vec::new()),
+            false => shard.member_created(other, number, Ok(LifeRanges::new())),
+        }
+    }
+    true
+}
+
 #[test]
 fn the_newest_life_that_anybody_knows_counts() {
     let members = Configuration::simple([NodeId(1)]);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use polyraft_raft::{Index, LogPosition, NodeId, Term};
 use polyraft_storage::{EntryKind, SnapshotFile, SnapshotMeta};
 
+use super::super::coordinate::tests::others_answer;
 use super::super::split::tests::{Alone, CHILD};
 use super::super::tests::GROUP;
 use super::*;
@@ -18,9 +19,20 @@ const TARGET: GroupId = GroupId(12);
 fn destroy(alone: &mut Alone, groups: &[GroupId]) -> Result<(), Error> {
     let (reply, mut answer) = tokio::sync::oneshot::channel();
     let groups = ranges(groups.iter().map(|group| group.0));
+    for member in [2, 3].map(NodeId) {
+        alone.shard.home().liveness.add(NodeId(1), member);
+    }
     alone.shard.destroy_everywhere(groups, reply);
-    alone.settle();
+    settle_with_others(alone);
     answer.try_recv().expect("an answer")
+}
+
+/// The other members answer whatever they are asked, and have nothing.
+fn settle_with_others(alone: &mut Alone) {
+    alone.settle();
+    while others_answer(&mut alone.shard) {
+        alone.settle();
+    }
 }
 
 /// Which group needs the one that was to end.
@@ -242,22 +254,45 @@ fn a_question_about_a_merge_is_for_whatever_life_is_here() {
     assert!(!admits(EntryKind::Normal, ask.encode()));
 }
 
+/// Nobody is missing among those who were asked, and a quorum of its members was not.
+#[test]
+fn a_group_is_not_over_while_members_that_are_no_peers_may_go_on() {
+    let mut alone = with_target(&[(EntryKind::Normal, b"before")]);
+    let (reply, mut answer) = tokio::sync::oneshot::channel();
+    let groups = ranges([TARGET.0]);
+    alone.shard.destroy_everywhere(groups, reply);
+    alone.settle();
+    assert_eq!(alone.shard.life_of(TARGET), None);
+    assert!(answer.try_recv().is_err());
+    alone.pass(60_000_000);
+    alone.settle();
+    match answer.try_recv() {
+        Ok(Err(Error::DestroyTimeout { missing })) => assert_eq!(missing, [2, 3].map(NodeId)),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn everybody_who_wants_a_node_to_lead_nothing_is_answered() {
     let mut alone = Alone::with(&[(EntryKind::Normal, b"before")]);
     alone.elect();
     alone.settle();
-    let [first, second] = [1_000, 50_000].map(|within| {
+    let [mut first, mut second, given_up] = [1_000, 50_000, 90_000].map(|within| {
         let (reply, answer) = tokio::sync::oneshot::channel();
         alone.shard.drain_asked(within, reply);
         answer
     });
-    alone.pass(60_000);
-    alone.settle();
+    drop(given_up);
     // Nobody else could lead it.
-    for mut answer in [first, second] {
-        assert!(matches!(answer.try_recv(), Ok(Ok(1))));
-    }
+    alone.pass(2_000);
+    alone.settle();
+    assert!(matches!(first.try_recv(), Ok(Ok(1))));
+    assert!(second.try_recv().is_err());
+    alone.pass(50_000);
+    alone.settle();
+    assert!(matches!(second.try_recv(), Ok(Ok(1))));
+    // Nobody waits any longer.
+    assert_eq!(alone.shard.leadership.deadline(), None);
 }
 
 /// What the new group says of merges is not about the old one, and the frozen one would take it for that.
@@ -272,7 +307,7 @@ fn an_id_is_not_used_again_while_a_group_waits_for_whoever_had_it() {
         let groups = ranges([TARGET.0]);
         let members = Members::from_slice(&[NodeId(1)]);
         alone.shard.create_everywhere(groups, members, reply);
-        alone.settle();
+        settle_with_others(alone);
         answer.try_recv().expect("an answer")
     };
     let refused = create(&mut alone);

@@ -45,7 +45,7 @@ impl Shard {
         };
         let (command, asked) = match &drive.stage {
             Stage::Frozen(frozen, work)
-                if let Some(heir) = drive.heir
+                if let Some(&heir) = drive.heirs.last()
                     && !matches!(work, Work::Thawing) =>
             {
                 let command = MergeCommand::AskHeir {
@@ -221,9 +221,12 @@ impl Shard {
                     *work = Work::Thawing;
                     drive.go_on_at_once(now);
                 }
-                (_, MergeAnswer::Forgotten) if drive.heir.is_some() => {
-                    // Whoever named that group may have spoken of an earlier life of the target. Somebody else is asked for the target.
-                    drive.heir = None;
+                (_, MergeAnswer::Forgotten) if !drive.heirs.is_empty() => {
+                    self.ask_for_target(source, &mut drive);
+                    drive.rest(now);
+                }
+                // The replica here is of a later life. Others may know what became of the earlier one.
+                (_, MergeAnswer::OtherLife) if now < drive.until => {
                     drive.via = self.peer_after(drive.via);
                     drive.rest(now);
                 }
@@ -328,18 +331,27 @@ impl Shard {
             }
             Stage::Frozen(..)
                 if let Error::Merging { into } = error
-                    && drive.heir != Some(into) =>
+                    && drive.heirs.last() != Some(&into) =>
             {
-                // What the target knew, that group knows.
-                (drive.heir, drive.via) = (Some(into), None);
+                if drive.heirs.contains(&into) {
+                    self.ask_for_target(source, &mut drive);
+                } else {
+                    // What the target knew, that group knows.
+                    if drive.heirs.is_empty() {
+                        drive.named_by = drive.via;
+                    }
+                    drive.heirs.push(into);
+                    drive.via = None;
+                }
             }
             _ => {
                 drive.via = self.next_to_ask(drive.via, &error);
-                let is_round = matches!(error, Error::NoSuchGroup { .. }) && drive.via.is_none();
-                if is_round && now >= drive.until && !std::mem::replace(&mut drive.is_told, true) {
-                    let why = "no node that was asked has the target, or knows what it has become a part of; the group stays frozen \
-                               until one does, or until it is destroyed";
-                    tracing::error!(node = %self.shared.node, %source, target = %drive.target, why, "a merge has come to no end");
+                if matches!(error, Error::NoSuchGroup { .. }) && drive.via.is_none() {
+                    if drive.heirs.is_empty() {
+                        self.tell_fruitless(source, &mut drive);
+                    } else {
+                        self.ask_for_target(source, &mut drive);
+                    }
                 }
                 if let Error::TooLarge { .. } = error {
                     drive.part = (drive.part / 2).max(1);
@@ -348,6 +360,26 @@ impl Shard {
         }
         drive.rest(now);
         Some(drive)
+    }
+
+    /// The group that the target is said to have become a part of knows nothing: whoever named it may have spoken of an earlier
+    /// life of the target. Somebody else is asked for the target.
+    fn ask_for_target(&self, source: GroupId, drive: &mut Drive) {
+        drive.heirs.clear();
+        drive.via = self.peer_after(drive.named_by.take());
+        if drive.via.is_none() {
+            self.tell_fruitless(source, drive);
+        }
+    }
+
+    /// Says once that everybody was asked in vain, if it has been so for long.
+    fn tell_fruitless(&self, source: GroupId, drive: &mut Drive) {
+        if self.now < drive.until || std::mem::replace(&mut drive.is_told, true) {
+            return;
+        }
+        let why = "no node that was asked has the target, or knows what it has become a part of; the group stays frozen until one \
+                   does, or until it is destroyed";
+        tracing::error!(node = %self.shared.node, %source, target = %drive.target, why, "a merge has come to no end");
     }
 
     /// Whom to ask for the target's leader next: nobody, if that is for the replica here.
@@ -379,6 +411,7 @@ impl Shard {
 mod tests {
     use std::path::Path;
 
+    use polyraft_raft::{Index, Term, Tick};
     use polyraft_storage::sim::SimDisk;
 
     use super::*;
@@ -411,5 +444,81 @@ mod tests {
             let round = [None, Some(2), Some(3), Some(4)].map(|via| after(via, &error));
             assert_eq!(round, [Some(2), Some(3), Some(4), None]);
         }
+    }
+
+    fn frozen_for(target: GroupId) -> Drive {
+        let frozen = Frozen {
+            target,
+            life: Life::FIRST,
+            attempt: Index(5),
+            at: Index(9),
+        };
+        Drive {
+            life: Life::FIRST,
+            term: Term(1),
+            target,
+            argument: Bytes::new(),
+            reply: None,
+            stage: Stage::Frozen(frozen, Work::Refusing),
+            asked: 0,
+            look_at: None,
+            pause: 1,
+            until: Tick(100),
+            via: None,
+            heirs: Vec::new(),
+            named_by: None,
+            part: 1,
+            why: String::new(),
+            is_told: false,
+        }
+    }
+
+    /// Two nodes remember an earlier life of the target, which became a part of a group that goes on. The third has the target.
+    #[test]
+    fn a_group_that_knows_nothing_leads_back_to_the_target() {
+        let (_shared, mut parts) = parts_on(&SimDisk::new(1), Path::new("/n"));
+        let (shard, _) = &mut parts.shards[0];
+        for node in [2, 3].map(NodeId) {
+            shard.outgoing.add(node);
+        }
+        shard.now = Tick(0);
+        let [source, target, heir, other] = [6, 7, 8, 9].map(GroupId);
+        let merged = |into: GroupId| Error::Merging { into };
+        let mut drive = frozen_for(target);
+        for named_by in [None, Some(NodeId(2))] {
+            assert_eq!((drive.via, drive.heirs.as_slice()), (named_by, &[][..]));
+            drive = shard.not_answered(source, drive, merged(heir)).unwrap();
+            assert_eq!((drive.via, drive.heirs.as_slice()), (None, &[heir][..]));
+            let forgotten = MergeAnswer::Forgotten;
+            drive = shard.take_answer(source, drive, forgotten).unwrap();
+        }
+        assert_eq!((drive.via, drive.is_told), (Some(NodeId(3)), false));
+
+        // Each of two groups was a part of the other once.
+        for into in [heir, other] {
+            drive = shard.not_answered(source, drive, merged(into)).unwrap();
+        }
+        assert_eq!(drive.heirs, [heir, other]);
+        shard.now = Tick(100);
+        drive = shard.not_answered(source, drive, merged(heir)).unwrap();
+        assert!(drive.heirs.is_empty());
+        // That was the last node that could be asked.
+        assert_eq!((drive.via, drive.is_told), (None, true));
+    }
+
+    #[test]
+    fn a_later_life_of_the_target_is_not_the_last_that_is_asked() {
+        let (_shared, mut parts) = parts_on(&SimDisk::new(1), Path::new("/n"));
+        let (shard, _) = &mut parts.shards[0];
+        shard.outgoing.add(NodeId(2));
+        shard.now = Tick(0);
+        let (source, drive) = (GroupId(6), frozen_for(GroupId(7)));
+        let later = MergeAnswer::OtherLife;
+        let mut drive = shard.take_answer(source, drive, later).unwrap();
+        assert_eq!(drive.via, Some(NodeId(2)));
+        drive.via = None;
+        shard.now = drive.until;
+        let drive = shard.take_answer(source, drive, later).unwrap();
+        assert!(matches!(drive.stage, Stage::Stuck));
     }
 }
