@@ -137,13 +137,22 @@ impl Tail {
     }
 }
 
-/// First of the first `len` pieces for which `before` is false.
+/// First of the first `len` pieces for which `before` is false. What is looked for was as a rule among the last, so it is searched
+/// from there, in steps that double.
 fn partition(
     pieces: &VecDeque<TurnPiece>,
     len: usize,
     before: impl Fn(&TurnPiece) -> bool,
 ) -> usize {
-    let (mut low, mut high) = (0, len);
+    let (mut high, mut step) = (len, 1);
+    let mut low = loop {
+        match len.checked_sub(step) {
+            Some(at) if before(&pieces[at]) => break at + 1,
+            Some(at) => high = at,
+            None => break 0,
+        }
+        step *= 2;
+    };
     while low < high {
         let middle = (low + high) / 2;
         if before(&pieces[middle]) {
@@ -153,4 +162,37 @@ fn partition(
         }
     }
     low
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_place_is_found_among_any_number_of_pieces() {
+        for len in 0..40 {
+            let mut tail = Tail::new(usize::MAX);
+            for turn in 0..len {
+                tail.push(TurnPiece {
+                    bytes: Bytes::from_static(&[0; 10]),
+                    tally: Tally::default(),
+                    groups: Vec::new(),
+                    moved: Vec::new(),
+                    place: None,
+                });
+                tail.place(turn, turn / 16, (turn % 16) as u32 * 20);
+            }
+            for turn in 0..len {
+                let (segment, start) = (turn / 16, (turn % 16) as u32 * 20);
+                let found = |offset, bytes| {
+                    let found = tail.in_segment(segment, offset, bytes);
+                    found.map(|(turn, _, begin)| (turn, begin))
+                };
+                assert_eq!(found(start, 10), Some((turn, 0)));
+                assert_eq!(found(start + 4, 6), Some((turn, 4)));
+                assert_eq!(found(start + 4, 7), None);
+            }
+            assert!(tail.in_segment(len, 0, 1).is_none());
+        }
+    }
 }

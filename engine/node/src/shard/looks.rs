@@ -24,6 +24,7 @@ pub struct LoggedEntry {
 
 /// Notes what a replica is stepped with, if somebody wants to know. The end of a turn follows every other event of a leader, and
 /// is no news.
+#[inline]
 pub(super) fn note_cause(
     causes: &mut Option<Vec<(GroupId, String)>>,
     group: GroupId,
@@ -37,6 +38,7 @@ pub(super) fn note_cause(
 }
 
 /// What a replica is stepped with, for somebody who reads a trace.
+#[cold]
 fn in_words(event: &Event<'_>) -> String {
     match event {
         Event::Propose { count } => format!("{count} proposed"),
