@@ -91,7 +91,9 @@ impl World {
         let groups = (1..=self.plan.members.len() as u64).map(GroupId);
         let groups = groups.filter(|group| self.plan.splits(self.splits.root_of(*group)));
         let is_there = |group: &GroupId| {
-            self.splits.has_begun(*group) && self.merges.target_of(*group).is_none()
+            self.splits.has_begun(*group)
+                && self.merges.target_of(*group).is_none()
+                && !self.splits.is_wanted(*group)
         };
         let there: Vec<GroupId> = groups.filter(is_there).collect();
         let leads = |group: &&GroupId| {

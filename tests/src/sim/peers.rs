@@ -292,8 +292,8 @@ impl World {
         let wrong = self.peers.others(node).find_map(|peer| {
             let known = found.get(&peer).copied();
             let to = match is_needed && guest == Some(peer) {
-                // Until then its groups have to find it.
-                true => known.map(|_| self.peers.address(peer)),
+                // Until then its groups have to find it, and it those that are to take its place.
+                true => Some(self.peers.address(peer)),
                 false => self.peers.wanted(peer, now)?,
             };
             (known != to).then_some((peer, to))

@@ -50,4 +50,9 @@ impl<T> Pending<T> {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// What nodes were asked for.
+    pub(super) fn all(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|(_, what, _)| what)
+    }
 }

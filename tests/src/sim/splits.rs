@@ -112,6 +112,12 @@ impl Splits {
         self.attempts.is_empty()
     }
 
+    /// Whether somebody still waits for a child to be split off. If it were merged away meanwhile, its id would be free again, and
+    /// rightly be used for another child.
+    pub(super) fn is_wanted(&self, child: GroupId) -> bool {
+        self.attempts.all().any(|(_, wanted)| *wanted == child)
+    }
+
     /// A node is gone, and with it what was asked of it.
     pub(super) fn lost(&mut self, node: u64) {
         self.attempts.lost(node);
