@@ -405,6 +405,8 @@ impl<M> GroupHandle<M> {
     /// # Errors
     /// [`Error::NotLeader`] with a hint when another node leads, [`Error::Transfer`] when `to` is no voter, is silent, or was
     /// not caught up and elected in time, and the leader goes on; or when the leader stepped down for another reason meanwhile.
+    /// [`Error::NoSuchGroup`] or [`Error::Merging`] when no replica is here, [`Error::Fault`] when it is out of service,
+    /// [`Error::Closed`] after a shutdown.
     pub async fn transfer_leadership(&self, to: u64) -> Result<(), Error> {
         let (reply, answer) = tokio::sync::oneshot::channel();
         let event = ShardEvent::TransferLeadership {
@@ -431,7 +433,8 @@ impl<M> GroupHandle<M> {
     /// caller waits for a change. [`Error::Members`] when a new node is not alive or not known as a peer, nobody would vote, or
     /// the time is over before the change was in the log: it says how far the call got. [`Error::Unknown`] when the time is over and
     /// the change is in the log, where a quorum may take it later; or when the leader stepped down in between, whose successor ends
-    /// or drops the change. Look at [`GroupHandle::status`] then, and ask again.
+    /// or drops the change. Look at [`GroupHandle::status`] then, and ask again. [`Error::NoSuchGroup`] or [`Error::Merging`] when no
+    /// replica is here, [`Error::Fault`] when it is out of service, [`Error::Closed`] after a shutdown.
     pub async fn change_members(
         &self,
         changes: impl IntoIterator<Item = MemberChange>,
