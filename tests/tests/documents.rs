@@ -119,6 +119,21 @@ fn every_feature_names_a_proof_that_is_there() {
     }
 }
 
+#[test]
+fn every_deliberate_fault_is_in_a_table() {
+    let faults = read(&root().join("engine/raft/src/mutants.rs"));
+    let documents =
+        ["docs/mutants.md", "docs/wal-crash-images.md"].map(|path| read(&root().join(path)));
+    let rows = documents.iter().flat_map(|document| document.lines());
+    let rows: Vec<&str> = rows.filter(|line| line.starts_with("| ")).collect();
+    let named: BTreeSet<&str> = rows.iter().flat_map(|row| quoted(row)).collect();
+    let faults = variants(&faults, "Mutant");
+    assert!(faults.len() > 80, "only {} faults were found", faults.len());
+    for fault in faults {
+        assert!(named.contains(fault), "{fault} is in no table");
+    }
+}
+
 /// The files that a document links to.
 fn links(document: &str) -> impl Iterator<Item = &str> {
     let targets = document.split("](").skip(1);

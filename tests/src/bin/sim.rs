@@ -134,6 +134,7 @@ fn tell_failure(out: &mut impl Write, report: &Report) -> io::Result<()> {
     if let Some(group) = failure.group {
         writeln!(out, "  group {group}")?;
     }
+    writeln!(out, "  trace hash {:016x}", report.hash)?;
     writeln!(
         out,
         "  replay: cargo run --release -p polyraft-tests --bin sim -- --seed {seed} --trace"

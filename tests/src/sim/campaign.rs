@@ -37,10 +37,10 @@ pub fn run(seeds: &[u64], jobs: usize, mut tell: impl FnMut(&Report)) {
             let done = done.lock().expect("no thread holds it for long").clone();
             let next = &next;
             scope.spawn(move || {
-                while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let at = seeds.iter().position(|other| std::ptr::eq(other, seed));
-                    let report = super::run(*seed, None);
-                    if done.send((at.expect("it is one of them"), report)).is_err() {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(seed) = seeds.get(at) else { return };
+                    if done.send((at, super::run(*seed, None))).is_err() {
                         return;
                     }
                 }

@@ -4,38 +4,81 @@
 #[cfg(not(polyraft_mutants))]
 use std::{io, path::Path, process::Command};
 
-/// Runs every mutant, or the one named `only`, and tells the table; also into the file `table`, if given. Returns whether
-/// all were caught.
+/// Mutants that whole clusters seldom meet die elsewhere: the directory of the build, and what cargo runs.
+#[cfg(not(polyraft_mutants))]
+const ELSEWHERE: [(&str, &[&str]); 4] = [
+    (
+        "mutants",
+        &[
+            "test",
+            "-p",
+            "polyraft-raft",
+            "--test",
+            "behaviour",
+            "mutants",
+        ],
+    ),
+    (
+        "mutants",
+        &["test", "-p", "polyraft", "--lib", "every_fault_of_merges"],
+    ),
+    (
+        "mutants",
+        &["run", "-p", "polyraft-tests", "--bin", "crash-images"],
+    ),
+    (
+        "shuttle",
+        &["test", "-p", "polyraft-storage", "--lib", "models"],
+    ),
+];
+
+/// Runs every mutant, or the one named `only`, in simulated clusters and tells the table; also into the file `table`, if given.
+/// If all are wanted, those that die in scripts, models and crash images follow. Returns whether all were caught.
 ///
-/// A build without the mutants builds itself again with them, into a target directory of its own.
+/// A build without the mutants builds itself again with them, into target directories of their own.
 ///
 /// # Errors
 /// When the other build can't be run, or the table not be written.
 #[cfg(not(polyraft_mutants))]
 pub fn run(jobs: usize, only: Option<&str>, table: Option<&Path>) -> io::Result<bool> {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let mut command = Command::new(cargo);
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/mutants");
-    let target = std::env::var_os("POLYRAFT_MUTANTS_TARGET").map_or(own, Into::into);
-    command
-        .args([
-            "run",
-            "--locked",
-            "--release",
-            "--package",
-            "polyraft-tests",
-        ])
-        .args(["--bin", "sim", "--", "--mutants"])
-        .args(["--jobs", &jobs.to_string()])
-        .env("RUSTFLAGS", "--cfg polyraft_mutants")
-        .env("CARGO_TARGET_DIR", target);
-    if let Some(only) = only {
-        command.args(["--only", only]);
-    }
+    let mut arguments = vec!["--mutants".to_owned(), format!("--jobs={jobs}")];
+    arguments.extend(only.map(|only| format!("--only={only}")));
     if let Some(table) = table {
-        command.arg("--table").arg(std::path::absolute(table)?);
+        let path = std::path::absolute(table)?;
+        arguments.push(format!("--table={}", path.display()));
     }
-    Ok(command.status()?.success())
+    let clusters = ["run", "-p", "polyraft-tests", "--bin", "sim"];
+    let mut all_died = cargo("mutants", &clusters, &arguments)?;
+    if only.is_none() {
+        for (build, command) in ELSEWHERE {
+            let arguments = match command[0] {
+                "run" => "--mutants",
+                _ => "--nocapture",
+            };
+            all_died &= cargo(build, command, &[arguments.to_owned()])?;
+        }
+    }
+    Ok(all_died)
+}
+
+/// Runs cargo with the mutants and a target directory of its own. Returns whether that went well.
+#[cfg(not(polyraft_mutants))]
+fn cargo(build: &str, command: &[&str], arguments: &[String]) -> io::Result<bool> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+    let targets = std::env::var_os("POLYRAFT_MUTANTS_TARGET").map_or(own, Into::into);
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let flags = match build {
+        "shuttle" => "--cfg polyraft_mutants --cfg polyraft_shuttle",
+        _ => "--cfg polyraft_mutants",
+    };
+    let status = Command::new(cargo)
+        .args(command)
+        .args(["--locked", "--release", "--"])
+        .args(arguments)
+        .env("RUSTFLAGS", flags)
+        .env("CARGO_TARGET_DIR", targets.join(build))
+        .status()?;
+    Ok(status.success())
 }
 
 /// Switches the mutant of that name on for this thread.
@@ -79,7 +122,14 @@ mod with_mutants {
         let is_wanted = |mutant: &&(Mutant, u8)| {
             only.is_none_or(|only| format!("{:?}", mutant.0).eq_ignore_ascii_case(only))
         };
-        let wanted: Vec<(Mutant, u8)> = mutants::ALL.iter().filter(is_wanted).copied().collect();
+        let mut known: Vec<(Mutant, u8)> = mutants::ALL.to_vec();
+        if only.is_some() {
+            known.extend(elsewhere().filter(|more| !mutants::ALL.contains(more)));
+        }
+        let wanted: Vec<(Mutant, u8)> = known.iter().filter(is_wanted).copied().collect();
+        if wanted.is_empty() {
+            return Err(io::Error::other("there is no such mutant"));
+        }
         let next = AtomicUsize::new(0);
         let deaths = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
@@ -125,10 +175,17 @@ mod with_mutants {
     /// See the other build's function of this name.
     pub fn switch_on(name: &str) -> io::Result<()> {
         let is_it = |mutant: &&(Mutant, u8)| format!("{:?}", mutant.0).eq_ignore_ascii_case(name);
-        let found = mutants::ALL.iter().find(is_it);
+        let mut known = mutants::ALL.iter().copied().chain(elsewhere());
+        let found = known.find(|known| is_it(&known));
         let (mutant, _) = found.ok_or_else(|| io::Error::other("there is no such mutant"))?;
-        mutants::set(Some(*mutant));
+        mutants::set(Some(mutant));
         Ok(())
+    }
+
+    /// The mutants that need not die in clusters.
+    fn elsewhere() -> impl Iterator<Item = (Mutant, u8)> {
+        let more = [mutants::SCRIPTED, mutants::MODELLED, mutants::LOG];
+        more.into_iter().flatten().copied()
     }
 
     fn hunt(mutant: Mutant) -> Option<(u64, Failure)> {
