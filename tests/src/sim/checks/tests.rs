@@ -1,0 +1,407 @@
+//! Each rule notices what it is there for: replicas that contradict each other, made by hand.
+
+use polyraft_raft::{Env, Event, HardState, NodeSet, Outbox, Restored as Begun, Settings, Tick};
+
+use super::*;
+
+const GROUP: GroupId = GroupId(1);
+
+/// What a replica is to be like: a follower with a log from index 1 on.
+#[derive(Clone, Copy)]
+struct Like<'a> {
+    term: u64,
+    vote: Option<u64>,
+    /// Terms, and where each of them begins.
+    runs: &'a [(u64, u64)],
+    last: u64,
+    committed: u64,
+    applied: u64,
+}
+
+impl Default for Like<'_> {
+    fn default() -> Self {
+        Like {
+            term: 2,
+            vote: None,
+            runs: &[(1, 1), (2, 3)],
+            last: 4,
+            committed: 0,
+            applied: 0,
+        }
+    }
+}
+
+/// Does something with a replica of a node, whatever replicas of other nodes are like.
+fn with<T>(
+    voters: &[u64],
+    node: u64,
+    like: Like<'_>,
+    act: impl FnOnce(&mut Group, &mut dyn FnMut(&mut Group, Event<'_>) -> Outbox) -> T,
+) -> T {
+    let settings = Settings::default();
+    let alive = NodeSet::new(NodeId(node));
+    let env = Env {
+        now: Tick(0),
+        settings: &settings,
+        alive: &alive,
+    };
+    let runs = like.runs.iter().map(|(term, first)| TermRun {
+        term: Term(*term),
+        first: Index(*first),
+    });
+    let restored = Begun {
+        hard_state: HardState {
+            term: Term(like.term),
+            vote: like.vote.map(NodeId),
+            commit: Index(like.committed),
+        },
+        runs: runs.collect(),
+        last: Index(like.last),
+        applied: Index(like.applied),
+        ..Begun::empty(Configuration::simple(voters.iter().copied().map(NodeId)))
+    };
+    let mut out = Outbox::default();
+    let mut core = Group::new(GROUP, NodeId(node), 1, &env, restored, &mut out);
+    let mut step = |core: &mut Group, event: Event<'_>| {
+        let mut out = Outbox::default();
+        core.step(&env, event, &mut out);
+        out
+    };
+    act(&mut core, &mut step)
+}
+
+/// What the rules say of replicas of three nodes, one after the other. Everybody holds everything durably, or nobody does.
+fn observed(replicas: &[(u64, Like<'_>)], are_durable: bool) -> Result<(), &'static str> {
+    let mut checks = GroupChecks::new(3);
+    for (node, like) in replicas {
+        let holds = |_: u64, _: LogPosition| Some(are_durable);
+        let seen = with(&[1, 2, 3], *node, *like, |core, _| {
+            checks.observe(core, &holds)
+        });
+        seen.map_err(|failure| failure.checker)?;
+    }
+    Ok(())
+}
+
+/// Has a node lead a group in which it alone votes, and looks at it.
+fn leads(checks: &mut GroupChecks, node: u64, like: Like<'_>) -> Verdict {
+    with(&[node], node, like, |core, step| {
+        let out = step(core, Event::Campaign);
+        let vote = out.writes.last().expect("its vote").id;
+        step(core, Event::Durable { through: vote });
+        assert_eq!(core.role(), Role::Leader);
+        checks.observe(core, &|_, _| Some(true))
+    })
+}
+
+fn checker(verdict: Verdict) -> &'static str {
+    verdict.expect_err("a rule is broken").checker
+}
+
+#[test]
+fn replicas_that_agree_break_nothing() {
+    let like = Like::default();
+    let later = Like {
+        committed: 3,
+        applied: 2,
+        last: 5,
+        ..like
+    };
+    let shorter = Like {
+        runs: &[(1, 1)],
+        last: 2,
+        ..like
+    };
+    assert_eq!(
+        observed(&[(1, like), (2, shorter), (1, later), (3, later)], true),
+        Ok(())
+    );
+}
+
+#[test]
+fn two_leaders_of_a_term_are_noticed() {
+    let mut checks = GroupChecks::new(2);
+    let like = Like::default();
+    leads(&mut checks, 1, like).expect("nobody else led");
+    assert_eq!(checker(leads(&mut checks, 2, like)), "election safety");
+}
+
+#[test]
+fn a_leader_without_what_was_committed_is_noticed() {
+    let mut checks = GroupChecks::new(2);
+    let committed = Like {
+        committed: 4,
+        ..Like::default()
+    };
+    let holds = |_: u64, _: LogPosition| Some(true);
+    with(&[1], 1, committed, |core, _| checks.observe(core, &holds)).expect("nothing is wrong");
+    let short = Like {
+        term: 5,
+        runs: &[(1, 1)],
+        last: 2,
+        ..Like::default()
+    };
+    assert_eq!(checker(leads(&mut checks, 2, short)), "leader completeness");
+}
+
+#[test]
+fn logs_that_part_before_a_common_entry_are_noticed() {
+    let like = Like::default();
+    let other = Like {
+        runs: &[(1, 1), (2, 4)],
+        ..like
+    };
+    assert_eq!(
+        observed(&[(1, like), (2, other)], true),
+        Err("log matching")
+    );
+}
+
+#[test]
+fn cursors_that_fall_are_noticed() {
+    let before = Like {
+        term: 3,
+        vote: Some(2),
+        committed: 3,
+        applied: 2,
+        ..Like::default()
+    };
+    let falls = [
+        Like { term: 2, ..before },
+        Like {
+            vote: Some(3),
+            ..before
+        },
+        Like {
+            vote: None,
+            ..before
+        },
+        Like {
+            committed: 2,
+            ..before
+        },
+        Like {
+            applied: 1,
+            ..before
+        },
+    ];
+    for after in falls {
+        let seen = observed(&[(1, before), (1, after)], true);
+        assert_eq!(seen, Err("monotonic cursors"));
+    }
+    // Whoever begins anew remembers less.
+    let mut checks = GroupChecks::new(3);
+    for like in [
+        before,
+        Like {
+            committed: 2,
+            ..before
+        },
+    ] {
+        checks.reborn(1);
+        let holds = |_: u64, _: LogPosition| Some(true);
+        let seen = with(&[1, 2, 3], 1, like, |core, _| checks.observe(core, &holds));
+        seen.expect("it is a life of its own");
+    }
+}
+
+#[test]
+fn a_commit_that_nobody_else_holds_is_noticed() {
+    let committed = Like {
+        committed: 4,
+        ..Like::default()
+    };
+    assert_eq!(observed(&[(1, committed)], true), Ok(()));
+    assert_eq!(observed(&[(1, committed)], false), Err("commit quorum"));
+}
+
+#[test]
+fn two_histories_are_noticed() {
+    let committed = Like {
+        committed: 4,
+        ..Like::default()
+    };
+    let other = Like {
+        term: 3,
+        runs: &[(1, 1), (3, 3)],
+        ..committed
+    };
+    let seen = observed(&[(1, committed), (2, other)], true);
+    assert_eq!(seen, Err("state machine safety"));
+    let further = Like {
+        last: 5,
+        committed: 5,
+        ..other
+    };
+    let seen = observed(&[(1, committed), (2, further)], true);
+    assert_eq!(seen, Err("state machine safety"));
+}
+
+#[test]
+fn a_second_vote_in_a_term_is_noticed() {
+    let mut checks = GroupChecks::new(3);
+    let mut gives = |term, to| checks.gave_vote(GROUP, NodeId(1), Term(term), NodeId(to));
+    assert!(gives(2, 3).is_ok() && gives(2, 3).is_ok() && gives(3, 2).is_ok());
+    assert_eq!(checker(gives(2, 2)), "one vote a term");
+}
+
+#[test]
+fn an_acknowledgement_of_what_is_not_durable_is_noticed() {
+    let mut checks = GroupChecks::new(3);
+    let mut says = |matched| {
+        let message = Message::Matched {
+            term: Term(2),
+            matched: Index(matched),
+            commit: Index(0),
+        };
+        with(&[1, 2, 3], 1, Like::default(), |core, _| {
+            checks.sent(core, NodeId(2), &message)
+        })
+    };
+    assert!(says(4).is_ok());
+    assert_eq!(checker(says(5)), "durable promises");
+}
+
+/// What a state machine tells of an entry of term 2.
+fn applied(node: u64, index: u64, request: u64) -> Applied {
+    Applied {
+        node,
+        group: GROUP,
+        life: 0,
+        index: Index(index),
+        term: Term(2),
+        request,
+        digest: 100 + index,
+        is_refused: false,
+    }
+}
+
+/// Entries 1 to 4 of term 2 are committed.
+fn four_committed() -> GroupChecks {
+    let mut checks = GroupChecks::new(3);
+    let like = Like {
+        runs: &[(2, 1)],
+        committed: 4,
+        ..Like::default()
+    };
+    let holds = |_: u64, _: LogPosition| Some(true);
+    let seen = with(&[1, 2, 3], 1, like, |core, _| checks.observe(core, &holds));
+    seen.expect("nothing is wrong");
+    checks
+}
+
+#[test]
+fn state_machines_that_differ_are_noticed() {
+    let mut checks = four_committed();
+    for (node, index, request) in [(1, 1, 71), (1, 2, 72), (2, 1, 71), (2, 3, 73)] {
+        checks.applied(applied(node, index, request)).unwrap();
+    }
+    assert_eq!(checker(checks.applied(applied(1, 2, 72))), "apply order");
+    assert_eq!(checker(checks.applied(applied(1, 4, 71))), "applied once");
+    let other = Applied {
+        digest: 7,
+        ..applied(3, 1, 71)
+    };
+    assert_eq!(checker(checks.applied(other)), "state machine safety");
+    let other = Applied {
+        term: Term(1),
+        ..applied(3, 2, 72)
+    };
+    assert_eq!(checker(checks.applied(other)), "state machine safety");
+    assert_eq!(
+        checker(checks.applied(applied(3, 5, 75))),
+        "state machine safety"
+    );
+
+    assert!(checks.acknowledged(GROUP, Index(2), 72).is_ok());
+    for (index, request) in [(2, 71), (4, 72), (9, 72)] {
+        let told = checks.acknowledged(GROUP, Index(index), request);
+        assert_eq!(checker(told), "acknowledged operations");
+    }
+}
+
+#[test]
+fn a_state_that_is_not_that_of_its_place_is_noticed() {
+    let mut checks = four_committed();
+    for index in 1..=3 {
+        checks.applied(applied(1, index, 70 + index)).unwrap();
+    }
+    let restored = |applied: u64, last: u64, digest| Restored {
+        node: 2,
+        group: GROUP,
+        life: 0,
+        last: Index(last),
+        applied: Index(applied),
+        digest,
+    };
+    assert_eq!(checker(checks.restored(restored(2, 2, 7))), "snapshots");
+    // Something between the two was applied elsewhere.
+    assert_eq!(checker(checks.restored(restored(2, 3, 102))), "snapshots");
+    checks.restored(restored(2, 2, 102)).unwrap();
+    assert_eq!(checker(checks.restored(restored(1, 1, 101))), "apply order");
+}
+
+#[test]
+fn what_a_disk_lost_is_noticed() {
+    let mut checks = GroupChecks::new(3);
+    checks
+        .gave_vote(GROUP, NodeId(1), Term(2), NodeId(3))
+        .unwrap();
+    assert_eq!(
+        checker(checks.recovered(GROUP, 1, None)),
+        "durable promises"
+    );
+}
+
+#[test]
+fn what_is_known_to_be_committed_or_purged_on_a_disk_never_falls() {
+    let found = |commit, base| RecoveredGroup {
+        group: GroupId(1),
+        life: polyraft::Life::FIRST,
+        joined: Index::ZERO,
+        removed_in: Term::ZERO,
+        is_witness: false,
+        configuration: Configuration::simple([NodeId(1)]),
+        configurations: Vec::new(),
+        hard_state: HardState {
+            term: Term(1),
+            vote: None,
+            commit: Index(commit),
+        },
+        base: LogPosition {
+            term: Term(1),
+            index: Index(base),
+        },
+        runs: Vec::new(),
+        last: Index(base),
+        fault: None,
+        may_return: None,
+    };
+    let starts = |all: &[(u64, u64)]| {
+        let mut checks = GroupChecks::new(1);
+        let mut starts = all.iter().map(|(commit, base)| found(*commit, *base));
+        starts.all(|found| checks.recovered(GroupId(1), 1, Some(&found)).is_ok())
+    };
+    assert!(starts(&[(4, 2), (4, 2), (9, 5)]));
+    assert!(!starts(&[(4, 2), (3, 2)]));
+    assert!(!starts(&[(4, 2), (5, 1)]));
+    let mut checks = GroupChecks::new(1);
+    checks.recovered(GroupId(1), 1, Some(&found(4, 2))).unwrap();
+    checks.left(1);
+    assert!(checks.recovered(GroupId(1), 1, Some(&found(0, 0))).is_ok());
+}
+
+#[test]
+fn a_leader_needs_what_earlier_leaders_committed_whatever_its_term() {
+    let mut checks = GroupChecks::new(3);
+    let mut commit = |term, index| {
+        let (term, index) = (Term(term), Index(index));
+        checks.note_commit(LogPosition { term, index });
+    };
+    commit(2, 4);
+    commit(2, 5);
+    // Index 6 is of term 3, and the leader of term 5 committed it with its first entry.
+    commit(5, 7);
+    let needed = [1, 2, 3, 4, 5, 6].map(|term| checks.committed_before(Term(term)).0);
+    assert_eq!(needed, [0, 0, 5, 5, 5, 7]);
+}
