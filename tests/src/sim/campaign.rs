@@ -77,6 +77,7 @@ pub struct Sum {
     tried_again: u64,
     forgotten: u64,
     expired: u64,
+    searched: u64,
     undecided: u64,
     restarts: u64,
     restored: u64,
@@ -122,6 +123,7 @@ impl Sum {
         self.tried_again += counts.tried_again;
         self.forgotten += counts.forgotten;
         self.expired += counts.expired;
+        self.searched += counts.searched;
         self.undecided += counts.undecided;
         self.restarts += counts.restarts;
         self.restored += counts.restored;
@@ -203,6 +205,10 @@ impl Sum {
                 self.forgotten,
             ),
             ("an expired session".to_owned(), self.expired),
+            (
+                "an order found for 99 of 100 registers that were searched for one".to_owned(),
+                u64::from(self.undecided * 100 < self.searched),
+            ),
         ];
         let never = faults.chain(others).filter(|(_, count)| *count == 0);
         never.map(|(what, _)| what).collect()
@@ -222,11 +228,12 @@ impl fmt::Display for Sum {
         )?;
         writeln!(
             f,
-            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} replicas repaired, {} parts damaged; {} groups destroyed and created again, {} split off, {} merged and {} not, {} operations that came too late for that, {} led by the node that they prefer, {} quiet ones lost a peer; {} times a node became a peer of all and {} times none, {} changes of peers, {} refused for a group; in sessions {} proposals tried again, {} replies not kept, {} expired",
+            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} of {} searched registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} replicas repaired, {} parts damaged; {} groups destroyed and created again, {} split off, {} merged and {} not, {} operations that came too late for that, {} led by the node that they prefer, {} quiet ones lost a peer; {} times a node became a peer of all and {} times none, {} changes of peers, {} refused for a group; in sessions {} proposals tried again, {} replies not kept, {} expired",
             self.acknowledged,
             self.queries,
             self.unknown,
             self.undecided,
+            self.searched,
             self.restarts,
             self.restored,
             self.outlasted,
@@ -265,6 +272,7 @@ mod tests {
     fn many_seeds_in_which_a_fault_never_happened_prove_too_little() {
         let mut sum = Sum {
             seeds: MANY_SEEDS,
+            searched: 1,
             unknown: 1,
             queries: 1,
             restarts: 1,

@@ -585,14 +585,15 @@ impl World {
         for (register, operations) in self.clients.history.by_key() {
             let found = match is_register(&operations) {
                 true => zones(&operations).err(),
-                false => match search(&operations, SEARCH_BUDGET) {
-                    Found::Violation(violation) => Some(violation),
-                    Found::Linearizable => None,
-                    Found::Undecided => {
-                        self.counts.undecided += 1;
-                        None
+                false => {
+                    let found = search(&operations, SEARCH_BUDGET);
+                    self.counts.searched += 1;
+                    self.counts.undecided += u64::from(matches!(found, Found::Undecided));
+                    match found {
+                        Found::Violation(violation) => Some(violation),
+                        Found::Linearizable | Found::Undecided => None,
                     }
-                },
+                }
             };
             if let Some(violation) = found {
                 let group = group_of(register);

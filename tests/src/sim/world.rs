@@ -145,7 +145,9 @@ pub struct Counts {
     pub forgotten: u64,
     /// Proposals of sessions that the group did not know any more.
     pub expired: u64,
-    /// Registers whose history was too tangled for the search to judge.
+    /// Registers that were compared and set, whose history is searched for an order.
+    pub searched: u64,
+    /// Those whose history was too tangled for that.
     pub undecided: u64,
     /// Connections that broke because an end was paused for longer than the idle timeout.
     pub outlasted: u64,
