@@ -254,7 +254,8 @@ fn reads_are_measured_beside_proposals_and_confirmed_together() {
         dir.path(),
         "bench reads --nodes 3 --groups 200 --inflight 64 --seconds 1 --json r.json",
     );
-    assert_eq!(code, Some(0), "{said}");
+    // How fast this machine is, is not looked at.
+    assert!(matches!(code, Some(0 | 3)), "{said}");
     let result = json(dir.path(), "r.json");
     let speeds = result["speeds"].as_array().expect("a list");
     assert_eq!(speeds.len(), 4, "{result}");

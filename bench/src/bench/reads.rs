@@ -1,6 +1,6 @@
 //! `polyraft bench reads`: how many reads of each kind a second, beside proposals on the same nodes in the same run, and what
 //! confirming all groups at once costs in messages. Kinds take turns in short rounds, so that what the machine does
-//! meanwhile hits all of them alike. It never judges whether the figures are good.
+//! meanwhile hits all of them alike. It must never count a read that was refused.
 
 use super::args::ReadsArgs;
 use super::{Ending, Setting, Shape, until_interrupted, write_json};
@@ -15,6 +15,12 @@ use std::time::{Duration, Instant};
 /// Each kind gets so many turns.
 const ROUNDS: u32 = 4;
 
+/// Reads by the lease are at least so many times as fast as proposals, or something is wrong.
+const LEAST_LEASE_READS: f64 = 5.0;
+
+/// So many messages from one node to another are enough to confirm any number of groups.
+const MOST_MESSAGES: u64 = 10;
+
 /// An answer comes much sooner, or nothing works.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
@@ -25,10 +31,12 @@ enum Kind {
     Read(Read),
 }
 
+const LEASE_READS: &str = "lease reads";
+
 const KINDS: [(&str, Kind); 4] = [
     ("proposals", Kind::Proposal),
     ("linearizable reads", Kind::Read(Read::Linearizable)),
-    ("lease reads", Kind::Read(Read::Lease)),
+    (LEASE_READS, Kind::Read(Read::Lease)),
     ("local reads", Kind::Read(Read::LOCAL)),
 ];
 
@@ -58,6 +66,32 @@ struct Figures {
     payload_bytes: usize,
     speeds: Vec<Speed>,
     read_index: Round,
+}
+
+impl Figures {
+    /// Which bounds are not held.
+    fn beyond(&self) -> Vec<String> {
+        let mut beyond = Vec::new();
+        for speed in &self.speeds {
+            let is_slow = speed.beside_proposals < LEAST_LEASE_READS;
+            if speed.kind == LEASE_READS && is_slow {
+                beyond.push(format!(
+                    "lease reads are {:.1} times as fast as proposals, and should be {LEAST_LEASE_READS} times",
+                    speed.beside_proposals
+                ));
+            }
+        }
+        let Round {
+            nodes, messages, ..
+        } = self.read_index;
+        let most = MOST_MESSAGES * nodes * nodes.saturating_sub(1);
+        if messages > most {
+            beyond.push(format!(
+                "{messages} messages confirmed the groups, and {most} should be enough"
+            ));
+        }
+        beyond
+    }
 }
 
 /// A group's handle on the node that leads it.
@@ -148,7 +182,14 @@ async fn measure(
         write_json(path, &figures)?;
         setting.screen.line(&format!("written: {}", path.display()));
     }
-    Ok(Ending::Good)
+    let beyond = figures.beyond();
+    for what in &beyond {
+        setting.screen.line(what);
+    }
+    Ok(match beyond.is_empty() {
+        true => Ending::Good,
+        false => Ending::Bad,
+    })
 }
 
 /// By group, its handle on the node that leads it.
@@ -239,4 +280,33 @@ fn confirm_all(nodes: &[Node<Tally>], leaders: &Leaders) -> Result<u64> {
     }
     // Each is answered by one.
     Ok(2 * (asked() - before))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_lease_reads_and_messages_for_single_groups_are_beyond_the_bounds() {
+        let figures = |times: f64, messages| Figures {
+            inflight: 1,
+            payload_bytes: 1,
+            speeds: vec![Speed {
+                kind: LEASE_READS,
+                operations: 1,
+                seconds: 1.0,
+                per_second: 1.0,
+                beside_proposals: times,
+            }],
+            read_index: Round {
+                nodes: 3,
+                groups: 1_000,
+                messages,
+            },
+        };
+        assert!(figures(5.0, 60).beyond().is_empty());
+        assert_eq!(figures(4.9, 60).beyond().len(), 1);
+        assert_eq!(figures(5.0, 61).beyond().len(), 1);
+        assert_eq!(figures(4.9, 1_000).beyond().len(), 2);
+    }
 }

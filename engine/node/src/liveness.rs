@@ -720,12 +720,18 @@ impl Peer {
             since = now;
         }
         // Its clock may run ahead of the one here: its promise is over sooner than it looks from here.
-        length = length * 1_000_000 / (1_000_000 + intervals.drift_ppm);
-        (self.stood_by, self.stood_at) = (beat.taken, self.stood_at.max(self.sent[heard].at));
+        if !mutants::is_active(Mutant::DriftIgnored) {
+            length = length * 1_000_000 / (1_000_000 + intervals.drift_ppm);
+        }
+        let mut asked_at = self.sent[heard].at;
+        if mutants::is_active(Mutant::EarlierAnswerCounts) {
+            asked_at = self.sent.back().map_or(asked_at, |sent| sent.at);
+        }
+        (self.stood_by, self.stood_at) = (beat.taken, self.stood_at.max(asked_at));
         out.push(Action::Stands(Standing {
             by: self.node,
             batches: self.sent[covered].batches.clone(),
-            since: self.sent[heard].at,
+            since: asked_at,
             until: since.after(length),
         }));
         self.sent.drain(..covered);

@@ -370,7 +370,7 @@ impl Group {
 
     fn purge(&mut self, through: Index) {
         assert!(
-            through <= self.applied,
+            through <= self.applied || mutants::is_active(Mutant::PurgedBeforeApplied),
             "purged {through}, which is not applied yet"
         );
         self.log.purge(through);
@@ -573,7 +573,8 @@ impl Group {
             "a vote was taken back: {self:?}"
         );
         assert!(
-            self.log.base().index <= self.applied
+            (self.log.base().index <= self.applied
+                || mutants::is_active(Mutant::PurgedBeforeApplied))
                 && self.applied <= self.handed_out
                 && self.handed_out <= self.committed
                 && self.committed <= self.log.last_index()

@@ -113,6 +113,8 @@ pub enum Mutant {
     SnapshotNotVerified,
     /// The log is purged before the snapshot that stands for it is written.
     PurgedBeforeSnapshot,
+    /// The log is purged through what is queued for the state machine.
+    PurgedBeforeApplied,
     /// A conflicting log stays beside an installed snapshot.
     ConflictKeptBesideSnapshot,
     /// A leader answers reads before an entry of its term is committed.
@@ -123,6 +125,10 @@ pub enum Mutant {
     LeaseInHandover,
     /// A lease counts from the answer to a beat, not from the beat.
     LeaseFromAnswer,
+    /// A lease is as long as was promised, however fast the clock that measures the promise.
+    DriftIgnored,
+    /// The answer to an earlier question whether the node leads counts for the newest one.
+    EarlierAnswerCounts,
     /// A restarted replica votes although it may be bound to a leader that it has forgotten.
     RestartFrees,
     /// Members change while another change is under way, or before an entry of the term is committed.
@@ -212,6 +218,7 @@ pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::PurgedBeforeSnapshot, 8),
     (Mutant::LeaderCountsUndurable, 9),
     (Mutant::ConflictKeptBesideSnapshot, 10),
+    (Mutant::PurgedBeforeApplied, 11),
     (Mutant::AppliedWhileRestored, 11),
     (Mutant::UnsortedQuorum, 12),
     (Mutant::HalfIsMajority, 12),
@@ -219,7 +226,9 @@ pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::LateAppendTruncates, 14),
     (Mutant::ReadBeforeTermCommit, 16),
     (Mutant::ReadUnconfirmed, 16),
+    (Mutant::EarlierAnswerCounts, 16),
     (Mutant::LeaseFromAnswer, 17),
+    (Mutant::DriftIgnored, 17),
     (Mutant::StaleCompletionCounts, 15),
     (Mutant::StaleComparisonKept, 15),
     (Mutant::RecoveredVoteForgotten, 19),

@@ -304,7 +304,10 @@ impl Shard {
     fn purge_behind_snapshot(&mut self, slot: u32, last: LogPosition) {
         let kept = self.snapshots.policy.keep_entries;
         let replica = &self.replicas[slot as usize];
-        let through = Index(last.index.0.saturating_sub(kept)).min(replica.group.applied());
+        let mut through = Index(last.index.0.saturating_sub(kept)).min(replica.group.applied());
+        if mutants::is_active(Mutant::PurgedBeforeApplied) {
+            through = replica.group.handed_out();
+        }
         self.purge(slot, through);
     }
 
