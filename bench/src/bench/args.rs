@@ -185,6 +185,8 @@ pub struct OutputArgs {
 }
 
 /// Measure reads of each kind beside proposals, and count what confirming all groups costs
+///
+/// Exit codes: 0 within the bounds; 1 failed; 3 a bound is not held.
 #[derive(Clone, Debug, Args)]
 pub struct ReadsArgs {
     /// How many operations are under way at any time
