@@ -25,6 +25,11 @@ const LOOK_AGAIN: u64 = 10_000;
 /// How long a replica that may have been left behind waits before it asks whether it is a member still, in election timeouts.
 const PATIENCE: u64 = 10;
 
+/// A part of a change may be in the log, or committed.
+const STEPPED_DOWN: Error = Error::Unknown {
+    why: "the leader stepped down during the change of members",
+};
+
 /// What a shard knows of changes of members.
 #[derive(Debug, Default)]
 pub(super) struct Members {
@@ -77,6 +82,8 @@ struct Wanted {
     until: Tick,
     /// What it waits for, for the caller to know when the time is over.
     waits_for: Waits,
+    /// Something of it entered the log.
+    has_begun: bool,
     reply: MembersReply,
 }
 
@@ -150,6 +157,7 @@ impl Shard {
             changes,
             until: self.now.after(within),
             waits_for: Waits::Turn,
+            has_begun: false,
             reply,
         };
         self.members.wanted.insert(group, wanted);
@@ -228,8 +236,7 @@ impl Shard {
         }
         let outcome = if !core.members_are_settled() {
             wanted.waits_for = Waits::Quorum;
-            let why = "the leader stepped down during the change of members";
-            (!leads(replica)).then_some(Err(Error::Unknown { why }))
+            (!leads(replica)).then_some(Err(STEPPED_DOWN))
         } else {
             match core.configuration().changed(&wanted.changes) {
                 // A leader that was removed does not lead any more.
@@ -275,9 +282,12 @@ impl Shard {
         self.step(slot, Event::ChangeMembers { changes }, Payloads::None);
         let answer = self.outbox.changes.pop()?;
         match answer.outcome {
-            Ok(_) => wanted.waits_for = Waits::Quorum,
+            Ok(_) => (wanted.waits_for, wanted.has_begun) = (Waits::Quorum, true),
             Err(ChangeRefused::Busy | ChangeRefused::NotReady) => wanted.waits_for = Waits::Turn,
             Err(ChangeRefused::NotCaughtUp { node }) => wanted.waits_for = Waits::Learner(node),
+            Err(ChangeRefused::NotLeader { .. }) if wanted.has_begun => {
+                return Some(Err(STEPPED_DOWN));
+            }
             Err(ChangeRefused::NotLeader { hint }) => return Some(Err(Error::NotLeader { hint })),
             Err(why) => return Some(Err(refused(words(why)))),
         }
@@ -674,10 +684,13 @@ fn words(why: ChangeRefused) -> String {
 mod tests {
     use std::path::Path;
 
+    use polyraft_raft::{EntryRange, LogPosition};
+    use polyraft_storage::EntryKind;
     use polyraft_storage::sim::SimDisk;
 
     use super::*;
-    use crate::shard::tests::parts_on;
+    use crate::shard::split::tests::Alone;
+    use crate::shard::tests::{GROUP, parts_on};
 
     #[test]
     fn only_what_is_in_the_log_may_be_committed_after_the_time_is_over() {
@@ -686,6 +699,38 @@ mod tests {
         assert_eq!(may_be, [false, true, false]);
         let is_refusal = |error: &Error| matches!(error, Error::Members { .. });
         assert_eq!(outcomes.each_ref().map(is_refusal), [true, false, true]);
+    }
+
+    #[test]
+    fn who_waits_for_a_learner_of_a_leader_that_steps_down_is_not_told_that_nothing_happened() {
+        let mut alone = Alone::with(&[(EntryKind::Normal, b"before")]);
+        alone.elect();
+        alone.settle();
+        let other = NodeId(2);
+        alone.shard.alive.insert(other);
+        let (reply, mut answer) = tokio::sync::oneshot::channel();
+        let changes = vec![MemberChange::Voter(other)];
+        alone.shard.change_asked(GROUP, changes, 10_000_000, reply);
+        for _ in 0..3 {
+            alone.pass(LOOK_AGAIN);
+            alone.settle();
+        }
+        let slot = alone.shard.slot(GROUP).expect("it is there");
+        let members = alone.shard.replicas[slot as usize].group.configuration();
+        assert!(members.contains(other) && !members.is_voter(other));
+        assert!(answer.try_recv().is_err());
+
+        let term = Term(99);
+        alone.hear(Message::Append {
+            term,
+            prev: LogPosition::ZERO,
+            entries: EntryRange::empty(term, Index(1)),
+            commit: Index::ZERO,
+        });
+        alone.pass(LOOK_AGAIN);
+        alone.settle();
+        let answer = answer.try_recv().expect("an answer");
+        assert!(matches!(answer, Err(Error::Unknown { .. })), "{answer:?}");
     }
 
     /// Its group may be gone, with all others who were in it, before it has heard of anything but an election.

@@ -408,7 +408,7 @@ fn disk_with_members(entries: &[(EntryKind, &[u8])], members: &[u64], commit: u6
 }
 
 impl Alone {
-    fn hear(&mut self, message: Message) {
+    pub(in crate::shard) fn hear(&mut self, message: Message) {
         let from = NodeId(2);
         let event = Event::Message { from, message };
         self.shard.step(self.slot(), event, Payloads::None);
