@@ -18,7 +18,7 @@ const ROUNDS: u32 = 4;
 /// Reads by the lease are at least so many times as fast as proposals, or something is wrong.
 const LEAST_LEASE_READS: f64 = 5.0;
 
-/// So many messages from one node to another are enough to confirm any number of groups.
+/// So many messages from each node to each other one, on average, are enough to confirm any number of groups.
 const MOST_MESSAGES: u64 = 10;
 
 /// An answer comes much sooner, or nothing works.
@@ -73,8 +73,10 @@ impl Figures {
     fn beyond(&self) -> Vec<String> {
         let mut beyond = Vec::new();
         for speed in &self.speeds {
-            let is_slow = speed.beside_proposals < LEAST_LEASE_READS;
-            if speed.kind == LEASE_READS && is_slow {
+            // Without a proposal there is nothing to be faster than.
+            let is_fast =
+                speed.beside_proposals >= LEAST_LEASE_READS && speed.beside_proposals.is_finite();
+            if speed.kind == LEASE_READS && !is_fast {
                 beyond.push(format!(
                     "lease reads are {:.1} times as fast as proposals, and should be {LEAST_LEASE_READS} times",
                     speed.beside_proposals

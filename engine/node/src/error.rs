@@ -99,8 +99,8 @@ pub enum Error {
         /// The configured bound.
         limit: usize,
     },
-    /// The leadership was not handed over. The leader goes on as before; try again, perhaps with another member.
-    #[error("node {to} was not made the leader: {why}; the group goes on as before")]
+    /// The leadership was not handed over. Unless the leader stepped down meanwhile it goes on; try again, perhaps with another member.
+    #[error("node {to} was not made the leader: {why}")]
     Transfer {
         /// Who was to lead.
         to: NodeId,

@@ -47,7 +47,7 @@ pub fn run(jobs: usize, only: Option<&str>, table: Option<&Path>) -> io::Result<
         let path = std::path::absolute(table)?;
         arguments.push(format!("--table={}", path.display()));
     }
-    let clusters = ["run", "-p", "polyraft-tests", "--bin", "sim"];
+    let clusters = ["run", "--release", "-p", "polyraft-tests", "--bin", "sim"];
     let mut all_died = cargo("mutants", &clusters, &arguments)?;
     if only.is_none() {
         for (build, command) in ELSEWHERE {
@@ -73,7 +73,7 @@ fn cargo(build: &str, command: &[&str], arguments: &[String]) -> io::Result<bool
     };
     let status = Command::new(cargo)
         .args(command)
-        .args(["--locked", "--release", "--"])
+        .args(["--locked", "--"])
         .args(arguments)
         .env("RUSTFLAGS", flags)
         .env("CARGO_TARGET_DIR", targets.join(build))

@@ -337,7 +337,7 @@ fn a_state_that_is_not_that_of_its_place_is_noticed() {
     assert_eq!(checker(checks.restored(restored(2, 2, 7))), "snapshots");
     // Something between the two was applied elsewhere.
     assert_eq!(checker(checks.restored(restored(2, 3, 102))), "snapshots");
-    checks.restored(restored(2, 2, 102)).unwrap();
+    checks.restored(restored(3, 3, 103)).unwrap();
     assert_eq!(checker(checks.restored(restored(1, 1, 101))), "apply order");
 }
 
