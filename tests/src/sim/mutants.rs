@@ -20,7 +20,7 @@ const ELSEWHERE: [(&str, &[&str]); 4] = [
     ),
     (
         "mutants",
-        &["test", "-p", "polyraft", "--lib", "every_fault_of_merges"],
+        &["test", "-p", "polyraft", "--lib", "every_fault_of"],
     ),
     (
         "mutants",
@@ -184,7 +184,12 @@ mod with_mutants {
 
     /// The mutants that need not die in clusters.
     fn elsewhere() -> impl Iterator<Item = (Mutant, u8)> {
-        let more = [mutants::SCRIPTED, mutants::MODELLED, mutants::LOG];
+        let more = [
+            mutants::SCRIPTED,
+            mutants::MODELLED,
+            mutants::LEASES,
+            mutants::LOG,
+        ];
         more.into_iter().flatten().copied()
     }
 

@@ -409,6 +409,18 @@ fn a_peer_stands_by_the_claims_that_its_replicas_have_taken() {
     assert_eq!(&standing.batches[..], &[3]);
 }
 
+#[cfg(polyraft_mutants)]
+#[test]
+fn every_fault_of_leases_is_noticed() {
+    for (fault, _) in mutants::LEASES {
+        mutants::set(Some(*fault));
+        let noticed =
+            std::panic::catch_unwind(a_peer_stands_by_the_claims_that_its_replicas_have_taken);
+        mutants::set(None);
+        assert!(noticed.is_err(), "{fault:?}");
+    }
+}
+
 #[test]
 fn a_peer_that_is_asked_answers_at_once_and_is_asked_once() {
     let mut pair = Pair::new();
