@@ -256,6 +256,14 @@ impl Shard {
 
     /// Proposes what comes next: nodes that are no members begin as learners. The end, if the core refuses it for good.
     fn next_change(&mut self, slot: u32, wanted: &mut Wanted) -> Option<Result<Membership, Error>> {
+        let replica = &self.replicas[slot as usize];
+        if !leads(replica) {
+            let hint = replica.group.leader();
+            return Some(Err(match wanted.has_begun {
+                true => STEPPED_DOWN,
+                false => Error::NotLeader { hint },
+            }));
+        }
         if self.is_splitting(slot) {
             // Those who leave could not make their replicas of the child any more.
             wanted.waits_for = Waits::Turn;
@@ -285,10 +293,6 @@ impl Shard {
             Ok(_) => (wanted.waits_for, wanted.has_begun) = (Waits::Quorum, true),
             Err(ChangeRefused::Busy | ChangeRefused::NotReady) => wanted.waits_for = Waits::Turn,
             Err(ChangeRefused::NotCaughtUp { node }) => wanted.waits_for = Waits::Learner(node),
-            Err(ChangeRefused::NotLeader { .. }) if wanted.has_begun => {
-                return Some(Err(STEPPED_DOWN));
-            }
-            Err(ChangeRefused::NotLeader { hint }) => return Some(Err(Error::NotLeader { hint })),
             Err(why) => return Some(Err(refused(words(why)))),
         }
         None
