@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use polyraft::{
-    Entry, Error, FrozenState, GroupId, Index, MachineError, Merge, Read, Replies, Split,
+    Config, Entry, Error, FrozenState, GroupId, Index, MachineError, Merge, Read, Replies, Split,
     StateMachine,
 };
 use polyraft_tests::{Cluster, Ledger, small_config, until};
@@ -121,13 +121,14 @@ impl Drop for Touchy {
 
 /// One node with these groups and one more, and a proposal in each.
 async fn node(groups: Range<u64>) -> Cluster<Touchy> {
-    let mut config = small_config();
+    node_with(small_config(), groups).await
+}
+
+async fn node_with(mut config: Config, groups: Range<u64>) -> Cluster<Touchy> {
     // They share every thread with the group that is to go on.
     config.shards.count = 1;
     config.apply.workers = 1;
     config.snapshot.workers = 1;
-    // A merge whose target says nothing is waited for as long as twenty of these.
-    config.shards.proposal_timeout = Duration::from_millis(100);
     let cluster = Cluster::<Touchy>::of_machines(1, config).await;
     for group in (OTHER..OTHER + 1).chain(groups) {
         let created = cluster.node(1).create_groups(group..group + 1, &[1]).await;
@@ -248,7 +249,10 @@ async fn a_panic_while_a_group_is_split_faults_it_alone() {
 #[tokio::test]
 async fn a_panic_where_a_group_is_merged_into_another_faults_that_alone() {
     for place in ["can_merge", "merge"] {
-        let mut cluster = node(GROUP..CHILD + 1).await;
+        let mut config = small_config();
+        // A merge whose target says nothing is waited for as long as twenty of these.
+        config.shards.proposal_timeout = Duration::from_millis(100);
+        let mut cluster = node_with(config, GROUP..CHILD + 1).await;
         let source = cluster.node(1).group(CHILD);
         let merged = source.merge_into(GROUP, place).await;
         assert!(merged.is_err(), "{place}");
