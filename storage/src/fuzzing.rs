@@ -344,7 +344,7 @@ mod tests {
     #[test]
     fn seeds_decode() {
         for (target, name, data) in seeds() {
-            kept::update(target, name, &data);
+            let data = kept::seed(target, name, &data);
             let bytes = &data[1..];
             let decodes = match (target, name) {
                 ("block", _) => EntryBlock::parse(bytes).is_ok(),

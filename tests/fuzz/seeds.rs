@@ -11,12 +11,14 @@ fn dir_of(target: &str) -> PathBuf {
     seeds.find(|dir| dir.is_dir()).unwrap().join(target)
 }
 
-/// Writes a seed, if `UPDATE=1` asks for it.
-pub(crate) fn update(target: &str, name: &str, data: &[u8]) {
+/// A seed as it is kept. `UPDATE=1` keeps this one in its place.
+pub(crate) fn seed(target: &str, name: &str, fresh: &[u8]) -> Vec<u8> {
+    let path = dir_of(target).join(name);
     if std::env::var_os("UPDATE").is_some() {
         fs::create_dir_all(dir_of(target)).unwrap();
-        fs::write(dir_of(target).join(name), data).unwrap();
+        fs::write(&path, fresh).unwrap();
     }
+    fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}; set UPDATE=1", path.display()))
 }
 
 /// Tries the seeds of a target, and whatever fuzzing has found.

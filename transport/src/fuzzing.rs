@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn seeds_decode() {
         for (target, name, data) in seeds() {
-            kept::update(target, name, &data);
+            let data = kept::seed(target, name, &data);
             let decodes = match (target, name) {
                 (_, "append" | "liveness") => {
                     let (frames, error, ends) = read(&Bytes::copy_from_slice(&data[1..]), 9);

@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn seeds_decode() {
         for (target, name, data) in seeds() {
-            kept::update(target, name, &data);
+            let data = kept::seed(target, name, &data);
             let decodes = match target {
                 "wire" => decode_all(&data.into()).iter().all(Result::is_ok),
                 "sessions" => Command::parse(&data).is_some() || table_of(&data).is_some(),
