@@ -141,8 +141,10 @@ impl Shard {
         }
     }
 
+    /// Whoever has caught up without the snapshot, as members of a child do that make their part themselves, holds its place until
+    /// somebody looks: that must not keep others waiting for as long as one that is silent may.
     fn watch_transfers(&mut self) {
-        let at = self.now.after(self.place_patience());
+        let at = self.now.after(self.settings.retry_interval);
         self.transfers.look_at.get_or_insert(at);
     }
 
