@@ -254,10 +254,13 @@ fn reads_are_measured_beside_proposals_and_confirmed_together() {
         dir.path(),
         "bench reads --nodes 3 --groups 200 --inflight 64 --seconds 1 --json r.json",
     );
-    // How fast this machine is, is not looked at.
-    assert!(matches!(code, Some(0 | 3)), "{said}");
     let result = json(dir.path(), "r.json");
     let speeds = result["speeds"].as_array().expect("a list");
+    // How fast this machine is, is not looked at, but that it is told.
+    let is_fast = speeds[2]["beside_proposals"].as_f64() >= Some(5.0);
+    let is_shared = result["read_index"]["messages"].as_u64() <= Some(60);
+    let expected = if is_fast && is_shared { 0 } else { 3 };
+    assert_eq!(code, Some(expected), "{said}");
     assert_eq!(speeds.len(), 4, "{result}");
     for speed in speeds {
         assert!(speed["operations"].as_u64() > Some(0), "{speed}");
