@@ -416,6 +416,7 @@ mod tests {
             let welcome = wire::Welcome {
                 term,
                 answers: 7,
+                proof: index,
                 leads: flag == 0,
                 is_witness: flag == 1,
                 has_begun: flag == 2,

@@ -190,7 +190,7 @@ impl Shard {
             }
             Record::UnknownGroup { group } => {
                 self.note_stranger(group);
-                self.welcome(from, group, 0);
+                self.welcome(from, group, 0, Index::ZERO);
             }
             Record::Join {
                 group,
@@ -198,7 +198,7 @@ impl Shard {
                 configuration,
             } => match self.slot(group) {
                 Some(slot) if welcome.leads => {
-                    self.come_back(slot, (from, welcome.term), welcome.answers);
+                    self.come_back(slot, from, welcome);
                 }
                 _ => self.join(from, (group, life), welcome, &configuration),
             },

@@ -2,7 +2,7 @@
 //! A replica must never be stepped with anything of another life, nor end because of one that it may have forgotten.
 
 use polyraft_raft::mutants::{self, Mutant};
-use polyraft_raft::{GroupId, Life, NodeId};
+use polyraft_raft::{GroupId, Index, Life, NodeId};
 use polyraft_storage::{EntryKind, SnapshotFile, SnapshotMeta, Tombstone};
 
 use super::Shard;
@@ -125,7 +125,7 @@ impl Shard {
         match self.life_of(group) {
             Some(here) if here <= over => _ = self.ends_with(group, Some(over)),
             // It has not heard of this life yet.
-            Some(_) => self.welcome(from, group, 0),
+            Some(_) => self.welcome(from, group, 0, Index::ZERO),
             None => {}
         }
     }

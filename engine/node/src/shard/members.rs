@@ -309,7 +309,7 @@ impl Shard {
     /// it knows what was true there.
     ///
     /// `answers` is the number of its question whether it may come back without its log; 0 if it did not ask that.
-    pub(super) fn welcome(&mut self, node: NodeId, group: GroupId, answers: u64) {
+    pub(super) fn welcome(&mut self, node: NodeId, group: GroupId, answers: u64, proof: Index) {
         let Some(slot) = self.slot(group) else { return };
         let replica = &self.replicas[slot as usize];
         let core = &replica.group;
@@ -329,6 +329,7 @@ impl Shard {
                 // As of the beginning of the log it may have been none, or something else.
                 is_witness: core.configuration().is_witness(node),
                 answers,
+                proof,
                 has_begun: self.log.joined(group) > Index::ZERO,
             };
             wire::put_join(frame, subject, welcome, configuration);
@@ -750,6 +751,7 @@ mod tests {
                 leads: false,
                 is_witness: false,
                 answers: 0,
+                proof: Index::ZERO,
                 has_begun,
             };
             shard.join(NodeId(2), (group, Life::FIRST), welcome, &members);

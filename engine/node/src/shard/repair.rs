@@ -4,8 +4,8 @@
 //! what it may have acknowledged.
 //!
 //! The replica is in quarantine and asks all nodes (`members.rs`). The leader appends an entry, and once that is committed, says
-//! Join: the replica had no part in that, so the others are a quorum. Then the replica ends as if it had been removed as of the
-//! last entry that it may have acknowledged, with its term and its vote, and is taken in again like any member that has nothing.
+//! Join: the replica had no part in that, so the others are a quorum. Then the replica ends as if it had been removed as of
+//! that entry, or the last one that it may have acknowledged, with its term and its vote, and is taken in again like any member that has nothing.
 //!
 //! A damaged log may have lost the entry that took this node in again after a removal. So the replica believes in no removal but
 //! by the same proof: a leader who knows of it, and has committed an entry since it was asked.
@@ -22,7 +22,7 @@ use polyraft_storage::{Ending, ReadError, Tombstone};
 use super::{Payloads, Shard, leads};
 use crate::error::Error;
 use crate::event::Claim;
-use crate::wire::{Grounds, Wants};
+use crate::wire::{Grounds, Wants, Welcome};
 
 /// For how long a leader remembers who asked, in microseconds. Who asks later begins anew.
 const REMEMBERED: u64 = 60_000_000;
@@ -207,7 +207,7 @@ impl Shard {
                 asked.remove(&(group, node));
                 match is_out {
                     true => self.say_removed_on(Grounds::Proof(question), node, slot, at),
-                    false => self.welcome(node, group, question),
+                    false => self.welcome(node, group, question, known.index),
                 }
             }
             Some(_) => {}
@@ -229,8 +229,9 @@ impl Shard {
     }
 
     /// A leader says that its group goes on without this replica's log, and takes it back without one.
-    pub(super) fn come_back(&mut self, slot: u32, (leader, term): (NodeId, Term), answers: u64) {
-        if answers != self.repairs.question(slot) {
+    pub(super) fn come_back(&mut self, slot: u32, leader: NodeId, welcome: Welcome) {
+        let term = welcome.term;
+        if welcome.answers != self.repairs.question(slot) {
             return;
         }
         let acknowledged = self.repairs.acknowledged(slot);
@@ -244,7 +245,9 @@ impl Shard {
             // One of an earlier term has to come forward first.
             return self.say_stale(leader, subject, own);
         }
-        let at = votes_again_at(last);
+        // The end of the log may never have been committed, and the group need not grow that far again. What was, the leader has
+        // before the entry that proves it.
+        let at = votes_again_at(last.min(welcome.proof));
         tracing::warn!(node = %self.shared.node, %group, %leader, %term, %at, "the damaged log of a replica is dropped; it comes back from its peers, and votes once it has this index again");
         let tombstone = Tombstone {
             life: subject.1,

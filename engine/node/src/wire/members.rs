@@ -36,7 +36,7 @@ pub(crate) const REMOVED_BYTES: usize = HEAD_BYTES + 25;
 
 /// A bound on the bytes of a record that makes a node a member.
 pub(crate) fn join_bytes(configuration: &Configuration) -> usize {
-    HEAD_BYTES + 17 + configuration_bytes(configuration)
+    HEAD_BYTES + 25 + configuration_bytes(configuration)
 }
 
 /// What a node says of itself that tells another one that it is a member.
@@ -49,6 +49,8 @@ pub(crate) struct Welcome {
     pub(crate) is_witness: bool,
     /// The number of the question that it answers, of a replica that may come back without its log; 0: of none.
     pub(crate) answers: u64,
+    /// The entry of the sender's term that was committed since that question, without the receiver; 0: it answers none.
+    pub(crate) proof: Index,
     /// The group began with a state: whoever has nothing lacks something that counts.
     pub(crate) has_begun: bool,
 }
@@ -69,6 +71,7 @@ pub(crate) fn put_join(
             .fold(0, |sum, flag| sum << 1 | u8::from(*flag));
         out.put_u8(flags);
         out.put_u64_le(welcome.answers);
+        out.put_u64_le(welcome.proof.0);
         put_configuration(out, configuration);
     });
 }
@@ -155,7 +158,8 @@ pub(super) fn decode<'a>(
     }
     if kind == Kind::Join {
         let (term, flags) = (body.term()?, body.u8()?);
-        if flags > 7 {
+        let (answers, proof) = (body.u64()?, body.index()?);
+        if flags > 7 || (answers == 0) != (proof == Index::ZERO) {
             return Err(WireError::Value("join"));
         }
         return Ok(Record::Join {
@@ -165,7 +169,8 @@ pub(super) fn decode<'a>(
                 leads: flags & 1 != 0,
                 is_witness: flags & 2 != 0,
                 has_begun: flags & 4 != 0,
-                answers: body.u64()?,
+                answers,
+                proof,
             },
             configuration: configuration(&mut body)?,
         });

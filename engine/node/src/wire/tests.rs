@@ -107,6 +107,7 @@ fn what_is_said_to_witnesses_comes_back() {
         leads,
         is_witness: true,
         answers: 6,
+        proof: Index(11),
         has_begun: !leads,
     };
     for leads in [false, true] {
