@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::task::{Context, Poll, Waker};
 
-use polyraft::GroupId;
+use polyraft::{Error, GroupId};
 
 use super::checks::{Verdict, broken};
 use super::machine::Command;
@@ -115,7 +115,7 @@ impl World {
             let is_there = self.clients.is_created(group);
             let may_end = is_there
                 && !self.ends.is_changing(group)
-                && !self.plan.churns(group)
+                && (self.plan.ends_churning || !self.plan.churns(group))
                 && !self.plan.splits(group);
             if may_end && !groups.contains(&group.0) {
                 groups.push(group.0);
@@ -187,28 +187,41 @@ impl World {
             self.trace.event(now, node, || {
                 format!("is done with {:?}: {done:?}", run.groups)
             });
-            if done.is_err() {
-                continue;
-            }
-            for group in &run.groups {
-                let at = *group as usize - 1;
-                let known = &mut self.ends.groups[at];
-                if run.is_destroyed {
-                    (known.life, known.is_changing) = (known.life + 1, false);
-                    self.counts.lives += 1;
-                } else {
-                    known.over.entry(known.life).or_insert(now);
-                    known.begun.insert(known.life + 1, now);
-                    self.plan.members[at].clone_from(&run.members);
+            match done {
+                Ok(()) if run.is_destroyed => {
+                    for group in run.groups.drain(..) {
+                        self.has_begun_again(group);
+                    }
                 }
+                Ok(()) => {
+                    for group in &run.groups {
+                        let at = *group as usize - 1;
+                        let known = &mut self.ends.groups[at];
+                        known.over.entry(known.life).or_insert(now);
+                        known.begun.insert(known.life + 1, now);
+                        self.plan.members[at].clone_from(&run.members);
+                    }
+                    run.is_destroyed = true;
+                }
+                // An attempt that was given up had created it, and it has other members since.
+                Err(Error::GroupExists { group, .. })
+                    if run.is_destroyed && self.plan.churns(group) =>
+                {
+                    run.groups.retain(|other| *other != group.0);
+                    self.has_begun_again(group.0);
+                }
+                Err(_) => {}
             }
-            if run.is_destroyed {
-                run.groups.clear();
-            }
-            run.is_destroyed = true;
         }
         runs.retain(|run| !run.groups.is_empty());
         self.ends.runs.append(&mut runs);
+    }
+
+    /// Somebody was told that the next life of a group has begun.
+    fn has_begun_again(&mut self, group: u64) {
+        let known = &mut self.ends.groups[group as usize - 1];
+        (known.life, known.is_changing) = (known.life + 1, false);
+        self.counts.lives += 1;
     }
 
     /// Puts each operation to the life that it belongs to. None may have seen one that was confirmed to be over when it began.

@@ -158,6 +158,8 @@ pub struct Plan {
     pub orphans_children: bool,
     /// Whose members change, by group.
     pub churns: Vec<bool>,
+    /// Whether groups whose members change are destroyed too.
+    pub ends_churning: bool,
     /// Whether nodes become witnesses where members change.
     pub has_witnesses: bool,
     /// Whether leaders are asked to prefer nodes.
@@ -244,6 +246,7 @@ impl Plan {
             nodes,
             roots: groups,
             churns: Vec::new(),
+            ends_churning: false,
             has_witnesses: false,
             splits: Vec::new(),
             orphans_children: false,
@@ -422,6 +425,9 @@ fn ends(plan: &mut Plan) {
     if rng.chance(300_000) {
         plan.weights[Fault::Destroy as usize] = *rng.pick(&[3, 10, 30]);
     }
+    // Drawn apart once more.
+    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0xE4D5_C4A6));
+    plan.ends_churning = rng.chance(500_000);
 }
 
 /// In some worlds members change and nodes become witnesses. Nobody's data is destroyed there: what is committed may be stored
