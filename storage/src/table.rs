@@ -3,6 +3,7 @@
 
 use polyraft_raft::GroupId;
 
+use crate::chunks::Chunks;
 use crate::numbers::GroupNumbers;
 use crate::prefetch::prefetch;
 
@@ -10,7 +11,7 @@ use crate::prefetch::prefetch;
 #[derive(Debug)]
 pub struct GroupTable<T> {
     places: GroupNumbers,
-    values: Vec<Option<T>>,
+    values: Chunks<Option<T>>,
     /// Places without a value.
     free: Vec<u32>,
 }
@@ -19,7 +20,7 @@ impl<T> Default for GroupTable<T> {
     fn default() -> Self {
         GroupTable {
             places: GroupNumbers::default(),
-            values: Vec::new(),
+            values: Chunks::default(),
             free: Vec::new(),
         }
     }

@@ -24,6 +24,8 @@ pub(super) struct Balance {
     due: FxHashMap<u32, Tick>,
     /// No group is handed over before.
     next_at: Tick,
+    /// How many may still be handed over now.
+    left: usize,
 }
 
 impl Balance {
@@ -38,8 +40,26 @@ impl Balance {
         }
     }
 
-    /// Takes out the next one that is due.
+    /// Whether it is time to hand some over. Then the next ones wait.
+    fn begin(&mut self, now: Tick) -> bool {
+        let is_time = self.deadline().is_some_and(|at| at <= now);
+        if is_time {
+            self.left = TOGETHER;
+            self.next_at = now.after(PAUSE);
+        }
+        is_time
+    }
+
+    /// One more is handed over.
+    fn hand_over(&mut self) {
+        self.left -= 1;
+    }
+
+    /// Takes out the next one that is due, unless enough have been handed over for now.
     fn next(&mut self, now: Tick) -> Option<u32> {
+        if self.left == 0 {
+            return None;
+        }
         while let Some((_, slot)) = self.noted.pop_front_if(|(at, _)| *at <= now) {
             let due = self.due.remove(&slot).filter(|due| *due > now);
             let Some(due) = due else {
@@ -130,13 +150,10 @@ impl Shard {
 
     /// Hands over some of the groups that are due.
     pub(super) fn rebalance(&mut self) {
-        if self.balance.deadline().is_none_or(|at| at > self.now) {
+        if !self.balance.begin(self.now) {
             return;
         }
-        let mut left = TOGETHER;
-        while left > 0
-            && let Some(slot) = self.balance.next(self.now)
-        {
+        while let Some(slot) = self.balance.next(self.now) {
             let replica = &self.replicas[slot as usize];
             let Some(to) = self.rightful(slot).filter(|_| leads(replica)) else {
                 continue;
@@ -146,14 +163,13 @@ impl Shard {
             }
             let progress = replica.group.progress(to);
             if progress.is_some_and(|progress| progress.state == ProgressState::Replicate) {
-                left -= 1;
+                self.balance.hand_over();
                 self.step(slot, Event::Transfer { to }, Payloads::None);
             } else {
                 // One that is far behind would be waited for in vain.
                 self.note_led(slot);
             }
         }
-        self.balance.next_at = self.now.after(PAUSE);
     }
 }
 
@@ -223,6 +239,7 @@ mod tests {
             }
         }
         balance.note(Tick(40), 1);
+        balance.left = TOGETHER;
         assert_eq!(balance.noted.len(), 5);
         assert_eq!(balance.deadline(), Some(Tick(10)));
         assert_eq!(balance.next(Tick(29)), None);
@@ -234,5 +251,30 @@ mod tests {
             (None, Some(1))
         );
         assert!(balance.noted.is_empty() && balance.due.is_empty());
+    }
+
+    #[test]
+    fn a_storm_of_handovers_is_spread_over_time() {
+        let mut balance = Balance::default();
+        for slot in 0..80 {
+            balance.note(Tick(5), slot);
+        }
+        let mut round = |now| {
+            if !balance.begin(now) {
+                return 0;
+            }
+            let mut handed_over = 0;
+            while let Some(slot) = balance.next(now) {
+                // Every other one can't be handed over, and counts for nothing.
+                if slot % 2 == 0 {
+                    balance.hand_over();
+                    handed_over += 1;
+                }
+            }
+            handed_over
+        };
+        let later = |rounds: u64, by: u64| Tick(5 + rounds * PAUSE - by);
+        let rounds = [Tick(4), Tick(5), later(1, 1), later(1, 0), later(2, 0)].map(&mut round);
+        assert_eq!(rounds, [0, TOGETHER, 0, 40 - TOGETHER, 0]);
     }
 }
