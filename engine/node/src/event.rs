@@ -178,7 +178,7 @@ pub(crate) enum ShardEvent {
         number: u64,
         result: Result<SnapshotFile, SnapshotError>,
     },
-    /// A keeper has looked at a snapshot that a follower found damaged.
+    /// A keeper has looked at a snapshot that a follower found damaged, or could not read a part that one asked for.
     Looked {
         group: GroupId,
         id: SnapshotId,

@@ -170,8 +170,15 @@ impl<M: StateMachine> Keeper<M> {
                         let chunk = Chunk::new(offset, Bytes::from(chunk));
                         self.tell(wanted.group, ShardEvent::ChunkRead { wanted, chunk });
                     }
-                    // A newer one has taken its place, and is offered next.
-                    Err(error) => tracing::debug!(%error, "a part of a snapshot is not sent"),
+                    // If a newer one has taken its place, the shard knows of that by now.
+                    Err(error) => {
+                        let event = ShardEvent::Looked {
+                            group: wanted.group,
+                            id: wanted.id,
+                            result: Err(error.to_string()),
+                        };
+                        self.tell(wanted.group, event);
+                    }
                 }
             }
             Job::Begin {

@@ -131,6 +131,11 @@ impl Shard {
             self.abandon_receiving(group);
         }
         self.transfers.setbacks.remove(&group);
+        self.forget_sending(group);
+    }
+
+    /// Nobody is sent a snapshot of a group any more that was offered before.
+    fn forget_sending(&mut self, group: GroupId) {
         let gauge = &self.shared.transfers.sending;
         let ended = self
             .transfers

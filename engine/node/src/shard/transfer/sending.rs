@@ -214,7 +214,8 @@ impl Shard {
         }
     }
 
-    /// A keeper has looked at a snapshot that somebody found damaged. If it is, another one is taken.
+    /// A keeper has looked at a snapshot that somebody found damaged, or was to read a part of it. If it can't be read as it was
+    /// written, another one is taken.
     pub(in super::super) fn looked(
         &mut self,
         group: GroupId,
@@ -226,8 +227,10 @@ impl Shard {
         if file.is_some_and(|file| SnapshotId::of(file) == id)
             && let Some(slot) = self.slot(group)
         {
-            tracing::error!(node = %self.shared.node, %group, %why, "a snapshot is damaged; another one is taken");
+            tracing::error!(node = %self.shared.node, %group, %why, "a snapshot is damaged or can't be read; another one is taken");
             self.snapshots.forget(group);
+            // What is on its way of it keeps nobody from taking another one.
+            self.forget_sending(group);
             self.want_snapshot(slot, None);
         }
     }
