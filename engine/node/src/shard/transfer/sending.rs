@@ -151,13 +151,15 @@ impl Shard {
 
     /// Whether this node leads the group, and a follower can't go on without a snapshot.
     fn lacks_log(&self, group: GroupId, follower: NodeId) -> bool {
-        let Some(slot) = self.slot(group) else {
-            return false;
-        };
-        let replica = &self.replicas[slot as usize];
+        let state = self.progress_of(group, follower);
+        matches!(state, Some(ProgressState::Snapshot { .. }))
+    }
+
+    /// How a follower is sent to, if this node leads the group.
+    fn progress_of(&self, group: GroupId, follower: NodeId) -> Option<ProgressState> {
+        let replica = &self.replicas[self.slot(group)? as usize];
         let progress = replica.group.progress(follower);
-        leads(replica)
-            && progress.is_some_and(|it| matches!(it.state, ProgressState::Snapshot { .. }))
+        progress.filter(|_| leads(replica)).map(|it| it.state)
     }
 
     /// Whether a follower is being sent the group's snapshot.
@@ -240,9 +242,11 @@ impl Shard {
         let (now, patience) = (self.now, self.place_patience());
         let mut sending = std::mem::take(&mut self.transfers.sending);
         sending.retain(|(group, to), sending| {
-            let is_over = now.since(sending.heard_at) >= patience
-                || !self.alive.contains(*to)
-                || !self.lacks_log(*group, *to);
+            // Whose node was silent for a moment is probed, and goes on where it was.
+            let state = self.progress_of(*group, *to);
+            let has_caught_up = state == Some(ProgressState::Replicate);
+            let is_over =
+                now.since(sending.heard_at) >= patience || state.is_none() || has_caught_up;
             if is_over {
                 sending.place.give_back(self.sending_gauge());
             }
