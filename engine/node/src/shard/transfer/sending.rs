@@ -63,10 +63,6 @@ impl Shard {
             return self.want_snapshot(slot, None);
         };
         let (file, id) = (file.clone(), SnapshotId::of(file));
-        let mut paced = self.transfers.paced.iter();
-        if paced.any(|(_, wanted)| (wanted.group, wanted.by, wanted.id) == (group, to, id)) {
-            return; // Its turn comes.
-        }
         let (now, retry) = (self.now, self.settings.retry_interval);
         let fresh = Sending {
             id,
@@ -124,7 +120,7 @@ impl Shard {
         sending.heard_at = now;
         let most = (self.outgoing.max_record_bytes() - wire::CHUNK_BYTES) as u64;
         let rate = limits.bytes_per_second;
-        // No longer than a second's worth, or a slow transfer would look like a broken one.
+        // No more than a second's worth: the others wait for it.
         let most = if rate > 0 { most.min(rate) } else { most };
         let left = file_bytes - wanted.offset;
         let bytes = u64::from(wanted.bytes).min(most).min(left);
