@@ -216,7 +216,7 @@ counters! {
     snapshots_offered,
     /// Snapshots taken from other nodes.
     snapshots_received,
-    /// Transfers of snapshots that went on behind what had come before they were interrupted.
+    /// Transfers of snapshots that went on behind what had come before they were interrupted, or before a part that took long.
     resumed_transfers,
     /// Bytes of snapshots sent to other nodes.
     snapshot_bytes_sent,

@@ -375,7 +375,8 @@ pub struct Snapshot {
     ///
     /// Default `4`; allowed `1` to `1024`; takes effect at restart.
     pub concurrent: u32,
-    /// How much of a snapshot travels in one frame. Four of them at most are under way in a transfer.
+    /// How much of a snapshot travels in one frame. Four of them at most are under way in a transfer. Make it smaller for links
+    /// on which one takes longer than ten times `replication.retry_interval`: what takes that long is asked for again.
     ///
     /// Default `256KiB`; allowed `4KiB` to `16MiB`; takes effect at restart.
     #[serde(with = "units::size")]

@@ -382,7 +382,7 @@ fn put_snapshots(text: &mut Text, status: &NodeStatus) {
         ),
         (
             "polyraft_resumed_transfers_total",
-            "Transfers of snapshots that went on after an interruption.",
+            "Transfers of snapshots that went on after an interruption, or after a part that took long.",
             counters.resumed_transfers,
         ),
         (

@@ -8,13 +8,18 @@ use polyraft_raft::{Event, GroupId, Index, NodeId, Term, Tick};
 use polyraft_storage::{SnapshotError, SnapshotFile};
 
 use super::super::{Payloads, Shard};
-use super::{PART_PATIENCE, Place, WINDOW};
+use super::{PART_PATIENCE, PLACE_PATIENCE, Place, WINDOW};
 use crate::apply::Task;
 use crate::keeper::Job;
 use crate::wire::{self, Chunk, Refusal, SnapshotId};
 
 /// Retry intervals that a group waits after its snapshot could not be taken: at first, and at most.
 const SETBACK: (u64, u64) = (5, 40);
+
+/// Retry intervals that a follower waits for a part before it asks again: at least, and at most. The leader gives its place to
+/// others when it hears nothing for longer.
+const PATIENCE: (u64, u64) = (1, 10);
+const _: () = assert!(PATIENCE.1 < PLACE_PATIENCE);
 
 /// A snapshot that comes.
 #[derive(Debug)]
@@ -31,6 +36,9 @@ pub(super) struct Receiving {
     received: u64,
     asked: u64,
     heard_at: Tick,
+    /// For how long to wait for a part before asking again. What was asked for may still be in a queue: asked for again too soon,
+    /// it comes twice, and makes the rest wait longer.
+    patience: u64,
     is_finishing: bool,
 }
 
@@ -92,9 +100,9 @@ impl Shard {
         {
             return self.refuse_snapshot(from, group, id, setback.why);
         }
-        let retry = self.settings.retry_interval;
+        // Nobody knows how long a part takes before some have come.
+        let most = PATIENCE.1 * self.settings.retry_interval;
         if let Some(known) = self.transfers.receiving.get_mut(&group) {
-            let is_idle = now.since(known.heard_at) >= retry;
             let is_outdated = term > known.term || from == known.from;
             if known.file == file {
                 // Something got lost, perhaps with a connection: go on behind what came.
@@ -105,11 +113,10 @@ impl Shard {
                 if known.is_finishing || !is_outdated {
                     return self.refuse_snapshot(from, group, id, Refusal::Busy);
                 }
-                if !is_idle && !moves {
+                if known.place.0 && !moves && now.since(known.heard_at) < known.patience {
                     return;
                 }
-                (known.asked, known.heard_at) = (known.received, now);
-                let has_part = known.received > 0;
+                known.heard_at = now;
                 let (gauge, limit) = (
                     &self.shared.transfers.receiving,
                     self.transfers.limits.at_once,
@@ -117,7 +124,8 @@ impl Shard {
                 if !known.place.take(gauge, limit) {
                     return self.refuse_snapshot(from, group, id, Refusal::Busy);
                 }
-                if has_part {
+                (known.asked, known.patience) = (known.received, most);
+                if known.received > 0 {
                     self.counters().resumed_transfers.add(1);
                 }
                 return self.ask_for_chunks(group);
@@ -150,6 +158,7 @@ impl Shard {
             received: 0,
             asked: 0,
             heard_at: now,
+            patience: most,
             is_finishing: false,
         };
         self.transfers.receiving.insert(group, receiving);
@@ -205,7 +214,7 @@ impl Shard {
         id: SnapshotId,
         chunk: Chunk,
     ) {
-        let now = self.now;
+        let (now, retry) = (self.now, self.settings.retry_interval);
         let Some(receiving) = self.transfers.receiving.get_mut(&group) else {
             return;
         };
@@ -225,6 +234,10 @@ impl Shard {
             receiving.chunk = bytes;
             receiving.asked = end;
         }
+        // Slowly less than before: a whole window that comes at once says little about the next one.
+        let (took, known) = (now.since(receiving.heard_at), receiving.patience);
+        let patience = (2 * took).max(known - known / 8);
+        receiving.patience = patience.clamp(PATIENCE.0 * retry, PATIENCE.1 * retry);
         (receiving.received, receiving.heard_at) = (end, now);
         let job = Job::Receive {
             group,
@@ -333,6 +346,7 @@ impl Shard {
             received: 0,
             asked: 0,
             heard_at: self.now,
+            patience: 0,
             is_finishing: true,
         });
         self.transfers
