@@ -37,6 +37,11 @@ impl Shard {
 
     /// Followers need more than the log holds.
     pub(in super::super) fn offer_snapshots(&mut self) {
+        if self.outbox.snapshots.is_empty() {
+            return;
+        }
+        // Whoever made its part of a child itself answers the first offer that it lacks nothing: its place is free then.
+        self.look_after_sending();
         let mut needed = std::mem::take(&mut self.outbox.snapshots);
         for needed in needed.drain(..) {
             self.offer_snapshot(&needed);
