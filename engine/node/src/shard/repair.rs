@@ -122,6 +122,7 @@ impl Shard {
         self.merges.fail(group, &error);
         replica.fault = Some(reason);
         self.answer_snapshot(slot, Err(error));
+        self.forget_transfers(group);
         let replica = &mut self.replicas[slot as usize];
         self.splits.forget(slot);
         // What its last step left behind must not leave.

@@ -125,7 +125,7 @@ impl Shard {
         PLACE_PATIENCE * self.settings.retry_interval
     }
 
-    /// A replica has ended: nothing of its snapshots comes or goes any more.
+    /// A replica has ended, or is out of service: nothing of its snapshots comes or goes any more.
     pub(in super::super) fn forget_transfers(&mut self, group: GroupId) {
         if self.transfers.receiving.contains_key(&group) {
             self.abandon_receiving(group);

@@ -81,8 +81,13 @@ impl Shard {
         }
         let replica = &self.replicas[slot as usize];
         let core = &replica.group;
+        let id = SnapshotId::of(&file);
+        if replica.fault.is_some() {
+            // Its leader has a use for the place.
+            return self.refuse_snapshot(from, group, id, Refusal::Busy);
+        }
         // Whether the node that leads is a member this replica may not know yet.
-        if replica.fault.is_some() || term < core.term() {
+        if term < core.term() {
             return;
         }
         let last = file.meta.last;
@@ -90,7 +95,6 @@ impl Shard {
             // It has all that already, and the leader does not know.
             return self.install(slot, from, term, &file);
         }
-        let id = SnapshotId::of(&file);
         if replica.is_held {
             return self.refuse_snapshot(from, group, id, Refusal::Busy);
         }
