@@ -149,8 +149,12 @@ impl Shard {
     /// Whoever has caught up without the snapshot, as members of a child do that make their part themselves, holds its place until
     /// somebody looks: that must not keep others waiting for as long as one that is silent may.
     fn watch_transfers(&mut self) {
-        let at = self.now.after(self.settings.retry_interval);
-        self.transfers.look_at.get_or_insert(at);
+        let pause = match self.transfers.sending.is_empty() {
+            true => self.place_patience(),
+            false => self.settings.retry_interval,
+        };
+        let (at, known) = (self.now.after(pause), self.transfers.look_at);
+        self.transfers.look_at = Some(known.map_or(at, |known| known.min(at)));
     }
 
     /// Sends chunks whose time has come, and forgets transfers that nobody goes on with.
