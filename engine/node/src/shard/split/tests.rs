@@ -102,7 +102,7 @@ impl Alone {
         ])
     }
 
-    fn on(disk: &SimDisk, path: &Path) -> Self {
+    pub(in crate::shard) fn on(disk: &SimDisk, path: &Path) -> Self {
         let (shared, parts) = parts_on(disk, path);
         let Parts {
             mut wals,
@@ -135,7 +135,7 @@ impl Alone {
         self.shard.now = self.shard.now.after(us);
     }
 
-    fn turn(&mut self) {
+    pub(in crate::shard) fn turn(&mut self) {
         // A millisecond later at least.
         let now = self.shard.now.after(1_000);
         self.shard.begin_turn(now.max(self.shared.clock.now()));

@@ -4,6 +4,8 @@
 
 mod receiving;
 mod sending;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,7 +26,8 @@ const WINDOW: u64 = 4;
 /// Retry intervals without a sign of life after which a transfer loses its place to others.
 const PLACE_PATIENCE: u64 = 20;
 
-/// Microseconds without a part after which what came of a snapshot is given up.
+/// Microseconds without a part after which what came of a snapshot is given up, and after the last part, which a follower may
+/// take to make it durable before another snapshot takes the place of this one.
 const PART_PATIENCE: u64 = 60_000_000;
 
 /// How fast and how many.
@@ -174,31 +177,5 @@ impl Shard {
                 self.watch_transfers();
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunks_leave_at_the_rate_and_not_in_a_burst_after_a_pause() {
-        let gauges = TransferGauges::default();
-        let at = |now, bytes| gauges.pace(Tick(now), bytes, 1_000_000).0;
-        assert_eq!([at(10, 500), at(10, 500), at(20, 1)], [10, 510, 1010]);
-        assert_eq!([at(9000, 500), at(9000, 1)], [9000, 9500]);
-        assert_eq!(gauges.pace(Tick(7), 1 << 40, 0), Tick(7));
-    }
-
-    #[test]
-    fn no_more_than_the_limit_take_a_place() {
-        let gauge = AtomicUsize::new(0);
-        let mut places = [Place(false); 3];
-        let taken = |places: &mut [Place; 3]| places.each_mut().map(|place| place.take(&gauge, 2));
-        assert_eq!(taken(&mut places), [true, true, false]);
-        places[0].give_back(&gauge);
-        places[0].give_back(&gauge);
-        assert!(places[2].take(&gauge, 2));
-        assert_eq!(taken(&mut places), [false, true, true]);
     }
 }

@@ -8,7 +8,7 @@ use polyraft_raft::{GroupId, NodeId, ProgressState, SnapshotNeeded, Tick};
 use polyraft_transport::Lane;
 
 use super::super::{Shard, leads};
-use super::{Place, WINDOW};
+use super::{PART_PATIENCE, Place, WINDOW};
 use crate::keeper::Job;
 use crate::wire::{self, Chunk, Refusal, SnapshotId};
 
@@ -18,6 +18,8 @@ pub(super) struct Sending {
     id: SnapshotId,
     pub(super) place: Place,
     heard_at: Tick,
+    /// The follower has asked for the last part. It needs no place any more, but some time to make the snapshot durable.
+    asked_all: bool,
 }
 
 /// A part of a snapshot that a follower asks for.
@@ -73,22 +75,25 @@ impl Shard {
             id,
             place: Place(false),
             heard_at: now,
+            asked_all: false,
         };
         let known = self.transfers.sending.get_mut(&(group, to));
         if let Some(known) = known
             && known.id == id
-            && known.place.0
+            && (known.place.0 || known.asked_all)
             && now.since(known.heard_at) < retry
         {
             return; // It is under way: the follower asks for what it lacks.
         }
         let sending = self.transfers.sending.entry((group, to)).or_insert(fresh);
-        sending.id = id;
+        if sending.id != id {
+            (sending.id, sending.heard_at, sending.asked_all) = (id, now, false);
+        }
         let (gauge, limit) = (
             &self.shared.transfers.sending,
             self.transfers.limits.at_once,
         );
-        if !sending.place.take(gauge, limit) {
+        if !sending.asked_all && !sending.place.take(gauge, limit) {
             // Asked again at the next retry.
             self.transfers.sending.remove(&(group, to));
             return;
@@ -119,7 +124,12 @@ impl Shard {
         let Some(sending) = self.transfers.sending.get_mut(&key) else {
             return;
         };
-        if sending.id != wanted.id || !sending.place.take(gauge, limits.at_once) {
+        if sending.id != wanted.id {
+            return;
+        }
+        if !sending.place.take(gauge, limits.at_once) {
+            // The last part got lost, or everything. It waits like the others.
+            self.transfers.sending.remove(&key);
             return;
         }
         sending.heard_at = now;
@@ -129,8 +139,9 @@ impl Shard {
         let most = if rate > 0 { most.min(rate) } else { most };
         let left = file_bytes - wanted.offset;
         let bytes = u64::from(wanted.bytes).min(most).min(left);
-        if bytes == left {
-            // The last part: others may have the place.
+        sending.asked_all = bytes == left;
+        if sending.asked_all {
+            // Others may have the place.
             sending.place.give_back(gauge);
         }
         let wanted = Wanted {
@@ -205,6 +216,9 @@ impl Shard {
         let Some(sending) = known.filter(|sending| sending.id == id) else {
             return;
         };
+        if why == Refusal::Busy && sending.asked_all {
+            return; // With making it durable.
+        }
         sending.place.give_back(&self.shared.transfers.sending);
         self.transfers.sending.remove(&(group, by));
         tracing::debug!(%group, %by, ?why, "a snapshot is not taken now");
@@ -240,9 +254,13 @@ impl Shard {
 
     /// Takes back the places of followers that say nothing, and forgets those that lack nothing any more.
     pub(super) fn look_after_sending(&mut self) {
-        let (now, patience) = (self.now, self.place_patience());
+        let (now, place_patience) = (self.now, self.place_patience());
         let mut sending = std::mem::take(&mut self.transfers.sending);
         sending.retain(|(group, to), sending| {
+            let patience = match sending.asked_all {
+                true => PART_PATIENCE.max(place_patience),
+                false => place_patience,
+            };
             // Whose node was silent for a moment is probed, and goes on where it was.
             let state = self.progress_of(*group, *to);
             let has_caught_up = state == Some(ProgressState::Replicate);
