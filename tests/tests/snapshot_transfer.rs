@@ -251,6 +251,27 @@ async fn a_snapshot_that_is_damaged_at_its_sender_is_refused_and_taken_anew() {
 }
 
 #[tokio::test]
+async fn a_snapshot_that_its_sender_cannot_read_is_taken_anew() {
+    for is_removed in [false, true] {
+        let mut cluster = stranded(config()).await;
+        for id in cluster.running() {
+            let dir = cluster.data_dir(id).join("snapshots");
+            let file = std::fs::read_dir(dir).unwrap().next().unwrap().unwrap();
+            if is_removed {
+                std::fs::remove_file(file.path()).unwrap();
+            } else {
+                let file = std::fs::OpenOptions::new().write(true).open(file.path());
+                file.unwrap().set_len(1_000_000).unwrap();
+            }
+        }
+        cluster.open(3).await.unwrap();
+        cluster.agree(GROUP, ENTRIES as usize).await;
+        assert_eq!(cluster.node(3).status().counters.snapshots_received, 1);
+        cluster.stop_all().await;
+    }
+}
+
+#[tokio::test]
 async fn many_groups_are_caught_up_although_few_may_be_sent_at_once() {
     const AT_ONCE: usize = 2;
     let mut config = config();
