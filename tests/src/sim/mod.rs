@@ -23,6 +23,7 @@ mod plan;
 mod rng;
 mod sessions;
 mod splits;
+pub mod stories;
 mod trace;
 mod world;
 

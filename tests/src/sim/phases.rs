@@ -364,7 +364,8 @@ impl World {
         begun.find(|group| !self.is_equal(*group))
     }
 
-    fn is_equal(&self, group: GroupId) -> bool {
+    /// Whether all members of a group run and have the same log, all of it committed and applied.
+    pub(super) fn is_equal(&self, group: GroupId) -> bool {
         let mut reference = None;
         for member in self.members_of(group) {
             let host = &self.hosts[member as usize];
@@ -473,7 +474,7 @@ impl World {
     }
 
     /// The logs of a group hold the same, down to every byte, where more than one of them has an entry.
-    fn check_logs(&self, group: GroupId) -> Verdict {
+    pub(super) fn check_logs(&self, group: GroupId) -> Verdict {
         let mut known: Option<(u64, Log)> = None;
         for member in self.members_of(group) {
             let host = &self.hosts[member as usize];

@@ -303,6 +303,51 @@ impl Plan {
         plan
     }
 
+    /// A world that is left alone: nothing goes wrong in it, nobody asks for anything, and the first node that can leads each group.
+    /// Groups behind the `roots` begin when others are split.
+    pub(super) fn calm(nodes: u64, roots: u64, groups: u64, config: Config) -> Plan {
+        let all: Vec<u64> = (1..=nodes).collect();
+        let count = groups as usize;
+        Plan {
+            seed: 0,
+            nodes,
+            roots,
+            members: vec![all; count],
+            splits: vec![false; count],
+            orphans_children: false,
+            churns: vec![true; count],
+            has_witnesses: false,
+            prefers: false,
+            priorities: (0..nodes as u32).map(|node| 100 - node).collect(),
+            guest: None,
+            guest_begins: true,
+            config,
+            clock_ppm: vec![0; nodes as usize],
+            victims: Vec::new(),
+            clients: 0,
+            session_clients: 0,
+            keys: 0,
+            think_us: 0,
+            padding: 0,
+            client_timeout_us: SECOND,
+            latency_us: (500, 500),
+            turn_us: 1,
+            sync_us: (200, 200),
+            has_slow_writes: false,
+            apply_us: 1,
+            fault_us: 0,
+            weights: [0; Fault::ALL.len()],
+            disturbance_us: 0,
+            downtime_us: MILLI,
+            loss: 0,
+            duplication: 0,
+            reordering: 0,
+            corruption: 0,
+            saves_every: None,
+            events: 0,
+        }
+    }
+
     /// The members that a group is created with.
     pub fn members_of(&self, group: polyraft::GroupId) -> &[u64] {
         &self.members[group.0 as usize - 1]
@@ -605,6 +650,25 @@ fn drags(plan: &mut Plan) {
     if plan.fault_us > 0 && rng.chance(250_000) {
         plan.weights[Fault::Drag as usize] = *rng.pick(&[1, 4, 10]);
     }
+}
+
+/// For worlds in which no limit is to be reached: everything usual but the sizes of files, and no snapshot unless it is asked for.
+pub(super) fn roomy_config() -> Config {
+    let mut config = Config::default();
+    config.shards.proposal_timeout = Duration::from_secs(1);
+    config.snapshot.keep_entries = 0;
+    let wal = &mut config.wal;
+    wal.segment_bytes = ByteSize::kib(256);
+    wal.max_batch_bytes = ByteSize::kib(64);
+    wal.checkpoint_bytes = ByteSize::kib(512);
+    wal.min_free_bytes = ByteSize::kib(0);
+    config.replication.max_append_bytes = ByteSize::kib(32);
+    config.batch.max_proposal_bytes = ByteSize::kib(16);
+    config.transport.max_frame_bytes = ByteSize::kib(64);
+    config.transport.idle_timeout = Duration::from_secs(1);
+    config.transport.backoff_min = Duration::from_millis(10);
+    config.transport.backoff_max = Duration::from_millis(100);
+    config
 }
 
 /// Small limits, so that every one of them is reached.

@@ -332,12 +332,7 @@ impl World {
 
     /// Runs until the end or the first broken rule.
     pub(super) fn run(&mut self) {
-        for host in 1..=self.plan.nodes {
-            self.boot(host);
-        }
-        for link in 0..self.links.len() {
-            self.dial_later(link);
-        }
+        self.begin();
         self.start_clients();
         if self.plan.fault_us > 0 {
             let first = self.rng.within(200 * MILLI, SECOND);
@@ -345,23 +340,43 @@ impl World {
         }
         self.push(50 * MILLI, Event::Look);
         while self.failure.is_none() && self.phase != Phase::Done {
-            let Some(Reverse((at, _, event))) = self.queue.pop() else {
-                return self.fail(Failure {
-                    checker: "simulator",
-                    what: "nothing is left to happen".to_owned(),
-                    group: None,
-                });
-            };
-            self.now = at;
-            self.happen(event);
-            if self.now > LONGEST || self.counts.events > MOST_EVENTS {
-                let what = format!("it has no end: {:?}", self.phase);
-                self.fail(Failure {
-                    checker: "liveness",
-                    what,
-                    group: None,
-                });
-            }
+            self.step();
+        }
+    }
+
+    /// Starts all nodes, which then connect.
+    pub(super) fn begin(&mut self) {
+        for host in 1..=self.plan.nodes {
+            self.boot(host);
+        }
+        for link in 0..self.links.len() {
+            self.dial_later(link);
+        }
+    }
+
+    /// When the next thing happens.
+    pub(super) fn next_at(&self) -> Option<u64> {
+        self.queue.peek().map(|Reverse((at, ..))| *at)
+    }
+
+    /// The next thing happens.
+    pub(super) fn step(&mut self) {
+        let Some(Reverse((at, _, event))) = self.queue.pop() else {
+            return self.fail(Failure {
+                checker: "simulator",
+                what: "nothing is left to happen".to_owned(),
+                group: None,
+            });
+        };
+        self.now = at;
+        self.happen(event);
+        if self.now > LONGEST || self.counts.events > MOST_EVENTS {
+            let what = format!("it has no end: {:?}", self.phase);
+            self.fail(Failure {
+                checker: "liveness",
+                what,
+                group: None,
+            });
         }
     }
 
