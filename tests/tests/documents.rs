@@ -84,8 +84,10 @@ fn proofs(document: &str) -> Vec<(&str, Vec<&str>)> {
 fn every_feature_names_a_proof_that_is_there() {
     let sources = sources();
     let tests = tests(&sources);
-    let scripts: BTreeSet<String> = fs::read_dir(root().join("tests/data/raft"))
-        .expect("the scripts")
+    let folders = ["tests/data/raft", "tests/data/cluster"];
+    let scripts: BTreeSet<String> = folders
+        .iter()
+        .flat_map(|folder| fs::read_dir(root().join(folder)).expect("the scripts"))
         .filter_map(|entry| {
             let path = entry.ok()?.path();
             Some(path.file_stem()?.to_str()?.to_owned())

@@ -6,7 +6,7 @@ use std::{io, path::Path, process::Command};
 
 /// Mutants that whole clusters seldom meet die elsewhere: the directory of the build, and what cargo runs.
 #[cfg(not(polyraft_mutants))]
-const ELSEWHERE: [(&str, &[&str]); 4] = [
+const ELSEWHERE: [(&str, &[&str]); 5] = [
     (
         "mutants",
         &[
@@ -15,6 +15,17 @@ const ELSEWHERE: [(&str, &[&str]); 4] = [
             "polyraft-raft",
             "--test",
             "behaviour",
+            "mutants",
+        ],
+    ),
+    (
+        "mutants",
+        &[
+            "test",
+            "-p",
+            "polyraft-tests",
+            "--test",
+            "cluster_scripts",
             "mutants",
         ],
     ),

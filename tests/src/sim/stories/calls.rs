@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use polyraft::{
-    Committed, CompletionQueue, Error, GroupHandle, GroupId, LogPosition, Membership,
+    Committed, CompletionQueue, Error, GroupHandle, GroupId, LogPosition, Membership, Node,
     ProposalNumber, Read, SessionId,
 };
 
@@ -46,6 +46,12 @@ struct Call {
     /// The operation that is proposed, and whether a state machine had applied it before.
     operation: Option<(u64, bool)>,
     answer: Answer,
+}
+
+/// What is proposed, and as what.
+struct Proposal {
+    payload: Bytes,
+    number: Option<ProposalNumber>,
 }
 
 /// A session by the name that the script gives it.
@@ -109,85 +115,22 @@ impl Calls {
                 world.plan.members[*group as usize - 1].clone_from(members);
             }
         }
+        let proposal = match (&what, operation) {
+            (
+                What::Put {
+                    key, value, number, ..
+                },
+                Some((id, _)),
+            ) => Some(Proposal {
+                payload: put(id, *key, *value),
+                number: number.as_ref().map(|number| self.number(number)),
+            }),
+            _ => None,
+        };
         world.set_clock(node);
         let host = &world.hosts[node as usize];
-        let node_handle = host.node.as_ref().expect("who is asked has to run").node();
-        let group = |group: GroupId| node_handle.group(group.0);
-        let answer: Answer = match &what {
-            What::Create { groups, members } => {
-                let (handle, groups, members) =
-                    (node_handle.clone(), groups.clone(), members.clone());
-                Box::pin(async move {
-                    handle.create_groups(groups, &members).await?;
-                    Ok(Reply::Done)
-                })
-            }
-            What::Destroy { groups } => {
-                let (handle, groups) = (node_handle.clone(), groups.clone());
-                Box::pin(async move {
-                    handle.destroy_groups(groups).await?;
-                    Ok(Reply::Done)
-                })
-            }
-            What::Put {
-                group: of,
-                key,
-                value,
-                number,
-            } => {
-                let (id, _) = operation.expect("a proposal is an operation");
-                let number = number.as_ref().map(|number| self.number(number));
-                propose(group(*of), put(id, *key, *value), number)
-            }
-            What::Read { group: of, key } => {
-                let (handle, query) = (group(*of), vec![*key]);
-                Box::pin(async move {
-                    let value = handle.read(Read::Linearizable, query).await?;
-                    Ok(Reply::Value(value))
-                })
-            }
-            What::Open { group: of, .. } => open_session(&group(*of)),
-            What::Split {
-                group: of,
-                first,
-                child,
-            } => {
-                let (handle, first, child) = (group(*of), *first, *child);
-                Box::pin(async move {
-                    handle.split(child, vec![first]).await?;
-                    Ok(Reply::Done)
-                })
-            }
-            What::Merge { group: of, target } => {
-                let (handle, target) = (group(*of), *target);
-                Box::pin(async move {
-                    handle.merge_into(target, Bytes::new()).await?;
-                    Ok(Reply::Done)
-                })
-            }
-            What::Transfer { group: of, to } => {
-                let (handle, to) = (group(*of), *to);
-                Box::pin(async move {
-                    handle.transfer_leadership(to).await?;
-                    Ok(Reply::Done)
-                })
-            }
-            What::Drain => {
-                let handle = node_handle.clone();
-                Box::pin(async move { Ok(Reply::Left(handle.drain(WITHIN).await?)) })
-            }
-            What::Change { group: of, changes } => {
-                let (handle, changes) = (group(*of), changes.clone());
-                Box::pin(async move {
-                    let members = handle.change_members(changes, WITHIN).await?;
-                    Ok(Reply::Members(members))
-                })
-            }
-            What::Snapshot { group: of } => {
-                let handle = group(*of);
-                Box::pin(async move { Ok(Reply::Snapshot(handle.snapshot().await?)) })
-            }
-        };
+        let handle = host.node.as_ref().expect("who is asked has to run").node();
+        let answer = Box::pin(answer(handle.clone(), what.clone(), proposal));
         self.open.push(Call {
             number: self.asked,
             node,
@@ -321,32 +264,57 @@ fn put(id: u64, key: u8, value: u64) -> Bytes {
     machine::Request { id, key, command }.encode(0)
 }
 
-fn propose(
-    group: GroupHandle<Registers>,
-    payload: Bytes,
-    number: Option<ProposalNumber>,
-) -> Answer {
-    Box::pin(async move {
-        let done = match number {
-            Some(number) => group.propose_numbered(number, payload).await?,
-            None => group.propose(payload).await?,
-        };
-        Ok(Reply::Applied(done))
-    })
+/// Asks a node, with the first look at this, and tells what it answers.
+async fn answer(
+    node: Node<Registers>,
+    what: What,
+    proposal: Option<Proposal>,
+) -> Result<Reply, Error> {
+    let group = |group: GroupId| node.group(group.0);
+    match what {
+        What::Create { groups, members } => node.create_groups(groups, &members).await?,
+        What::Destroy { groups } => node.destroy_groups(groups).await?,
+        What::Put { group: of, .. } => {
+            let Proposal { payload, number } = proposal.expect("that is one");
+            let done = match number {
+                Some(number) => group(of).propose_numbered(number, payload).await?,
+                None => group(of).propose(payload).await?,
+            };
+            return Ok(Reply::Applied(done));
+        }
+        What::Read { group: of, key } => {
+            let value = group(of).read(Read::Linearizable, vec![key]).await?;
+            return Ok(Reply::Value(value));
+        }
+        What::Open { group: of, .. } => {
+            return Ok(Reply::Applied(open_session(&group(of)).await?));
+        }
+        What::Split {
+            group: of,
+            first,
+            child,
+        } => _ = group(of).split(child, vec![first]).await?,
+        What::Merge { group: of, target } => _ = group(of).merge_into(target, Bytes::new()).await?,
+        What::Transfer { group: of, to } => group(of).transfer_leadership(to).await?,
+        What::Drain => return Ok(Reply::Left(node.drain(WITHIN).await?)),
+        What::Change { group: of, changes } => {
+            let members = group(of).change_members(changes, WITHIN).await?;
+            return Ok(Reply::Members(members));
+        }
+        What::Snapshot { group: of } => return Ok(Reply::Snapshot(group(of).snapshot().await?)),
+    }
+    Ok(Reply::Done)
 }
 
 /// One attempt: whoever tries again has to say so in the script.
-fn open_session(group: &GroupHandle<Registers>) -> Answer {
+async fn open_session(group: &GroupHandle<Registers>) -> Result<Committed, Error> {
     let queue = CompletionQueue::new();
-    let asked = group.open_session_with(0, &queue);
-    Box::pin(async move {
-        asked?;
-        let mut done = Vec::new();
-        let opened = poll_fn(move |_| {
-            queue.drain(&mut done, Duration::ZERO);
-            done.pop()
-                .map_or(Poll::Pending, |done| Poll::Ready(done.result))
-        });
-        Ok(Reply::Applied(opened.await?))
-    })
+    group.open_session_with(0, &queue)?;
+    let mut done = Vec::new();
+    let opened = poll_fn(|_| {
+        queue.drain(&mut done, Duration::ZERO);
+        let opened = done.pop();
+        opened.map_or(Poll::Pending, |done| Poll::Ready(done.result))
+    });
+    opened.await
 }

@@ -14,7 +14,8 @@ pub(super) enum Command {
     },
     Ask {
         request: Request,
-        is_awaited: bool,
+        /// The words of the request, if nobody waits for the answer.
+        begun: Option<String>,
     },
     Carry {
         session: String,
@@ -54,6 +55,7 @@ pub(super) struct Request {
     pub(super) what: What,
 }
 
+#[derive(Clone)]
 pub(super) enum What {
     Create {
         groups: Vec<u64>,
@@ -100,6 +102,7 @@ pub(super) enum What {
 }
 
 /// Which proposal of a session one is, the session by its name in the script.
+#[derive(Clone)]
 pub(super) struct Number {
     pub(super) session: String,
     pub(super) sequence: u64,
@@ -158,11 +161,11 @@ impl Command {
             ["show"] => Command::Show,
             ["begin", ref request @ ..] => Command::Ask {
                 request: Request::parse(request)?,
-                is_awaited: false,
+                begun: Some(request.join(" ")),
             },
             ref request => Command::Ask {
                 request: Request::parse(request)?,
-                is_awaited: true,
+                begun: None,
             },
         };
         Some(command)

@@ -47,16 +47,16 @@ mod calls;
 mod commands;
 mod watch;
 
-use std::fmt::Write as _;
-
-use polyraft::{GroupId, Role};
+use polyraft::sim::SimNode;
+use polyraft::{Config, GroupId, Role};
 use polyraft_storage::Disk as _;
 use polyraft_storage::sim::{Keep, KeepNames, payloads};
 
 use self::calls::Calls;
 use self::commands::{Command, Condition, Request, What};
 use self::watch::Watch;
-use super::plan::{Plan, SECOND};
+use super::machine::Registers;
+use super::plan::{Plan, SECOND, roomy_config};
 use super::rng::Rng;
 use super::trace::Trace;
 use super::world::World;
@@ -75,25 +75,19 @@ const GROUPS: u64 = 19;
 /// # Panics
 /// When a command can't be understood or makes no sense, a wait has no end, or a rule of the simulator is broken.
 pub fn play(script: &str) -> String {
-    let mut story: Option<Story> = None;
+    let mut story = Story::begin(1, roomy_config());
     let mut text = String::new();
     for line in script.lines() {
-        let Some(words) = line.strip_prefix("> ") else {
-            if !line.starts_with("  ") {
+        match line.strip_prefix("> ") {
+            Some(words) => {
                 text += &format!("{line}\n");
+                story.obey(words);
+                for line in story.lines.drain(..) {
+                    text += &format!("  {line}\n");
+                }
             }
-            continue;
-        };
-        text += &format!("> {words}\n");
-        let command = Command::parse(words).unwrap_or_else(|| panic!("what is {words:?}?"));
-        if let Command::Nodes { count, config } = command {
-            story = Some(Story::begin(count, *config));
-        } else {
-            let story = story.as_mut().expect("a story begins with its nodes");
-            story.obey(command, words);
-            for line in story.lines.drain(..) {
-                writeln!(text, "  {line}").expect("a string takes everything");
-            }
+            None if line.starts_with("  ") => {}
+            None => text += &format!("{line}\n"),
         }
     }
     text
@@ -111,7 +105,7 @@ struct Story {
 }
 
 impl Story {
-    fn begin(nodes: u64, config: polyraft::Config) -> Story {
+    fn begin(nodes: u64, config: Config) -> Story {
         let plan = Plan::calm(nodes, ROOTS, GROUPS, config);
         let mut story = Story {
             world: World::new(plan, Rng::new(0), Trace::default()),
@@ -127,14 +121,12 @@ impl Story {
         story
     }
 
-    fn obey(&mut self, command: Command, words: &str) {
+    fn obey(&mut self, words: &str) {
         words.clone_into(&mut self.command);
+        let command = Command::parse(words).unwrap_or_else(|| panic!("what is {words:?}?"));
         match command {
-            Command::Nodes { .. } => unreachable!("it begins another story"),
-            Command::Ask {
-                request,
-                is_awaited,
-            } => self.ask(request, is_awaited, words),
+            Command::Nodes { count, config } => *self = Story::begin(count, *config),
+            Command::Ask { request, begun } => self.ask(request, begun),
             Command::Carry {
                 session,
                 from,
@@ -191,9 +183,10 @@ impl Story {
         }
     }
 
-    fn ask(&mut self, request: Request, is_awaited: bool, words: &str) {
-        let words = (!is_awaited).then(|| words.trim_start_matches("begin ").to_owned());
-        let number = self.calls.ask(&mut self.world, request, words);
+    /// Asks a node, and waits for the answer unless it is one that is only begun.
+    fn ask(&mut self, request: Request, begun: Option<String>) {
+        let is_awaited = begun.is_none();
+        let number = self.calls.ask(&mut self.world, request, begun);
         self.look();
         if is_awaited {
             self.wait_until(|story| !story.calls.is_open(number));
@@ -208,7 +201,10 @@ impl Story {
             }
             Condition::Equal(group) => {
                 let is_equal = self.leader_of(group).is_some() && self.world.is_equal(group);
-                is_equal && self.world.check_logs(group).is_ok()
+                if is_equal && let Err(failure) = self.world.check_logs(group) {
+                    panic!("{:?}: {failure:?}", self.command);
+                }
+                is_equal
             }
             Condition::Begun { group, node } => self.has(node, group),
             Condition::Gone { group, node: None } => {
@@ -219,16 +215,18 @@ impl Story {
                 node: Some(node),
             } => !self.has(node, group),
             Condition::Frozen(group) => {
-                let mut nodes = self
-                    .world
-                    .hosts
-                    .iter()
-                    .filter_map(|host| host.node.as_ref());
+                let mut nodes = self.nodes();
                 nodes.any(|node| node.merging_into(group).is_some())
             }
             Condition::Merged(group) => self.world.merges.target_of(group).is_some(),
             Condition::Served => self.calls.are_over(),
         }
+    }
+
+    /// The nodes that run.
+    fn nodes(&self) -> impl Iterator<Item = &SimNode<Registers>> {
+        let hosts = self.world.hosts.iter();
+        hosts.filter_map(|host| host.node.as_ref())
     }
 
     fn has(&self, node: u64, group: GroupId) -> bool {
@@ -238,12 +236,7 @@ impl Story {
 
     /// The newest leader of a group, if it has committed in its term.
     fn leader_of(&self, group: GroupId) -> Option<u64> {
-        let nodes = self
-            .world
-            .hosts
-            .iter()
-            .filter_map(|host| host.node.as_ref());
-        let cores = nodes.filter_map(|node| Some(node.replica(group)?.0));
+        let cores = self.nodes().filter_map(|node| Some(node.replica(group)?.0));
         let leaders = cores.filter(|core| core.role() == Role::Leader);
         let newest = leaders.max_by_key(|core| core.term())?;
         let has_committed = newest.term_at(newest.committed()) == Some(newest.term());
@@ -255,7 +248,7 @@ impl Story {
         let leader = self.leader_of(group).expect("it has one");
         if leader != node {
             let what = What::Transfer { group, to: node };
-            self.ask(Request { node: leader, what }, true, "");
+            self.ask(Request { node: leader, what }, None);
             self.wait_until(|story| story.leader_of(group) == Some(node));
         }
     }

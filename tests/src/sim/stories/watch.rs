@@ -130,7 +130,6 @@ impl Seen {
         if before.as_ref() == Some(&now) {
             return;
         }
-        let is_first = before.is_none();
         let before = before.unwrap_or(Stand {
             leads: None,
             base: now.base,
@@ -162,7 +161,7 @@ impl Seen {
         }
         match (before.leads, now.leads) {
             (before, Some(term)) if before != Some(term) => tell(format!("leads term {}", term.0)),
-            (Some(_), None) if !is_first => tell("leads no more".to_owned()),
+            (Some(_), None) => tell("leads no more".to_owned()),
             _ => {}
         }
     }
