@@ -303,8 +303,8 @@ impl Plan {
         plan
     }
 
-    /// A world that is left alone: nothing goes wrong in it, nobody asks for anything, and the first node that can leads each group.
-    /// Groups behind the `roots` begin when others are split.
+    /// A world that is left alone: nothing goes wrong in it, nobody asks for anything, and of the nodes that can lead a
+    /// group the first one does, as a rule. Groups behind the `roots` begin when others are split.
     pub(super) fn calm(nodes: u64, roots: u64, groups: u64, config: Config) -> Plan {
         let all: Vec<u64> = (1..=nodes).collect();
         let count = groups as usize;
@@ -326,6 +326,7 @@ impl Plan {
             victims: Vec::new(),
             clients: 0,
             session_clients: 0,
+            // Nobody comes for the keys of a group that is merged, and nothing goes wrong because of it.
             keys: 0,
             think_us: 0,
             padding: 0,

@@ -110,11 +110,6 @@ impl Calls {
         let operation = self.operation_of(&what);
         let is_applied = |id| world.checks.iter().any(|group| group.life_of(id).is_some());
         let operation = operation.map(|id| (id, is_applied(id)));
-        if let What::Create { groups, members } = &what {
-            for group in groups {
-                world.plan.members[*group as usize - 1].clone_from(members);
-            }
-        }
         let proposal = match (&what, operation) {
             (
                 What::Put {

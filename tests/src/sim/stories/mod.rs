@@ -1,5 +1,5 @@
-//! Plays the scripts in `tests/data/cluster`: stories of several groups and their callers, in the same world as the seeds, but
-//! without faults, clients or chance of its own. Whatever goes wrong, and whoever asks for something, stands in the script. It must
+//! Plays the scripts in `tests/data/cluster`: stories of several groups and their callers, in the same kind of world as a seed's, but
+//! without faults and clients of its own. Whatever goes wrong, and whoever asks for something, stands in the script. It must
 //! never print what could differ between two machines or builds: no time, no address, no order of a hash map.
 //!
 //! A line `> command` is run; the indented lines after it are what nodes did and callers were told until it was over; everything
@@ -17,7 +17,7 @@
 //! | `heal` | all hear each other again |
 //! | `rot N K V` | the entry that put V to the key K rots in the log of a node that is down |
 //! | `leader G is N` | waits until somebody leads the group, and has it handed to the node, unless that is the one |
-//! | `carry S from G as T` | T is the name from now on of the session S where G was merged into |
+//! | `carry S from G as T` | calls T what became of the session S of G in the group that G was merged into |
 //! | `show` | prints every node's groups, and what it knows of those that are over |
 //!
 //! Somebody asks the node N for something and waits for the answer; with `begin` in front nobody waits, and the answer is printed
