@@ -17,7 +17,7 @@ use crate::sessions::SessionId;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// No leader took the proposal: it is in nobody's log and never will be. Retry it, at `hint` if given.
-    #[error("group has no reachable leader{}; the proposal was not accepted, retry", hint.map(|n| format!(" here (node {n} may lead)")).unwrap_or_default())]
+    #[error("group has no reachable leader{}; nothing was accepted, retry", hint.map(|n| format!(" here (node {n} may lead)")).unwrap_or_default())]
     NotLeader {
         /// The node that was last known to lead the group.
         hint: Option<NodeId>,
@@ -67,14 +67,20 @@ pub enum Error {
         why: String,
     },
     /// Not enough members answered in time; the groups may exist on some of them. Calling again is safe.
-    #[error("nodes {missing:?} have not created the groups in time; call create_groups again")]
+    #[error(
+        "{} have not created the groups in time; call create_groups again",
+        names(missing)
+    )]
     CreateTimeout {
         /// The members that have not answered.
         missing: Vec<NodeId>,
     },
     /// Not enough nodes have ended their replicas in time. Those that did tell the others, so the groups may be over later, or
     /// live on if nobody has. Calling again is safe.
-    #[error("nodes {missing:?} have not ended the groups in time; call destroy_groups again")]
+    #[error(
+        "{} have not ended the groups in time; call destroy_groups again",
+        names(missing)
+    )]
     DestroyTimeout {
         /// The nodes that have not answered, and members that are no peers of this node.
         missing: Vec<NodeId>,
@@ -276,8 +282,13 @@ fn with_members(members: &[NodeId]) -> String {
         [] => {
             "on nodes that none of those asked knows; call again when more of them run".to_owned()
         }
-        members => format!("with members {members:?}"),
+        members => format!("with members {}", names(members)),
     }
+}
+
+fn names(nodes: &[NodeId]) -> String {
+    let names: Vec<_> = nodes.iter().map(NodeId::to_string).collect();
+    names.join(", ")
 }
 
 impl From<std::io::Error> for MachineError {

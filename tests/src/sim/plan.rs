@@ -316,6 +316,7 @@ impl Plan {
             splits: vec![false; count],
             orphans_children: false,
             churns: vec![true; count],
+            ends_churning: false,
             has_witnesses: false,
             prefers: false,
             priorities: (0..nodes as u32).map(|node| 100 - node).collect(),
