@@ -173,6 +173,7 @@ impl Subject {
                 store: self.identity.store.0,
                 incarnation: self.identity.opening,
             },
+            has_run: !self.identity.shown.is_empty(),
         }
     }
 }

@@ -90,6 +90,8 @@ pub(crate) struct LaneFiles<'a> {
     pub(crate) dir: PathBuf,
     pub(crate) options: &'a WalOptions,
     pub(crate) owner: Owner,
+    /// Peers may have seen this directory. No lane of it was without a segment then.
+    pub(crate) has_run: bool,
 }
 
 /// A lane as it was found.
@@ -156,6 +158,14 @@ impl LaneFiles<'_> {
         let tip = segments
             .get(cursor.at)
             .map(|segment| (Arc::clone(segment), cursor.offset));
+        if tip.is_none() && self.has_run {
+            // Opened as an empty one, its groups would vote a second time in terms in which they voted.
+            return Err(damaged(
+                &self.dir,
+                0,
+                "this node has run with a log in this directory, and there is none; if it is on a device of its own, mount that",
+            ));
+        }
         if repair && !mutants::is_active(Mutant::TornTailKept) {
             // The unfinished batch began either right here or, if it did not fit, in the segment that came next.
             if let Some((segment, offset)) = &tip {

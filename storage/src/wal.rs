@@ -120,6 +120,7 @@ fn open_lane(
         dir: path.clone(),
         options,
         owner,
+        has_run: !dir.past().is_empty(),
     }
     .recover(true)?;
 

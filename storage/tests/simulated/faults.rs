@@ -10,8 +10,8 @@ use polyraft_raft::{EntryRange, GroupId, HardState, Index, Life, LogPosition, No
 use polyraft_storage::sim::model::{Model, Op, voters};
 use polyraft_storage::sim::{Keep, SimDisk};
 use polyraft_storage::{
-    Blocks, DataDir, Durable, EntryKind, ReadError, StorageError, Tombstone, WalMode, WalObserver,
-    WalOptions, inspect, open,
+    Blocks, DataDir, Disk, Durable, EntryKind, ReadError, StorageError, Tombstone, WalMode,
+    WalObserver, WalOptions, inspect, open,
 };
 use proptest::prelude::*;
 
@@ -235,6 +235,64 @@ fn a_log_that_lost_its_only_header_is_not_an_empty_one() {
     disk.damage(path, |bytes| bytes[..4096].fill(0));
     let error = Driver::open(&disk, &options(MODE)).err().unwrap();
     assert!(error.to_string().contains("lost its header"), "{error}");
+}
+
+/// As when a device was not mounted. With nothing in its log a node would vote again in the terms in which it voted.
+#[test]
+fn a_lane_that_peers_have_seen_and_that_is_empty_is_refused() {
+    for lanes in [1, 2] {
+        for lost in 0..lanes {
+            let disk = SimDisk::new(1);
+            let options = WalOptions {
+                lanes,
+                ..options(MODE)
+            };
+            let open_all = |disk: &SimDisk| {
+                let disk = Arc::new(disk.clone());
+                let dir = DataDir::open(disk, PATH, "test", NodeId(1), lanes)?;
+                Ok::<_, StorageError>((open(&dir, &options, lanes)?, dir))
+            };
+            let remove_lane = |disk: &SimDisk| {
+                let lane = Path::new(PATH).join("wal").join(lost.to_string());
+                let files = disk.files().into_iter();
+                for file in files.filter(|file| file.starts_with(&lane)) {
+                    disk.remove(&file).unwrap();
+                }
+                lane
+            };
+            // Until a peer may know of it, a log may begin anew.
+            drop(open_all(&disk).unwrap());
+            remove_lane(&disk);
+            let (mut opened, dir) = open_all(&disk).unwrap();
+            dir.show().unwrap();
+            for (wal, log) in opened.wals.iter().zip(&mut opened.logs) {
+                let mut own = (1..).map(GroupId);
+                let group = own.find(|group| polyraft_raft::shard_of(*group, lanes) == wal.lane());
+                let group = group.unwrap();
+                log.create(group, &voters()).unwrap();
+                let state = HardState {
+                    term: Term(3),
+                    vote: Some(NodeId(2)),
+                    commit: Index(0),
+                };
+                log.hard_state(group, state).unwrap();
+                log.submit().unwrap();
+                while wal.pump().unwrap() {}
+            }
+            drop((opened, dir));
+            drop(open_all(&disk).unwrap());
+            let lane = remove_lane(&disk);
+            for _ in 0..2 {
+                let error = open_all(&disk).err().unwrap();
+                assert!(
+                    matches!(&error, StorageError::Damaged { path, .. } if *path == lane),
+                    "{error}"
+                );
+                assert!(error.to_string().contains("mount"), "{error}");
+            }
+            assert!(inspect::verify_on(Arc::new(disk), Path::new(PATH)).is_err());
+        }
+    }
 }
 
 #[test]
