@@ -11,7 +11,7 @@ use polyraft_raft::{GroupId, Index, LogPosition, Term};
 pub(crate) struct Places(Mutex<BTreeSet<(GroupId, Index, Term)>>);
 
 impl Places {
-    /// There is a file of this group and place.
+    /// There is a file of this group and place, and a sync has covered its name.
     pub(crate) fn note(&self, group: GroupId, last: LogPosition) {
         self.0.lock().insert((group, last.index, last.term));
     }

@@ -343,9 +343,14 @@ impl SnapshotStore {
         })
     }
 
-    /// An intact snapshot of the same place, which has the same state, perhaps in other bytes.
+    /// An intact snapshot of the same place, which has the same state, perhaps in other bytes. Not one whose name no sync has
+    /// covered: nobody was told of it.
     fn twin(&self, file: &SnapshotFile) -> Option<SnapshotFile> {
         let place = |meta: &SnapshotMeta| (meta.group, meta.incarnation, meta.last);
+        let known = self.places.as_ref()?.of(file.meta.group);
+        if !known.contains(&file.meta.last) {
+            return None;
+        }
         let path = self.path(file.meta.group, file.meta.last);
         let there = self.inspect(&path).ok()?;
         let is_twin = place(&there.meta) == place(&file.meta);
@@ -369,9 +374,13 @@ impl SnapshotStore {
                 .rename(temporary, &path)
                 .map_err(|error| failed(&path, "renaming", &error))?;
             if !mutants::is_active(Mutant::SnapshotNameNotSynced) {
-                self.disk
-                    .sync_dir(&self.dir)
-                    .map_err(|error| failed(&self.dir, "syncing", &error))?;
+                self.disk.sync_dir(&self.dir).map_err(|error| {
+                    if let Some(places) = &self.places {
+                        places.forget(file.meta.group, file.meta.last);
+                    }
+                    let _ = self.disk.remove(&path);
+                    failed(&self.dir, "syncing", &error)
+                })?;
             }
             Ok(file)
         });

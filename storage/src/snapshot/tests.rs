@@ -186,6 +186,33 @@ fn a_damaged_body_is_found_before_any_of_it_is_given() {
     ));
 }
 
+/// Its log is purged for it: it must be there after a power cut, whatever became of earlier attempts.
+#[test]
+fn a_snapshot_whose_name_could_not_be_synced_is_written_anew() {
+    for is_removed in [true, false] {
+        let disk = SimDisk::new(6);
+        let (store, _) = open(&disk);
+        let before = disk.operations();
+        write(&store, 4, b"a state").unwrap();
+        // Behind the sync, the older one is removed.
+        let sync = 2 * disk.operations() - before - 1;
+        disk.fail_sync_at(sync);
+        if !is_removed {
+            disk.cut_at(sync + 1);
+        }
+        let failed = write(&store, 5, b"a state").unwrap_err();
+        assert!(failed.to_string().contains("sync failed"), "{failed}");
+        disk.cut_at(u64::MAX);
+        let path = store.path(GroupId(7), meta(5).last);
+        assert_eq!(disk.files().contains(&path), !is_removed);
+        let file = write(&store, 5, b"a state").unwrap();
+        let after = disk.after_power_cut_with(Keep::Nothing, KeepNames::Nothing);
+        let (store, found) = open(&after);
+        assert_eq!(found, std::slice::from_ref(&file));
+        assert_eq!(read(&store, &file), b"a state");
+    }
+}
+
 #[test]
 fn a_failure_leaves_nothing_behind() {
     let disk = SimDisk::new(6);
