@@ -77,6 +77,8 @@ struct Writer {
 #[derive(Default)]
 struct Tender {
     wanted: bool,
+    /// How often a full disk is looked at before the next checkpoint is made for it.
+    pause: u32,
 }
 
 /// Where recovery left off.
@@ -84,6 +86,8 @@ pub(crate) struct Tip {
     pub(crate) active: Arc<Segment>,
     pub(crate) offset: u64,
     pub(crate) durable: Lsn,
+    /// Where the newest checkpoint had recovery read on.
+    pub(crate) checkpoint: Lsn,
     /// Log bytes that the next recovery would replay.
     pub(crate) bytes_since_checkpoint: u64,
 }
@@ -111,6 +115,7 @@ impl Lane {
                 dir.store().0,
                 shards,
                 options.segment_bytes,
+                tip.checkpoint,
             ),
             counters,
             queue: Mutex::new(queue),
@@ -446,9 +451,28 @@ impl Lane {
                 }
                 return Ok(true);
             }
-            self.segments.tend()
+            Ok(self.segments.tend()? || self.relieve())
         };
         step().map_err(|error| self.poison(error))
+    }
+
+    /// Has a checkpoint made when the disk is full: only that frees what was purged, and it may be that nobody can write the log
+    /// after which one would be due.
+    fn relieve(&self) -> bool {
+        if self.segments.shortage().is_none() {
+            return false;
+        }
+        let pause = {
+            let mut tender = self.tender.lock();
+            tender.pause = tender.pause.saturating_sub(1);
+            tender.pause
+        };
+        let is_covered = self.maintenance.covers(Lsn(self.durable().0 + 1));
+        let is_begun = pause == 0 && !is_covered && self.request_checkpoint();
+        if is_begun {
+            self.tender.lock().pause = RELIEF_PAUSE;
+        }
+        is_begun
     }
 
     pub(crate) fn want_tending(&self) {
@@ -538,6 +562,9 @@ const LOADED_BYTES: u64 = 4 << 30;
 
 /// How often a full disk or a segment that readers still hold is looked at again.
 const RETRY: Duration = Duration::from_millis(50);
+
+/// Between two checkpoints for a full disk, in looks at it: about five seconds. Each one writes the whole index.
+const RELIEF_PAUSE: u32 = 100;
 
 impl std::fmt::Debug for Lane {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -30,6 +30,8 @@ pub(crate) struct Maintenance {
 struct State {
     replay: ReplayFrom,
     under_way: bool,
+    /// Where the newest checkpoint has recovery read on.
+    published: Lsn,
     /// By shard of the lane.
     sections: Vec<Option<Section>>,
     victims: Arc<[u64]>,
@@ -52,10 +54,12 @@ impl Maintenance {
         store: u128,
         shards: usize,
         segment_bytes: u64,
+        published: Lsn,
     ) -> Self {
         let state = State {
             replay: ReplayFrom::default(),
             under_way: false,
+            published,
             sections: (0..shards).map(|_| None).collect(),
             victims: Arc::default(),
         };
@@ -81,6 +85,11 @@ impl Maintenance {
         state.replay = replay;
         self.checkpoint.fetch_add(1, Ordering::Release);
         true
+    }
+
+    /// Whether the newest checkpoint covers everything before batch `next`.
+    pub(crate) fn covers(&self, next: Lsn) -> bool {
+        self.state.lock().published >= next
     }
 
     /// The checkpoint that is wanted, by number.
@@ -138,12 +147,13 @@ impl Maintenance {
         if let Err(error) = written {
             let error = StorageError::io(&self.path, "writing a checkpoint", &error);
             if error.is_disk_full() {
-                // The old one stays valid; the next is due after more log.
+                // The old one stays valid; the next is due after more log, or when the log finds no room.
                 tracing::warn!(%error, "no room for a checkpoint");
                 return Ok(None);
             }
             return Err(error);
         }
+        state.published = replay.lsn;
         let mut live: FxHashMap<u64, u64> = FxHashMap::default();
         for (segment, bytes) in sections.iter().flat_map(|section| &section.live) {
             *live.entry(*segment).or_default() += bytes;

@@ -115,8 +115,11 @@ impl ShardLog {
         if work.through.is_some() {
             return false;
         }
-        let start = work.section.bytes.len();
-        for _ in 0..SLICE_GROUPS {
+        // On a full disk the next turn may be refused. A section can't be written while one is kept, so it is written before.
+        let is_urgent = self.lane.segments.shortage().is_some();
+        let (start, mut looked_at) = (work.section.bytes.len(), 0);
+        while is_urgent || looked_at < SLICE_GROUPS {
+            looked_at += 1;
             let Some(group) = work.left.pop() else {
                 work.through = Some(self.tail.next());
                 return false;
@@ -127,7 +130,7 @@ impl ShardLog {
             } else if let Some(tombstone) = self.tombstones.get(&group) {
                 work.section.put_tombstone(group, tombstone, self.position);
             }
-            if work.section.bytes.len() - start > SLICE_BYTES {
+            if !is_urgent && work.section.bytes.len() - start > SLICE_BYTES {
                 break;
             }
         }

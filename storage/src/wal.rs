@@ -164,6 +164,7 @@ fn open_lane(
         active,
         offset,
         durable: found.last,
+        checkpoint: Lsn(found.last.0 + 1 - found.report.batches),
         bytes_since_checkpoint: found.report.bytes,
     };
     let shared = Lane::new(

@@ -417,7 +417,11 @@ fn the_first_failed_sync_closes_the_log() {
 fn a_full_disk_refuses_turns_before_anything_is_lost() {
     let disk = SimDisk::new(1);
     disk.set_capacity(5 << 16);
-    let mut driver = Driver::open(&disk, &options(MODE)).unwrap();
+    let options = WalOptions {
+        checkpoint_bytes: 1 << 20,
+        ..options(MODE)
+    };
+    let mut driver = Driver::open(&disk, &options).unwrap();
     driver.run(&[vec![Op::Create(1)]]).unwrap();
     let refused = (0..400)
         .find_map(|_| driver.run(&[vec![append(1, "entry")]]).err())
@@ -429,7 +433,7 @@ fn a_full_disk_refuses_turns_before_anything_is_lost() {
     assert!(driver.stats().disk_full && disk.used() <= 5 << 16);
     let acknowledged = driver.states[driver.acknowledged].clone();
     drop(driver);
-    let mut driver = Driver::open(&disk, &options(MODE)).unwrap();
+    let mut driver = Driver::open(&disk, &options).unwrap();
     assert_eq!(driver.model, acknowledged);
     // Turns without entries still go through: votes, and the purges that make room.
     let last = driver.log.last(GroupId(1)).unwrap().0;
@@ -440,13 +444,12 @@ fn a_full_disk_refuses_turns_before_anything_is_lost() {
         })
         .unwrap();
     driver.submit().unwrap();
-    driver.flush().unwrap();
-    driver.wal.request_checkpoint();
+    // Nobody asks for a checkpoint: a full disk is a reason to make one.
     driver.settle().unwrap();
     driver.run(&[vec![append(1, "room again")]]).unwrap();
     let model = driver.model.clone();
     drop(driver);
-    assert_eq!(Driver::open(&disk, &options(MODE)).unwrap().model, model);
+    assert_eq!(Driver::open(&disk, &options).unwrap().model, model);
 }
 
 #[test]
@@ -655,6 +658,102 @@ fn a_refused_turn_is_taken_once_there_is_room() {
     let model = driver.model.clone();
     drop(driver);
     assert_eq!(Driver::open(&disk, &options(MODE)).unwrap().model, model);
+}
+
+/// Until the disk is short of room for a segment, and the background work knows it.
+fn fill(driver: &mut Driver) {
+    while driver.log.room_for_entries().is_none() {
+        write(driver, &[append(1, "entry")]);
+        driver.wal.tend().unwrap();
+    }
+}
+
+#[test]
+fn a_full_disk_has_its_checkpoint_written_before_a_turn_is_refused() {
+    let disk = SimDisk::new(1);
+    let options = WalOptions {
+        segment_bytes: 256 << 10,
+        checkpoint_bytes: 4 << 20,
+        ..options(MODE)
+    };
+    let mut driver = Driver::open(&disk, &options).unwrap();
+    // More than a slice of a section.
+    let groups: Vec<Op> = (1..1300).map(Op::Create).collect();
+    write(&mut driver, &groups);
+    disk.set_capacity(disk.used() + (1 << 20));
+    fill(&mut driver);
+    // What the others leave for the checkpoint.
+    disk.set_capacity(disk.used() + options.segment_bytes - 1);
+    driver.wal.tend().unwrap();
+    assert!(
+        !driver.log.maintain().unwrap(),
+        "there is more to be written"
+    );
+    while driver.submit().is_ok() {
+        driver.flush().unwrap();
+        driver.apply(&append(1, "one more")).unwrap();
+    }
+    assert_eq!(driver.stats().checkpoints, 0);
+    for _ in 0..4 {
+        driver.log.maintain().unwrap();
+        driver.wal.tend().unwrap();
+    }
+    assert_eq!(driver.stats().checkpoints, 1);
+    let kept = driver.states[driver.acknowledged].clone();
+    drop(driver);
+    let after = Driver::open(&disk.after_power_cut(Keep::Nothing), &options).unwrap();
+    assert_eq!(after.model, kept);
+}
+
+#[test]
+fn checkpoints_for_a_full_disk_pause_and_end_when_there_is_nothing_new() {
+    let disk = SimDisk::new(1);
+    let options = WalOptions {
+        checkpoint_bytes: 4 << 20,
+        ..options(MODE)
+    };
+    let mut driver = Driver::open(&disk, &options).unwrap();
+    write(&mut driver, &[Op::Create(1)]);
+    disk.set_capacity(5 << 16);
+    fill(&mut driver);
+    let look = |driver: &mut Driver, times: u32| {
+        for _ in 0..times {
+            driver.log.maintain().unwrap();
+            driver.wal.tend().unwrap();
+        }
+        (driver.stats().checkpoints, driver.stats().disk_full)
+    };
+    // Not even a checkpoint has room.
+    let free = (5 << 16) - disk.used();
+    disk.set_capacity(disk.used());
+    let through = driver.log.last(GroupId(1)).unwrap().0;
+    write(&mut driver, &[Op::Purge { group: 1, through }]);
+    assert_eq!(look(&mut driver, 1000), (0, true));
+    // Somebody makes a little room, and nothing is written meanwhile.
+    disk.set_capacity(disk.used() + free + 8192);
+    assert_eq!(look(&mut driver, 200), (1, false));
+    // Full again, but for checkpoints.
+    disk.set_capacity(disk.used() + 8192);
+    while driver.log.room_for_entries().is_none_or(|room| room > PAGE) {
+        write(&mut driver, &[append(1, "entry")]);
+        driver.wal.tend().unwrap();
+    }
+    let (before, _) = look(&mut driver, 300);
+    assert_eq!(look(&mut driver, 1000), (before, true));
+    let state = |term| HardState {
+        term: Term(term),
+        vote: None,
+        commit: Index(0),
+    };
+    let mut vote = |term: u64| {
+        driver.log.hard_state(GroupId(1), state(term)).unwrap();
+        driver.log.submit().unwrap();
+        driver.flush().unwrap();
+        look(&mut driver, 20).0
+    };
+    // The first one has its checkpoint at once.
+    let votes: Vec<u64> = (2..8).map(|term| vote(term) - before).collect();
+    assert_eq!(votes, [1, 1, 1, 1, 1, 2]);
 }
 
 #[test]

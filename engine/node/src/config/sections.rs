@@ -294,7 +294,7 @@ pub struct Wal {
     pub max_pending_bytes: ByteSize,
     /// How many bytes of log are written between two checkpoints of the index. It bounds what a
     /// restart has to read, and full segments are recycled only behind a checkpoint. Smaller means
-    /// more checkpoint writes.
+    /// more checkpoint writes. A full disk has one made earlier.
     ///
     /// Default `256MiB`; allowed `1MiB` to `1TiB`; takes effect at restart.
     #[serde(with = "units::size")]
