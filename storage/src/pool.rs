@@ -293,19 +293,34 @@ impl Segments {
     }
 
     fn prepare(&self) -> Result<Arc<Segment>, StorageError> {
-        let raw = self.pool.lock().raw.pop();
+        let raw = {
+            let mut pool = self.pool.lock();
+            // Those that need no room first.
+            let at = pool.raw.iter().position(|raw| raw.whole);
+            let at = at.or(pool.raw.len().checked_sub(1));
+            let new = Raw {
+                slot: pool.next_slot,
+                whole: false,
+            };
+            at.map_or(new, |at| pool.raw.swap_remove(at))
+        };
         let result = self.prepare_from(raw);
+        let is_left = result.is_err() && self.disk.file_bytes(&self.path(raw.slot)).is_ok();
         let mut pool = self.pool.lock();
         match &result {
             Ok(_) => pool.full = None,
             Err(StorageError::DiskFull { needed, .. }) => pool.full = Some(*needed),
             Err(_) => {}
         }
-        if result.is_err() {
-            pool.raw.extend(raw.map(|raw| Raw {
+        if is_left {
+            // Nobody knows what it holds: it will be written from its first byte to its last.
+            pool.raw.push(Raw {
+                slot: raw.slot,
                 whole: false,
-                ..raw
-            }));
+            });
+        }
+        if is_left || result.is_ok() {
+            pool.next_slot = pool.next_slot.max(raw.slot + 1);
         }
         result
     }
@@ -318,23 +333,26 @@ impl Segments {
         }
     }
 
-    fn prepare_from(&self, raw: Option<Raw>) -> Result<Arc<Segment>, StorageError> {
+    fn prepare_from(&self, Raw { slot, whole }: Raw) -> Result<Arc<Segment>, StorageError> {
         let bytes = self.options.segment_bytes;
-        let whole = raw.is_some_and(|raw| raw.whole);
-        if !whole {
-            self.check_room(bytes)?;
-        }
-        let (slot, sequence) = {
-            let mut pool = self.pool.lock();
-            let slot = raw.map_or(pool.next_slot, |raw| raw.slot);
-            pool.next_slot = pool.next_slot.max(slot + 1);
-            pool.next_sequence += 1;
-            (slot, pool.next_sequence - 1)
-        };
         let path = self.path(slot);
         let fail = |action| {
             let path = path.clone();
             move |error: std::io::Error| StorageError::io(path, action, &error)
+        };
+        let there = match self.disk.file_bytes(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+            there => there.map_err(fail("measuring"))?,
+        };
+        // What the file has already is written over.
+        let missing = bytes.saturating_sub(there);
+        if missing > 0 {
+            self.check_room(missing)?;
+        }
+        let sequence = {
+            let mut pool = self.pool.lock();
+            pool.next_sequence += 1;
+            pool.next_sequence - 1
         };
         let spec = SegmentSpec {
             mode: self.options.mode,

@@ -8,7 +8,7 @@ use crate::driver::{Driver, PATH, options, read_all};
 use parking_lot::Mutex;
 use polyraft_raft::{EntryRange, GroupId, HardState, Index, Life, LogPosition, NodeId, Term};
 use polyraft_storage::sim::model::{Model, Op, voters};
-use polyraft_storage::sim::{Keep, SimDisk};
+use polyraft_storage::sim::{Keep, KeepNames, SimDisk};
 use polyraft_storage::{
     Blocks, DataDir, Disk, Durable, EntryKind, ReadError, StorageError, Tombstone, WalMode,
     WalObserver, WalOptions, inspect, open,
@@ -754,6 +754,30 @@ fn checkpoints_for_a_full_disk_pause_and_end_when_there_is_nothing_new() {
     // The first one has its checkpoint at once.
     let votes: Vec<u64> = (2..8).map(|term| vote(term) - before).collect();
     assert_eq!(votes, [1, 1, 1, 1, 1, 2]);
+}
+
+#[test]
+fn a_preparation_that_was_cut_short_does_not_need_its_room_twice() {
+    let disk = SimDisk::new(1);
+    let mut driver = Driver::open(&disk, &options(MODE)).unwrap();
+    write(&mut driver, &[Op::Create(1)]);
+    disk.set_capacity(disk.used() + options(MODE).segment_bytes);
+    disk.record_images();
+    assert!(driver.wal.tend().unwrap());
+    let mut images = disk.take_images();
+    assert!(images.len() >= 4, "{}", images.len());
+    images.push(disk);
+    for (at, image) in images.iter().enumerate() {
+        for keep in [Keep::Nothing, Keep::Everything, Keep::OddPages] {
+            for names in [KeepNames::Nothing, KeepNames::Everything] {
+                let disk = image.after_power_cut_with(keep, names);
+                let driver = Driver::open(&disk, &options(MODE)).unwrap();
+                while driver.wal.tend().unwrap() {}
+                assert!(!driver.stats().disk_full, "before operation {at}");
+                assert_eq!(segments(&disk).len(), 2);
+            }
+        }
+    }
 }
 
 #[test]
