@@ -116,8 +116,14 @@ impl StorageError {
             path: path.as_ref().to_owned(),
             action,
             message: error.to_string(),
-            kind: error.kind(),
+            kind: class(error),
         }
+    }
+
+    /// Whether the process or the machine had too little memory or too many open files: the same may succeed later.
+    pub(crate) fn is_passing(&self) -> bool {
+        let kind = io::ErrorKind::OutOfMemory;
+        matches!(self, Self::Io { kind: found, .. } if *found == kind)
     }
 
     /// Whether the operation failed for want of disk space.
@@ -132,6 +138,14 @@ impl StorageError {
             }
             _ => false,
         }
+    }
+}
+
+/// Tables of open files that are full pass as a want of memory does; the standard library has no class for them.
+fn class(error: &io::Error) -> io::ErrorKind {
+    match rustix::io::Errno::from_io_error(error) {
+        Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => io::ErrorKind::OutOfMemory,
+        _ => error.kind(),
     }
 }
 

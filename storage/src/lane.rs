@@ -453,7 +453,14 @@ impl Lane {
             }
             Ok(self.segments.tend()? || self.relieve())
         };
-        step().map_err(|error| self.poison(error))
+        step().or_else(|error| match error.is_passing() {
+            // No file is relied on before everything it needs was done, and what is begun anew is written anew.
+            true => {
+                tracing::warn!(%error, "background work of the log has to wait");
+                Ok(false)
+            }
+            false => Err(self.poison(error)),
+        })
     }
 
     /// Has a checkpoint made when the disk is full: only that frees what was purged, and it may be that nobody can write the log

@@ -227,10 +227,12 @@ impl Segments {
         Ok(true)
     }
 
-    /// Whether readers or a full disk keep background work from being done now, so that it has to be tried again.
+    /// Whether readers, a full disk or a failure that passes keep background work from being done now, so that it has to be tried
+    /// again.
     pub(crate) fn must_retry(&self) -> bool {
         let pool = self.pool.lock();
-        pool.full.is_some() || !pool.retired.is_empty()
+        let is_short = pool.ready.len() < self.options.pool_segments;
+        pool.full.is_some() || !pool.retired.is_empty() || is_short
     }
 
     /// Bytes missing on the disk for the next segment, and how many the pool still takes for certain.

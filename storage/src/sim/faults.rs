@@ -45,6 +45,7 @@ pub(super) struct Faults {
     fail_sync_at: Option<u64>,
     writes: Option<Failure>,
     syncs: Option<Failure>,
+    opens: Option<Failure>,
     astray: Option<Aim>,
     /// Writes and syncs that failed because they were to.
     failed: (u64, u64),
@@ -66,6 +67,7 @@ impl Default for Faults {
             fail_sync_at: None,
             writes: None,
             syncs: None,
+            opens: None,
             astray: None,
             failed: (0, 0),
         }
@@ -95,6 +97,13 @@ impl Faults {
         let fails = fails(&mut self.writes);
         self.failed.0 += u64::from(fails);
         fails
+    }
+
+    pub(super) fn check_open(&mut self) -> io::Result<()> {
+        match fails(&mut self.opens) {
+            true => Err(rustix::io::Errno::MFILE.into()),
+            false => Ok(()),
+        }
     }
 
     pub(super) fn fails_sync(&mut self, operation: u64) -> Option<Loss> {
@@ -137,6 +146,11 @@ impl SimDisk {
         self.state.lock().faults.syncs = Some(failure);
     }
 
+    /// Makes segments impossible to open, as to a process with too many open files.
+    pub fn fail_opens(&self, failure: Failure) {
+        self.state.lock().faults.opens = Some(failure);
+    }
+
     /// How many writes and syncs failed as [`SimDisk::fail_writes`] and [`SimDisk::fail_syncs`] asked for.
     pub fn failed(&self) -> (u64, u64) {
         self.state.lock().faults.failed
@@ -145,7 +159,8 @@ impl SimDisk {
     /// Ends lasting errors. What they lost stays lost.
     pub fn heal(&self) {
         let faults = &mut self.state.lock().faults;
-        (faults.writes, faults.syncs, faults.astray) = (None, None, None);
+        (faults.writes, faults.syncs) = (None, None);
+        (faults.opens, faults.astray) = (None, None);
     }
 
     /// Limits the disk to `bytes`.

@@ -21,6 +21,7 @@ impl SimSegment {
     pub(super) fn open(disk: &SimDisk, path: &Path, mode: WalMode) -> io::Result<Self> {
         let mut state = disk.state.lock();
         let id = state.id(path)?;
+        state.faults.check_open()?;
         *state.open.entry(id).or_default() += 1;
         Ok(Self {
             disk: disk.clone(),

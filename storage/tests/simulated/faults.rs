@@ -8,7 +8,7 @@ use crate::driver::{Driver, PATH, options, read_all};
 use parking_lot::Mutex;
 use polyraft_raft::{EntryRange, GroupId, HardState, Index, Life, LogPosition, NodeId, Term};
 use polyraft_storage::sim::model::{Model, Op, voters};
-use polyraft_storage::sim::{Keep, KeepNames, SimDisk};
+use polyraft_storage::sim::{Failure, Keep, KeepNames, SimDisk};
 use polyraft_storage::{
     Blocks, DataDir, Disk, Durable, EntryKind, ReadError, StorageError, Tombstone, WalMode,
     WalObserver, WalOptions, inspect, open,
@@ -778,6 +778,29 @@ fn a_preparation_that_was_cut_short_does_not_need_its_room_twice() {
             }
         }
     }
+}
+
+#[test]
+fn a_log_goes_on_while_the_process_has_too_many_open_files() {
+    let disk = SimDisk::new(1);
+    let mut driver = Driver::open(&disk, &options(MODE)).unwrap();
+    disk.fail_opens(Failure::Once);
+    assert!(!driver.wal.tend().unwrap() && driver.wal.must_tend_again());
+    write(&mut driver, &[Op::Create(1)]);
+    // The file that could not be opened is the one that is prepared next.
+    while driver.wal.tend().unwrap() {}
+    assert!(!driver.wal.must_tend_again());
+    assert_eq!(segments(&disk).len(), 2);
+    driver.run(&vec![vec![append(1, "entry")]; 40]).unwrap();
+    // Only when there is no segment left to write to, nothing else is possible.
+    disk.fail_opens(Failure::Lasting);
+    let taken = (0..400)
+        .find(|_| driver.wal.tend().is_ok() && driver.run(&[vec![append(1, "more")]]).is_err());
+    assert!(taken.is_some_and(|turns| turns > 5), "{taken:?}");
+    let kept = driver.states[driver.acknowledged].clone();
+    drop(driver);
+    let after = Driver::open(&disk.after_power_cut(Keep::Nothing), &options(MODE)).unwrap();
+    assert_eq!(after.model, kept);
 }
 
 #[test]
