@@ -62,8 +62,8 @@ impl Upkeep {
 }
 
 impl ShardLog {
-    /// Does a bounded slice of what the lane wants: its part of a checkpoint, or moving blocks out of sparse segments. To be
-    /// called between turns, after [`crate::WalObserver::maintain`] and as long as it returns true.
+    /// Does a bounded slice of what the lane wants: its part of a checkpoint, on a full disk all of it, or moving blocks out of
+    /// sparse segments. To be called between turns, after [`crate::WalObserver::maintain`] and as long as it returns true.
     pub fn maintain(&mut self) -> Result<bool, StorageError> {
         if self.turn_bytes() > 0 {
             // What is written now must be submitted first, so that the position covers the state.
