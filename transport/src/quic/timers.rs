@@ -74,9 +74,19 @@ impl Timers {
         }
     }
 
-    /// Has the kernel wake the thread when the first timer is due. To be called before the thread sleeps.
+    /// Has the kernel wake the thread when the first timer is due, and not before. To be called before the thread sleeps.
     pub fn arm(&self) {
-        let mut state = self.state.lock();
+        self.set(&mut self.state.lock());
+    }
+
+    /// A timer is waited for. A thread that is busy does not sleep for a long time, and has to hear of it all the same.
+    fn arm_for(&self, at: Instant, state: &mut State) {
+        if state.armed.is_none_or(|armed| at < armed) {
+            self.set(state);
+        }
+    }
+
+    fn set(&self, state: &mut State) {
         let waiting = state.timers.iter().filter(|timer| timer.waker.is_some());
         let first = waiting.map(|timer| timer.at).min();
         if first == state.armed {
@@ -135,6 +145,7 @@ impl Timers {
                 waker.wake();
             }
         }
+        self.set(&mut state);
     }
 
     /// The first moment of the grid at or after `at`.
@@ -153,32 +164,35 @@ pub(super) struct Timer {
 }
 
 impl Timer {
-    fn with<T>(&self, look: impl FnOnce(&mut Entry) -> T) -> T {
+    /// Changes the timer; the moment at which it is to fire from now on, if somebody waits for that.
+    fn change(&self, change: impl FnOnce(&mut Entry)) -> Option<Instant> {
         let mut state = self.timers.state.lock();
         let own = state.timers.iter_mut().find(|entry| entry.id == self.id);
-        look(own.expect("a timer is in the list as long as it lives"))
+        let own = own.expect("a timer is in the list as long as it lives");
+        change(own);
+        let waits_for = own.waker.as_ref().map(|_| own.at)?;
+        self.timers.arm_for(waits_for, &mut state);
+        Some(waits_for)
     }
 }
 
 impl AsyncTimer for Timer {
     fn reset(self: Pin<&mut Self>, at: Instant) {
         let at = self.timers.on_the_grain(at);
-        self.with(|entry| entry.at = at);
+        self.change(|entry| entry.at = at);
     }
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
-        self.with(|entry| {
-            if entry.at <= now {
-                entry.waker = None;
-                return Poll::Ready(());
-            }
-            match &mut entry.waker {
-                Some(waker) => waker.clone_from(cx.waker()),
-                None => entry.waker = Some(cx.waker().clone()),
-            }
-            Poll::Pending
-        })
+        let waits_for = self.change(|entry| match &mut entry.waker {
+            waker if entry.at <= now => *waker = None,
+            Some(waker) => waker.clone_from(cx.waker()),
+            waker => *waker = Some(cx.waker().clone()),
+        });
+        match waits_for {
+            Some(_) => Poll::Pending,
+            None => Poll::Ready(()),
+        }
     }
 }
 
@@ -193,6 +207,7 @@ impl Drop for Timer {
 mod tests {
     use std::cell::Cell;
     use std::future::Future;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
@@ -253,6 +268,41 @@ mod tests {
             let [first, second, third] = waits;
             tokio::join!(first, second, third);
             assert_eq!(order.take(), [3, 9, 15]);
+        });
+    }
+
+    /// Keeps the thread from sleeping, until something has happened or the test has failed.
+    async fn busy_until(is: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let never_idle = poll_fn(|cx| {
+            if is() || Instant::now() > deadline {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        });
+        never_idle.await;
+        assert!(is(), "a timer did not fire while the thread was busy");
+    }
+
+    #[test]
+    fn timers_fire_on_a_thread_that_never_sleeps() {
+        with_timers(async |timers| {
+            let fired = Arc::new(AtomicUsize::new(0));
+            let start = |wait: u64| {
+                let mut timer = timers.timer(Instant::now() + Duration::from_millis(wait));
+                let fired = Arc::clone(&fired);
+                tokio::spawn(async move {
+                    fires(&mut timer).await;
+                    fired.fetch_add(1, Ordering::Relaxed);
+                });
+            };
+            // The second and the third are waited for when the first one fires.
+            [2, 4, 3_600_000].into_iter().for_each(start);
+            busy_until(|| fired.load(Ordering::Relaxed) == 2).await;
+            // Earlier than what the kernel's timer is set to.
+            start(2);
+            busy_until(|| fired.load(Ordering::Relaxed) == 3).await;
         });
     }
 
