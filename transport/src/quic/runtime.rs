@@ -12,12 +12,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, UdpPoller};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::Sleep;
 
 use super::timers::Timers;
 
@@ -51,6 +52,7 @@ impl Runtime for QuietRuntime {
             readable: register(socket.try_clone()?, Interest::READABLE)?,
             socket,
             is_full: AtomicBool::new(false),
+            has_complained: AtomicBool::new(false),
         }))
     }
 }
@@ -77,6 +79,25 @@ struct QuietSocket {
     receive_segments: usize,
     /// The kernel refused the last packet for want of room.
     is_full: AtomicBool,
+    /// It was said once that nobody can be told of room.
+    has_complained: AtomicBool,
+}
+
+impl QuietSocket {
+    /// Begins to wait for room to send: registering reports the room that there is by now. It must never fail, for quinn gives a
+    /// connection up without a word to anybody when it does.
+    fn wait_for_room(&self) -> Waiting {
+        let again = self.socket.try_clone();
+        match again.and_then(|again| register(again, Interest::WRITABLE)) {
+            Ok(room) => Waiting::Room(room),
+            Err(error) => {
+                if !self.has_complained.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "the socket can't be waited for, and is tried again and again when it is full");
+                }
+                Waiting::Moment(Box::pin(tokio::time::sleep(MOMENT)))
+            }
+        }
+    }
 }
 
 impl AsyncUdpSocket for QuietSocket {
@@ -142,27 +163,38 @@ impl fmt::Debug for QuietSocket {
     }
 }
 
-/// Waits for room to send, for one task: registers the socket once more, under another number, for
-/// as long as it waits.
+/// Waits for room to send, for one task.
 struct Writable {
     socket: Arc<QuietSocket>,
-    waiting: Option<AsyncFd<OwnedFd>>,
+    waiting: Option<Waiting>,
 }
+
+enum Waiting {
+    /// The socket is registered once more, under another number, for as long as it waits.
+    Room(AsyncFd<OwnedFd>),
+    /// The system had no descriptor or no memory for that: the next packet shows whether there is room.
+    Moment(Pin<Box<Sleep>>),
+}
+
+/// How long a packet waits that nobody can be told of room for.
+const MOMENT: Duration = Duration::from_millis(1);
 
 impl UdpPoller for Writable {
     fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let waiting = match &this.waiting {
+        let waiting = match &mut this.waiting {
             Some(waiting) => waiting,
             // Asked before every packet.
             None if !this.socket.is_full.load(Ordering::Relaxed) => return Poll::Ready(Ok(())),
-            None => {
-                // Registering reports the room that there is by now.
-                let again = this.socket.socket.try_clone()?;
-                this.waiting.insert(register(again, Interest::WRITABLE)?)
+            None => this.waiting.insert(this.socket.wait_for_room()),
+        };
+        let outcome = match waiting {
+            Waiting::Room(room) => ready!(room.poll_write_ready(cx)).map(|_| ()),
+            Waiting::Moment(moment) => {
+                ready!(Future::poll(moment.as_mut(), cx));
+                Ok(())
             }
         };
-        let outcome = ready!(waiting.poll_write_ready(cx)).map(|_| ());
         this.waiting = None;
         this.socket.is_full.store(false, Ordering::Relaxed);
         Poll::Ready(outcome)
@@ -256,18 +288,39 @@ mod tests {
         });
     }
 
+    fn full(socket: UdpSocket) -> QuietSocket {
+        QuietSocket {
+            state: UdpSocketState::new((&socket).into()).unwrap(),
+            readable: register(socket.try_clone().unwrap(), Interest::READABLE).unwrap(),
+            socket,
+            receive_segments: 1,
+            is_full: AtomicBool::new(true),
+            has_complained: AtomicBool::new(false),
+        }
+    }
+
+    #[test]
+    fn whoever_met_a_full_socket_tries_again_when_the_system_can_not_tell_of_room() {
+        on_a_runtime(async {
+            let mut socket = full(UdpSocket::bind("127.0.0.1:0").unwrap());
+            // epoll takes no ordinary file.
+            let file = tempfile::tempfile().unwrap();
+            socket.socket = UdpSocket::from(OwnedFd::from(file));
+            let socket = Arc::new(socket);
+            let mut poller = Arc::clone(&socket).create_io_poller();
+            let early = poll_fn(|cx| Poll::Ready(poller.as_mut().poll_writable(cx))).await;
+            assert!(early.is_pending());
+            poll_fn(|cx| poller.as_mut().poll_writable(cx))
+                .await
+                .unwrap();
+            assert!(!socket.is_full.load(Ordering::Relaxed));
+        });
+    }
+
     #[test]
     fn whoever_met_a_full_socket_is_woken_when_there_is_room() {
         on_a_runtime(async {
-            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-            let socket = QuietSocket {
-                state: UdpSocketState::new((&socket).into()).unwrap(),
-                readable: register(socket.try_clone().unwrap(), Interest::READABLE).unwrap(),
-                socket,
-                receive_segments: 1,
-                is_full: AtomicBool::new(true),
-            };
-            let socket = Arc::new(socket);
+            let socket = Arc::new(full(UdpSocket::bind("127.0.0.1:0").unwrap()));
             let mut pollers = [0; 3].map(|_| Arc::clone(&socket).create_io_poller());
             // All of them wait before the first one is told.
             for poller in &mut pollers {
