@@ -87,10 +87,15 @@ pub trait Network: Send + Sync {
     fn local_addr(&self) -> Option<SocketAddr>;
 }
 
-/// The node's side of the network. All methods are called on the transport's thread and must not
-/// block: while one runs, no frame moves.
+/// The node's side of the network. All methods but `admit` are called on the transport's thread and
+/// must not block: while one runs, no frame moves.
 pub trait Receiver: Send + Sync + 'static {
     /// The node's own policy, asked after certificate, cluster and membership were checked.
+    ///
+    /// A network with threads calls it on another one than the rest, so that it may wait for a disk:
+    /// meanwhile the frames of other links move. It is asked one peer at a time, in the order in
+    /// which their hellos came, also about a peer that has stopped waiting for the answer. It must
+    /// not shut the network down, which waits for it.
     ///
     /// # Errors
     /// The text says why the peer is refused; it is sent to the peer as the reason.
@@ -109,6 +114,10 @@ pub trait Receiver: Send + Sync + 'static {
 
     /// The state of the link to `peer` changed.
     fn link(&self, peer: NodeId, event: LinkEvent);
+
+    /// The network has failed, by no fault of a peer: no frame moves any more, in either direction,
+    /// before it is started anew. It is the last call. The default does nothing.
+    fn failed(&self, _reason: String) {}
 }
 
 /// What happened to the link with one peer.

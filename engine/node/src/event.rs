@@ -207,7 +207,7 @@ pub(crate) enum ShardEvent {
     GroupStatus { group: GroupId, reply: StatusReply },
     /// The WAL wants a checkpoint or relocation work from every shard.
     Maintain,
-    /// The WAL has stopped for good.
+    /// The WAL has stopped for good, or another part that the node can't do without.
     WalFailed(String),
     /// Finish: answer everything, then leave the loop.
     Shutdown,

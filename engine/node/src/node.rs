@@ -658,9 +658,9 @@ fn parts_of(groups: &GroupRanges, most: u64) -> Vec<GroupRanges> {
 /// not take it for alive while a part of its groups is dead.
 fn stopping_the_node(shared: &Shared, who: &str, run: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(run)).is_err() {
-        let reason = format!("{who} panicked; see the log, and restart the node");
-        shared.fault.lock().get_or_insert_with(|| reason.clone());
-        shared.tell_all(|| ShardEvent::WalFailed(reason.clone()));
+        shared.fail(&format!(
+            "{who} panicked; see the log, and restart the node"
+        ));
     }
 }
 

@@ -1,5 +1,6 @@
 //! The node's side of the transport: who is let in, and which shard's inbox a frame goes to.
-//! It runs on the transport's thread and must never block it, nor decode more than record heads.
+//! It runs on the transport's thread and must never block it, nor decode more than record heads. Who is let in is asked on a
+//! thread of its own, for what is seen of a peer goes to the disk.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -163,6 +164,12 @@ impl Receiver for Router {
         fullest.unwrap_or(0) < self.inbox_bytes
     }
 
+    /// No peer hears this node any more: whoever waits for it, here or there, must learn that.
+    fn failed(&self, reason: String) {
+        let reason = format!("the network has failed: {reason}; see the log, and restart the node");
+        self.shared.fail(&reason);
+    }
+
     fn link(&self, peer: NodeId, event: LinkEvent) {
         match event {
             LinkEvent::Up { hello, .. } => {
@@ -267,7 +274,39 @@ fn check_continuity(known: PeerSeen, seen: PeerSeen, past: &[u64]) -> Result<(),
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use polyraft_storage::sim::SimDisk;
+    use polyraft_transport::{LoopbackHub, Network};
+
     use super::*;
+    use crate::assembly::{Assembly, Place};
+    use crate::clock::Clock;
+    use crate::config::Config;
+
+    #[test]
+    fn a_network_that_fails_stops_the_node() {
+        let mut config = Config::default();
+        config.shards.count = 2;
+        let place = Place {
+            disk: Arc::new(SimDisk::new(1)),
+            path: Path::new("/n"),
+            cluster: "c",
+            node: NodeId(1),
+        };
+        let assembly = Assembly::open(&place, &config, Clock::start()).unwrap();
+        let (shared, router) = (Arc::clone(&assembly.shared), Arc::clone(&assembly.router));
+        let port = LoopbackHub::new().join(assembly.identity(), Arc::clone(&router) as _);
+        let network: Arc<dyn Network> = Arc::new(port.unwrap());
+        let parts = assembly.into_parts(&config, &network, &[]);
+        router.failed("its thread panicked".to_owned());
+        for (_, inbox) in &parts.shards {
+            let told = inbox.try_take();
+            assert!(matches!(told, Some(ShardEvent::WalFailed(_))), "{told:?}");
+        }
+        let fault = shared.fault.lock().clone().unwrap();
+        assert!(fault.contains("its thread panicked"), "{fault}");
+    }
 
     fn seen(store: u128, incarnation: u64) -> PeerSeen {
         PeerSeen {

@@ -3,6 +3,7 @@
 //! Owns the writers that are to be woken. It must never wake the network's thread once for each of
 //! them: that is a system call, and a shard that ends its turn writes to many lanes.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -30,7 +31,7 @@ impl Doorbell {
     }
 
     /// Wakes whoever the bell is rung for; never ends.
-    pub async fn answer(&self) {
+    pub async fn answer(&self) -> Infallible {
         let mut awake = Vec::new();
         loop {
             self.bell.notified().await;

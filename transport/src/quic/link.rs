@@ -12,17 +12,18 @@ use parking_lot::Mutex;
 use polyraft_raft::NodeId;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rustls_pki_types::CertificateDer;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 
 use super::close::{Close, Failure, describe};
+use super::panics::{RECEIVER_PANICKED, caught};
 use super::peer::{Link, Peer};
 use super::reader::read_link;
 use super::shared::Shared;
 use super::writer::write_lane;
 use crate::hello::{HELLO_PREFIX_BYTES, WireHello};
 use crate::tls::{PeerName, SERVER_NAME, Verdict};
-use crate::{LinkEvent, TransportError};
+use crate::{Hello, LinkEvent, TransportError};
 
 /// The byte with which the dialing side ends the hello.
 const ADMITTED: u8 = 1;
@@ -196,33 +197,45 @@ impl Exchange<'_> {
         self.read(stream, &mut rest).await?;
         let hello = WireHello::decode(&rest).map_err(malformed)?;
         self.check(&hello)
-            .map_err(|(close, reason)| self.refuse(close, reason))?;
+            .map_err(|reason| self.refuse(Close::WrongIdentity, reason))?;
+        self.admit(&hello.hello).await?;
         Ok(hello)
     }
 
-    fn check(&self, wire: &WireHello) -> Result<(), (Close, String)> {
+    fn check(&self, wire: &WireHello) -> Result<(), String> {
         let own = &self.shared.options.identity;
         let theirs = &wire.hello.identity;
-        let wrong = |reason| Err((Close::WrongIdentity, reason));
         if theirs.node != self.node {
-            return wrong(format!(
+            return Err(format!(
                 "the hello is from node {}, but the certificate is node {}'s",
                 theirs.node.0, self.node.0
             ));
         }
         if theirs.cluster != own.cluster {
-            return wrong(format!("{theirs} cannot link with {own}"));
+            return Err(format!("{theirs} cannot link with {own}"));
         }
         if wire.to != own.node {
-            return wrong(format!(
+            return Err(format!(
                 "the hello is meant for node {}, but this is node {}",
                 wire.to.0, own.node.0
             ));
         }
-        self.shared
-            .receiver
-            .admit(&wire.hello)
-            .map_err(|reason| (Close::NotAdmitted, reason))
+        Ok(())
+    }
+
+    /// Asks the node, which may go to its disk for the answer.
+    ///
+    /// The runtime has one thread for that, which takes the questions in their order: what an older
+    /// incarnation of a peer says of itself must not come behind what a newer one has said.
+    async fn admit(&self, hello: &Hello) -> Result<(), Failure> {
+        let (receiver, hello) = (Arc::clone(&self.shared.receiver), hello.clone());
+        match spawn_blocking(move || receiver.admit(&hello)).await {
+            Ok(admitted) => admitted.map_err(|reason| self.refuse(Close::NotAdmitted, reason)),
+            Err(_) => {
+                Close::Internal.send(self.connection, RECEIVER_PANICKED);
+                Err(Failure::Unreachable(RECEIVER_PANICKED.to_owned()))
+            }
+        }
     }
 
     fn refuse(&self, close: Close, reason: String) -> Failure {
@@ -277,6 +290,26 @@ impl LinkState {
 
 /// Runs an established link until it ends.
 pub(super) async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, established: Established) {
+    let connection = established.connection.clone();
+    let number = shared.next_link();
+    let ended = caught(live(shared, peer, established, number)).await;
+    let reason = ended.unwrap_or_else(|| {
+        Close::Internal.send(&connection, RECEIVER_PANICKED);
+        RECEIVER_PANICKED.to_owned()
+    });
+    if let Some((_, dropped)) = peer.uninstall(Some(number)) {
+        went_down(shared, peer, dropped, reason);
+    }
+}
+
+    shared.update_frame_limit();
+/// The life of link `number`; returns why it ended.
+async fn live(
+    shared: &Arc<Shared>,
+    peer: &Arc<Peer>,
+    established: Established,
+    number: u64,
+) -> String {
     let Established {
         connection,
         peer: hello,
@@ -291,7 +324,6 @@ pub(super) async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, established: Est
         .max_frame_bytes
         .min(shared.options.max_frame_bytes as u32);
     let state = Arc::new(LinkState::default());
-    let number = shared.next_link();
     open_lanes(shared, &connection, &hello);
     let link = Link {
         number,
@@ -302,7 +334,6 @@ pub(super) async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, established: Est
     if peer.install(link) {
         shared.counters.reconnected();
     }
-    shared.update_frame_limit();
     let round_trip = connection.rtt();
     let node = peer.node;
     tracing::info!(node = node.0, addr = %connection.remote_address(), ?round_trip, "link up");
@@ -329,7 +360,7 @@ pub(super) async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, established: Est
         });
     }
 
-    let mut reason = tokio::select! {
+    let reason = tokio::select! {
         error = connection.closed() => describe(&error),
         () = shared.stopping() => {
             peer.end_queues();
@@ -337,16 +368,15 @@ pub(super) async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, established: Est
             Close::Shutdown.send(&connection, &format!("node {} shut down", shared.node().0));
             "this node shut down".into()
         }
+    shared.update_frame_limit();
     };
     let _ = timeout(DRAIN_TIMEOUT, reader.join_next()).await;
     if let Some(fault) = state.reason() {
         shared.counters.refused();
         tracing::warn!(node = node.0, reason = %fault, "link closed because of the peer");
-        reason = fault;
+        return fault;
     }
-    if let Some((_, dropped)) = peer.uninstall(Some(number)) {
-        went_down(shared, peer, dropped, reason);
-    }
+    reason
 }
 
 /// Gives the admitted peer its streams and windows.
@@ -368,6 +398,5 @@ fn went_down(shared: &Shared, peer: &Peer, dropped: u64, reason: String) {
     let node = peer.node;
     tracing::info!(node = node.0, %reason, dropped, "link down");
     shared.counters.dropped(dropped);
-    shared.update_frame_limit();
     shared.receiver.link(node, LinkEvent::Down { reason });
 }

@@ -8,6 +8,7 @@ mod close;
 mod doorbell;
 mod endpoint;
 mod link;
+mod panics;
 mod peer;
 mod queue;
 mod reader;
@@ -36,6 +37,7 @@ use tokio::time::timeout;
 
 use self::backoff::Backoff;
 use self::close::Close;
+use self::panics::{caught, reporting};
 use self::peer::Peer;
 use self::runtime::QuietRuntime;
 use self::shared::Shared;
@@ -122,6 +124,9 @@ impl QuicListener {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .on_thread_park(move || armed.arm())
+            // For the receiver's `admit`, which relies on there being one.
+            .max_blocking_threads(1)
+            .thread_name("polyraft-admit")
             .build()
             .map_err(TransportError::Thread)?;
         let server = Some(shared.server_config(&Verdict::default())?);
@@ -136,7 +141,12 @@ impl QuicListener {
         };
         let thread = std::thread::Builder::new()
             .name(format!("polyraft-net-{}", shared.node().0))
-            .spawn(move || run(&runtime, shared, timers, endpoint, arrivals))
+            .spawn(move || {
+                let run = || run(&runtime, &shared, timers, endpoint, arrivals);
+                reporting(&*shared.receiver, run);
+                // However it has ended: whoever sends is told.
+                shared.stop();
+            })
             .map_err(TransportError::Thread)?;
         *network.thread.lock() = Some(thread);
         Ok(network)
@@ -162,6 +172,7 @@ impl QuicNetwork {
         if node == self.shared.node() {
             return;
         }
+            self.shared.update_frame_limit();
         if let Some(peer) = self.shared.set_peer(node, addr) {
             // Fails only once the network is shut down, and then there is nobody to dial.
             let _ = self.newcomers.send(peer);
@@ -172,7 +183,6 @@ impl QuicNetwork {
     pub fn remove_peer(&self, node: NodeId) {
         if let Some(peer) = self.shared.remove_peer(node) {
             peer.leave();
-            self.shared.update_frame_limit();
         }
     }
 }
@@ -245,29 +255,37 @@ impl fmt::Debug for QuicNetwork {
     }
 }
 
-/// The network's thread.
+/// The network's thread; an error if it ends before the network is stopped.
 fn run(
     runtime: &Runtime,
-    shared: Arc<Shared>,
+    shared: &Arc<Shared>,
     timers: Arc<Timers>,
     endpoint: Endpoint,
     arrivals: mpsc::UnboundedReceiver<Arc<Peer>>,
-) {
+) -> Result<(), String> {
     runtime.block_on(async {
+        // Without one of these no link would work, and none would be seen to fail.
+        let mut vital = JoinSet::new();
         let doorbell = Arc::clone(&shared.doorbell);
-        tokio::spawn(async move { doorbell.answer().await });
-        tokio::spawn(async move {
+        vital.spawn(async move { match doorbell.answer().await {} });
+        vital.spawn(async move {
             let error = timers.run().await;
-            tracing::error!(%error, "the network's timers have stopped");
+            format!("its timers have stopped: {error}")
         });
-        let mut links = serve(&shared, &endpoint, arrivals).await;
+        let mut links = tokio::select! {
+            links = serve(shared, &endpoint, arrivals) => links,
+            Some(ended) = vital.join_next() => {
+                return Err(ended.unwrap_or_else(|panic| panic.to_string()));
+            }
+        };
         let _ = timeout(LINKS_TIMEOUT, async {
             while links.join_next().await.is_some() {}
         })
         .await;
         endpoint.close(VarInt::from_u32(Close::Shutdown as u32), b"shut down");
         let _ = timeout(GOODBYE_TIMEOUT, endpoint.wait_idle()).await;
-    });
+        Ok(())
+    })
 }
 
 /// Dials and accepts until the network stops; returns the tasks that are still running.
@@ -303,7 +321,7 @@ async fn serve(
             }
             Some(ended) = links.join_next() => {
                 if let Err(error) = ended {
-                    // The receiver's panic; the link's end was not reported.
+                    // Its link was taken away before, and the lower number dials again.
                     tracing::error!(%error, "a link's task panicked");
                 }
             }
@@ -316,31 +334,57 @@ async fn keep_linked(shared: Arc<Shared>, endpoint: Endpoint, peer: Arc<Peer>) {
     let options = &shared.options;
     let mut backoff = Backoff::new(options.backoff_min, options.backoff_max);
     while !shared.is_stopping() && !peer.is_gone() {
-        let started = Instant::now();
-        let mut spent = Duration::ZERO;
-        let dialed = tokio::select! {
-            dialed = link::dial(&shared, &endpoint, &peer) => dialed,
-            () = peer.moved.notified() => continue,
-            () = shared.stopping() => return,
-        };
-        match dialed {
-            Ok(established) => {
-                let up = Instant::now();
-                link::run(&shared, &peer, established).await;
+        let spent = match caught(attempt(&shared, &endpoint, &peer)).await {
+            Some(Attempt::Outdated) => continue,
+            Some(Attempt::Failed(spent)) => spent,
+            Some(Attempt::Linked(up)) => {
                 // A link that breaks as soon as it is up counts as a failed attempt.
-                if up.elapsed() >= options.backoff_max {
+                if up >= options.backoff_max {
                     backoff.reset();
                 }
+                Duration::ZERO
             }
-            Err(failure) => {
-                spent = started.elapsed();
-                shared.failed(&peer, &failure);
+            None => {
+                tracing::error!(node = peer.node.0, "an attempt to make a link panicked");
+                Duration::ZERO
             }
-        }
+        };
         tokio::select! {
             () = tokio::time::sleep(backoff.delay_after(spent)) => {}
             () = peer.moved.notified() => backoff.reset(),
             () = shared.stopping() => return,
+        }
+    }
+}
+
+/// What became of an attempt to make a link.
+enum Attempt {
+    /// The peer was moved or taken out meanwhile, or the network is stopped.
+    Outdated,
+    /// It took so long.
+    Failed(Duration),
+    /// It succeeded; the link was up for so long.
+    Linked(Duration),
+}
+
+/// Dials a peer once, and runs the link if that makes one.
+async fn attempt(shared: &Arc<Shared>, endpoint: &Endpoint, peer: &Arc<Peer>) -> Attempt {
+    let started = Instant::now();
+    let dialed = tokio::select! {
+        dialed = link::dial(shared, endpoint, peer) => dialed,
+        () = peer.moved.notified() => return Attempt::Outdated,
+        () = shared.stopping() => return Attempt::Outdated,
+    };
+    match dialed {
+        Ok(established) => {
+            let up = Instant::now();
+            link::run(shared, peer, established).await;
+            Attempt::Linked(up.elapsed())
+        }
+        Err(failure) => {
+            let spent = started.elapsed();
+            shared.failed(peer, &failure);
+            Attempt::Failed(spent)
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use super::close::Close;
 use super::link::LinkState;
+use super::panics::RECEIVER_PANICKED;
 use super::peer::Peer;
 use super::shared::Shared;
 use crate::Lane;
@@ -69,7 +70,7 @@ fn fail_unless_ok(
         Ok(Err(error @ FrameError::TooLarge { .. })) => (Close::FrameTooLarge, error.to_string()),
         Ok(Err(error)) => (Close::BadFrame, error.to_string()),
         Err(error) if error.is_cancelled() => return,
-        Err(_) => (Close::Internal, "the receiver panicked".to_owned()),
+        Err(_) => (Close::Internal, RECEIVER_PANICKED.to_owned()),
     };
     state.fault(&reason);
     close.send(connection, &reason);

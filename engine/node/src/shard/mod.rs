@@ -190,6 +190,12 @@ impl Shared {
             self.tell(shard, event());
         }
     }
+
+    /// A part without which the node can't go on has failed: it stops serving.
+    pub(crate) fn fail(&self, reason: &str) {
+        self.fault.lock().get_or_insert_with(|| reason.to_owned());
+        self.tell_all(|| ShardEvent::WalFailed(reason.to_owned()));
+    }
 }
 
 /// One shard. `handle` takes an event, `end_turn` does what follows from all of them.

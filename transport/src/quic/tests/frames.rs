@@ -205,13 +205,15 @@ impl Rogue {
     /// Sends a hello's bytes, and the confirmation that follows one.
     fn greet(&self, hello: &[u8]) {
         self.runtime.block_on(async {
-            let (mut send, _receive) = self.connection.open_bi().await.unwrap();
+            let (mut send, mut receive) = self.connection.open_bi().await.unwrap();
             // A refusal may come before everything is written.
             let _ = send.write_all(hello).await;
             let _ = send.write_all(&[1]).await;
             let _ = send.finish();
             // Nothing moves outside of this block: wait for the acknowledgement.
             let _ = send.stopped().await;
+            // A peer that does not read the answer would look like one that is gone.
+            let _ = receive.read_to_end(usize::MAX).await;
         });
     }
 

@@ -3,6 +3,7 @@
 use super::proxy::Proxy;
 use super::*;
 use crate::NetworkStats;
+use crate::quic::panics::reporting;
 
 #[test]
 fn pair_links_and_exchanges_frames_on_every_lane() {
@@ -291,4 +292,94 @@ fn receiver_may_drop_the_network_on_its_own_thread() {
         .wait_until("frame", |seen| seen.frames.len() == 1);
     one.recorder
         .wait_until("link down", |seen| seen.downs(TWO) == 1);
+}
+
+#[test]
+fn frames_of_other_links_arrive_while_a_peer_waits_to_be_admitted() {
+    let (one, two, dir) = linked_pair(|_| {});
+    let admitting = two.recorder.admitting.lock();
+    let mut options = options(THREE, Tls::dev(dir.path()));
+    // The answer may take as long as the test does.
+    options.handshake_timeout = Duration::from_secs(60);
+    let three = Node::start(options);
+    introduce(&two, &three);
+    two.recorder
+        .wait_until("question", |seen| seen.asked.contains(&THREE));
+    one.send(TWO, Lane::Liveness, "meanwhile");
+    two.recorder
+        .wait_until("frame", |seen| seen.frames.len() == 1);
+    assert_eq!(two.recorder.seen.lock().ups(THREE), 0);
+    drop(admitting);
+    two.wait_up(THREE);
+    three.wait_up(TWO);
+}
+
+#[test]
+fn peers_are_admitted_one_after_the_other_in_the_order_of_their_hellos() {
+    let dir = TempDir::new().unwrap();
+    let start = |id| {
+        let mut options = options(id, Tls::dev(dir.path()));
+        options.handshake_timeout = Duration::from_secs(60);
+        Node::start(options)
+    };
+    let (one, two, three) = (start(ONE), start(TWO), start(THREE));
+    let admitting = three.recorder.admitting.lock();
+    introduce(&one, &three);
+    three
+        .recorder
+        .wait_until("question", |seen| seen.asked == [ONE]);
+    introduce(&two, &three);
+    introduce(&one, &two);
+    one.wait_up(TWO);
+    assert_eq!(three.recorder.seen.lock().asked, [ONE]);
+    drop(admitting);
+    three.wait_up(ONE);
+    three.wait_up(TWO);
+    assert_eq!(three.recorder.seen.lock().asked, [ONE, TWO]);
+}
+
+#[test]
+fn receiver_that_panics_while_a_link_is_made_gets_another_one() {
+    let dir = TempDir::new().unwrap();
+    // Once while it admits the peer, and once while it is told of the link; as the side that dials and as the other.
+    for (is_dialer, is_admitting) in [(true, true), (true, false), (false, true), (false, false)] {
+        let one = Node::start(options(ONE, Tls::dev(dir.path())));
+        let two = Node::start(options(TWO, Tls::dev(dir.path())));
+        let (panics, other) = if is_dialer {
+            (&one, &two)
+        } else {
+            (&two, &one)
+        };
+        let recorder = &panics.recorder;
+        recorder
+            .next_admit_panics
+            .store(is_admitting, Ordering::Relaxed);
+        recorder
+            .next_up_panics
+            .store(!is_admitting, Ordering::Relaxed);
+        introduce(&one, &two);
+        let ups = if is_admitting { 1 } else { 2 };
+        recorder.wait_until("link", |seen| seen.ups(other.id) == ups);
+        assert_eq!(recorder.seen.lock().downs(other.id), ups - 1);
+        assert_eq!(recorder.seen.lock().asked, [other.id; 2]);
+        // The other side may still have to notice the end of the first link.
+        let deadline = Instant::now() + DEADLINE;
+        while recorder.seen.lock().frames.is_empty() {
+            let frame = Bytes::from_static(b"after");
+            let sent = other.network.send(panics.id, Lane::Append(0), frame);
+            assert!(Instant::now() < deadline, "no frame arrives: {sent:?}");
+            std::thread::yield_now();
+        }
+        assert!(recorder.seen.lock().failures.is_empty());
+    }
+}
+
+#[test]
+fn receiver_is_told_when_the_network_fails() {
+    let recorder = Recorder::default();
+    reporting(&recorder, || Ok(()));
+    reporting(&recorder, || Err("as the test wants".to_owned()));
+    reporting(&recorder, || panic!("as the test wants"));
+    let seen = recorder.seen.lock();
+    assert_eq!(seen.failures, ["as the test wants", "its thread panicked"]);
 }

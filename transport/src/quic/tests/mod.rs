@@ -39,13 +39,21 @@ struct Recorder {
     changed: Condvar,
     paused: AtomicBool,
     panics: AtomicBool,
+    /// The next call panics, once.
+    next_admit_panics: AtomicBool,
+    next_up_panics: AtomicBool,
     refusal: Mutex<Option<String>>,
+    /// Held by a test that wants no answer to be given meanwhile.
+    admitting: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct Seen {
     events: Vec<(NodeId, LinkEvent)>,
     frames: Vec<(NodeId, Lane, Bytes)>,
+    /// Those that asked to be admitted.
+    asked: Vec<NodeId>,
+    failures: Vec<String>,
 }
 
 impl Seen {
@@ -105,7 +113,12 @@ impl Recorder {
 }
 
 impl Receiver for Recorder {
-    fn admit(&self, _peer: &Hello) -> Result<(), String> {
+    fn admit(&self, peer: &Hello) -> Result<(), String> {
+        self.seen.lock().asked.push(peer.identity.node);
+        self.changed.notify_all();
+        let _answering = self.admitting.lock();
+        let panics = self.next_admit_panics.swap(false, Ordering::Relaxed);
+        assert!(!panics, "as the test wants");
         match &*self.refusal.lock() {
             Some(reason) => Err(reason.clone()),
             None => Ok(()),
@@ -123,7 +136,15 @@ impl Receiver for Recorder {
     }
 
     fn link(&self, peer: NodeId, event: LinkEvent) {
+        let is_up = matches!(event, LinkEvent::Up { .. });
         self.seen.lock().events.push((peer, event));
+        self.changed.notify_all();
+        let panics = is_up && self.next_up_panics.swap(false, Ordering::Relaxed);
+        assert!(!panics, "as the test wants");
+    }
+
+    fn failed(&self, reason: String) {
+        self.seen.lock().failures.push(reason);
         self.changed.notify_all();
     }
 }
