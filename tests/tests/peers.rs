@@ -139,6 +139,9 @@ async fn what_makes_no_peer_is_refused_and_changes_nothing() {
     assert!(why(node.remove_peer(3).await).contains("it is none"));
     node.add_peer(2, two).await.unwrap();
     let nowhere = "127.0.0.1:9".parse().unwrap();
+    let scoped = "[fe80::1%2]:9".parse().unwrap();
+    assert!(why(node.add_peer(3, scoped).await).contains("with a scope"));
+    assert!(why(node.update_peer(2, scoped).await).contains("with a scope"));
     for id in 3..129 {
         node.add_peer(id, nowhere).await.unwrap();
     }

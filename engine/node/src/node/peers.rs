@@ -3,7 +3,7 @@
 //! know.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::sync::{Arc, mpsc};
 
 use parking_lot::Mutex;
@@ -167,7 +167,8 @@ impl<M: StateMachine> Node<M> {
     /// nothing.
     ///
     /// # Errors
-    /// [`Error::Peer`] when it is a peer already at another address, when there are too many, or when that can't be remembered;
+    /// [`Error::Peer`] when it is a peer already at another address, when there are too many, or when that can't be remembered,
+    /// as an IPv6 address with a scope never can;
     /// [`Error::Closed`] after a shutdown.
     pub async fn add_peer(&self, id: u64, address: SocketAddr) -> Result<(), Error> {
         self.change_peer(id, Change::Add(address)).await
@@ -289,19 +290,37 @@ impl Inner {
 
     /// What speaks against a change, as far as that is known without asking the shards.
     fn refusal(&self, node: NodeId, change: Change, before: Option<SocketAddr>) -> Option<String> {
+        let given = self.peers.given.get(&node).copied();
         let why = match (change, before) {
             _ if node == self.shared.node => "it is this node itself".to_owned(),
             _ if node.0 == 0 => "node ids start at 1".to_owned(),
             (Change::Add(_), Some(at)) => {
                 format!("it is one already, at {at}; update_peer changes that")
             }
+            (Change::Move(_) | Change::Remove, None) => "it is none".to_owned(),
+            (Change::Add(at) | Change::Move(at), _) if is_scoped(at) => format!(
+                "{at} is an address with a scope, which can't be remembered; give it one without"
+            ),
+            _ if given.is_some_and(is_scoped) => {
+                "this node was opened with an address of it that has a scope, so that no change of it can be remembered; open the \
+                 node with another one, or without it"
+                    .to_owned()
+            }
             (Change::Add(_), None) if !self.peers.note(node) => format!(
                 "a node has at most {MAX_PEERS} peers, those included that were taken out since it was opened; open it anew"
             ),
-            (Change::Move(_) | Change::Remove, None) => "it is none".to_owned(),
             _ => return None,
         };
         Some(why)
+    }
+}
+
+/// Whether an address says more than an IP address and a port, which is all that the data directory has room for. The number of an
+/// interface would mean another one after a restart of the machine anyhow.
+fn is_scoped(address: SocketAddr) -> bool {
+    match address {
+        SocketAddr::V4(_) => false,
+        SocketAddr::V6(at) => at != SocketAddrV6::new(*at.ip(), at.port(), 0, 0),
     }
 }
 
