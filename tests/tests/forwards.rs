@@ -60,7 +60,7 @@ impl Network for Port {
         0
     }
 
-    fn max_frame_bytes(&self) -> usize {
+    fn max_frame_bytes(&self, _to: NodeId) -> usize {
         1 << 20
     }
 

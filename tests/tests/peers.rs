@@ -169,6 +169,31 @@ async fn what_makes_no_peer_is_refused_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_node_that_takes_only_small_frames_hinders_no_group_that_it_is_no_member_of() {
+    let kib = polyraft::config::ByteSize::kib;
+    let mut config = small_config();
+    config.batch.max_proposal_bytes = kib(900);
+    let mut cluster = Cluster::start(3, config).await;
+    cluster.stop(3).await;
+    let mut config = small_config();
+    config.transport.max_frame_bytes = kib(512);
+    config.replication.max_append_bytes = kib(256);
+    cluster.reconfigure(config);
+    cluster.open(3).await.unwrap();
+    for id in [1, 2] {
+        cluster.sees(id, 3, true).await;
+    }
+    cluster.node(1).create_groups(0..1, &[1, 2]).await.unwrap();
+    let group = cluster.node(1).group(0);
+    until("the group is led", async || group.leader().is_some()).await;
+    let proposed = tokio::time::timeout(WITHIN, group.propose(vec![7; 800 << 10])).await;
+    proposed
+        .expect("a quorum takes frames of that size")
+        .unwrap();
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
 async fn a_node_that_joins_learns_which_groups_are_over() {
     let mut cluster = Cluster::start(3, small_config()).await;
     let node = cluster.node(1);

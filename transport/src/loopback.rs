@@ -466,7 +466,7 @@ impl Network for Loopback {
             .sum()
     }
 
-    fn max_frame_bytes(&self) -> usize {
+    fn max_frame_bytes(&self, _to: NodeId) -> usize {
         self.hub.max_frame_bytes
     }
 

@@ -60,10 +60,9 @@ pub trait Network: Send + Sync {
     /// Bytes queued for `to` on all lanes and not yet handed to the connection.
     fn queued_bytes(&self, to: NodeId) -> usize;
 
-    /// The longest frame that `send` accepts now for every peer, in bytes: the smallest limit of
-    /// this node and of all nodes that it is connected to. Each link has the smaller limit of its
-    /// two nodes, so this changes when a node with a smaller one comes or goes.
-    fn max_frame_bytes(&self) -> usize;
+    /// The longest frame that `send` accepts now for `to`, in bytes: the smaller limit of the two
+    /// nodes while they are linked, and this node's own before.
+    fn max_frame_bytes(&self, to: NodeId) -> usize;
 
     /// Adds a peer, or changes the address of one. A link that is up stays up; the new address is used when it is next dialed,
     /// and at once if the peer is being dialed now. Does nothing where peers have no addresses.

@@ -70,7 +70,7 @@ impl Network for Wire {
         0
     }
 
-    fn max_frame_bytes(&self) -> usize {
+    fn max_frame_bytes(&self, _to: NodeId) -> usize {
         4 << 20
     }
 

@@ -117,7 +117,7 @@ impl Network for Port {
         self.state.lock().queued[to.0 as usize]
     }
 
-    fn max_frame_bytes(&self) -> usize {
+    fn max_frame_bytes(&self, _to: NodeId) -> usize {
         self.max_frame_bytes
     }
 

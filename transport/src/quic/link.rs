@@ -302,7 +302,6 @@ pub(super) async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, established: Est
     }
 }
 
-    shared.update_frame_limit();
 /// The life of link `number`; returns why it ended.
 async fn live(
     shared: &Arc<Shared>,
@@ -368,7 +367,6 @@ async fn live(
             Close::Shutdown.send(&connection, &format!("node {} shut down", shared.node().0));
             "this node shut down".into()
         }
-    shared.update_frame_limit();
     };
     let _ = timeout(DRAIN_TIMEOUT, reader.join_next()).await;
     if let Some(fault) = state.reason() {

@@ -172,7 +172,6 @@ impl QuicNetwork {
         if node == self.shared.node() {
             return;
         }
-            self.shared.update_frame_limit();
         if let Some(peer) = self.shared.set_peer(node, addr) {
             // Fails only once the network is shut down, and then there is nobody to dial.
             let _ = self.newcomers.send(peer);
@@ -203,8 +202,9 @@ impl Network for QuicNetwork {
             .unwrap_or_default()
     }
 
-    fn max_frame_bytes(&self) -> usize {
-        self.shared.frame_limit()
+    fn max_frame_bytes(&self, to: NodeId) -> usize {
+        let link = self.shared.with_peer(to, Peer::frame_limit).flatten();
+        link.unwrap_or(self.shared.options.max_frame_bytes)
     }
 
     fn set_peer(&self, node: NodeId, addr: SocketAddr) {

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use polyraft_raft::NodeId;
@@ -28,8 +28,6 @@ pub(super) struct Shared {
     pub counters: Counters,
     pub doorbell: Arc<Doorbell>,
     peers: RwLock<HashMap<NodeId, Arc<Peer>>>,
-    /// Smallest frame limit of this node and of its links.
-    frame_limit: AtomicUsize,
     next_link: AtomicU64,
     stopping: watch::Sender<bool>,
     /// The last refusal of a node that nothing is known of.
@@ -44,7 +42,6 @@ impl Shared {
         receiver: Arc<dyn Receiver>,
     ) -> Shared {
         Shared {
-            frame_limit: AtomicUsize::new(options.max_frame_bytes),
             options,
             crypto,
             transport: Arc::new(transport),
@@ -132,18 +129,6 @@ impl Shared {
 
     pub fn next_link(&self) -> u64 {
         self.next_link.fetch_add(1, Ordering::Relaxed)
-    }
-
-    pub fn frame_limit(&self) -> usize {
-        self.frame_limit.load(Ordering::Relaxed)
-    }
-
-    /// To be called when a link came or went.
-    pub fn update_frame_limit(&self) {
-        let peers = self.peers.read();
-        let links = peers.values().filter_map(|peer| peer.frame_limit());
-        let limit = links.min().unwrap_or(self.options.max_frame_bytes);
-        self.frame_limit.store(limit, Ordering::Relaxed);
     }
 
     pub fn stop(&self) {

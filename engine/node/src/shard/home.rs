@@ -395,7 +395,7 @@ impl Shard {
                 changes,
             } => {
                 let bytes = wire::HEAD_BYTES + 16 + changes.len() * CLAIM_BYTES;
-                if bytes > self.outgoing.max_record_bytes() {
+                if bytes > self.outgoing.max_record_bytes(to) {
                     // The peer will miss it and ask for the table, which goes in parts.
                     return;
                 }

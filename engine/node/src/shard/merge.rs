@@ -425,7 +425,7 @@ impl Shard {
     }
 
     fn part_bytes(&self) -> usize {
-        let record = self.outgoing.max_record_bytes() - wire::HEAD_BYTES - 8;
+        let record = self.outgoing.max_record_bytes_to_all() - wire::HEAD_BYTES - 8;
         let most = PART_BYTES.min(self.limits.proposal_bytes).min(record);
         most.saturating_sub(PART_OVERHEAD).max(1)
     }

@@ -1,5 +1,5 @@
 //! The frames that a turn sends: one per peer and lane, filled record by record.
-//! A frame must never exceed the transport's bound; the record that would not fit starts the next one.
+//! A frame must never exceed what its peer takes; the record that would not fit starts the next one.
 
 use std::sync::Arc;
 
@@ -15,7 +15,6 @@ pub(super) struct Outgoing {
     network: Arc<dyn Network>,
     peers: Vec<PeerFrames>,
     append_lanes: usize,
-    max_frame_bytes: usize,
     refused: Vec<Refused>,
 }
 
@@ -28,6 +27,8 @@ pub(super) struct Refused {
 
 struct PeerFrames {
     node: NodeId,
+    /// The longest frame that the peer takes, once that was asked in this turn: it depends on who is at the other end now.
+    max_frame_bytes: Option<usize>,
     liveness: BytesMut,
     /// One a lane.
     append: Vec<LaneFrame>,
@@ -37,9 +38,16 @@ impl PeerFrames {
     fn new(node: NodeId, append_lanes: usize) -> Self {
         PeerFrames {
             node,
+            max_frame_bytes: None,
             liveness: BytesMut::new(),
             append: (0..append_lanes).map(|_| LaneFrame::default()).collect(),
         }
+    }
+
+    fn max_frame_bytes(&mut self, network: &dyn Network) -> usize {
+        let node = self.node;
+        let asked = || network.max_frame_bytes(node);
+        *self.max_frame_bytes.get_or_insert_with(asked)
     }
 }
 
@@ -59,15 +67,9 @@ impl Outgoing {
         Outgoing {
             peers: peers.collect(),
             append_lanes,
-            max_frame_bytes: network.max_frame_bytes(),
             network,
             refused: Vec::new(),
         }
-    }
-
-    /// Asks the transport again how large a frame may be: it depends on who is connected.
-    pub(super) fn refresh_limit(&mut self) {
-        self.max_frame_bytes = self.network.max_frame_bytes();
     }
 
     /// There is another node.
@@ -88,9 +90,19 @@ impl Outgoing {
         self.peers.iter().map(|peer| peer.node).collect()
     }
 
-    /// The largest record that can be sent.
-    pub(super) fn max_record_bytes(&self) -> usize {
-        self.max_frame_bytes
+    /// The largest record that can be sent to a peer.
+    pub(super) fn max_record_bytes(&mut self, to: NodeId) -> usize {
+        match self.peers.iter_mut().find(|peer| peer.node == to) {
+            Some(peer) => peer.max_frame_bytes(&*self.network),
+            None => self.network.max_frame_bytes(to),
+        }
+    }
+
+    /// The largest record that can be sent to every peer.
+    pub(super) fn max_record_bytes_to_all(&self) -> usize {
+        let peers = self.peers.iter();
+        let limits = peers.map(|peer| self.network.max_frame_bytes(peer.node));
+        limits.min().unwrap_or(usize::MAX)
     }
 
     /// The frame to `to` on the lane of `group`, with room for `bytes` more; nothing when `to` is no peer.
@@ -109,12 +121,12 @@ impl Outgoing {
         } else {
             shard_of(group, self.append_lanes)
         };
-        let frame = &mut peer.append[lane];
         let limit = if mutants::is_active(Mutant::OversizedFrames) {
             usize::MAX
         } else {
-            self.max_frame_bytes
+            peer.max_frame_bytes(&*self.network)
         };
+        let frame = &mut peer.append[lane];
         if !frame.bytes.is_empty() && frame.bytes.len() + bytes > limit {
             let refused = frame.send(&*self.network, to, lane, counters);
             self.refused.extend(refused);
@@ -186,6 +198,7 @@ impl Outgoing {
                     self.refused.extend(refused);
                 }
             }
+            peer.max_frame_bytes = None;
         }
     }
 }

@@ -502,12 +502,9 @@ impl Shard {
             reason: "the reply is over transport.max_frame_bytes".to_owned(),
         });
         let mut bytes = reply_bytes(outcome);
-        let outcome = if bytes > self.outgoing.max_record_bytes() {
-            &too_large
-        } else {
-            outcome
-        };
-        bytes = bytes.min(self.outgoing.max_record_bytes());
+        let most = self.outgoing.max_record_bytes(origin);
+        let outcome = if bytes > most { &too_large } else { outcome };
+        bytes = bytes.min(most);
         let subject = self.subject(group);
         let counters = self.shared.counters.shard(self.index);
         if let Some(frame) = self.outgoing.forward(origin, group, bytes, counters) {

@@ -445,8 +445,13 @@ impl Shard {
         }
         let bytes = wire::APPEND_BYTES + blocks.bytes_of(which.clone());
         let counters = self.shared.counters.shard(self.index);
-        if bytes > self.outgoing.max_record_bytes() {
-            tracing::error!(group = %send.group, bytes, "an append is over transport.max_frame_bytes");
+        let most = self.outgoing.max_record_bytes(send.to);
+        if bytes > most {
+            tracing::error!(
+                group = %send.group, to = %send.to, bytes, most,
+                "an append is larger than the frames to that node may be, and is not sent: give all nodes the same \
+                 transport.max_frame_bytes"
+            );
         } else if let Some(frame) = self.outgoing.append(send.to, send.group, bytes, counters) {
             counters.group_messages.add(1);
             let blocks = which.map(|at| blocks.bytes(at));
@@ -637,7 +642,6 @@ impl Shard {
 
     /// The home shard judges another node alive or silent.
     pub(super) fn peer_changed(&mut self, node: NodeId, alive: bool) {
-        self.outgoing.refresh_limit();
         if alive {
             self.alive.insert(node);
             self.note_back(node);

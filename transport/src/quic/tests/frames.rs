@@ -131,7 +131,7 @@ fn paused_lane_fills_its_queue_and_leaves_liveness_alone() {
 #[test]
 fn frame_over_the_limit_is_refused_by_the_sender() {
     let (one, two, _dir) = linked_pair(|options| options.max_frame_bytes = 2048);
-    assert_eq!(one.network.max_frame_bytes(), 2048);
+    assert_eq!(one.network.max_frame_bytes(TWO), 2048);
     let too_large = SendError::TooLarge {
         bytes: 2049,
         limit: 2048,
@@ -153,10 +153,12 @@ fn link_uses_the_smaller_limit_of_its_nodes() {
     let two = Node::start(small);
     introduce(&one, &two);
     one.wait_up(TWO);
-    assert_eq!(one.network.max_frame_bytes(), 1024);
+    assert_eq!(one.network.max_frame_bytes(TWO), 1024);
+    // What one peer takes says nothing of another.
+    assert_eq!(one.network.max_frame_bytes(THREE), 4 << 20);
     two.network.shutdown();
     one.recorder.wait_until("down", |seen| seen.downs(TWO) == 1);
-    assert_eq!(one.network.max_frame_bytes(), 4 << 20);
+    assert_eq!(one.network.max_frame_bytes(TWO), 4 << 20);
 }
 
 /// Node 1 as an attacker would build it: a good certificate, and full control of the bytes.

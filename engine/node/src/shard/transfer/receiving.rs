@@ -193,7 +193,7 @@ impl Shard {
         let Some(receiving) = self.transfers.receiving.get_mut(&group) else {
             return;
         };
-        let most = (self.outgoing.max_record_bytes() - wire::CHUNK_BYTES) as u64;
+        let most = (self.outgoing.max_record_bytes(receiving.from) - wire::CHUNK_BYTES) as u64;
         let chunk = receiving.chunk.min(most);
         receiving.chunk = chunk;
         let id = SnapshotId::of(&receiving.file);

@@ -133,7 +133,7 @@ impl Shard {
             return;
         }
         sending.heard_at = now;
-        let most = (self.outgoing.max_record_bytes() - wire::CHUNK_BYTES) as u64;
+        let most = (self.outgoing.max_record_bytes(wanted.by) - wire::CHUNK_BYTES) as u64;
         let rate = limits.bytes_per_second;
         // No more than a second's worth: the others wait for it.
         let most = if rate > 0 { most.min(rate) } else { most };
