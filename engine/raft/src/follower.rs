@@ -196,7 +196,7 @@ impl Group {
             self.deadline = None;
         } else {
             // Until the claim is heard, only appends prove the leader alive, as in plain Raft.
-            self.arm_election_timer(env, out);
+            self.arm_patience(env, out);
         }
     }
 

@@ -102,8 +102,8 @@ pub struct Counters {
 /// One replica of one Raft group. See the [crate documentation](crate) for how it is driven.
 ///
 /// Always: `base <= applied <= committed <= last` and `applied <= durable`; the term and the commit
-/// index never go back; a voter without a live, claiming leader has a deadline; so has a leader with a live
-/// follower that is behind.
+/// index never go back; a voter without a live, claiming leader has a deadline, and so has whoever follows a leader that does
+/// not claim; so has a leader with a live follower that is behind.
 #[derive(Debug)]
 pub struct Group {
     pub(crate) id: GroupId,
@@ -472,14 +472,26 @@ impl Group {
     fn arm_within(&mut self, env: &Env<'_>, low: u64, high: u64, out: &mut Outbox) {
         self.deadline = None;
         if self.may_stand() {
-            let timeout = if mutants::is_active(Mutant::EqualTimeouts) {
-                high
-            } else {
-                self.rng.within(low, high)
-            };
-            let timeout = timeout + self.handicap(env);
-            self.set_deadline(env.now.after(timeout), out);
+            self.set_timeout(env, (low, high), out);
         }
+    }
+
+    /// Until the leader is heard again. One that does not claim the group is forgotten then, also by who may not stand: it votes,
+    /// and must not keep others from being elected.
+    pub(crate) fn arm_patience(&mut self, env: &Env<'_>, out: &mut Outbox) {
+        let settings = env.settings;
+        let range = (settings.election_timeout_min, settings.election_timeout_max);
+        self.set_timeout(env, range, out);
+    }
+
+    fn set_timeout(&mut self, env: &Env<'_>, (low, high): (u64, u64), out: &mut Outbox) {
+        let timeout = if mutants::is_active(Mutant::EqualTimeouts) {
+            high
+        } else {
+            self.rng.within(low, high)
+        };
+        let timeout = timeout + self.handicap(env);
+        self.set_deadline(env.now.after(timeout), out);
     }
 
     /// By how much longer it waits before it campaigns, because somebody who lives should rather lead: as long as others differ

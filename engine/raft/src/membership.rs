@@ -572,7 +572,9 @@ impl Group {
             });
         } else if !self.may_stand() {
             self.part = Part::Follower;
-            self.deadline = None;
+            if self.leader.is_none() {
+                self.deadline = None;
+            }
         } else if self.deadline.is_none() && !self.is_led(env) {
             self.arm_election_timer(env, out);
         }

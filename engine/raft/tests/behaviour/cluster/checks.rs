@@ -50,7 +50,8 @@ impl Cluster {
         }
     }
 
-    /// A voter without a live, claiming leader, and a leader with a live follower behind, have a deadline.
+    /// A voter without a live, claiming leader, whoever follows one that does not claim, and a leader with a live follower
+    /// behind, have a deadline.
     pub(super) fn check_deadline(&self, id: NodeId) {
         let (group, alive) = (self.group(id), &self.nodes[&id].alive);
         let needs = match group.role() {
@@ -58,12 +59,16 @@ impl Cluster {
                 .iter()
                 .filter_map(|n| group.progress(n))
                 .any(|p| p.matched < group.last().index),
-            _ => {
-                group.configuration().is_voter(id)
-                    && !group.is_witness()
-                    && group.last().index >= self.nodes[&id].removed_at
-                    && group.leader().is_none_or(|l| !alive.contains(l))
-            }
+            _ => match group.leader() {
+                Some(leader) => {
+                    !alive.contains(leader) || !group.is_claimed_by(leader, group.term())
+                }
+                None => {
+                    group.configuration().is_voter(id)
+                        && !group.is_witness()
+                        && group.last().index >= self.nodes[&id].removed_at
+                }
+            },
         };
         assert!(
             !needs || group.deadline().is_some(),
