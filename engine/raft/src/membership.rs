@@ -84,7 +84,8 @@ pub enum ChangeRefused {
     Busy,
     /// The leader has not committed an entry of its term yet.
     NotReady,
-    /// The node is not a learner that has nearly all of the log.
+    /// The node would have to vote for the change and everything behind it, or does so already, and does not have nearly all of
+    /// the log, or has not answered lately: it would hold up both.
     NotCaughtUp {
         /// The node.
         node: NodeId,
@@ -363,23 +364,44 @@ impl Group {
         if !changed.has_quorum(|node| env.alive.contains(node)) {
             return Err(ChangeRefused::NoQuorum);
         }
+        // A live node is not enough: its replica may be out of service.
+        let counts = |node| !self.configuration.is_voter(node) || self.keeps_up(env, node);
+        if !changed.has_quorum(counts) {
+            let mut voters = changed.nodes().filter(|node| changed.is_voter(*node));
+            let node = voters.find(|node| env.alive.contains(*node) && !counts(*node));
+            return Err(
+                node.map_or(ChangeRefused::NoQuorum, |node| ChangeRefused::NotCaughtUp {
+                    node,
+                }),
+            );
+        }
         Ok(self.append_configuration(env, changed, out))
     }
 
     /// Whether a learner would not hold up commits for long if it voted: it takes appends, and one of them brings it to the end.
     /// It has the entry that made it a learner too: it may vote by then, whatever was before.
     fn is_caught_up(&self, env: &Env<'_>, node: NodeId) -> bool {
-        let last = self.log.last_index().0;
         let most = u64::from(env.settings.max_append_entries.max(1));
         let configured_at = self
             .leading()
             .map_or(Index::ZERO, |leading| leading.configured_at);
         self.progress(node).is_some_and(|progress| {
-            progress.alive
-                && progress.state == ProgressState::Replicate
-                && last - progress.matched.0 <= most
-                && progress.matched >= configured_at
+            self.is_within(most, progress) && progress.matched >= configured_at
         })
+    }
+
+    /// Whether a voter has a part in commits: it takes appends, and lacks no more than may be on the way to it under load.
+    fn keeps_up(&self, env: &Env<'_>, node: NodeId) -> bool {
+        let settings = env.settings;
+        let most = u64::from(settings.max_append_entries.max(1)).max(settings.inflight_entries);
+        let progress = self.progress(node);
+        node == self.node || progress.is_some_and(|progress| self.is_within(most, progress))
+    }
+
+    fn is_within(&self, most: u64, progress: &Progress) -> bool {
+        progress.alive
+            && progress.state == ProgressState::Replicate
+            && self.log.last_index().0 - progress.matched.0 <= most
     }
 
     fn append_configuration(

@@ -92,7 +92,7 @@ struct Wanted {
 enum Waits {
     Turn,
     Quorum,
-    Learner(NodeId),
+    CatchUp(NodeId),
 }
 
 impl Members {
@@ -292,7 +292,7 @@ impl Shard {
         match answer.outcome {
             Ok(_) => (wanted.waits_for, wanted.has_begun) = (Waits::Quorum, true),
             Err(ChangeRefused::Busy | ChangeRefused::NotReady) => wanted.waits_for = Waits::Turn,
-            Err(ChangeRefused::NotCaughtUp { node }) => wanted.waits_for = Waits::Learner(node),
+            Err(ChangeRefused::NotCaughtUp { node }) => wanted.waits_for = Waits::CatchUp(node),
             Err(why) => return Some(Err(refused(words(why)))),
         }
         None
@@ -659,8 +659,8 @@ fn timed_out(waits_for: Waits) -> Error {
         Waits::Quorum => Error::Unknown {
             why: "no quorum of the old and the new voters took the change of members in time; it goes on, ask for the members later",
         },
-        Waits::Learner(node) => refused(format!(
-            "node {node} has not caught up in time; it stays a learner, try again or remove it"
+        Waits::CatchUp(node) => refused(format!(
+            "node {node} has not caught up in time, or does not answer, and the change needs its vote; try again or remove it"
         )),
     }
 }
@@ -699,7 +699,7 @@ mod tests {
 
     #[test]
     fn only_what_is_in_the_log_may_be_committed_after_the_time_is_over() {
-        let outcomes = [Waits::Turn, Waits::Quorum, Waits::Learner(NodeId(4))].map(timed_out);
+        let outcomes = [Waits::Turn, Waits::Quorum, Waits::CatchUp(NodeId(4))].map(timed_out);
         let may_be = outcomes.each_ref().map(Error::may_have_committed);
         assert_eq!(may_be, [false, true, false]);
         let is_refusal = |error: &Error| matches!(error, Error::Members { .. });

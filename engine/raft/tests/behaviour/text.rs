@@ -20,7 +20,7 @@ pub fn refusal(why: ChangeRefused) -> String {
         ChangeRefused::NotLeader { hint } => format!("not the leader, that is {}", name(hint)),
         ChangeRefused::Busy => "another change or a handover is under way".to_owned(),
         ChangeRefused::NotReady => "nothing of the term is committed".to_owned(),
-        ChangeRefused::NotCaughtUp { node } => format!("{node} is no learner with all of the log"),
+        ChangeRefused::NotCaughtUp { node } => format!("{node} does not have all of the log"),
         ChangeRefused::Repeated { node } => format!("{node} is named twice"),
         ChangeRefused::NoVoters => "nobody would vote".to_owned(),
         ChangeRefused::TooManyWitnesses => "witnesses alone could decide".to_owned(),
