@@ -50,7 +50,8 @@ pub struct Restored {
     /// nodes look for another leader, for a replica that may have followed one; 0 for a new one.
     pub bound_for: u64,
     /// An earlier replica of this node was removed, and that is committed at this index; or it lost its log, which may have gone
-    /// through there. Without that in the log this one neither votes nor stands. 0 when there was none.
+    /// through there. Without that in the log this one does not stand, and votes only for candidates whose log proves that they
+    /// have it. 0 when there was none.
     ///
     /// With [`Restored::NEVER`] there was none either, but the group began behind a state that this replica may lack: without
     /// a log through here it does not stand, and votes only for candidates who have one.

@@ -472,16 +472,26 @@ impl Group {
             || mutants::is_active(Mutant::ReturnedVotes)
     }
 
-    /// Whether it may vote for whoever has a log through `last`. No replica of this node was there before if it lacks nothing but
-    /// what the group began with: then it has acknowledged nothing, and any log that begins behind that will do. A candidate
-    /// without one would begin the group anew.
+    /// Whether it may vote for whoever has a log through `last`. Without what an earlier replica of its node may have had a part
+    /// in, it asks of the candidate's log what it would ask of its own: a log of the last term that one had seen is the
+    /// beginning of that leader's, and a later term's begins with all that was committed before.
+    ///
+    /// No replica of this node was there before if it lacks nothing but what the group began with: then it has acknowledged
+    /// nothing, and any log that begins behind that will do. A candidate without one would begin the group anew.
     pub(crate) fn may_elect(&self, last: LogPosition) -> bool {
+        let (since, has_all) = (
+            self.former.since(),
+            last.index >= self.former.known_removal(),
+        );
         self.knows_its_removal()
-            || (self.former.since() == Restored::NEVER && last.index >= self.former.known_removal())
+            || match since {
+                Restored::NEVER => has_all,
+                _ => last.term > since || (last.term == since && has_all),
+            }
     }
 
-    /// The index that the log has to reach before this replica votes, while it may not: an earlier replica of its node was
-    /// removed as of there, or may have acknowledged that.
+    /// The index that the log has to reach before this replica stands, or votes for whoever has less, while it may not: an
+    /// earlier replica of its node was removed as of there, or may have acknowledged that.
     #[must_use]
     pub fn returning(&self) -> Option<Index> {
         (!self.knows_its_removal()).then(|| self.former.known_removal())
