@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{
     ChangeRefused, Configuration, Event, GroupId, Index, Life, MemberChange, Message, NodeId,
-    Removed, Role, Term, Tick, votes_again_at,
+    Removed, Role, Term, Tick,
 };
 use polyraft_storage::{Creation, Ending, Tombstone};
 
@@ -629,14 +629,13 @@ impl Shard {
             true => Some(self.shared.node),
             false => core.vote().filter(|_| own >= term),
         };
-        // What a damaged log may have had counts besides.
-        let acknowledged = self.repairs.acknowledged(slot).map(votes_again_at);
         let tombstone = Tombstone {
             life: self.marks[slot as usize].life,
             ending: Ending::Removed,
             term: own.max(term),
             vote,
-            at: acknowledged.map_or(at, |acknowledged| at.max(acknowledged)),
+            // Whatever a damaged log had behind that, nobody counted as this node's.
+            at,
         };
         if let Some(wanted) = self.members.wanted.remove(&group) {
             // It was the end of what the caller wanted, or another change is lost with the replica.
