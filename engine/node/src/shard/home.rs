@@ -11,6 +11,7 @@ use polyraft_storage::{EntryKind, PREFETCH_AHEAD, block_configurations};
 use super::coordinate::Coordination;
 use super::fetch::Fetched;
 use super::outgoing::NODE_LEVEL;
+use super::witness::committed_by;
 use super::{Payloads, Shard, Wanted, parse_blocks};
 use crate::error::Error;
 use crate::event::{Claim, CreateOrigin, Reign, ShardEvent};
@@ -286,7 +287,7 @@ impl Shard {
             return self.counters().rejected_messages.add(1);
         }
         if let polyraft_raft::Message::Append { term, .. } = message
-            && self.is_of_other_kind(slot, term, is_hollow)
+            && self.is_of_other_kind(slot, (term, committed_by(&message)), is_hollow)
         {
             return self.counters().rejected_messages.add(1);
         }

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use bytes::BytesMut;
 use polyraft_raft::{
-    Apply, Configuration, EntryRange, Env, Event, GroupId, Life, LogPosition, NodeId, Send, Term,
-    votes_again_at,
+    Apply, Configuration, EntryRange, Env, Event, GroupId, Index, Life, LogPosition, Message,
+    NodeId, Send, Term, votes_again_at,
 };
 use polyraft_storage::{Blocks, EntryBlock, EntryKind, pack_hollow};
 
@@ -86,7 +86,8 @@ impl Shard {
         configuration: &Configuration,
     ) {
         let Some(slot) = self.slot(group) else { return };
-        if self.is_of_other_kind(slot, term, true) {
+        let committed = (last.term == term).then_some(last.index);
+        if self.is_of_other_kind(slot, (term, committed), true) {
             return self.counters().rejected_messages.add(1);
         }
         let own = self.replicas[slot as usize].group.term();
@@ -109,22 +110,55 @@ impl Shard {
     /// are until they are removed. So this replica's node was, and is a member again; or it became one by an entry that is gone.
     /// Its log is of no use to the member that it is now: it ends, and another one is made.
     ///
-    /// The next one votes once its log reaches as far as this one's: whatever was committed with the help of this one is among
-    /// that.
-    pub(super) fn is_of_other_kind(&mut self, slot: u32, term: Term, is_hollow: bool) -> bool {
+    /// The next one votes once its log reaches as far as this one's may count: whatever was committed with the help of this one
+    /// is among that. Of a log without an entry of `term` nothing counts behind what that leader has `committed` with an entry of
+    /// its term at or before it. What was committed in earlier terms is before that; and what this replica acknowledged in `term`
+    /// itself it has in common with that leader, before the leader's first entry. The rest may never have been committed, and
+    /// nobody may ever have as long a log again. If the leader has not committed so much, or does not show it, the replica stays
+    /// until it does: a member of the other kind is a learner until its own replica has acknowledged something, and nobody
+    /// waits for it.
+    pub(super) fn is_of_other_kind(
+        &mut self,
+        slot: u32,
+        (term, committed): (Term, Option<Index>),
+        is_hollow: bool,
+    ) -> bool {
         let replica = &self.replicas[slot as usize];
         let core = &replica.group;
         if core.is_witness() == is_hollow {
             return false;
         }
         if replica.fault.is_none() && term >= core.term() {
-            tracing::info!(group = %core.id(), is_hollow, "the node is another kind of member now");
-            let last = core.last().index;
-            let last = last.max(core.returning().unwrap_or_default());
-            self.end_membership(slot, votes_again_at(last), term);
+            let last = core.last();
+            let counts = match last.term < term {
+                true => committed.map(|committed| last.index.min(committed)),
+                // It is the leader's log through there.
+                false => Some(last.index),
+            };
+            if let Some(counts) = counts {
+                tracing::info!(group = %core.id(), is_hollow, "the node is another kind of member now");
+                let at = counts.max(core.returning().unwrap_or_default());
+                self.end_membership(slot, votes_again_at(at), term);
+            }
         }
         true
     }
+}
+
+/// What the sender of an append has committed, if the append shows an entry of its own term at or before that.
+pub(super) fn committed_by(message: &Message) -> Option<Index> {
+    let Message::Append {
+        term,
+        prev,
+        entries,
+        commit,
+    } = *message
+    else {
+        return None;
+    };
+    let is_before = prev.term == term && prev.index <= commit;
+    let is_among = !entries.is_empty() && entries.term == term && entries.first <= commit;
+    (is_before || is_among).then_some(commit)
 }
 
 /// Blocks without the payloads: one for as many entries as follow each other, and those that name members as they are.
@@ -152,10 +186,89 @@ fn hollowed<'a>(group: GroupId, blocks: impl Iterator<Item = EntryBlock<'a>>) ->
 
 #[cfg(test)]
 mod tests {
-    use polyraft_raft::Index;
+    use std::path::Path;
+
     use polyraft_storage::pack;
 
+    use crate::shard::tests::{GROUP, disk_with, parts_on};
+
     use super::*;
+
+    /// An append of node 2 without entries.
+    fn append(term: u64, prev: (u64, u64), commit: u64) -> Message {
+        let prev = LogPosition {
+            index: Index(prev.0),
+            term: Term(prev.1),
+        };
+        Message::Append {
+            term: Term(term),
+            prev,
+            entries: EntryRange::empty(prev.term, prev.index.next()),
+            commit: Index(commit),
+        }
+    }
+
+    #[test]
+    fn what_is_committed_is_known_by_an_entry_of_the_leaders_own_term() {
+        let entries = |term: u64, first: u64, end: u64| EntryRange {
+            term: Term(term),
+            first: Index(first),
+            end: Index(end),
+        };
+        assert_eq!(committed_by(&append(2, (4, 2), 4)), Some(Index(4)));
+        assert_eq!(committed_by(&append(2, (4, 2), 3)), None);
+        assert_eq!(committed_by(&append(2, (4, 1), 9)), None);
+        for (range, commit, known) in [
+            (entries(2, 5, 8), 5, true),
+            (entries(2, 5, 8), 4, false),
+            (entries(1, 5, 8), 9, false),
+            (entries(2, 5, 5), 9, false),
+        ] {
+            let Message::Append { term, prev, .. } = append(2, (4, 1), 0) else {
+                unreachable!()
+            };
+            let message = Message::Append {
+                term,
+                prev,
+                entries: range,
+                commit: Index(commit),
+            };
+            let expected = known.then_some(Index(commit));
+            assert_eq!(committed_by(&message), expected, "{message:?}");
+        }
+    }
+
+    /// Through which index the log has to be there again before the node votes, after a replica with twenty entries of term 1 has
+    /// heard this as a witness; nothing if that one is still there.
+    fn votes_again_after(message: &Message) -> Option<Index> {
+        let path = Path::new("/n");
+        let entries: Vec<(EntryKind, &[u8])> = vec![(EntryKind::Normal, b"entry"); 20];
+        let (_shared, mut parts) = parts_on(&disk_with(path, &entries), path);
+        let (shard, _) = &mut parts.shards[0];
+        shard.open_recovered();
+        shard.opened(GROUP, Ok(Index(0)));
+        let slot = shard.slot(GROUP).expect("it is there");
+        let last = shard.replicas[slot as usize].group.last();
+        assert_eq!((last.index, last.term), (Index(20), Term(1)));
+        let mut frame = BytesMut::new();
+        wire::put_hollow_append(&mut frame, (GROUP, Life::FIRST), message, &[]);
+        shard.frame(NodeId(2), frame.freeze(), shard.now);
+        assert_eq!(shard.counters().rejected_messages.get(), 1);
+        let ended = shard.log.tombstone_of(GROUP);
+        assert_eq!(ended.is_some(), shard.slot(GROUP).is_none());
+        ended.map(|tombstone| tombstone.at)
+    }
+
+    /// The next replica could not vote before the group's log was as long as an end that nobody else ever had.
+    #[test]
+    fn a_replica_of_the_other_kind_leaves_nothing_behind_that_was_never_committed() {
+        assert_eq!(votes_again_after(&append(2, (4, 2), 4)), Some(Index(4)));
+        assert_eq!(votes_again_after(&append(2, (40, 2), 40)), Some(Index(20)));
+        // Not yet: what was committed in term 1 may be behind that.
+        assert_eq!(votes_again_after(&append(2, (1, 1), 1)), None);
+        // It is the log of the leader itself.
+        assert_eq!(votes_again_after(&append(1, (1, 1), 1)), Some(Index(20)));
+    }
 
     #[test]
     fn only_what_names_members_is_sent_in_full() {

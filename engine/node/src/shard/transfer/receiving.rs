@@ -76,7 +76,9 @@ impl Shard {
         // A snapshot of another life of the group's id says nothing about this one.
         let slot = slot.filter(|_| file.meta.life() == self.life_of(group));
         let Some(slot) = slot else { return };
-        if self.is_of_other_kind(slot, term, false) {
+        let last = file.meta.last;
+        let committed = (last.term == term).then_some(last.index);
+        if self.is_of_other_kind(slot, (term, committed), false) {
             return self.counters().rejected_messages.add(1);
         }
         let replica = &self.replicas[slot as usize];
