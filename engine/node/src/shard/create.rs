@@ -316,6 +316,10 @@ impl Shard {
         let saved = saved.map_or(Index::ZERO, |file| file.meta.last.index);
         let promised = found.joined.max(saved).max(found.hard_state.commit);
         let may_return = found.may_return.map(|last| last.max(promised));
+        // A state machine that is ahead of all that the log can have had comes from a later log.
+        let through = found.may_return.unwrap_or(found.last);
+        let is_newest = held.as_ref().map_or(true, |held| held.machine <= through);
+        let is_certain = is_newest && !self.log.has_lost_vote(group);
         let mut held = held.unwrap_or(Held::all(found.base.index));
         if !self.log.has_sessions(group) {
             // Nothing behind the snapshot speaks of them: they are as they were there.
@@ -390,14 +394,17 @@ impl Shard {
         self.counters().leaderless.add(1);
         self.touch(slot);
         self.note_forlorn(slot);
+        // What is quarantined stands by claims too, or those of all other groups of that node would count for nothing here.
+        self.shared.tell(0, ShardEvent::ClaimWanted { group });
         if let Some(reason) = fault {
-            self.damaged.insert(group);
+            if !is_certain {
+                self.uncertain.insert(group);
+            }
             if is_damaged {
                 self.note_damaged(slot, may_return);
             }
             return self.quarantine(slot, reason);
         }
-        self.shared.tell(0, ShardEvent::ClaimWanted { group });
         if campaigns > 0 {
             let at = self.now.after(self.limits.campaign_delay);
             self.defer(at, Deferred::Campaign(group, found.life, campaigns));

@@ -132,7 +132,7 @@ impl Shard {
         self.splits.fail(group, &gone);
         let merged = self.gone(group);
         self.merges.ended(group, &merged);
-        self.damaged.remove(&group);
+        self.uncertain.remove(&group);
         self.shared.directory.remove(group);
         self.ends.last_at = Some(self.now);
         let task = Task::Destroy {

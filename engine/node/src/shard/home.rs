@@ -524,7 +524,7 @@ impl Shard {
         // What is quarantined votes no more. It stands by the claim unless it has left for a later term already, or may
         // have lost what it knew of one.
         let is_frozen = replica.fault.is_some()
-            && !self.damaged.contains(&group)
+            && !self.uncertain.contains(&group)
             && term.is_none_or(|term| replica.group.term() <= term);
         (!is_bound && !is_frozen).then_some(Untaken::Disputed)
     }

@@ -292,8 +292,8 @@ pub(crate) struct Shard {
     trim: Trim,
     /// When the shard was made. What its replicas promised before may be lost.
     opened_at: Tick,
-    /// Groups whose replica was quarantined when it was opened: it may have lost terms that it had seen.
-    damaged: FxHashSet<GroupId>,
+    /// Groups whose replica was quarantined when it was opened, and may have lost terms that it had seen.
+    uncertain: FxHashSet<GroupId>,
     fault: Option<Error>,
     is_stopping: bool,
 }
@@ -448,7 +448,7 @@ impl Shard {
             transfers: Transfers::new(limits.transfers),
             trim: Trim::opened(now),
             opened_at: shared.clock.now(),
-            damaged: FxHashSet::default(),
+            uncertain: FxHashSet::default(),
             fault: None,
             is_stopping: false,
             limits,

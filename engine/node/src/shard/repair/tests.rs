@@ -8,7 +8,8 @@ use polyraft_storage::sim::SimDisk;
 use polyraft_storage::{DataDir, Disk as _, Durable, EntryKind, ShardLog, WalOptions};
 
 use super::*;
-use crate::event::PeerNeed;
+use crate::event::{PeerNeed, Reign};
+use crate::liveness::{Action, Beat};
 use crate::shard::tests::parts_on;
 
 const GROUP: GroupId = GroupId(7);
@@ -112,6 +113,69 @@ fn a_damaged_replica_believes_in_no_removal_without_a_proof() {
         let vote = (!is_certain).then_some(NodeId(1));
         assert_eq!((tombstone.at, tombstone.vote), (Index(2), vote), "{text}");
     }
+}
+
+/// Which version of node 2's claims this node stands by, whose only replica was quarantined when its state machine was opened, with
+/// so many entries applied: node 2 leads the group in the replica's own term.
+fn taken_with(damaged: Option<&str>, machine: Index) -> u64 {
+    let disk = with_log(&voters([1, 2, 3]), removed_and_back);
+    if let Some(text) = damaged {
+        damage(&disk, text.as_bytes());
+    }
+    let (shared, mut parts) = parts_on(&disk, Path::new(PATH));
+    let (shard, inbox) = &mut parts.shards[0];
+    let (now, leader) = (shard.now, NodeId(2));
+    shard.peer_added(leader);
+    shard.open_recovered();
+    shard.link_up(leader, 9);
+    let beat = Beat {
+        incarnation: 9,
+        sequence: 1,
+        heard: 0,
+        claims_version: 1,
+        of: shared.incarnation,
+        taken: 0,
+        promise: 0,
+        wants_answer: false,
+        priority: 100,
+    };
+    let reign = Reign {
+        life: Life::FIRST,
+        term: Term(u64::from_le_bytes(*b"ITVOTED\0")),
+    };
+    // The claim is there before the replica is.
+    shard.with_liveness(|liveness, actions| {
+        liveness.beat(now, leader, beat, actions);
+        liveness.delta(leader, 0, 1, vec![(GROUP, Some(reign))], actions);
+    });
+    shard.opened(GROUP, Ok(machine));
+    let slot = shard.slot(GROUP).unwrap();
+    assert!(shard.replicas[slot as usize].fault.is_some());
+    while let Some(event) = inbox.try_take() {
+        shard.handle(event);
+    }
+    let mut taken = None;
+    let later = now.after(1_000_000);
+    shard.with_liveness(|liveness, actions| {
+        liveness.poll(later, later, false, actions);
+        for action in actions {
+            if let Action::Beat { beat, .. } = action {
+                taken = Some(beat.taken);
+            }
+        }
+    });
+    taken.expect("a beat is due")
+}
+
+/// One such replica took the word of its node from all groups of that leader.
+#[test]
+fn what_is_out_of_service_stands_by_a_claim_unless_it_may_have_seen_a_later_term() {
+    assert_eq!(taken_with(Some("between"), Index(0)), 1);
+    assert_eq!(taken_with(Some("between"), Index(4)), 1);
+    // The newest term may be another one.
+    assert_eq!(taken_with(Some("ITVOTED"), Index(0)), 0);
+    assert_eq!(taken_with(None, Index(99)), 0);
+    assert_eq!(taken_with(Some("between"), Index(99)), 0);
 }
 
 /// From which index on a replica votes again that had four entries, and is let go by a leader who committed the entry at `proof`.
