@@ -464,6 +464,11 @@ impl Liveness {
         self.batches[shard] += 1;
     }
 
+    /// How many batches of claims came from each shard.
+    pub(crate) fn batches(&self) -> &Batches {
+        &self.batches
+    }
+
     /// An [`Action::Claims`] is on its way to so many shards, each of which will answer with
     /// [`Liveness::claims_taken`].
     pub(crate) fn claims_told(&mut self, by: NodeId, shards: usize) {

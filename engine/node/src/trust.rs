@@ -43,6 +43,8 @@ struct Peer {
     since: AtomicU64,
     until: AtomicU64,
     batches: Box<[AtomicU64]>,
+    /// What was handed over before it was a peer: it was told nothing of that, whatever it has taken since.
+    untold: Batches,
 }
 
 impl Trust {
@@ -52,12 +54,14 @@ impl Trust {
             peers: (0..places).map(|_| OnceLock::new()).collect(),
             shards,
         };
-        peers.iter().for_each(|peer| trust.add(*peer));
+        peers
+            .iter()
+            .for_each(|peer| trust.add(*peer, &Batches::new()));
         trust
     }
 
-    /// There is another peer. Only the home shard calls it.
-    pub(crate) fn add(&self, node: NodeId) {
+    /// There is another peer, which is told of the batches behind `untold`. Only the home shard calls it.
+    pub(crate) fn add(&self, node: NodeId, untold: &Batches) {
         if self.peers().any(|peer| peer.node == node) {
             return;
         }
@@ -66,6 +70,7 @@ impl Trust {
             since: AtomicU64::new(0),
             until: AtomicU64::new(0),
             batches: (0..self.shards).map(|_| AtomicU64::new(0)).collect(),
+            untold: untold.clone(),
         };
         // Without a place, nothing here ever counts on it.
         if let Some(place) = self.peers.iter().find(|place| place.get().is_none()) {
@@ -91,7 +96,9 @@ impl Trust {
 
     fn find(&self, node: NodeId, shard: usize, batch: u64) -> Option<&Peer> {
         let peer = self.peers().find(|peer| peer.node == node)?;
-        (peer.batches[shard].load(Ordering::Acquire) >= batch).then_some(peer)
+        let is_told = peer.untold.get(shard).is_none_or(|untold| *untold < batch);
+        let has_taken = peer.batches[shard].load(Ordering::Acquire) >= batch;
+        (is_told && has_taken).then_some(peer)
     }
 
     /// Whether `node` was bound to the claims in a shard's `batch` at some moment after `at`.
@@ -134,13 +141,14 @@ mod tests {
         trust.publish(&standing(&[1, 1], 12, 15));
         assert!(trust.stands(two, 0, 3, Tick(19)) && trust.stands(two, 1, 1, Tick(19)));
         // Who comes later is like the others, and who comes again has said what it said.
-        trust.add(one);
-        trust.add(two);
+        trust.add(one, &Batches::from_slice(&[0, 1]));
+        trust.add(two, &Batches::from_slice(&[9, 9]));
         assert!(!trust.stands(one, 0, 1, Tick(1)) && trust.stands(two, 0, 3, Tick(19)));
         trust.publish(&Standing {
             by: one,
             ..standing(&[1, 1], 12, 15)
         });
         assert!(trust.stands(one, 0, 1, Tick(14)));
+        assert!(!trust.stands(one, 1, 1, Tick(14)), "it was told nothing");
     }
 }

@@ -329,7 +329,7 @@ mod tests {
     use polyraft_raft::Tick;
 
     use super::*;
-    use crate::trust::{Standing, Trust};
+    use crate::trust::{Batches, Standing, Trust};
 
     #[test]
     fn no_more_peers_come_and_go_than_shards_have_places_for() {
@@ -343,7 +343,7 @@ mod tests {
                 since: Tick(1),
                 until: Tick(9),
             };
-            trust.add(node);
+            trust.add(node, &Batches::new());
             trust.publish(&standing);
             trust.stands(node, 0, 1, Tick(5))
         };

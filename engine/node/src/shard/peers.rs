@@ -1,11 +1,11 @@
 //! Peers that come and go while the node runs, as a shard sees them.
-//! It must never go on counting on a node that was taken out.
+//! It must never go on counting on a node that was taken out, nor count on a new one for what it was not told.
 
-use polyraft_raft::NodeId;
+use polyraft_raft::{ClaimChange, NodeId};
 use polyraft_storage::Ending;
 
-use super::Shard;
 use super::outgoing::NODE_LEVEL;
+use super::{Shard, leads};
 use crate::event::{PeerNeed, life_ranges};
 use crate::wire;
 
@@ -19,9 +19,18 @@ impl Shard {
         self.newcomers.insert(node);
         let own = self.shared.node;
         if let Some(home) = &mut self.home {
-            self.trust.add(node);
+            self.trust.add(node, home.liveness.batches());
             home.liveness.add(own, node);
         }
+        // What is led here already was claimed when nobody could tell the newcomer.
+        let led = self.replicas.iter().filter(|replica| leads(replica));
+        let cores = led.map(|replica| &replica.group);
+        let shared = cores.filter(|core| core.configuration().contains(node));
+        self.outbox.claims.extend(shared.map(|core| ClaimChange {
+            group: core.id(),
+            term: core.term(),
+            leads: true,
+        }));
     }
 
     /// A node is no peer any more.
@@ -76,5 +85,92 @@ impl Shard {
         });
         let needs = open.chain(opening).map(Some);
         needs.fold(None, PeerNeed::rather)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use polyraft_raft::{Configuration, GroupId};
+    use polyraft_storage::sim::SimDisk;
+    use polyraft_storage::{DataDir, WalOptions};
+
+    use crate::liveness::Action;
+    use crate::shard::split::tests::Alone;
+    use crate::shard::tests::GROUP;
+    use crate::trust::Standing;
+
+    use super::*;
+
+    const NEWCOMER: NodeId = NodeId(2);
+
+    fn disk_with_a_learner(path: &Path, groups: [GroupId; 2]) -> SimDisk {
+        let disk = SimDisk::new(1);
+        let dir = DataDir::open(Arc::new(disk.clone()), path, "c", NodeId(1), 1).unwrap();
+        let mut opened = polyraft_storage::open(&dir, &WalOptions::default(), 1).unwrap();
+        for group in groups {
+            let members = Configuration::joint([NodeId(1)], [], [NEWCOMER], []);
+            opened.logs[0].create(group, &members).unwrap();
+        }
+        opened.logs[0].submit().unwrap();
+        opened.wals[0].close().unwrap();
+        disk
+    }
+
+    /// It was counted on for a claim of which it had never heard, once it had taken a later one.
+    #[test]
+    fn a_new_peer_stands_by_what_was_led_before_it_came_only_once_it_is_told() {
+        let (path, groups) = (Path::new("/n"), [GROUP, GroupId(8)]);
+        let mut alone = Alone::on(&disk_with_a_learner(path, groups), path);
+        let leads_all = |alone: &Alone| alone.shard.replicas.iter().all(leads);
+        while !leads_all(&alone) {
+            alone.pass(50_000);
+            alone.settle();
+        }
+        let batch_of = |alone: &Alone, group| {
+            let slot = alone.shard.slot(group).unwrap();
+            alone.shard.replicas[slot as usize].claim_batch
+        };
+        let before = groups.map(|group| batch_of(&alone, group));
+        // It says that it has taken everything through a batch; is it taken to stand by another one then?
+        let now = alone.shard.now;
+        let counts = |alone: &Alone, taken: u64, batch| {
+            let standing = Standing {
+                by: NEWCOMER,
+                batches: [taken].into_iter().collect(),
+                since: now,
+                until: now.after(1),
+            };
+            alone.shard.trust.publish(&standing);
+            alone.shard.trust.stands(NEWCOMER, 0, batch, now)
+        };
+
+        alone.shard.peer_added(NEWCOMER);
+        assert!(!counts(&alone, before[0].max(before[1]), before[0]));
+        alone.turn();
+        let after = groups.map(|group| batch_of(&alone, group));
+        assert!(after[0] > before[0] && after[1] > before[1]);
+        assert!(!counts(&alone, after[0] - 1, after[0]));
+        assert!(counts(&alone, after[0], after[0]));
+
+        // That batch tells it of both.
+        let mut told = Vec::new();
+        alone.shard.link_up(NEWCOMER, 1);
+        alone.shard.with_liveness(|liveness, actions| {
+            liveness.poll(now, now, true, actions);
+            for action in actions {
+                if let Action::Table {
+                    to: NEWCOMER,
+                    claims,
+                    ..
+                } = action
+                {
+                    told.extend(claims.iter().map(|(group, _)| *group));
+                }
+            }
+        });
+        assert_eq!(told, groups);
     }
 }
