@@ -1,7 +1,7 @@
 //! Replicas that are taken out of service, and how those whose log is damaged come back without it: from their peers, by the leave
 //! of a leader.
-//! It must never drop a damaged log before a quorum is known to go on without it, nor let the replica vote before it has again
-//! what it may have acknowledged.
+//! It must never drop a damaged log before a quorum is known to go on without it, nor let the replica vote for anybody who
+//! may lack what it may have acknowledged.
 //!
 //! The replica is in quarantine and asks all nodes (`members.rs`). The leader appends an entry, and once that is committed, says
 //! Join: the replica had no part in that, so the others are a quorum. Then the replica ends as if it had been removed as of
