@@ -2,7 +2,7 @@
 //! in, read by every shard that has reads to answer. Per node and not per group, so that asking costs the same for one
 //! group and for thousands. It must never be taken back: what a node stood by at a moment stays true of that moment.
 //!
-//! Three numbers for each peer, all of which only grow. Each stands for itself, so it does not matter in which order a reader
+//! Some numbers for each peer, all of which only grow. Each stands for itself, so it does not matter in which order a reader
 //! sees them change: whoever is bound to more claims is bound to the fewer, and a later moment has no earlier end.
 
 use std::sync::OnceLock;
@@ -43,8 +43,9 @@ struct Peer {
     since: AtomicU64,
     until: AtomicU64,
     batches: Box<[AtomicU64]>,
-    /// What was handed over before it was a peer: it was told nothing of that, whatever it has taken since.
-    untold: Batches,
+    /// What was handed over before it became a peer the last time: it may have been told nothing of that, whatever it has taken
+    /// since.
+    untold: Box<[AtomicU64]>,
 }
 
 impl Trust {
@@ -62,15 +63,19 @@ impl Trust {
 
     /// There is another peer, which is told of the batches behind `untold`. Only the home shard calls it.
     pub(crate) fn add(&self, node: NodeId, untold: &Batches) {
-        if self.peers().any(|peer| peer.node == node) {
+        if let Some(peer) = self.peers().find(|peer| peer.node == node) {
+            for (place, untold) in peer.untold.iter().zip(untold) {
+                place.fetch_max(*untold, Ordering::Release);
+            }
             return;
         }
+        let untold = |shard| untold.get(shard).copied().unwrap_or(0);
         let peer = Peer {
             node,
             since: AtomicU64::new(0),
             until: AtomicU64::new(0),
             batches: (0..self.shards).map(|_| AtomicU64::new(0)).collect(),
-            untold: untold.clone(),
+            untold: (0..self.shards).map(untold).map(AtomicU64::new).collect(),
         };
         // Without a place, nothing here ever counts on it.
         if let Some(place) = self.peers.iter().find(|place| place.get().is_none()) {
@@ -96,7 +101,7 @@ impl Trust {
 
     fn find(&self, node: NodeId, shard: usize, batch: u64) -> Option<&Peer> {
         let peer = self.peers().find(|peer| peer.node == node)?;
-        let is_told = peer.untold.get(shard).is_none_or(|untold| *untold < batch);
+        let is_told = peer.untold[shard].load(Ordering::Acquire) < batch;
         let has_taken = peer.batches[shard].load(Ordering::Acquire) >= batch;
         (is_told && has_taken).then_some(peer)
     }
@@ -140,10 +145,11 @@ mod tests {
         // What was said stays true when less is said later.
         trust.publish(&standing(&[1, 1], 12, 15));
         assert!(trust.stands(two, 0, 3, Tick(19)) && trust.stands(two, 1, 1, Tick(19)));
-        // Who comes later is like the others, and who comes again has said what it said.
+        // Who comes later was told nothing of what was before, and who comes again nothing of what was meanwhile.
         trust.add(one, &Batches::from_slice(&[0, 1]));
-        trust.add(two, &Batches::from_slice(&[9, 9]));
-        assert!(!trust.stands(one, 0, 1, Tick(1)) && trust.stands(two, 0, 3, Tick(19)));
+        trust.add(two, &Batches::from_slice(&[3, 0]));
+        assert!(!trust.stands(one, 0, 1, Tick(1)) && !trust.stands(two, 0, 3, Tick(19)));
+        assert!(trust.stands(two, 1, 1, Tick(19)));
         trust.publish(&Standing {
             by: one,
             ..standing(&[1, 1], 12, 15)
