@@ -41,7 +41,7 @@ impl Network for Line {
     fn queued_bytes(&self, _: NodeId) -> usize {
         0
     }
-    fn max_frame_bytes(&self) -> usize {
+    fn max_frame_bytes(&self, _to: NodeId) -> usize {
         1 << 20
     }
     fn stats(&self) -> NetworkStats {
