@@ -105,7 +105,7 @@ mod tests {
     /// Grows a list over several chunks and compares it with a plain one. Nothing moves.
     fn grows<T: Copy + PartialEq + std::fmt::Debug>(values: impl Iterator<Item = T>) -> usize {
         let (mut chunks, mut list) = (Chunks::default(), Vec::new());
-        assert!(chunks.is_empty() && chunks.len() == 0);
+        assert!(chunks.is_empty());
         let mut first = None;
         for value in values {
             chunks.push(value);
