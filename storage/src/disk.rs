@@ -94,8 +94,12 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Replaces a small file atomically and durably.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let temporary = path.with_extension("tmp");
-        self.write_new(&temporary, bytes)?;
-        self.rename(&temporary, path)?;
+        let written = self.write_new(&temporary, bytes);
+        if let Err(error) = written.and_then(|()| self.rename(&temporary, path)) {
+            // A part of it would keep room from others.
+            let _ = self.remove(&temporary);
+            return Err(error);
+        }
         if mutants::is_active(Mutant::ReplacedNameNotSynced) {
             return Ok(());
         }

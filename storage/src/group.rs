@@ -19,7 +19,7 @@ pub struct Creation {
     pub life: Life,
     /// The group began behind a state that this replica may lack: until its own log reaches there it does not stand, and votes
     /// only for who has that much. 0 for the members of a group that began with nothing. Where a replica ended before, its
-    /// [`Tombstone::at`] counts besides, which may be an index that was never committed; until then this one votes for nobody.
+    /// [`Tombstone::at`] counts besides, which may be an index that was never committed; the same holds for that.
     pub joined: Index,
     /// It stores no payload, for as long as it lives.
     pub is_witness: bool,
@@ -247,7 +247,7 @@ pub struct RecoveredGroup {
     pub group: GroupId,
     /// Which life of the id it belongs to.
     pub life: Life,
-    /// The replica votes once its log reaches there, or once its last entry is of a later term than `removed_in`; see
+    /// The replica votes for whoever has less once its log reaches there, or once its last entry is of a later term than `removed_in`; see
     /// [`Creation::joined`] and [`Tombstone::at`].
     pub joined: Index,
     /// The newest term that the replica before had seen, whose end made this one begin anew.

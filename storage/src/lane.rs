@@ -77,6 +77,8 @@ struct Writer {
 #[derive(Default)]
 struct Tender {
     wanted: bool,
+    /// Something is lacking that may come back, and that was said.
+    is_waiting: bool,
     /// How often a full disk is looked at before the next checkpoint is made for it.
     pause: u32,
 }
@@ -453,10 +455,15 @@ impl Lane {
             }
             Ok(self.segments.tend()? || self.relieve())
         };
-        step().or_else(|error| match error.is_passing() {
+        let done = step();
+        let is_passing = matches!(&done, Err(error) if error.is_passing());
+        let was_waiting = std::mem::replace(&mut self.tender.lock().is_waiting, is_passing);
+        done.or_else(|error| match is_passing {
             // No file is relied on before everything it needs was done, and what is begun anew is written anew.
             true => {
-                tracing::warn!(%error, "background work of the log has to wait");
+                if !was_waiting {
+                    tracing::warn!(%error, "background work of the log has to wait");
+                }
                 Ok(false)
             }
             false => Err(self.poison(error)),
@@ -464,9 +471,9 @@ impl Lane {
     }
 
     /// Has a checkpoint made when the disk is full: only that frees what was purged, and it may be that nobody can write the log
-    /// after which one would be due.
+    /// after which one would be due. And when the last one could not be written.
     fn relieve(&self) -> bool {
-        if self.segments.shortage().is_none() {
+        if self.segments.shortage().is_none() && !self.maintenance.must_repeat() {
             return false;
         }
         let pause = {
@@ -480,6 +487,11 @@ impl Lane {
             self.tender.lock().pause = RELIEF_PAUSE;
         }
         is_begun
+    }
+
+    /// Whether background work could not be done and has to be tried again.
+    pub(crate) fn must_tend_again(&self) -> bool {
+        self.segments.must_retry() || self.maintenance.must_repeat()
     }
 
     pub(crate) fn want_tending(&self) {
@@ -546,7 +558,7 @@ impl Lane {
             }
             let mut tender = self.tender.lock();
             if !tender.wanted && !self.stopping.load(Ordering::Acquire) {
-                match self.segments.must_retry() {
+                match self.must_tend_again() {
                     true => _ = self.wake_tender.wait_for(&mut tender, RETRY),
                     false => self.wake_tender.wait(&mut tender),
                 }

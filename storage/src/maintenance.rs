@@ -1,7 +1,8 @@
 //! Owns the making of checkpoints: when one begins, who still owes its part, publishing it, and what it sets free.
 //! Must never publish what is not durable, nor free a segment that the published checkpoint needs.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use polyraft_raft::mutants::{self, Mutant};
@@ -32,6 +33,8 @@ struct State {
     under_way: bool,
     /// Where the newest checkpoint has recovery read on.
     published: Lsn,
+    /// One that would have had it read on further could not be written.
+    must_repeat: bool,
     /// By shard of the lane.
     sections: Vec<Option<Section>>,
     victims: Arc<[u64]>,
@@ -60,6 +63,7 @@ impl Maintenance {
             replay: ReplayFrom::default(),
             under_way: false,
             published,
+            must_repeat: false,
             sections: (0..shards).map(|_| None).collect(),
             victims: Arc::default(),
         };
@@ -87,9 +91,26 @@ impl Maintenance {
         true
     }
 
+    /// Whether the last checkpoint could not be written, and another one is wanted before there is more log.
+    pub(crate) fn must_repeat(&self) -> bool {
+        self.state.lock().must_repeat
+    }
+
     /// Whether the newest checkpoint covers everything before batch `next`.
     pub(crate) fn covers(&self, next: Lsn) -> bool {
         self.state.lock().published >= next
+    }
+
+    /// Writes the file, if there is room for all of it: what is free on a full disk others need meanwhile.
+    fn write(&self, file: &[u8]) -> io::Result<()> {
+        if mutants::is_active(Mutant::CheckpointOverwritten) {
+            return self.disk.write_new(&self.path, file);
+        }
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        if self.disk.free_bytes(dir)? < file.len() as u64 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.disk.replace(&self.path, file)
     }
 
     /// The checkpoint that is wanted, by number.
@@ -137,17 +158,14 @@ impl Maintenance {
             entries: sections.iter().map(|section| section.entries).sum(),
         };
         let file = header.encode(&sections);
-        let written = if mutants::is_active(Mutant::CheckpointOverwritten) {
-            self.disk.write_new(&self.path, &file)
-        } else {
-            self.disk.replace(&self.path, &file)
-        };
+        let written = self.write(&file);
         let mut state = self.state.lock();
         state.under_way = false;
+        state.must_repeat = written.is_err() && state.published < replay.lsn;
         if let Err(error) = written {
             let error = StorageError::io(&self.path, "writing a checkpoint", &error);
             if error.is_disk_full() {
-                // The old one stays valid; the next is due after more log, or when the log finds no room.
+                // The old one stays valid.
                 tracing::warn!(%error, "no room for a checkpoint");
                 return Ok(None);
             }

@@ -50,7 +50,7 @@ pub const MERGE_HEAD_BYTES: usize = 9;
 pub struct SurveyedReplica {
     /// Which life of its group's id it belongs to.
     pub life: Life,
-    /// It votes once its log reaches there, or once its last entry is of a later term than `removed_in`.
+    /// It votes for whoever has less once its log reaches there, or once its last entry is of a later term than `removed_in`.
     pub joined: Index,
     /// The newest term that the replica before had seen, whose end made this one begin anew.
     pub removed_in: Term,

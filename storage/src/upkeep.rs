@@ -62,8 +62,9 @@ impl Upkeep {
 }
 
 impl ShardLog {
-    /// Does a bounded slice of what the lane wants: its part of a checkpoint, on a full disk all of it, or moving blocks out of
-    /// sparse segments. To be called between turns, after [`crate::WalObserver::maintain`] and as long as it returns true.
+    /// Does a bounded slice of what the lane wants: its part of a checkpoint, or moving blocks out of sparse segments. To be called
+    /// between turns, after [`crate::WalObserver::maintain`] and as long as it returns true; and again before the next turn while
+    /// [`ShardLog::is_urgent`].
     pub fn maintain(&mut self) -> Result<bool, StorageError> {
         if self.turn_bytes() > 0 {
             // What is written now must be submitted first, so that the position covers the state.
@@ -76,6 +77,15 @@ impl ShardLog {
         }
         self.deliver_checkpoint();
         Ok(more)
+    }
+
+    /// Whether the rest of this shard's part of a checkpoint should be written before another turn: the disk is full, so that turn
+    /// may be refused, and no part can be written while one is kept.
+    pub fn is_urgent(&self) -> bool {
+        let work = self.upkeep.checkpoint.as_ref();
+        work.is_some_and(|work| work.through.is_none())
+            && self.turn_bytes() == 0
+            && self.lane.segments.shortage().is_some()
     }
 
     fn begin_wanted(&mut self) {
@@ -115,11 +125,8 @@ impl ShardLog {
         if work.through.is_some() {
             return false;
         }
-        // On a full disk the next turn may be refused. A section can't be written while one is kept, so it is written before.
-        let is_urgent = self.lane.segments.shortage().is_some();
-        let (start, mut looked_at) = (work.section.bytes.len(), 0);
-        while is_urgent || looked_at < SLICE_GROUPS {
-            looked_at += 1;
+        let start = work.section.bytes.len();
+        for _ in 0..SLICE_GROUPS {
             let Some(group) = work.left.pop() else {
                 work.through = Some(self.tail.next());
                 return false;
@@ -130,7 +137,7 @@ impl ShardLog {
             } else if let Some(tombstone) = self.tombstones.get(&group) {
                 work.section.put_tombstone(group, tombstone, self.position);
             }
-            if !is_urgent && work.section.bytes.len() - start > SLICE_BYTES {
+            if work.section.bytes.len() - start > SLICE_BYTES {
                 break;
             }
         }

@@ -238,9 +238,10 @@ impl Wal {
         self.lane.take_tending_wish()
     }
 
-    /// Whether background work could not be done, because the disk is full or a segment is being read, and has to be tried again.
+    /// Whether background work could not be done, because the disk is full, a segment is being read or something else failed that
+    /// passes, and has to be tried again.
     pub fn must_tend_again(&self) -> bool {
-        self.lane.segments.must_retry()
+        self.lane.must_tend_again()
     }
 
     /// Writes what waits and marks the end of the log, as stopping the threads does. Later submits fail.

@@ -149,7 +149,9 @@ pub enum Error {
     },
     /// The group is being merged into another one, or was. Nothing was taken or read. Ask that one; or this one again, as the
     /// merge may come to nothing.
-    #[error("the group is merged into group {into}; nothing was taken, ask that one")]
+    #[error(
+        "the group is being merged into group {into}, or is a part of it; nothing was taken, ask that one"
+    )]
     Merging {
         /// The group that has, or is about to have, what this one had.
         into: GroupId,
@@ -182,7 +184,7 @@ pub enum Error {
     /// The group does not know the session: it was closed, or newer ones took its place. This attempt was not taken, but what
     /// was under way in the session may or may not have been applied. Open another session.
     #[error(
-        "the group does not know session {session} any more; whether what was under way in it was applied is not known"
+        "the group does not know session {session}, or not any more; whether what was under way in it was applied is not known"
     )]
     SessionExpired {
         /// The session.

@@ -29,6 +29,8 @@ struct Run {
     /// Who hosts them afterwards.
     members: Vec<u64>,
     is_destroyed: bool,
+    /// A creation was asked for of which nobody was told that it is done: it may be, all the same.
+    may_be_created: bool,
     /// Under way on this node.
     attempt: Option<(u64, Done)>,
     retry_at: u64,
@@ -100,7 +102,8 @@ impl Ends {
     /// A node is gone, and with it what was asked of it.
     pub(super) fn lost(&mut self, node: u64) {
         for run in &mut self.runs {
-            run.attempt.take_if(|(at, _)| *at == node);
+            let lost = run.attempt.take_if(|(at, _)| *at == node);
+            run.may_be_created |= run.is_destroyed && lost.is_some();
         }
     }
 }
@@ -133,6 +136,7 @@ impl World {
             groups,
             members: self.plan.members_of(like).to_vec(),
             is_destroyed: false,
+            may_be_created: false,
             attempt: None,
             retry_at: self.now,
         });
@@ -205,12 +209,19 @@ impl World {
                 }
                 // An attempt that was given up had created it, and it has other members since.
                 Err(Error::GroupExists { group, .. })
-                    if run.is_destroyed && self.plan.churns(group) =>
+                    if run.may_be_created && self.plan.churns(group) =>
                 {
                     run.groups.retain(|other| *other != group.0);
+                    let next = self.ends.known(group).life + 1;
+                    let nodes = self.hosts.iter().filter_map(|host| host.node.as_ref());
+                    let mut lives = nodes.filter_map(|node| node.life(group));
+                    if !lives.any(|life| life.get() >= next) {
+                        let what = format!("it is there already, and nobody has its life {next}");
+                        self.fail(broken("lives", group, what));
+                    }
                     self.has_begun_again(group.0);
                 }
-                Err(_) => {}
+                Err(_) => run.may_be_created |= run.is_destroyed,
             }
         }
         runs.retain(|run| !run.groups.is_empty());

@@ -23,7 +23,7 @@ impl Shard {
     }
 
     #[cold]
-    fn beat_in_turn(&mut self) {
+    pub(super) fn beat_in_turn(&mut self) {
         let Some(home) = &self.home else { return };
         let (now, interval) = (self.shared.clock.now(), home.liveness.interval());
         if now.since(self.now) < interval / LATE {

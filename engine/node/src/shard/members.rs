@@ -305,7 +305,7 @@ impl Shard {
     /// It is sent the members as of the beginning of the log here, and takes them for those of index 0. If the log begins later
     /// they were others there, and what it is sent first may be an earlier entry about them. That decides nothing: with an empty
     /// log it wins only the votes of empty logs, and a majority of the members as of a committed index has that index, or is
-    /// back after a removal and does not vote. By the entry or the snapshot that brings it to the beginning of the log here,
+    /// back after a removal and votes for no empty log. By the entry or the snapshot that brings it to the beginning of the log here,
     /// it knows what was true there.
     ///
     /// `answers` is the number of its question whether it may come back without its log; 0 if it did not ask that.
@@ -659,7 +659,7 @@ fn timed_out(waits_for: Waits) -> Error {
             why: "no quorum of the old and the new voters took the change of members in time; it goes on, ask for the members later",
         },
         Waits::CatchUp(node) => refused(format!(
-            "node {node} has not caught up in time, or does not answer, and the change needs its vote; try again or remove it"
+            "node {node} has not caught up in time, or does not answer, and the change needs its vote; try again, remove it if the others are a majority, or else see to it first"
         )),
     }
 }

@@ -249,7 +249,7 @@ impl Shard {
         // The end of the log may never have been committed, and the group need not grow that far again. What was, the leader has
         // before the entry that proves it.
         let at = votes_again_at(last.min(welcome.proof));
-        tracing::warn!(node = %self.shared.node, %group, %leader, %term, %at, "the damaged log of a replica is dropped; it comes back from its peers, and votes once it has this index again");
+        tracing::warn!(node = %self.shared.node, %group, %leader, %term, %at, "the damaged log of a replica is dropped; it comes back from its peers, and votes for whoever has less than this index once it has that again");
         let tombstone = Tombstone {
             life: subject.1,
             ending: Ending::Removed,

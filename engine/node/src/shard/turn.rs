@@ -631,12 +631,16 @@ impl Shard {
 
     /// Gives the WAL a slice of the work that it asked for, after everything urgent has left.
     fn maintain(&mut self) {
-        if self.maintenance_is_due && self.disk_full.is_none() {
+        while self.maintenance_is_due && self.disk_full.is_none() {
             match self.log.maintain() {
                 Ok(more) => self.maintenance_is_due = more,
                 Err(StorageError::DiskFull { needed, .. }) => self.wait_for_disk(needed),
-                Err(error) => self.fail(error.to_string()),
+                Err(error) => return self.fail(error.to_string()),
             }
+            if !self.log.is_urgent() {
+                break;
+            }
+            self.beat_in_turn();
         }
     }
 

@@ -210,7 +210,7 @@ fn told_replica(node: &SimNode<Registers>, group: GroupId) -> String {
     let frozen = node.merging_into(group);
     let frozen = frozen.map(|target| format!(", frozen for {target}"));
     let returning = core.returning();
-    let returning = returning.map(|index| format!(", votes again from {index} on"));
+    let returning = returning.map(|index| format!(", votes for less again from {index} on"));
     format!(
         "{life} {stands}, last {} committed {} applied {}{}{}{}",
         core.last().index,
