@@ -12,11 +12,16 @@ const CHUNK_BYTES: usize = 64 << 10;
 pub struct Chunks<T> {
     /// All of them are full but the last one.
     chunks: Vec<Vec<T>>,
+    /// How many values they have together.
+    len: usize,
 }
 
 impl<T> Default for Chunks<T> {
     fn default() -> Self {
-        Chunks { chunks: Vec::new() }
+        Chunks {
+            chunks: Vec::new(),
+            len: 0,
+        }
     }
 }
 
@@ -27,45 +32,41 @@ impl<T> Chunks<T> {
         Some(count) => count.ilog2(),
     };
 
+    /// What is left of a place within its chunk.
+    const MASK: usize = (1 << Self::SHIFT) - 1;
+
     /// How many values there are.
     #[inline]
     pub fn len(&self) -> usize {
-        match self.chunks.split_last() {
-            None => 0,
-            Some((last, full)) => (full.len() << Self::SHIFT) + last.len(),
-        }
+        self.len
     }
 
     /// Whether there is none.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
+        self.len == 0
     }
 
     /// Adds a value at the end.
     pub fn push(&mut self, value: T) {
-        match self.chunks.last_mut() {
-            Some(last) if last.len() < 1 << Self::SHIFT => last.push(value),
-            _ => {
-                let mut chunk = Vec::with_capacity(1 << Self::SHIFT);
-                chunk.push(value);
-                self.chunks.push(chunk);
-            }
+        if self.len & Self::MASK == 0 {
+            self.chunks.push(Vec::with_capacity(1 << Self::SHIFT));
         }
+        let last = self.chunks.len() - 1;
+        self.chunks[last].push(value);
+        self.len += 1;
     }
 
     /// The value at a place, if there is one.
     #[inline]
     pub fn get(&self, at: usize) -> Option<&T> {
-        let chunk = self.chunks.get(at >> Self::SHIFT)?;
-        chunk.get(at & ((1 << Self::SHIFT) - 1))
+        (at < self.len).then(|| &self[at])
     }
 
     /// The value at a place, to change.
     #[inline]
     pub fn get_mut(&mut self, at: usize) -> Option<&mut T> {
-        let chunk = self.chunks.get_mut(at >> Self::SHIFT)?;
-        chunk.get_mut(at & ((1 << Self::SHIFT) - 1))
+        (at < self.len).then(|| &mut self[at])
     }
 
     /// All values in order.
@@ -87,14 +88,24 @@ impl<T> Index<usize> for Chunks<T> {
     /// If there is no value at that place.
     #[inline]
     fn index(&self, at: usize) -> &T {
-        &self.chunks[at >> Self::SHIFT][at & ((1 << Self::SHIFT) - 1)]
+        assert!(at < self.len, "{at} is out of bounds");
+        // SAFETY: there are `len` values, and every chunk is full but the last one.
+        unsafe {
+            let chunk = self.chunks.get_unchecked(at >> Self::SHIFT);
+            chunk.get_unchecked(at & Self::MASK)
+        }
     }
 }
 
 impl<T> IndexMut<usize> for Chunks<T> {
     #[inline]
     fn index_mut(&mut self, at: usize) -> &mut T {
-        &mut self.chunks[at >> Self::SHIFT][at & ((1 << Self::SHIFT) - 1)]
+        assert!(at < self.len, "{at} is out of bounds");
+        // SAFETY: as above.
+        unsafe {
+            let chunk = self.chunks.get_unchecked_mut(at >> Self::SHIFT);
+            chunk.get_unchecked_mut(at & Self::MASK)
+        }
     }
 }
 
