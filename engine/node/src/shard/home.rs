@@ -287,7 +287,7 @@ impl Shard {
             return self.counters().rejected_messages.add(1);
         }
         if let polyraft_raft::Message::Append { term, .. } = message
-            && self.is_of_other_kind(slot, (term, committed_by(&message)), is_hollow)
+            && self.is_of_other_kind(slot, term, is_hollow, || committed_by(&message))
         {
             return self.counters().rejected_messages.add(1);
         }

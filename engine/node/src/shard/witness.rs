@@ -87,7 +87,7 @@ impl Shard {
     ) {
         let Some(slot) = self.slot(group) else { return };
         let committed = (last.term == term).then_some(last.index);
-        if self.is_of_other_kind(slot, (term, committed), true) {
+        if self.is_of_other_kind(slot, term, true, || committed) {
             return self.counters().rejected_messages.add(1);
         }
         let own = self.replicas[slot as usize].group.term();
@@ -120,8 +120,9 @@ impl Shard {
     pub(super) fn is_of_other_kind(
         &mut self,
         slot: u32,
-        (term, committed): (Term, Option<Index>),
+        term: Term,
         is_hollow: bool,
+        committed: impl FnOnce() -> Option<Index>,
     ) -> bool {
         let replica = &self.replicas[slot as usize];
         let core = &replica.group;
@@ -131,7 +132,7 @@ impl Shard {
         if replica.fault.is_none() && term >= core.term() {
             let last = core.last();
             let counts = match last.term < term {
-                true => committed.map(|committed| last.index.min(committed)),
+                true => committed().map(|committed| last.index.min(committed)),
                 // It is the leader's log through there.
                 false => Some(last.index),
             };

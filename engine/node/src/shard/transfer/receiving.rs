@@ -78,7 +78,7 @@ impl Shard {
         let Some(slot) = slot else { return };
         let last = file.meta.last;
         let committed = (last.term == term).then_some(last.index);
-        if self.is_of_other_kind(slot, (term, committed), false) {
+        if self.is_of_other_kind(slot, term, false, || committed) {
             return self.counters().rejected_messages.add(1);
         }
         let replica = &self.replicas[slot as usize];
