@@ -3,7 +3,6 @@
 
 use polyraft_raft::GroupId;
 
-use crate::chunks::Chunks;
 use crate::numbers::GroupNumbers;
 use crate::prefetch::prefetch;
 
@@ -11,7 +10,7 @@ use crate::prefetch::prefetch;
 #[derive(Debug)]
 pub struct GroupTable<T> {
     places: GroupNumbers,
-    values: Chunks<Option<T>>,
+    values: Vec<Option<T>>,
     /// Places without a value.
     free: Vec<u32>,
 }
@@ -20,7 +19,7 @@ impl<T> Default for GroupTable<T> {
     fn default() -> Self {
         GroupTable {
             places: GroupNumbers::default(),
-            values: Chunks::default(),
+            values: Vec::new(),
             free: Vec::new(),
         }
     }
@@ -54,6 +53,12 @@ impl<T> GroupTable<T> {
     pub fn get_mut(&mut self, group: GroupId) -> Option<&mut T> {
         let place = self.places.get(group)?;
         self.values[place as usize].as_mut()
+    }
+
+    /// Makes room for so many more at once: growing step by step copies all values again and again, and leaves what they have
+    /// outgrown behind.
+    pub fn reserve(&mut self, more: usize) {
+        self.values.reserve(more.saturating_sub(self.free.len()));
     }
 
     /// Gives the group a value; returns the one it had.

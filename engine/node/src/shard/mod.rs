@@ -47,8 +47,8 @@ use polyraft_raft::{
     WriteId, WriteKind, shard_of,
 };
 use polyraft_storage::{
-    BlockError, Blocks, Chunks, EntryBlock, EntryKind, GroupNumbers, Lsn, PREFETCH_AHEAD,
-    RecoveredGroup, ShardLog, SnapshotFile, StorageError, Wal,
+    BlockError, Blocks, EntryBlock, EntryKind, GroupNumbers, Lsn, PREFETCH_AHEAD, RecoveredGroup,
+    ShardLog, SnapshotFile, StorageError, Wal,
 };
 use polyraft_transport::Network;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -206,7 +206,7 @@ pub(crate) struct Shard {
     limits: Limits,
     now: Tick,
 
-    replicas: Chunks<Replica>,
+    replicas: Vec<Replica>,
     queues: Queues,
     slots: GroupNumbers,
     /// Recovered or created groups whose state machine is being opened, and how often to campaign at most once it is.
@@ -381,7 +381,7 @@ impl Shard {
             index,
             settings: options.settings,
             now,
-            replicas: Chunks::default(),
+            replicas: Vec::with_capacity(recovered),
             queues: Queues::default(),
             slots: GroupNumbers::default(),
             opening,
@@ -733,7 +733,7 @@ impl Shard {
             reason: reason.clone(),
         };
         self.shared.fault.lock().get_or_insert(reason);
-        for replica in self.replicas.iter_mut() {
+        for replica in &mut self.replicas {
             replica.fail_all(&mut self.queues, &error);
             replica
                 .cell
