@@ -292,11 +292,6 @@ impl ShardLog {
         self.begin(group, Creation::founding(life, configuration.clone()))
     }
 
-    /// Makes room for so many more groups at once.
-    pub fn reserve(&mut self, more: usize) {
-        self.groups.reserve(more);
-    }
-
     /// Begins a replica. It takes the place of a tombstone that allows it, and keeps to what that one promised. Errors:
     /// `GroupExists`, `LifeIsOver`.
     pub fn begin(&mut self, group: GroupId, creation: Creation) -> Result<(), StorageError> {

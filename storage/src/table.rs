@@ -55,12 +55,6 @@ impl<T> GroupTable<T> {
         self.values[place as usize].as_mut()
     }
 
-    /// Makes room for so many more at once: growing step by step copies all values again and again, and leaves what they have
-    /// outgrown behind.
-    pub fn reserve(&mut self, more: usize) {
-        self.values.reserve(more.saturating_sub(self.free.len()));
-    }
-
     /// Gives the group a value; returns the one it had.
     pub fn insert(&mut self, group: GroupId, value: T) -> Option<T> {
         if let Some(known) = self.get_mut(group) {

@@ -823,7 +823,7 @@ fn a_checkpoint_that_has_no_room_is_made_once_it_has() {
     disk.set_capacity(disk.used());
     assert!(driver.wal.request_checkpoint());
     assert_eq!(look(&mut driver, 300), (0, true));
-    let is_part = |path: &std::path::PathBuf| path.extension().is_some_and(|it| it == "tmp");
+    let is_part = |path: &PathBuf| path.extension().is_some_and(|it| it == "tmp");
     assert!(!disk.files().iter().any(is_part));
     disk.set_capacity(disk.used() + 8192);
     assert_eq!(look(&mut driver, 300), (1, false));

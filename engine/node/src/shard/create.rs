@@ -23,9 +23,6 @@ use crate::wire::{Fate, Found};
 /// How many groups that became parts of each other are followed: more can hardly be merged while one waits to hear of it.
 const MOST_HEIRS: usize = 16;
 
-/// Groups for which a creation makes room at once, at most.
-const MOST_RESERVED: usize = 1 << 20;
-
 /// Creations and ends of this shard that wait for the disk.
 #[derive(Debug, Default)]
 pub(super) struct Creations {
@@ -51,12 +48,6 @@ impl Shard {
         let configuration = Configuration::simple(members.iter().copied());
         let mut result = Ok(());
         let mut later = Vec::new();
-        let is_new = |(group, _): &(GroupId, Life)| self.slot(*group).is_none();
-        let new = self.mine(groups).take(MOST_RESERVED).filter(is_new).count();
-        // Lists that double copy all of it each time, and leave as much behind.
-        self.replicas.reserve(new);
-        self.marks.reserve(new);
-        self.log.reserve(new);
         for (group, life) in self.mine(groups) {
             self.keep_beating();
             match self.create_one((group, life), &configuration) {
