@@ -179,6 +179,8 @@ pub enum Mutant {
     MergedSessionsDropped,
     /// What was tried at a group, and applied in a part of it that went and came back, is applied again.
     MergedSessionsShared,
+    /// A node that is no peer, but has a certificate of the cluster, gets a link.
+    NonMemberAdmitted,
 }
 
 /// The mutants that show in what a power cut leaves of the log, with the number of the fault that they stand for.
@@ -290,6 +292,9 @@ pub const MODELLED: &[(Mutant, u8)] = &[
 /// More mutants, whose window is too narrow for whole clusters. A test of what nodes know of each other looks into it.
 pub const LEASES: &[(Mutant, u8)] = &[(Mutant::DriftIgnored, 17)];
 
+/// More mutants, of real links. Tests of those look for them.
+pub const LINKS: &[(Mutant, u8)] = &[(Mutant::NonMemberAdmitted, 30)];
+
 #[cfg(polyraft_mutants)]
 mod switch {
     use std::cell::Cell;
@@ -306,6 +311,12 @@ mod switch {
         ACTIVE.get() == Some(mutant)
     }
 
+    /// The fault that this thread runs with: for a thread that it starts.
+    #[must_use]
+    pub fn active() -> Option<Mutant> {
+        ACTIVE.get()
+    }
+
     /// Makes this thread run with one fault, or with none.
     pub fn set(mutant: Option<Mutant>) {
         ACTIVE.set(mutant);
@@ -313,7 +324,7 @@ mod switch {
 }
 
 #[cfg(polyraft_mutants)]
-pub use switch::{is_active, set};
+pub use switch::{active, is_active, set};
 
 /// Whether this thread runs with the fault: never, in this build.
 #[cfg(not(polyraft_mutants))]

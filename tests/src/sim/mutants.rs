@@ -31,7 +31,15 @@ const ELSEWHERE: [(&str, &[&str]); 5] = [
     ),
     (
         "mutants",
-        &["test", "-p", "polyraft", "--lib", "every_fault_of"],
+        &[
+            "test",
+            "-p",
+            "polyraft",
+            "-p",
+            "polyraft-transport",
+            "--lib",
+            "every_fault_of",
+        ],
     ),
     (
         "mutants",
@@ -199,6 +207,7 @@ mod with_mutants {
             mutants::SCRIPTED,
             mutants::MODELLED,
             mutants::LEASES,
+            mutants::LINKS,
             mutants::LOG,
         ];
         more.into_iter().flatten().copied()

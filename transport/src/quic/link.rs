@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use polyraft_raft::NodeId;
+use polyraft_raft::mutants::{self, Mutant};
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rustls_pki_types::CertificateDer;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -113,6 +114,9 @@ async fn accept_from(
     let name =
         certified_name(&connection).map_err(|reason| refuse(Close::WrongIdentity, reason))?;
     let (node, me) = (name.node, shared.node());
+    if mutants::is_active(Mutant::NonMemberAdmitted) {
+        shared.set_peer(node, connection.remote_address());
+    }
     let Some(peer) = shared.peer(node) else {
         let (node, me) = (node.0, me.0);
         let reason = format!("node {node} is not a peer of node {me}");

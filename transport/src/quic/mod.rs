@@ -29,6 +29,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use polyraft_raft::NodeId;
+#[cfg(polyraft_mutants)]
+use polyraft_raft::mutants;
 use quinn::{Endpoint, Incoming, VarInt};
 use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -139,9 +141,13 @@ impl QuicListener {
             Endpoint::new(endpoint, server, socket, Arc::new(quiet))
                 .map_err(TransportError::Thread)?
         };
+        #[cfg(polyraft_mutants)]
+        let fault = mutants::active();
         let thread = std::thread::Builder::new()
             .name(format!("polyraft-net-{}", shared.node().0))
             .spawn(move || {
+                #[cfg(polyraft_mutants)]
+                mutants::set(fault);
                 let run = || run(&runtime, &shared, timers, endpoint, arrivals);
                 reporting(&*shared.receiver, run);
                 // However it has ended: whoever sends is told.

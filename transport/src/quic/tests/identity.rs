@@ -1,5 +1,7 @@
 //! Who is let in, and what both sides learn when someone is not.
 
+#[cfg(polyraft_mutants)]
+use polyraft_raft::mutants;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use time::{Duration as Days, OffsetDateTime};
@@ -112,6 +114,17 @@ fn good_certificate_of_a_non_member_is_refused() {
     one.wait_refusal(THREE, "node 1 is not a peer of node 3");
     three.network.set_peer(ONE, one.addr());
     one.wait_up(THREE);
+}
+
+#[cfg(polyraft_mutants)]
+#[test]
+fn every_fault_of_links_is_noticed() {
+    for (fault, _) in mutants::LINKS {
+        mutants::set(Some(*fault));
+        let noticed = std::panic::catch_unwind(good_certificate_of_a_non_member_is_refused);
+        mutants::set(None);
+        assert!(noticed.is_err(), "{fault:?}");
+    }
 }
 
 #[test]
