@@ -58,11 +58,11 @@ pub(crate) enum Task {
         entry: SplitEntry,
         campaigns: bool,
     },
-    /// Write out the state of a group that is frozen by this attempt to merge it, into memory.
+    /// Write out the state of a group that is frozen in this way, into memory.
     GiveState {
         group: GroupId,
         life: Life,
-        attempt: Index,
+        frozen: Frozen,
     },
     /// Freeze the state of a group, at the place that the description says, and have a keeper write it.
     Freeze { meta: SnapshotMeta },
@@ -336,8 +336,8 @@ impl<M: StateMachine> Applier<M> {
             Task::GiveState {
                 group,
                 life,
-                attempt,
-            } => self.give_state(group, life, attempt),
+                frozen,
+            } => self.give_state(group, life, frozen),
             Task::Freeze { meta } => self.freeze(meta),
             Task::Restore { file, held } => self.lend(file, held),
             Task::TakeBack {

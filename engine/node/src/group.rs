@@ -222,6 +222,9 @@ impl<M> GroupHandle<M> {
     }
 
     pub(crate) async fn close_session_once(&self, session: SessionId) -> Result<Committed, Error> {
+        if session == SessionId(0) {
+            return Err(Error::SessionExpired { session });
+        }
         let (outcome, reply) = self.inner.slots.pair();
         self.enqueue_session(Command::Close { session }, &[], reply)?;
         outcome.await
@@ -546,13 +549,16 @@ impl<M> GroupHandle<M> {
         Ok(GroupHandle::new(Arc::clone(&self.inner), target))
     }
 
-    /// Who leads the group and at which term, as far as this node knows. Takes no lock and asks nobody.
+    /// Who leads the group and at which term, as far as this node knows. Asks nobody, and takes a lock only where nobody is known
+    /// to lead.
     pub fn leader(&self) -> Option<(NodeId, Term)> {
-        if let Some(cell) = self.cell.get() {
-            return cell.leader();
-        }
-        let cell = self.inner.shared.directory.cell(self.group)?;
-        self.cell.get_or_init(|| cell).leader()
+        let known = self.cell.get().and_then(|cell| cell.leader());
+        known.or_else(|| {
+            // Or the replica that the handle knows has ended, and there is another one.
+            let cell = self.inner.shared.directory.cell(self.group)?;
+            self.cell.get_or_init(|| Arc::clone(&cell));
+            cell.leader()
+        })
     }
 
     /// What this node's replica says of itself.

@@ -16,7 +16,7 @@ use crate::apply::{Gathered, Held, Returned, Task, guarded};
 use crate::event::ShardEvent;
 use crate::machine::{FrozenState, StateMachine};
 use crate::mailbox::Mailbox;
-use crate::merge::MAX_STATE;
+use crate::merge::{Frozen, MAX_STATE};
 use crate::sessions::{self, Table};
 use crate::shard::{ChunkTrouble, MergeEvent, Shared, SplitEvent, Wanted};
 use crate::split::SplitPlace;
@@ -40,7 +40,7 @@ pub(crate) enum Job {
     Gather {
         group: GroupId,
         life: Life,
-        attempt: Index,
+        frozen: Frozen,
         state: FrozenState,
     },
     /// Give a state machine, whose worker has lent it, the state in a file; or only the sessions in it, if it `held` something
@@ -142,7 +142,7 @@ impl<M: StateMachine> Keeper<M> {
             Job::Gather {
                 group,
                 life,
-                attempt,
+                frozen,
                 state,
             } => {
                 let mut out = Gathered {
@@ -153,7 +153,7 @@ impl<M: StateMachine> Keeper<M> {
                 let event = MergeEvent::StateReady {
                     group,
                     life,
-                    attempt,
+                    frozen,
                     state: given.map(|()| out.into_bytes()),
                 };
                 self.tell(group, ShardEvent::Merge(event));

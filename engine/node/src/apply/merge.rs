@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::event::ShardEvent;
 use crate::keeper::Job;
 use crate::machine::{Merge, StateMachine};
-use crate::merge::{MergeAnswer, MergeCommand};
+use crate::merge::{Frozen, MergeAnswer, MergeCommand};
 use crate::sessions::{self, Decision, Whole};
 use crate::shard::MergeEvent;
 
@@ -196,19 +196,16 @@ impl<M: StateMachine> Applier<M> {
     }
 
     /// The state of a frozen group, with its sessions, for the leader that has it merged. A keeper writes it out.
-    pub(super) fn give_state(&self, group: GroupId, life: Life, attempt: Index) {
-        let is_frozen = self
-            .frozen
-            .get(&group)
-            .is_some_and(|it| it.attempt == attempt);
-        let frozen = match self.machines.get(group) {
+    pub(super) fn give_state(&self, group: GroupId, life: Life, frozen: Frozen) {
+        let is_frozen = self.frozen.get(&group) == Some(&frozen);
+        let state = match self.machines.get(group) {
             Some(Machine::Running(machine)) if is_frozen => {
                 guarded(|| machine.snapshot().map_err(|error| error.to_string()))
             }
             // It goes on, or is restored from a snapshot of a later place: the shard hears of that.
             _ => return,
         };
-        match frozen {
+        match state {
             Ok(state) => {
                 let table = self.sessions.get(&group).and_then(Option::as_deref);
                 let table = table.map(|table| table.for_target());
@@ -216,7 +213,7 @@ impl<M: StateMachine> Applier<M> {
                 self.keeper_of(group).send(Job::Gather {
                     group,
                     life,
-                    attempt,
+                    frozen,
                     state,
                 });
             }
@@ -224,7 +221,7 @@ impl<M: StateMachine> Applier<M> {
                 let event = MergeEvent::StateReady {
                     group,
                     life,
-                    attempt,
+                    frozen,
                     state: Err(why),
                 };
                 self.tell(self.shard_of(group), ShardEvent::Merge(event));

@@ -188,8 +188,8 @@ pub struct Shards {
     /// Default `64MiB`; allowed `1MiB` to `16GiB`; takes effect at restart.
     #[serde(with = "units::size")]
     pub inbox_bytes: ByteSize,
-    /// The most proposed bytes of one group that are not committed yet. When it is full, proposals
-    /// to this group are refused as busy; others go on.
+    /// The most proposed bytes of one group that are not committed yet, 128 more for each proposal. When it is full, proposals
+    /// to this group are refused as busy; others go on. One proposal alone is always taken.
     ///
     /// Default `16MiB`; allowed `64KiB` to `16GiB`; takes effect at restart.
     #[serde(with = "units::size")]

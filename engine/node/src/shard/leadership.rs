@@ -70,7 +70,8 @@ impl Shard {
             let _ = reply.send(Err(self.absent(group)));
             return;
         };
-        let before = self.outbox.transfers.len();
+        // What has ended in this turn is for whoever asked before.
+        self.settle_transfers();
         self.step(slot, Event::Transfer { to }, Payloads::None);
         if let Some(reason) = &self.replicas[slot as usize].fault {
             let reason = reason.clone();
@@ -78,12 +79,9 @@ impl Shard {
             return;
         }
         // An answer that comes at once is this caller's; an earlier one may still wait for the end of a handover.
-        match self.outbox.transfers.len() > before {
-            true => {
-                let answer = self.outbox.transfers.pop();
-                let _ = reply.send(outcome(&answer.expect("it was pushed just now")));
-            }
-            false => drop(self.leadership.asked.insert(group, (to, reply))),
+        match self.outbox.transfers.pop() {
+            Some(answer) => drop(reply.send(outcome(&answer))),
+            None => drop(self.leadership.asked.insert(group, (to, reply))),
         }
     }
 

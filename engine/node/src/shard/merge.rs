@@ -8,6 +8,8 @@
 //! reasons.
 
 mod asking;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -137,11 +139,11 @@ pub(crate) enum MergeEvent {
         life: Life,
         frozen: Option<Frozen>,
     },
-    /// The state of a frozen group is written out, or could not be.
+    /// The state that a group has since it was frozen in this way is written out, or could not be.
     StateReady {
         group: GroupId,
         life: Life,
-        attempt: Index,
+        frozen: Frozen,
         state: Result<Bytes, String>,
     },
     /// No replica of the target here can be asked: another node is. For the target's shard.
@@ -303,9 +305,9 @@ impl Shard {
             MergeEvent::StateReady {
                 group,
                 life,
-                attempt,
+                frozen,
                 state,
-            } => self.state_ready(group, life, attempt, state),
+            } => self.state_ready(group, life, frozen, state),
             MergeEvent::Elsewhere {
                 to,
                 target,
@@ -561,7 +563,7 @@ impl Shard {
             },
             Stage::Opening { .. } => self.ask_target(source, &mut drive),
             Stage::Frozen(frozen, work) => {
-                let (life, attempt) = (drive.life, frozen.attempt);
+                let (life, frozen) = (drive.life, *frozen);
                 let is_late = now >= drive.until;
                 match work {
                     Work::Preparing | Work::Sending { .. } if is_late => {
@@ -573,7 +575,7 @@ impl Shard {
                         let task = Task::GiveState {
                             group: source,
                             life,
-                            attempt,
+                            frozen,
                         };
                         self.shared.worker_of(source).send(task);
                         // Whatever becomes of it: at the latest then something else is done.
@@ -594,7 +596,7 @@ impl Shard {
                         let command = MergeCommand::Thaw {
                             target: frozen.target,
                             life: frozen.life,
-                            attempt,
+                            attempt: frozen.attempt,
                         };
                         drive.asked = self.merges.next_number();
                         self.append_merge(slot, &command, source, drive.asked);
@@ -662,12 +664,13 @@ impl Shard {
         }
     }
 
-    /// The state of a frozen group is written out.
+    /// The state of a frozen group is written out. It may be what the group had when it was frozen before: attempts at two targets
+    /// may have the same name, and only the place of the own log tells them apart.
     fn state_ready(
         &mut self,
         group: GroupId,
         life: Life,
-        attempt: Index,
+        given: Frozen,
         state: Result<Bytes, String>,
     ) {
         let now = self.now;
@@ -679,7 +682,7 @@ impl Shard {
         let Stage::Frozen(frozen, work @ Work::Preparing) = &mut drive.stage else {
             return;
         };
-        if !is_it || frozen.attempt != attempt {
+        if !is_it || *frozen != given {
             return;
         }
         *work = match state {

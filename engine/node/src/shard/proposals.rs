@@ -1,6 +1,9 @@
 //! Proposals on a shard: taken, appended by a leader, sent on to one, or held until there is one.
 //! A proposal must never be sent a second time unless the first attempt surely entered no log.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -67,13 +70,13 @@ impl Forwards {
     }
 
     fn insert(&mut self, request: u64, forward: Forward) {
-        self.bytes += forward.proposal.payload.len() + PROPOSAL_OVERHEAD;
+        self.bytes += forward.proposal.weight();
         self.open.insert(request, forward);
     }
 
     fn remove(&mut self, request: u64) -> Option<Forward> {
         let forward = self.open.remove(&request)?;
-        self.bytes -= forward.proposal.payload.len() + PROPOSAL_OVERHEAD;
+        self.bytes -= forward.proposal.weight();
         Some(forward)
     }
 
@@ -83,7 +86,7 @@ impl Forwards {
         let mut lost: Vec<(u64, Forward)> = lost.collect();
         lost.sort_unstable_by_key(|(request, _)| *request);
         for (_, forward) in lost {
-            self.bytes -= forward.proposal.payload.len() + PROPOSAL_OVERHEAD;
+            self.bytes -= forward.proposal.weight();
             forward.proposal.reply.answer(Err(Error::Unknown {
                 why: "the leader's node fell silent",
             }));
@@ -162,7 +165,9 @@ impl Shard {
             })
         } else if let Some(into) = into {
             Some(Error::Merging { into })
-        } else if replica.pending_bytes + payload.len() > self.limits.group_bytes {
+        } else if replica.pending_bytes > 0
+            && replica.pending_bytes + payload.len() + PROPOSAL_OVERHEAD > self.limits.group_bytes
+        {
             Some(Error::Busy {
                 what: "shards.group_bytes",
                 limit: self.limits.group_bytes as u64,
@@ -179,7 +184,7 @@ impl Shard {
             self.counters().refused(&error);
             return reply.answer(Err(error));
         }
-        replica.pending_bytes += payload.len();
+        replica.pending_bytes += payload.len() + PROPOSAL_OVERHEAD;
         let deadline = Tick(self.now.0 + self.limits.proposal_timeout);
         let proposal = Proposal {
             payload,
@@ -259,7 +264,7 @@ impl Shard {
             let queue = &mut self.queues.waiting;
             let mut index = range.first;
             for proposal in &mut proposals[start..end] {
-                let bytes = proposal.payload.len();
+                let bytes = proposal.weight();
                 if is_traced && let Some(trace) = proposal.reply.trace() {
                     self.traces.appended(slot, index, Arc::clone(trace));
                 }
@@ -283,7 +288,7 @@ impl Shard {
             .leader()
             .filter(|node| *node != self.shared.node);
         for proposal in refused {
-            replica.pending_bytes = replica.pending_bytes.saturating_sub(proposal.payload.len());
+            replica.pending_bytes = replica.pending_bytes.saturating_sub(proposal.weight());
             proposal.reply.answer(Err(Error::NotLeader { hint }));
         }
     }
@@ -307,7 +312,7 @@ impl Shard {
             self.marks[slot as usize].life,
         );
         for proposal in proposals.drain(..) {
-            self.replicas[slot as usize].pending_bytes -= proposal.payload.len();
+            self.replicas[slot as usize].pending_bytes -= proposal.weight();
             self.forward_proposal(subject, leader, proposal);
         }
     }
@@ -358,7 +363,7 @@ impl Shard {
         let replica = &mut self.replicas[slot as usize];
         for proposal in proposals.drain(..) {
             if proposal.deadline <= now || proposal.reply.is_forwarded() {
-                replica.pending_bytes -= proposal.payload.len();
+                replica.pending_bytes -= proposal.weight();
                 proposal.reply.answer(Err(Error::NotLeader { hint: None }));
             } else {
                 self.queues.proposals.push(&mut replica.held, proposal);
@@ -371,8 +376,8 @@ impl Shard {
 
     /// Looks at a replica's held proposals again after a pause.
     fn look_again(&mut self, slot: u32) {
-        self.deferred
-            .push_back((Tick(self.now.0 + RETRY_PAUSE), Deferred::Proposals(slot)));
+        let at = self.now.after(RETRY_PAUSE);
+        self.defer(at, Deferred::Proposals(slot));
     }
 
     /// The leader's node answered a forward.
@@ -395,11 +400,14 @@ impl Shard {
             return;
         };
         let slot = self.slot(group);
+        let slot = slot.filter(|slot| self.replicas[*slot as usize].fault.is_none());
         match (outcome, slot) {
-            // It surely entered no log, so it may look for the leader again.
-            (Err(Error::NotLeader { .. }), Some(slot)) if proposal.deadline > self.now => {
+            // It surely entered no log, so it may look for the leader again. Who led the group may have left it meanwhile.
+            (Err(Error::NotLeader { .. } | Error::NoSuchGroup { .. }), Some(slot))
+                if proposal.deadline > self.now =>
+            {
                 let replica = &mut self.replicas[slot as usize];
-                replica.pending_bytes += proposal.payload.len();
+                replica.pending_bytes += proposal.weight();
                 self.queues.proposals.push(&mut replica.held, proposal);
                 self.look_again(slot);
             }
@@ -477,8 +485,8 @@ impl Shard {
 
     fn keep_reply(&mut self, reply: UnsentReply) {
         if self.forwards.unsent.is_empty() {
-            self.deferred
-                .push_back((Tick(self.now.0 + RETRY_PAUSE), Deferred::ForwardReplies));
+            let at = self.now.after(RETRY_PAUSE);
+            self.defer(at, Deferred::ForwardReplies);
         }
         self.forwards.unsent.push(reply);
     }

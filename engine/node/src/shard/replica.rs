@@ -7,6 +7,7 @@ use bytes::Bytes;
 use polyraft_raft::{Group, Index, NodeId, Role, Term, Tick};
 use polyraft_storage::EntryKind;
 
+use super::PROPOSAL_OVERHEAD;
 use super::chains::{Chain, Chains};
 use super::reads::{Barrier, Reading, Ready};
 use crate::apply::WaitingReply;
@@ -23,6 +24,13 @@ pub(super) struct Proposal {
     pub(super) reply: ReplyTo,
     /// Until when it may wait for a leader or for the leader's node.
     pub(super) deadline: Tick,
+}
+
+impl Proposal {
+    /// What it counts towards bounds in bytes.
+    pub(super) fn weight(&self) -> usize {
+        self.payload.len() + PROPOSAL_OVERHEAD
+    }
 }
 
 /// What waits for the replicas of a shard.

@@ -16,7 +16,7 @@ use polyraft_storage::{Creation, EntryKind, Lsn, SnapshotFile, StorageError, Tom
 
 use super::replica::Proposal;
 use super::room::Leaving;
-use super::{Payloads, Shard, leads};
+use super::{PROPOSAL_OVERHEAD, Payloads, Shard, leads};
 use crate::apply::Task;
 use crate::completion::ReplyTo;
 use crate::error::Error;
@@ -352,7 +352,7 @@ impl Shard {
             argument: asked.argument,
         };
         let payload = entry.encode();
-        replica.pending_bytes += payload.len();
+        replica.pending_bytes += payload.len() + PROPOSAL_OVERHEAD;
         let proposal = Proposal {
             payload,
             kind: EntryKind::Split,

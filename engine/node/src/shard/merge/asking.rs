@@ -30,7 +30,7 @@ impl Shard {
             deadline: self.now,
             payload,
         };
-        self.replicas[slot as usize].pending_bytes += proposal.payload.len();
+        self.replicas[slot as usize].pending_bytes += proposal.weight();
         self.append_proposals(slot, &mut vec![proposal]);
     }
 
