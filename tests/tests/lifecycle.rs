@@ -46,6 +46,9 @@ async fn a_destroyed_group_is_gone_and_its_id_begins_anew_with_other_members() {
             insist(&cluster, 1, group, &payload(number)).await;
         }
     }
+    // One that a client keeps.
+    let kept = cluster.node(2).group(1);
+    assert!(kept.leader().is_some());
     // While clients go on, a node without a replica is asked to destroy two of them.
     let is_over = AtomicBool::new(false);
     let (destroyed, outcomes) = tokio::join!(
@@ -77,7 +80,7 @@ async fn a_destroyed_group_is_gone_and_its_id_begins_anew_with_other_members() {
         assert_eq!(listed(&cluster, id), [0, 3]);
         assert_eq!(cluster.node(id).status().groups, 2);
         let group = cluster.node(id).group(1);
-        assert_eq!(group.leader(), None);
+        assert_eq!((group.leader(), kept.leader()), (None, None));
         let gone = Err(Error::NoSuchGroup { group: GroupId(1) });
         assert_eq!(group.propose(payload(0)).await.map(|_| ()), gone);
         assert_eq!(
@@ -105,6 +108,10 @@ async fn a_destroyed_group_is_gone_and_its_id_begins_anew_with_other_members() {
             assert_eq!(life(&cluster, id, group).await, Life::new(1));
         }
     }
+    until("who kept a handle knows the new leader", async || {
+        kept.leader().is_some()
+    })
+    .await;
     assert_eq!(listed(&cluster, 1), [0, 3]);
     assert_eq!(listed(&cluster, 2), [0, 1, 2, 3]);
     assert_eq!(cluster.node(2).groups(1, 2), [GroupId(1), GroupId(2)]);

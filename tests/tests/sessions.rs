@@ -292,6 +292,11 @@ async fn what_a_session_can_never_take_is_refused_at_propose() {
         let refused = group.propose_numbered(number, "a").await;
         assert_eq!(refused, Err(Error::ProposalNumber { sequence, lowest }));
     }
+    // No session has this id.
+    let none = group.resume_session(SessionId(0), [], 1);
+    let refused = none.close(DEADLINE).await;
+    let id = SessionId(0);
+    assert_eq!(refused, Err(Error::SessionExpired { session: id }));
     cluster.stop_all().await;
     let closed = session.propose("a", DEADLINE).await;
     assert_eq!(closed, Err(Error::Closed));
