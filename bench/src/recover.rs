@@ -122,12 +122,17 @@ pub fn run(command: &RecoverCommand) -> Result<bool> {
     }
 }
 
-/// Writes a plan to a file that was not there, or had the same.
+/// Writes a plan to a file that was not there, or had the same, or the beginning of it: a crash may have left that.
 fn save(plan: &RecoveryPlan, file: &Path) -> Result<()> {
     let mut text = serde_json::to_string_pretty(plan)?;
     text.push('\n');
-    if std::fs::read_to_string(file).is_ok_and(|there| there == text) {
-        return Ok(());
+    if let Ok(there) = std::fs::read_to_string(file)
+        && text.starts_with(&there)
+    {
+        if there == text {
+            return Ok(());
+        }
+        std::fs::remove_file(file).with_context(|| format!("cannot replace {}", file.display()))?;
     }
     let mut to = std::fs::File::create_new(file)
         .with_context(|| format!("cannot create {}", file.display()))?;

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use polyraft_raft::{Configuration, GroupId, NodeId};
-use polyraft_storage::{Ending, Survey, SurveyedReplica, Tombstone};
+use polyraft_storage::{Survey, SurveyedReplica, Tombstone};
 
 use super::RecoveryError;
 use super::plan::{
@@ -126,7 +126,8 @@ fn decide(
     merging: &BTreeSet<GroupId>,
 ) -> Decision {
     let replicas = &remains.replicas;
-    let is_over = |(_, tombstone): &&(NodeId, Tombstone)| tombstone.ending == Ending::Destroyed;
+    let life = replicas.values().map(|one| one.life).max();
+    let is_over = |(_, tombstone): &&(NodeId, Tombstone)| tombstone.over() >= life;
     if let Some((node, _)) = remains.tombstones.iter().find(is_over) {
         return Decision::Refused(format!("it was destroyed, as node {} knows", node.0));
     }
@@ -152,12 +153,23 @@ fn decide(
     if before.voters().is_empty() {
         return Decision::Refused(format!("the log on node {} names no voters", chosen.0));
     }
-    // Who has a newer log does not vote for it: that can only be a witness.
-    let behind = |one: &SurveyedReplica| one.last > newest.last;
-    if before.has_quorum(|node| usable.get(&node).is_some_and(|one| !behind(one))) {
+    // Whoever can be elected has everything that was committed (section 5.4.3 of the paper): also who has not got the newest
+    // entries, with the members that its own log names. An entry that is written elsewhere would be at odds with what it commits.
+    let can_lead = |(node, one): (&NodeId, &&SurveyedReplica)| {
+        let votes = |node| {
+            usable
+                .get(&node)
+                .is_some_and(|other| other.last <= one.last)
+        };
+        !one.is_witness
+            && one.configuration().is_voter(*node)
+            && one.configuration().has_quorum(votes)
+    };
+    if usable.iter().any(can_lead) {
         return Decision::HasQuorum;
     }
-    let knows_more = usable.values().any(|one| behind(one));
+    // That can only be a witness.
+    let knows_more = usable.values().any(|one| one.last > newest.last);
     let is_missing = |node: &NodeId| !given.contains(node) && !lost.contains(node);
     // Any of them may be in force, so anybody in one may have what was committed.
     let possible = &newest.configurations;

@@ -616,3 +616,46 @@ fn a_repaired_replica_may_be_chosen_once_it_has_an_entry_of_a_later_term() {
         assert_eq!(chosen, if is_back { vec![1] } else { vec![] }, "{term}");
     }
 }
+
+#[test]
+fn survivors_that_can_elect_without_the_newest_entry_are_left_alone() {
+    let disk = SimDisk::new(1);
+    // An entry that nobody else has: with it all of the others would be needed.
+    let mut newest = replica([1, 2, 3], 1, 1, &[1]);
+    let joint = Configuration::joint([4, 5, 6].map(NodeId), [1, 2, 3].map(NodeId), [], []);
+    newest.entries.push((1, Some(joint)));
+    for node in [1, 2] {
+        write(&disk, node, &[replica([1, 2, 3], 1, 1, &[1])]);
+    }
+    write(&disk, 3, &[newest]);
+    let all = plan(&disk, &[1, 2, 3], &[4, 5, 6]).unwrap();
+    assert_eq!((all.with_quorum, all.groups.len()), (1, 0));
+    // Where one of the two is lost too, nobody can be elected.
+    let rest = plan(&disk, &[1, 3], &[2, 4, 5, 6]).unwrap();
+    assert_eq!((rest.with_quorum, rest.groups.len()), (0, 1));
+    assert_eq!(rest.groups[0].chosen, 3);
+}
+
+#[test]
+fn who_was_removed_from_a_later_life_knows_that_an_earlier_one_is_over() {
+    for (life, is_refused) in [(Life::FIRST, false), (Life::FIRST.next(), true)] {
+        let disk = SimDisk::new(1);
+        write(&disk, 1, &[replica([1, 2, 3], 1, 1, &[1])]);
+        write(&disk, 2, &[]);
+        {
+            let dir = open(&disk, 2);
+            let mut opened = polyraft_storage::open(&dir, &options(), 1).unwrap();
+            let removed = Tombstone {
+                life,
+                ending: Ending::Removed,
+                at: Index(1),
+                ..Tombstone::destroyed(life)
+            };
+            opened.logs[0].tombstone(GROUP, removed).unwrap();
+            opened.logs[0].submit().unwrap();
+            opened.wals[0].close().unwrap();
+        }
+        let plan = plan(&disk, &[1, 2], &[3]).unwrap();
+        assert_eq!(plan.refused.len(), usize::from(is_refused), "{life:?}");
+    }
+}
