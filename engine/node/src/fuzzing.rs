@@ -395,6 +395,8 @@ mod tests {
                 sequence: 2,
                 lowest: 3,
             },
+            Error::Merging { into: group },
+            Error::TooLarge { bytes: 9, limit: 8 },
         ];
         let mut forwards = BytesMut::new();
         wire::put_unknown_group(&mut forwards, group);

@@ -648,6 +648,10 @@ impl Body<'_> {
         Ok(pairs)
     }
 
+    fn size(&mut self, what: &'static str) -> Result<usize, WireError> {
+        usize::try_from(self.u64()?).map_err(|_| WireError::Value(what))
+    }
+
     fn text(self) -> String {
         String::from_utf8_lossy(self.0).into_owned()
     }

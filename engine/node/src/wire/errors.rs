@@ -44,14 +44,33 @@ pub(super) fn put_error(out: &mut BytesMut, error: &Error) {
             out.put_u64_le(*sequence);
             out.put_u64_le(*lowest);
         }
+        Error::TooLarge { bytes, limit } => {
+            out.put_u8(20);
+            out.put_u64_le(*bytes as u64);
+            out.put_u64_le(*limit as u64);
+        }
         // Not its whole text, or every node on the way would add the same words to it.
         Error::Fault { reason } => {
             out.put_u8(6);
             out.put_slice(reason.as_bytes());
         }
-        other => {
+        // The node that was asked says these, and no node asks another one for them.
+        Error::BadMembers { .. }
+        | Error::CreateTimeout { .. }
+        | Error::DestroyTimeout { .. }
+        | Error::Needed { .. }
+        | Error::Transfer { .. }
+        | Error::Peer { .. }
+        | Error::Members { .. }
+        | Error::ChangeUnderWay { .. }
+        | Error::Split { .. }
+        | Error::Merge { .. }
+        | Error::Witness { .. }
+        | Error::Query(_)
+        | Error::Restoring { .. }
+        | Error::Snapshot { .. } => {
             out.put_u8(6);
-            out.put_slice(other.to_string().as_bytes());
+            out.put_slice(error.to_string().as_bytes());
         }
     }
 }
@@ -95,6 +114,10 @@ impl Body<'_> {
             18 => Error::ProposalNumber {
                 sequence: self.u64()?,
                 lowest: self.u64()?,
+            },
+            20 => Error::TooLarge {
+                bytes: self.size("error")?,
+                limit: self.size("error")?,
             },
             _ => return Err(WireError::Value("error")),
         })

@@ -315,6 +315,10 @@ impl Shard {
                             "no replica of group {group} is on this node, which leads the group that is to be merged"
                         )),
                         Error::NotLeader { .. } => refused("the target has no leader"),
+                        // Of the target, which is gone: the source is as it was.
+                        Error::Merging { into } => {
+                            refused(format!("the target has become a part of group {into}"))
+                        }
                         // It was not proposed to the source.
                         Error::Unknown { .. } => refused("the target has not answered in time"),
                         error => error,
@@ -410,11 +414,13 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::time::Duration;
 
     use polyraft_raft::{Index, Term, Tick};
     use polyraft_storage::sim::SimDisk;
 
     use super::*;
+    use crate::completion::CompletionQueue;
     use crate::shard::tests::parts_on;
 
     #[test]
@@ -443,6 +449,48 @@ mod tests {
         for error in [Error::NoSuchGroup { group }, Error::Closed] {
             let round = [None, Some(2), Some(3), Some(4)].map(|via| after(via, &error));
             assert_eq!(round, [Some(2), Some(3), Some(4), None]);
+        }
+    }
+
+    /// What the caller of a merge is told that has frozen nothing yet, after the target's answer.
+    fn told(answer: Error) -> Error {
+        let (_shared, mut parts) = parts_on(&SimDisk::new(1), Path::new("/n"));
+        let (shard, _) = &mut parts.shards[0];
+        shard.now = Tick(100);
+        let (queue, mut drive) = (CompletionQueue::new(), frozen_for(GroupId(7)));
+        drive.stage = Stage::Opening { number: 1 };
+        drive.reply = Some(queue.reply_to(1));
+        let goes_on = shard.not_answered(GroupId(6), drive, answer);
+        assert!(goes_on.is_none());
+        let mut out = Vec::new();
+        assert_eq!(queue.drain(&mut out, Duration::ZERO), 1);
+        out.remove(0).result.expect_err("nothing was merged")
+    }
+
+    /// Who is told `Merging` asks the group of it. That would be wrong here: the source is as it was.
+    #[test]
+    fn a_target_that_became_a_part_of_another_group_refuses_the_source() {
+        let into = GroupId(8);
+        let Error::Merge { why } = told(Error::Merging { into }) else {
+            panic!("the source is not merged");
+        };
+        assert_eq!(why, "the target has become a part of group g8");
+        // What is so of the question is said as it is.
+        let error = Error::TooLarge { bytes: 9, limit: 8 };
+        assert_eq!(told(error.clone()), error);
+    }
+
+    #[test]
+    fn a_part_that_is_too_large_for_the_targets_leader_is_sent_in_smaller_ones() {
+        let (_shared, mut parts) = parts_on(&SimDisk::new(1), Path::new("/n"));
+        let (shard, _) = &mut parts.shards[0];
+        shard.now = Tick(0);
+        let mut drive = frozen_for(GroupId(7));
+        drive.part = 5;
+        for part in [2, 1, 1] {
+            let error = Error::TooLarge { bytes: 9, limit: 8 };
+            drive = shard.not_answered(GroupId(6), drive, error).unwrap();
+            assert_eq!((drive.part, drive.via), (part, None));
         }
     }
 
