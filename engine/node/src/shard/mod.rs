@@ -705,6 +705,10 @@ impl Shard {
             ShardEvent::Snapshot { reply, .. } => {
                 let _ = reply.send(Err(error.clone()));
             }
+            ShardEvent::Split(SplitEvent::Asked { reply, .. })
+            | ShardEvent::Merge(MergeEvent::Asked { reply, .. }) => {
+                reply.answer(Err(error.clone()))
+            }
             ShardEvent::TransferLeadership { reply, .. } => {
                 let _ = reply.send(Err(error.clone()));
             }

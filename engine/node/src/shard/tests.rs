@@ -17,7 +17,7 @@ use polyraft_storage::{DataDir, Disk as _, Durable, EntryKind, Tombstone, WalOpt
 use polyraft_transport::{LoopbackHub, Network};
 
 use super::campaigns::AT_ONCE;
-use super::{PROPOSAL_OVERHEAD, Payloads, Shard, Shared};
+use super::{MergeEvent, PROPOSAL_OVERHEAD, Payloads, Shard, Shared, SplitEvent};
 use crate::assembly::{Assembly, Parts, Place, applier, keeper};
 use crate::clock::Clock;
 use crate::completion::CompletionQueue;
@@ -412,6 +412,31 @@ fn a_lost_or_ended_round_makes_room_for_the_next() {
     let then = campaigning_after(shard, now, true);
     assert_eq!(then.len(), AT_ONCE);
     assert!(first[..3].iter().all(|gone| !then.contains(gone)));
+}
+
+#[test]
+fn a_node_that_has_stopped_serving_says_so_to_who_asks_it() {
+    let (_shared, mut parts) = parts_on(&SimDisk::new(1), Path::new("/n"));
+    let (shard, _) = &mut parts.shards[0];
+    shard.fail("the disk is gone".to_owned());
+    let (queue, group, argument) = (CompletionQueue::new(), GROUP, Bytes::new());
+    shard.handle_after_fault(ShardEvent::Split(SplitEvent::Asked {
+        group,
+        child: GroupId(9),
+        argument: argument.clone(),
+        reply: queue.reply_to(1),
+    }));
+    shard.handle_after_fault(ShardEvent::Merge(MergeEvent::Asked {
+        source: group,
+        target: GroupId(9),
+        argument,
+        reply: queue.reply_to(2),
+    }));
+    let mut out = Vec::new();
+    assert_eq!(queue.drain(&mut out, Duration::ZERO), 2);
+    let reason = "the disk is gone".to_owned();
+    let fault = Err(Error::Fault { reason });
+    assert!(out.iter().all(|done| done.result == fault), "{out:?}");
 }
 
 #[test]
