@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use polyraft::{Config, Error, GroupId, ProposalNumber, Read};
+use polyraft::config::ByteSize;
+use polyraft::{Config, Error, GroupId, MemberChange, NodeId, ProposalNumber, Read};
 use polyraft_tests::{Cluster, Ledger, small_config, until};
 
 /// Proposes at whatever node takes it.
@@ -52,18 +53,30 @@ async fn merge(cluster: &Cluster, source: u64, target: u64) {
 
 /// Waits until every node that runs has just these in a group, in any order.
 async fn holds(cluster: &Cluster, group: u64, expected: &[&str]) {
+    for id in cluster.running() {
+        holds_on(cluster, id, group, expected).await;
+    }
+}
+
+/// Waits until a node has just these in a group, in any order.
+async fn holds_on(cluster: &Cluster, id: u64, group: u64, expected: &[&str]) {
     let mut expected: Vec<&[u8]> = expected.iter().map(|payload| payload.as_bytes()).collect();
     expected.sort_unstable();
-    until("every replica has what it should have", async || {
-        for id in cluster.running() {
-            let applied = cluster.applied(id, group).await;
-            let mut has: Vec<&[u8]> = applied.values().map(|payload| &payload[..]).collect();
-            has.sort_unstable();
-            if has != expected {
-                return false;
-            }
-        }
-        true
+    until("a replica has what it should have", async || {
+        let applied = cluster.applied(id, group).await;
+        let mut has: Vec<&[u8]> = applied.values().map(|payload| &payload[..]).collect();
+        has.sort_unstable();
+        has == expected
+    })
+    .await;
+}
+
+/// Waits until a node says that a group has become a part of another one.
+async fn knows_what_became(cluster: &Cluster, id: u64, group: u64, into: u64) {
+    let into = GroupId(into);
+    let group = cluster.node(id).group(group);
+    until("a node knows what became of a group", async || {
+        group.propose("too late").await == Err(Error::Merging { into })
     })
     .await;
 }
@@ -258,17 +271,8 @@ async fn groups_of_different_members_are_merged_and_many_parts_are_carried() {
     merge(&cluster, 2, 1).await;
     let mut all: Vec<&str> = large.iter().map(String::as_str).collect();
     all.push("a");
-    all.sort_unstable();
     for id in 1..4 {
-        until("every replica has all", async || {
-            let applied = cluster.applied(id, 1).await;
-            let mut has: Vec<&[u8]> = applied.values().map(|payload| &payload[..]).collect();
-            has.sort_unstable();
-            has.iter()
-                .copied()
-                .eq(all.iter().map(|payload| payload.as_bytes()))
-        })
-        .await;
+        holds_on(&cluster, id, 1, &all).await;
     }
     is_gone(&cluster, 2).await;
     cluster.stop_all().await;
@@ -352,5 +356,114 @@ async fn a_leader_that_stops_in_the_middle_of_a_merge_leaves_the_rest_to_the_nex
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
         holds(&cluster, 1, &all).await;
     }
+    cluster.stop_all().await;
+}
+
+/// Node 1 has the target and is a witness of the source; node 3 leads the source and is a witness of the target.
+#[tokio::test]
+async fn groups_with_witnesses_are_merged() {
+    let mut cluster = Cluster::start(3, small_config()).await;
+    for (group, full, witness) in [(1, [1, 2], 3), (2, [2, 3], 1)] {
+        let node = cluster.node(2);
+        node.create_groups(group..group + 1, &full).await.unwrap();
+        cluster.sees(2, witness, true).await;
+        let change = [MemberChange::Witness(NodeId(witness))];
+        let members = cluster.change_members(group, &change).await.unwrap();
+        assert_eq!(members.witnesses, [NodeId(witness)]);
+    }
+    for (group, payload) in [(1, "a1"), (2, "b1"), (2, "b2")] {
+        propose(&cluster, group, payload).await;
+    }
+    lead(&cluster, 2, 3).await;
+    // A witness does not lead, so it merges nothing.
+    let asked = cluster.node(1).group(2).merge_into(1, Bytes::new()).await;
+    assert!(matches!(asked, Err(Error::NotLeader { .. })), "{asked:?}");
+    let source = cluster.node(3).group(2);
+    source.merge_into(1, Bytes::new()).await.unwrap();
+    propose(&cluster, 1, "a2").await;
+    is_gone(&cluster, 2).await;
+    for id in [1, 2] {
+        holds_on(&cluster, id, 1, &["a1", "a2", "b1", "b2"]).await;
+    }
+    let status = cluster.node(3).group(1).status().await.unwrap();
+    assert!(status.is_witness && status.fault.is_none());
+    // Node 3 has led the merge, and the others have applied it.
+    for id in 1..=3 {
+        knows_what_became(&cluster, id, 2, 1).await;
+    }
+    drop(source);
+
+    // The witness of the target serves as one all the same, and of the source nothing comes back.
+    cluster.stop_all().await;
+    for id in [2, 3] {
+        cluster.open(id).await.unwrap();
+    }
+    propose(&cluster, 1, "a3").await;
+    cluster.open(1).await.unwrap();
+    for id in [1, 2] {
+        holds_on(&cluster, id, 1, &["a1", "a2", "a3", "b1", "b2"]).await;
+    }
+    is_gone(&cluster, 2).await;
+    for id in [1, 2] {
+        knows_what_became(&cluster, id, 2, 1).await;
+    }
+    // A witness has applied nothing that would say what became of the group.
+    let group = GroupId(2);
+    let asked = cluster.node(3).group(2).propose("b3").await;
+    assert_eq!(asked, Err(Error::NoSuchGroup { group }));
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn what_is_too_large_for_the_targets_leader_comes_in_smaller_parts() {
+    let mut cluster = two_groups(small_config()).await;
+    let mut all = vec!["a1".to_owned(), "a2".to_owned()];
+    all.extend(["b1", "b2"].map(str::to_owned));
+    for at in 0..4 {
+        let large = format!("{at}{}", "b".repeat(100_000));
+        propose(&cluster, 2, &large).await;
+        all.push(large);
+    }
+    let mut config = small_config();
+    config.batch.max_proposal_bytes = ByteSize::kib(32);
+    cluster.stop(2).await;
+    cluster.reconfigure(config);
+    cluster.open(2).await.unwrap();
+    lead(&cluster, 1, 2).await;
+    lead(&cluster, 2, 1).await;
+    // It is in no log, and that is said.
+    let refused = cluster.node(1).group(1).propose(vec![7; 100_000]).await;
+    let error = refused.expect_err("it is over the bound of the leader");
+    let (bytes, limit) = (100_000, 32 << 10);
+    assert_eq!(error, Error::TooLarge { bytes, limit });
+    assert!(!error.may_have_committed());
+
+    let source = cluster.node(1).group(2);
+    source.merge_into(1, Bytes::new()).await.unwrap();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    holds(&cluster, 1, &all).await;
+    is_gone(&cluster, 2).await;
+    drop(source);
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_target_that_was_merged_itself_refuses_and_the_source_goes_on() {
+    let mut cluster = two_groups(small_config()).await;
+    let node = cluster.node(1);
+    node.create_groups(3..4, &[1, 2, 3]).await.unwrap();
+    propose(&cluster, 3, "c1").await;
+    merge(&cluster, 2, 1).await;
+    is_gone(&cluster, 2).await;
+    lead(&cluster, 3, 1).await;
+    let source = cluster.node(1).group(3);
+    // Told `Merging`, a client would look for this group in the other one.
+    let asked = source.merge_into(2, Bytes::new()).await;
+    assert!(matches!(asked, Err(Error::Merge { .. })), "{asked:?}");
+    propose(&cluster, 3, "c2").await;
+    holds(&cluster, 3, &["c1", "c2"]).await;
+    source.merge_into(1, Bytes::new()).await.unwrap();
+    holds(&cluster, 1, &["a1", "a2", "b1", "b2", "c1", "c2"]).await;
+    drop(source);
     cluster.stop_all().await;
 }
