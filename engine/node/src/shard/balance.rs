@@ -1,6 +1,7 @@
 //! Groups go back to the node that should lead them: each group has one, by its number, so that leaders are spread over the
-//! members as at the beginning. Nothing is looked for: a group is noted when it gets a leader elsewhere, or when its node
-//! comes back. It must never hand over many groups at once, nor try again by itself what did not work.
+//! members as at the beginning. Nothing is looked for: a group is noted when it gets a leader elsewhere, when its node
+//! comes back, and as long as that is far behind. It must never hand over many groups at once, nor try again by itself a handover
+//! that failed.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
