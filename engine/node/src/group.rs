@@ -110,8 +110,15 @@ impl<M> GroupHandle<M> {
     /// Dropping the future does not take the proposal back.
     ///
     /// # Errors
-    /// [`Error::is_retryable`] says whether trying again is safe. After [`Error::Unknown`] the proposal may or may
-    /// not have been applied.
+    /// [`Error::TooLarge`] when the payload is longer than this node or the leader's takes, [`Error::Busy`] when a bound is
+    /// reached, and [`Error::NotLeader`] when nobody takes it: after `shards.proposal_timeout` without a leader, and at once when the
+    /// leader can't be reached or hands the leadership over, or the replica here is being opened. The proposal is surely not applied.
+    /// [`Error::Merging`] when the group is being merged into another one, or was, and [`Error::NoSuchGroup`] when no replica is
+    /// here: nor is it then. [`Error::Unknown`] when the leader was lost or has not answered, [`Error::Fault`] when the replica,
+    /// or the node, is out of service, here or where the leader is, and [`Error::Closed`] when this node is shut down: it may or may not
+    /// be applied.
+    ///
+    /// [`Error::is_retryable`] says whether trying again is safe, and [`Error::may_have_committed`] whether the outcome is open.
     pub async fn propose(&self, payload: impl Into<Bytes>) -> Result<Committed, Error> {
         let (outcome, reply) = self.inner.slots.pair();
         self.enqueue(EntryKind::Normal, payload.into(), reply)?;
@@ -122,7 +129,7 @@ impl<M> GroupHandle<M> {
     /// stands for itself: if the leader changes in between, a later one may be applied and an earlier one not.
     ///
     /// # Errors
-    /// The first error in order; the proposals before it are applied, those after it may be.
+    /// The first error in order, one of those of [`GroupHandle::propose`]; the proposals before it are applied, those after it may be.
     pub async fn propose_many(&self, payloads: Vec<Bytes>) -> Result<Vec<Committed>, Error> {
         if payloads.is_empty() {
             return Ok(Vec::new());
@@ -142,7 +149,8 @@ impl<M> GroupHandle<M> {
     /// flight.
     ///
     /// # Errors
-    /// When the proposal is refused at once; nothing arrives at the queue then.
+    /// [`Error::TooLarge`], [`Error::Busy`] or [`Error::Closed`] when the proposal is refused at once; nothing arrives at the queue
+    /// then, and the proposal is in no log. What arrives may be any error of [`GroupHandle::propose`].
     pub fn propose_with(
         &self,
         payload: impl Into<Bytes>,
@@ -195,7 +203,8 @@ impl<M> GroupHandle<M> {
     /// The same without waiting: the outcome arrives at `queue`, under `tag`.
     ///
     /// # Errors
-    /// When the proposal is refused at once; nothing arrives at the queue then.
+    /// Those of [`GroupHandle::propose_with`], and [`Error::ProposalNumber`] when no session has such a number; nothing arrives at the
+    /// queue then. What arrives may be any error of [`GroupHandle::propose_numbered`].
     pub fn propose_numbered_with(
         &self,
         number: ProposalNumber,
@@ -210,7 +219,7 @@ impl<M> GroupHandle<M> {
     /// arrives at `queue` under `tag`.
     ///
     /// # Errors
-    /// When it is refused at once; nothing arrives at the queue then.
+    /// Those of [`GroupHandle::propose_with`]; nothing arrives at the queue then.
     pub fn open_session_with(&self, tag: u64, queue: &CompletionQueue) -> Result<(), Error> {
         self.enqueue_session(self.opening(), &[], queue.reply_to(tag))
     }
@@ -309,11 +318,16 @@ impl<M> GroupHandle<M> {
     /// Asks the state machine of this node's replica, once it has what `read` says it must have.
     ///
     /// # Errors
-    /// [`Error::NoSuchGroup`] when no replica is here, [`Error::Query`] when the state machine refuses. Nobody leads:
-    /// [`Error::NotLeader`] after `shards.proposal_timeout`; no quorum answers, or this replica does not catch up:
-    /// [`Error::Unconfirmed`] after the same time. A read has no effect, so every retryable error may be tried again.
+    /// [`Error::NoSuchGroup`] when no replica is here, [`Error::Query`] when the state machine refuses or panics,
+    /// [`Error::Restoring`] while it is being rebuilt from a snapshot, [`Error::Witness`] when the replica here has none,
+    /// [`Error::Merging`] when the group is being merged into another one, or was, [`Error::Fault`] when the replica, or the node, is
+    /// out of service, and [`Error::Closed`] when the node is shut down.
     ///
-    /// [`Read::LOCAL`] waits for nothing and fails with the first two only.
+    /// Nobody leads: [`Error::NotLeader`] after `shards.proposal_timeout`, or at once while the replica here is being opened. No
+    /// quorum answers, or this replica does not catch up: [`Error::Unconfirmed`] after the same time. A bound is reached:
+    /// [`Error::Busy`]. [`Read::LOCAL`] waits for nothing and fails with none of these three.
+    ///
+    /// A read has no effect, so every retryable error may be tried again.
     pub async fn read(&self, read: Read, query: impl Into<Bytes>) -> Result<Bytes, Error> {
         let (outcome, reply) = self.inner.slots.pair();
         self.enqueue_read(read, query.into(), reply)?;
@@ -323,7 +337,8 @@ impl<M> GroupHandle<M> {
     /// Reads without waiting: the answer arrives at `queue`, under `tag`, with the index that the state had to have.
     ///
     /// # Errors
-    /// When the read is refused at once; nothing arrives at the queue then.
+    /// [`Error::Busy`] or [`Error::Closed`] when the read is refused at once; nothing arrives at the queue then. What arrives may be
+    /// any error of [`GroupHandle::read`].
     pub fn read_with(
         &self,
         read: Read,
@@ -387,7 +402,9 @@ impl<M> GroupHandle<M> {
     /// sent the snapshot.
     ///
     /// # Errors
-    /// [`Error::NoSuchGroup`] when no replica is here, [`Error::Snapshot`] when none could be taken.
+    /// [`Error::Snapshot`] when none could be taken, [`Error::NotLeader`] without a hint while the replica here is being opened,
+    /// [`Error::NoSuchGroup`] or [`Error::Merging`] when no replica is here, [`Error::Fault`] when it, or the node, is out of service,
+    /// and [`Error::Closed`] when the node is shut down.
     pub async fn snapshot(&self) -> Result<LogPosition, Error> {
         let (reply, answer) = tokio::sync::oneshot::channel();
         self.inner.shared.tell(
@@ -470,7 +487,7 @@ impl<M> GroupHandle<M> {
     /// [`Error::NotLeader`] with a hint when another node leads, [`Error::GroupExists`] when the child's id is in use,
     /// [`Error::Needed`] while a group that was to be merged into one that had the id is frozen, and
     /// [`Error::Split`] when the members are being changed, another split is under way, or the state machine has no such part:
-    /// then nothing happened. [`Error::Unknown`] when the leader stepped down in between: the group may be split or not, and
+    /// then nothing happened. [`Error::Merging`] when the group was merged into another one. [`Error::Unknown`] when the leader stepped down in between: the group may be split or not, and
     /// trying again does no harm, as a split that was made answers with [`Error::GroupExists`]. [`Error::TooLarge`] when the
     /// argument is longer than a proposal may be, [`Error::NoSuchGroup`] when no replica is here, [`Error::Fault`] when it is out
     /// of service, or is taken out by the split, and [`Error::Closed`] when the node is shut down.
@@ -520,7 +537,7 @@ impl<M> GroupHandle<M> {
     /// [`Error::NotLeader`] with a hint when another node leads, and [`Error::Merge`] when the groups can't be merged: the source
     /// goes on. [`Error::Merging`] when it is being merged already into another group than this call says, or was merged.
     /// [`Error::Unknown`] when the leader stepped down in between: ask again, the answer is this or [`Error::Merging`].
-    /// [`Error::TooLarge`] when the argument is over 64 KiB, [`Error::NoSuchGroup`] when no replica is here, [`Error::Fault`] when
+    /// [`Error::TooLarge`] when the argument is over 64 KiB, or too large for a proposal to the target, [`Error::NoSuchGroup`] when no replica is here, [`Error::Fault`] when
     /// it is out of service, and [`Error::Closed`] when the node is shut down.
     pub async fn merge_into(
         &self,
@@ -564,7 +581,7 @@ impl<M> GroupHandle<M> {
     /// What this node's replica says of itself.
     ///
     /// # Errors
-    /// [`Error::NoSuchGroup`] when no replica is here.
+    /// [`Error::NoSuchGroup`] or [`Error::Merging`] when no replica is here, [`Error::Closed`] when the node is shut down.
     pub async fn status(&self) -> Result<GroupStatus, Error> {
         let (reply, answer) = tokio::sync::oneshot::channel();
         self.inner.shared.tell(

@@ -407,7 +407,9 @@ impl<M: StateMachine> Node<M> {
     ///
     /// # Errors
     /// [`Error::BadMembers`]; [`Error::GroupExists`] with other members, whether those given are among the nodes that have it or
-    /// not, before anything is begun; [`Error::Needed`] while a group that was to be merged into one that had the id is frozen; or [`Error::CreateTimeout`] when too few nodes answer within ten seconds.
+    /// not, before anything is begun; [`Error::Needed`] while a group that was to be merged into one that had the id is frozen;
+    /// [`Error::CreateTimeout`] when too few nodes answer within ten seconds; [`Error::Fault`] when this node has stopped serving, or
+    /// another one could not begin a group; or [`Error::Closed`] after a shutdown. After the last three the groups may exist.
     pub async fn create_groups(
         &self,
         groups: impl IntoIterator<Item = u64>,
@@ -448,8 +450,9 @@ impl<M: StateMachine> Node<M> {
     /// # Errors
     /// [`Error::NoSuchGroup`] for a group that no reachable node has ever had; the others are destroyed. [`Error::Needed`] for a
     /// group that must stay until the end of a merge into it, or until what was split off it has a leader; none is destroyed then, or
-    /// none of the 8,192 that it was asked for with, if there are more. And
-    /// [`Error::DestroyTimeout`] when too few nodes answer within ten seconds.
+    /// none of the 8,192 that it was asked for with, if there are more.
+    /// [`Error::DestroyTimeout`] when too few nodes answer within ten seconds, [`Error::Fault`] when this node has stopped serving, and
+    /// [`Error::Closed`] after a shutdown: the groups may be over then.
     pub async fn destroy_groups(&self, groups: impl IntoIterator<Item = u64>) -> Result<(), Error> {
         let groups = ranges(groups);
         let (mut outcome, mut needed) = (Ok(()), Vec::new());
