@@ -235,6 +235,14 @@ impl Cluster {
             .collect()
     }
 
+    /// The nodes whose replicas are bound to a leader, as it could know at best.
+    pub fn bound_to(&self, leader: NodeId) -> Vec<NodeId> {
+        let term = self.group(leader).term();
+        let mut nodes = self.running();
+        nodes.retain(|id| self.group(*id).is_claimed_by(leader, term));
+        nodes
+    }
+
     pub fn group(&self, id: NodeId) -> &Group {
         self.nodes[&id].group.as_ref().expect("the node is running")
     }

@@ -12,7 +12,7 @@
 //! | `change N +A ~B -C ^D _E !F` | A shall vote, B shall learn, C shall be no member, D shall be a witness, E a learning one, F should lead: N is asked |
 //! | `priority N P` | all nodes learn the priority of N |
 //! | `members` | prints whom each node takes for members |
-//! | `read N [A,B]` | whether N may answer reads, and from which index on, while the nodes of the list stand by it |
+//! | `read N [A,B]`, `read N bound` | whether N may answer reads, and from which index on, while the nodes of the list stand by it, or all that are bound to it now |
 //! | `barrier N` | appends an entry that stands for nothing |
 //! | `bound MS` | nodes that restart from now on keep for that long what they may have promised to a leader; prints nothing |
 //! | `persist N \| all [count]` | completes writes of a disk, and tells the node |
@@ -159,7 +159,11 @@ fn run(cluster: &mut Cluster, line: &str) -> String {
         "barrier" => cluster.step(node(), Event::Barrier),
         "bound" => cluster.bound_for = 1000 * number(words.first()).expect("milliseconds"),
         "read" => {
-            let standing = words.get(1).map_or(Vec::new(), |list| ids(list));
+            let standing = match words.get(1) {
+                Some(&"bound") => cluster.bound_to(node()),
+                Some(list) => ids(list),
+                None => Vec::new(),
+            };
             let found = cluster.group(node()).read_index(|n| standing.contains(&n));
             printed.push(match found {
                 Ok(index) => format!("reads what holds {index}"),
