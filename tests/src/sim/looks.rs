@@ -183,6 +183,7 @@ impl World {
         };
         if let Some(fault) = fault {
             if host.is_rotten
+                || machine::is_poisoned(id, group)
                 || host
                     .node
                     .as_ref()

@@ -171,6 +171,19 @@ pub struct Taken {
     pub digest: u64,
 }
 
+/// An entry at which the state machine of one node panics, whenever it comes to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Poison {
+    /// Where.
+    pub node: u64,
+    /// In which group.
+    pub group: GroupId,
+    /// What the entry writes.
+    pub key: u8,
+    /// See `key`.
+    pub value: u64,
+}
+
 /// The argument of a merge that no group takes.
 pub const UNWANTED: &[u8] = b"no";
 
@@ -296,6 +309,7 @@ struct Stage {
     born: RefCell<Vec<Born>>,
     shed: Vec<Shed>,
     taken: Vec<Taken>,
+    poisons: Vec<Poison>,
 }
 
 thread_local! {
@@ -338,6 +352,22 @@ pub fn take_shed() -> Vec<Shed> {
 /// Moves out what was taken from other groups since the last call.
 pub fn take_taken() -> Vec<Taken> {
     STAGE.with_borrow_mut(|stage| std::mem::take(&mut stage.taken))
+}
+
+/// From now on an entry is too much for a state machine.
+pub fn poison(poison: Poison) {
+    STAGE.with_borrow_mut(|stage| stage.poisons.push(poison));
+}
+
+/// From now on no entry is too much for the state machines of a node.
+pub fn cure(node: u64) {
+    STAGE.with_borrow_mut(|stage| stage.poisons.retain(|poison| poison.node != node));
+}
+
+/// Whether there is an entry that is too much for a group's state machine on a node.
+pub fn is_poisoned(node: u64, group: GroupId) -> bool {
+    let is_its = |poison: &Poison| (poison.node, poison.group) == (node, group);
+    STAGE.with_borrow(|stage| stage.poisons.iter().any(is_its))
 }
 
 /// What the state machines of a node have on stable storage.
@@ -411,6 +441,22 @@ impl Registers {
 }
 
 impl Registers {
+    fn panic_if_poisoned(&self, request: &Request) {
+        let Command::Write(value) = request.command else {
+            return;
+        };
+        let poison = Poison {
+            node: self.node,
+            group: self.group,
+            key: request.key,
+            value,
+        };
+        if STAGE.with_borrow(|stage| stage.poisons.contains(&poison)) {
+            // Wanted as it is, it needs no word on the terminal.
+            std::panic::resume_unwind(Box::new("it is poisoned"));
+        }
+    }
+
     /// Saves the state if there is enough that is not saved.
     fn note_unsaved(&mut self, entries: u64) {
         self.unsaved += entries;
@@ -460,6 +506,7 @@ impl StateMachine for Registers {
     fn apply(&mut self, entries: &[Entry<'_>], replies: &mut Replies) -> Result<(), MachineError> {
         for entry in entries {
             let request = Request::decode(entry.payload).ok_or("not a request")?;
+            self.panic_if_poisoned(&request);
             let reply = self.perform(&request);
             let is_refused = reply[..] == *NOT_MINE;
             replies.push(reply);

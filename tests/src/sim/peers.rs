@@ -9,7 +9,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use polyraft::sim::PeerChange;
-use polyraft::{GroupId, MemberChange, NodeId, Role};
+use polyraft::{Error, GroupId, MemberChange, NodeId, Role};
 
 use super::checks::Failure;
 use super::plan::{MILLI, Plan};
@@ -39,6 +39,8 @@ pub(super) struct Peers {
     moves: Vec<u16>,
     told: Vec<Told>,
     attempts: Vec<Attempt>,
+    /// By node: what came of the last change.
+    answers: BTreeMap<u64, Result<bool, Error>>,
 }
 
 /// What a node was opened with, and what it has to remember.
@@ -73,6 +75,7 @@ impl Peers {
             moves: vec![0; count],
             told: vec![Told::default(); count],
             attempts: Vec::new(),
+            answers: BTreeMap::new(),
         };
         for node in 1..=plan.nodes {
             let given = peers.configured(node);
@@ -334,6 +337,36 @@ impl World {
         self.schedule(node);
     }
 
+    /// Asks a node to take another one for a peer where that is, or not any more. There must be one at a time.
+    pub(super) fn ask_for_peer(&mut self, node: u64, peer: u64, is_in: bool) -> Result<(), Error> {
+        let to = is_in.then(|| self.peers.address(peer));
+        let change = self.node_of(node).change_peer(peer, to)?;
+        self.peers.answers.insert(node, Ok(true));
+        if let Some(change) = change {
+            self.peers.attempts.push(Attempt {
+                node,
+                peer,
+                to,
+                change,
+            });
+            self.poll_peers(node);
+            self.schedule(node);
+        }
+        Ok(())
+    }
+
+    /// Whether a node is about to change its peers.
+    pub(super) fn is_asked_for_peer(&self, node: u64) -> bool {
+        let mut attempts = self.peers.attempts.iter();
+        attempts.any(|attempt| attempt.node == node)
+    }
+
+    /// What came of the last change of peers that a node was asked for.
+    pub(super) fn answer_about_peer(&mut self, node: u64) -> Result<(), Error> {
+        let answer = self.peers.answers.remove(&node);
+        answer.expect("nobody asked").map(|_| ())
+    }
+
     /// Looks whether what a node was asked for is done.
     pub(super) fn poll_peers(&mut self, node: u64) {
         let attempts = &mut self.peers.attempts;
@@ -353,7 +386,7 @@ impl World {
         if host.cut_at.is_some_and(|cut| host.disk.operations() >= cut) {
             return; // Nobody was told: the power fails before anything else happens.
         }
-        match done {
+        match &done {
             Ok(_) => {
                 let told = &mut self.peers.told[node as usize];
                 told.unsure.retain(|(other, _)| *other != peer);
@@ -364,7 +397,7 @@ impl World {
                 self.counts.told_peers += 1;
             }
             // What is left of a damaged log may name it for good.
-            Err(polyraft::Error::Peer { why, .. }) if why.contains("as a member") => {
+            Err(Error::Peer { why, .. }) if why.contains("as a member") => {
                 self.counts.needed_peers += 1;
                 let told = &mut self.peers.told[node as usize];
                 told.unsure.retain(|(other, _)| *other != peer);
@@ -372,6 +405,7 @@ impl World {
             // The disk did not take it, or the node stops.
             Err(_) => {}
         }
+        self.peers.answers.insert(node, done);
         if to.is_none() && !self.takes_for_peer(node, peer) {
             let at = self.link_of(node, peer);
             self.reset_link(at, 20 * MILLI);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use polyraft::{
     Committed, CompletionQueue, Error, GroupHandle, GroupId, LogPosition, Membership, Node,
-    ProposalNumber, Read, SessionId,
+    ProposalNumber, SessionId,
 };
 
 use super::super::machine::{self, NOT_MINE, Registers};
@@ -226,10 +226,12 @@ impl Calls {
                 self.sessions.insert(session.clone(), opened);
                 format!("session {session} was opened at {}", done.index)
             }
-            (What::Read { group, key }, Ok(Reply::Value(value))) => match value[..] == *NOT_MINE {
-                true => not_there(*group, *key),
-                false => format!("{} is {}", char::from(*key), number_in(&value)),
-            },
+            (What::Read { group, key, .. }, Ok(Reply::Value(value))) => {
+                match value[..] == *NOT_MINE {
+                    true => not_there(*group, *key),
+                    false => format!("{} is {}", char::from(*key), number_in(&value)),
+                }
+            }
             (_, Ok(Reply::Members(members))) => {
                 let [voters, learners] = [members.voters, members.learners]
                     .map(|nodes| ids(nodes.iter().map(|node| node.0)));
@@ -277,8 +279,12 @@ async fn answer(
             };
             return Ok(Reply::Applied(done));
         }
-        What::Read { group: of, key } => {
-            let value = group(of).read(Read::Linearizable, vec![key]).await?;
+        What::Read {
+            group: of,
+            key,
+            how,
+        } => {
+            let value = group(of).read(how, vec![key]).await?;
             return Ok(Reply::Value(value));
         }
         What::Open { group: of, .. } => {

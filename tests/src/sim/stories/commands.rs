@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use polyraft::{Config, GroupId, MemberChange, NodeId};
+use polyraft::config::ByteSize;
+use polyraft::{Config, GroupId, MemberChange, NodeId, Read};
 
 use super::super::plan::{MILLI, roomy_config};
+use super::deeds::Deed;
 
 /// A line of a script.
 pub(super) enum Command {
@@ -46,6 +48,7 @@ pub(super) enum Command {
         key: u8,
         value: u64,
     },
+    Befall(Deed),
     Show,
 }
 
@@ -73,6 +76,7 @@ pub(super) enum What {
     Read {
         group: GroupId,
         key: u8,
+        how: Read,
     },
     Open {
         session: String,
@@ -163,9 +167,12 @@ impl Command {
                 request: Request::parse(request)?,
                 begun: Some(request.join(" ")),
             },
-            ref request => Command::Ask {
-                request: Request::parse(request)?,
-                begun: None,
+            ref words => match Deed::parse(words) {
+                Some(deed) => Command::Befall(deed),
+                None => Command::Ask {
+                    request: Request::parse(words)?,
+                    begun: None,
+                },
             },
         };
         Some(command)
@@ -203,6 +210,7 @@ impl Request {
             ["read", key, "in", group] => What::Read {
                 group: group_of(group)?,
                 key: letter(key)?,
+                how: how_to_read(&words[at + 2..])?,
             },
             ["open", session, "in", group] => What::Open {
                 session: session.to_owned(),
@@ -230,7 +238,10 @@ impl Request {
             },
             _ => return None,
         };
-        let takes_more = matches!(what, What::Put { .. } | What::Change { .. });
+        let takes_more = matches!(
+            what,
+            What::Put { .. } | What::Read { .. } | What::Change { .. }
+        );
         (takes_more || words.len() == at + 2).then_some(Request { node, what })
     }
 }
@@ -295,6 +306,8 @@ fn config(options: &[&str]) -> Option<Config> {
             "sessions" => config.apply.max_sessions = u32::try_from(value).ok()?,
             "snapshot" => config.snapshot.entries = value,
             "keep" => config.snapshot.keep_entries = value,
+            "chunk" => config.snapshot.chunk_bytes = ByteSize::b(value),
+            "rate" => config.snapshot.rate = ByteSize::b(value),
             "rebalance" => config.election.rebalance_delay = Duration::from_millis(value),
             _ => return None,
         }
@@ -302,22 +315,34 @@ fn config(options: &[&str]) -> Option<Config> {
     Some(config)
 }
 
-fn number(word: &str) -> Option<u64> {
+pub(super) fn number(word: &str) -> Option<u64> {
     word.parse().ok()
 }
 
-fn numbers(words: &[&str]) -> Option<Vec<u64>> {
+pub(super) fn numbers(words: &[&str]) -> Option<Vec<u64>> {
     words.iter().map(|word| number(word)).collect()
 }
 
-fn group_of(word: &str) -> Option<GroupId> {
+pub(super) fn group_of(word: &str) -> Option<GroupId> {
     number(word).map(GroupId)
 }
 
 /// A key.
-fn letter(word: &str) -> Option<u8> {
+pub(super) fn letter(word: &str) -> Option<u8> {
     match *word.as_bytes() {
         [letter] if letter.is_ascii_lowercase() => Some(letter),
+        _ => None,
+    }
+}
+
+/// Which state a read may see.
+fn how_to_read(words: &[&str]) -> Option<Read> {
+    match *words {
+        [] => Some(Read::Linearizable),
+        ["lease"] => Some(Read::Lease),
+        ["stale", millis] => Some(Read::Stale {
+            max_lag: Duration::from_millis(number(millis)?),
+        }),
         _ => None,
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! | command | does |
 //! |---|---|
-//! | `nodes N [sessions=K] [snapshot=ENTRIES] [keep=ENTRIES] [rebalance=MS]` | begins a new story with N nodes; K sessions are kept by a group, snapshots taken after so many entries and so many kept behind them, groups moved to whom they prefer after that time |
+//! | `nodes N [sessions=K] [snapshot=ENTRIES] [keep=ENTRIES] [rebalance=MS] [chunk=BYTES] [rate=BYTES]` | begins a new story with N nodes; K sessions are kept by a group, snapshots taken after so many entries and so many kept behind them, groups moved to whom they prefer after that time, snapshots sent in parts of so many bytes and so many bytes a second |
 //! | `run MS` | lets so many milliseconds pass |
 //! | `until CONDITION` | lets time pass until it is so |
 //! | `crash N` | cuts the power of a node: what no sync has covered is lost |
@@ -16,6 +16,12 @@
 //! | `cut A B [C ...]` | A on the one side and the others no longer hear each other |
 //! | `heal` | all hear each other again |
 //! | `rot N K V` | the entry that put V to the key K rots in the log of a node that is down |
+//! | `stall N MS` | the disk of a node takes no write for that time |
+//! | `break A B` | the connection of two nodes breaks, and what was under way is lost; they connect again |
+//! | `poison K V in G at N` | the state machine of the group on this node panics at the entry that puts V to K, also after a restart |
+//! | `cure N` | nothing is poison to a node any more |
+//! | `arriving N` | prints how many bytes of snapshots that are still on their way are on a node's disk |
+//! | `join A at N ...`, `part A at N ...` | N takes A for a peer, or not any more, and after that the next one; all are peers at first |
 //! | `leader G is N` | waits until somebody leads the group, and has it handed to the node, unless that is the one |
 //! | `carry S from G as T` | calls T what became of the session S of G in the group that G was merged into |
 //! | `show` | prints every node's groups, and what it knows of those that are over |
@@ -28,7 +34,7 @@
 //! |---|---|
 //! | `create G ... on M ... at N`, `destroy G ... at N` | groups to begin on these members, to end |
 //! | `put K V in G at N [as S #I [since L]]` | a proposal; with the number I of a session, whose client waits for nothing before L (1 unless said) |
-//! | `read K in G at N` | a linearizable read |
+//! | `read K in G at N [lease \| stale MS]` | a linearizable read; one by the leader's lease; one of a state that is at most so old |
 //! | `open S in G at N` | a session, called S from now on |
 //! | `split G from K into C at N`, `merge G into T at N` | the keys from K on for a new group; all of G for T |
 //! | `transfer G to M at N`, `drain N` | another leader for a group, for all groups that N leads |
@@ -45,6 +51,7 @@
 
 mod calls;
 mod commands;
+mod deeds;
 mod watch;
 
 use polyraft::sim::SimNode;
@@ -145,6 +152,7 @@ impl Story {
             }
             Command::Heal => self.world.heal_network(),
             Command::Rot { node, key, value } => self.rot(node, key, value),
+            Command::Befall(deed) => self.befall(deed),
             Command::Show => self.lines.extend(watch::show(&self.world)),
         }
         self.look();
@@ -236,7 +244,8 @@ impl Story {
 
     /// The newest leader of a group, if it has committed in its term.
     fn leader_of(&self, group: GroupId) -> Option<u64> {
-        let cores = self.nodes().filter_map(|node| Some(node.replica(group)?.0));
+        let replicas = self.nodes().filter_map(|node| node.replica(group));
+        let cores = replicas.filter_map(|(core, fault)| fault.is_none().then_some(core));
         let leaders = cores.filter(|core| core.role() == Role::Leader);
         let newest = leaders.max_by_key(|core| core.term())?;
         let has_committed = newest.term_at(newest.committed()) == Some(newest.term());

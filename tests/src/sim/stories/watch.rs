@@ -30,6 +30,8 @@ struct Seen {
     stood: BTreeMap<GroupId, Stand>,
     /// Snapshots from other nodes that were told of.
     transferred: u64,
+    /// Those that had gone on after they were interrupted.
+    resumed: u64,
 }
 
 /// How a replica stands.
@@ -66,14 +68,16 @@ impl Watch {
             if seen.is_up != is_up {
                 let word = if is_up { "up" } else { "down" };
                 lines.push(format!("n{id}: is {word}"));
-                (seen.is_up, seen.stood, seen.transferred) = (is_up, BTreeMap::new(), 0);
+                (seen.is_up, seen.stood) = (is_up, BTreeMap::new());
+                (seen.transferred, seen.resumed) = (0, 0);
             }
             let Some(node) = &host.node else { continue };
             for group in groups(world) {
                 let mut tell = |what: String| lines.push(format!("n{id}: {group} {what}"));
                 seen.look_at_life(node, group, &mut tell);
                 seen.look_at_replica(node, group, &mut tell);
-                if let Some((core, _)) = node.replica(group).filter(|(core, _)| leads(core)) {
+                let replica = node.replica(group);
+                if let Some((core, _)) = replica.filter(|(core, fault)| leads(core, *fault)) {
                     let members = members(core.configuration());
                     let life = node.life(group).unwrap_or_default();
                     let before = self.members.insert((group, life), members.clone());
@@ -120,7 +124,7 @@ impl Seen {
             return;
         };
         let now = Stand {
-            leads: leads(core).then_some(core.term()),
+            leads: leads(core, fault).then_some(core.term()),
             base: core.base().index,
             last: core.last().index,
             fault: fault.map(str::to_owned),
@@ -140,7 +144,13 @@ impl Seen {
         if now.base > before.last {
             let has_come = node.node().status().counters.snapshots_received > self.transferred;
             self.transferred += u64::from(has_come);
-            let from = if has_come { " from another node" } else { "" };
+            let resumed = node.node().status().counters.resumed_transfers;
+            let from = match has_come {
+                true if resumed > self.resumed => " from another node, which went on where it was",
+                true => " from another node",
+                false => "",
+            };
+            self.resumed = resumed;
             tell(format!("has the state through {}{from}", now.base));
         } else if now.base > before.base {
             tell(format!("drops its log through {}", now.base));
@@ -203,6 +213,7 @@ fn told_replica(node: &SimNode<Registers>, group: GroupId) -> String {
     };
     let term = core.term().0;
     let stands = match (core.role(), core.leader()) {
+        (Role::Leader, _) if fault.is_some() => format!("led term {term}"),
         (Role::Leader, _) => format!("leads term {term} with {}", members(core.configuration())),
         (_, Some(leader)) => format!("follows {leader} in term {term}"),
         _ => format!("knows no leader in term {term}"),
@@ -226,8 +237,9 @@ fn groups(world: &World) -> impl Iterator<Item = GroupId> + use<> {
     (1..=world.plan.members.len() as u64).map(GroupId)
 }
 
-fn leads(core: &Group) -> bool {
-    core.role() == Role::Leader
+/// A replica that is out of service stays as it was, and leads nothing.
+fn leads(core: &Group, fault: Option<&str>) -> bool {
+    core.role() == Role::Leader && fault.is_none()
 }
 
 /// Why a node has no replica of a group, if it had one.
