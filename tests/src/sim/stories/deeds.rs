@@ -19,6 +19,10 @@ pub(super) enum Deed {
         node: u64,
         other: u64,
     },
+    Mute {
+        node: u64,
+        others: Vec<u64>,
+    },
     Poison(Poison),
     Cure {
         node: u64,
@@ -44,6 +48,10 @@ impl Deed {
             ["break", node, other] => Deed::Break {
                 node: number(node)?,
                 other: number(other)?,
+            },
+            ["mute", node, ref others @ ..] => Deed::Mute {
+                node: number(node)?,
+                others: numbers(others)?,
             },
             ["poison", key, value, "in", group, "at", node] => Deed::Poison(Poison {
                 node: number(node)?,
@@ -77,6 +85,11 @@ impl Story {
             Deed::Break { node, other } => {
                 let link = self.world.link_of(node, other);
                 self.world.reset_link(link, 1);
+            }
+            Deed::Mute { node, others } => {
+                for other in others {
+                    self.world.block(node, other);
+                }
             }
             Deed::Poison(poison) => machine::poison(poison),
             Deed::Cure { node } => machine::cure(node),

@@ -14,6 +14,7 @@
 //! | `crash N` | cuts the power of a node: what no sync has covered is lost |
 //! | `start N` | starts it again |
 //! | `cut A B [C ...]` | A on the one side and the others no longer hear each other |
+//! | `mute A B [C ...]` | the others no longer hear A, which hears them |
 //! | `heal` | all hear each other again |
 //! | `rot N K V` | the entry that put V to the key K rots in the log of a node that is down |
 //! | `stall N MS` | the disk of a node takes no write for that time |
