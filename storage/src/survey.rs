@@ -8,6 +8,7 @@ use std::sync::Arc;
 use polyraft_raft::{Configuration, GroupId, HardState, Index, Life, LogPosition, NodeId, Term};
 use rustc_hash::FxHashMap;
 
+use crate::addresses::Addresses;
 use crate::block::{EntryBlock, EntryKind};
 use crate::data_dir::StoreId;
 use crate::disk::Disk;
@@ -15,6 +16,7 @@ use crate::error::StorageError;
 use crate::group::GroupLog;
 use crate::index::{BlockRef, Where};
 use crate::inspect::Subject;
+use crate::peers::Peers;
 use crate::pool::Segment;
 use crate::snapshot::{DIRECTORY, SnapshotFile, SnapshotStore};
 use crate::tombstone::Tombstone;
@@ -39,6 +41,9 @@ pub struct Survey {
     pub replicas: BTreeMap<GroupId, SurveyedReplica>,
     /// What is kept of groups that ended here.
     pub tombstones: BTreeMap<GroupId, Tombstone>,
+    /// The nodes that it has met, or was told of while it ran, and that were not taken out since. What was only in a
+    /// configuration and never met is not known here.
+    pub peers: BTreeSet<NodeId>,
     _lock: Subject,
 }
 
@@ -110,6 +115,7 @@ impl Survey {
             tombstones.extend(found.tombstones);
         }
         let identity = &subject.identity;
+        let peers = known_peers(&**disk, &subject.root)?;
         Ok(Self {
             path: subject.root.clone(),
             cluster: identity.cluster.clone(),
@@ -120,9 +126,21 @@ impl Survey {
             lanes: identity.lanes as usize,
             replicas,
             tombstones,
+            peers,
             _lock: subject,
         })
     }
+}
+
+fn known_peers(disk: &dyn Disk, root: &Path) -> Result<BTreeSet<NodeId>, StorageError> {
+    let mut known: BTreeSet<NodeId> = Peers::read(disk, root)?.seen().keys().copied().collect();
+    for (node, change) in Addresses::read(disk, root)?.changes() {
+        match change.now {
+            Some(_) => known.insert(*node),
+            None => known.remove(node),
+        };
+    }
+    Ok(known)
 }
 
 fn look(

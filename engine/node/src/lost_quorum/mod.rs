@@ -72,6 +72,19 @@ pub enum RecoveryError {
         /// To how many groups they belong.
         groups: usize,
     },
+    /// A peer of a given node was neither given nor named as lost.
+    #[error(
+        "{}; by what {} of the cluster, groups may have moved there. Give their directories too, or name them as lost if \
+         they are gone for good, also those that left the cluster long ago, and then never start them again",
+        neither(nodes),
+        known(by)
+    )]
+    Unaccounted {
+        /// The nodes.
+        nodes: Vec<NodeId>,
+        /// The given nodes that know any of them.
+        by: Vec<NodeId>,
+    },
     /// The plan is not the one that was written, or not of this version.
     #[error("the plan is not usable: {0}; make a new one")]
     Plan(String),
@@ -87,15 +100,19 @@ pub enum RecoveryError {
 }
 
 fn neither(nodes: &[NodeId]) -> String {
-    let nodes: Vec<String> = nodes.iter().map(|node| node.0.to_string()).collect();
-    let (noun, verb) = match nodes.len() {
-        1 => ("node", "is"),
-        _ => ("nodes", "are"),
-    };
-    format!(
-        "{noun} {} {verb} neither given nor named as lost",
-        nodes.join(", ")
-    )
+    let verb = if nodes.len() == 1 { "is" } else { "are" };
+    format!("{} {verb} neither given nor named as lost", named(nodes))
+}
+
+fn known(by: &[NodeId]) -> String {
+    let verb = if by.len() == 1 { "knows" } else { "know" };
+    format!("{} {verb}", named(by))
+}
+
+fn named(nodes: &[NodeId]) -> String {
+    let numbers: Vec<String> = nodes.iter().map(|node| node.0.to_string()).collect();
+    let noun = if nodes.len() == 1 { "node" } else { "nodes" };
+    format!("{noun} {}", numbers.join(", "))
 }
 
 /// Says what can be recovered from the data directories `survivors` when the nodes `lost` never come back, and what may be
@@ -186,7 +203,32 @@ fn survey(
         surveys.push(survey);
     }
     surveys.sort_by_key(|survey| survey.node);
+    account_for_peers(&surveys, lost)?;
     Ok(surveys)
+}
+
+/// A group may live on nodes that no log that was given names: it moved while the given nodes were down. So every node that
+/// one of them knows must be accounted for, whatever the logs say.
+fn account_for_peers(surveys: &[Survey], lost: &BTreeSet<NodeId>) -> Result<(), RecoveryError> {
+    let given: BTreeSet<NodeId> = surveys.iter().map(|survey| survey.node).collect();
+    let (mut nodes, mut by) = (BTreeSet::new(), Vec::new());
+    for survey in surveys {
+        let accounted = |node: &&NodeId| given.contains(node) || lost.contains(node);
+        let mut others = survey
+            .peers
+            .iter()
+            .filter(|node| !accounted(node))
+            .peekable();
+        if others.peek().is_some() {
+            by.push(survey.node);
+        }
+        nodes.extend(others);
+    }
+    if nodes.is_empty() {
+        return Ok(());
+    }
+    let nodes = nodes.into_iter().collect();
+    Err(RecoveryError::Unaccounted { nodes, by })
 }
 
 /// Whether two paths lead to one directory, which can't be locked twice.

@@ -6,8 +6,8 @@ use polyraft_raft::{
 };
 use polyraft_storage::sim::{Keep, SimDisk};
 use polyraft_storage::{
-    Creation, DataDir, Ending, EntryKind, SnapshotMeta, SnapshotStore, Tombstone, WalOptions,
-    inspect,
+    AddressChange, Creation, DataDir, Ending, EntryKind, PeerSeen, SnapshotMeta, SnapshotStore,
+    StoreId, Tombstone, WalOptions, inspect,
 };
 
 use super::*;
@@ -473,6 +473,66 @@ fn directories_that_prove_nothing_together_are_refused() {
     assert!(refused(&["/1"], &[2, 3]).contains("lock"));
     drop(running);
     assert_eq!(plan(&disk, &[1], &[2, 3]).unwrap().groups.len(), 1);
+}
+
+/// The group left nodes 1, 2 and 3 for 4, 5 and 6 while node 1 was down, and 2 and 3 were scrapped.
+#[test]
+fn a_group_may_live_on_any_node_that_a_given_one_knows() {
+    let disk = SimDisk::new(1);
+    write(&disk, 1, &[replica([1, 2, 3], 1, 0, &[1])]);
+    let met = |by, node, incarnation| {
+        let store = StoreId(7);
+        let seen = PeerSeen { store, incarnation };
+        open(&disk, by).note_peer(NodeId(node), seen).unwrap();
+    };
+    let address = |by, node, [given, now]: [u16; 2]| {
+        let at = |port| (port > 0).then(|| ([127, 0, 0, 1], port).into());
+        let (given, now) = (at(given), at(now));
+        let change = AddressChange { given, now };
+        open(&disk, by).note_address(NodeId(node), change).unwrap();
+    };
+    let unaccounted = |nodes: &[u64], lost: &[u64]| {
+        let numbers = |nodes: &[NodeId]| nodes.iter().map(|node| node.0).collect::<Vec<_>>();
+        match plan(&disk, nodes, lost) {
+            Ok(plan) => {
+                assert_eq!(plan.groups.len(), 1);
+                (Vec::new(), Vec::new())
+            }
+            Err(RecoveryError::Unaccounted { nodes, by }) => (numbers(&nodes), numbers(&by)),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    assert_eq!(unaccounted(&[1], &[2, 3]).0, [0; 0], "it met nobody");
+    met(1, 2, 3);
+    met(1, 4, 3);
+    // 5 was added at run time and never came, 6 moved before it did.
+    address(1, 5, [0, 5]);
+    address(1, 6, [6, 7]);
+    assert_eq!(unaccounted(&[1], &[2, 3]), (vec![4, 5, 6], vec![1]));
+    address(1, 6, [6, 0]);
+    assert_eq!(unaccounted(&[1], &[2, 3]), (vec![4, 5], vec![1]));
+    let said = plan(&disk, &[1], &[2, 3]).unwrap_err().to_string();
+    for words in [
+        "nodes 4, 5 are neither given nor named as lost",
+        "by what node 1 knows of the cluster",
+        "Give their directories too, or name them as lost",
+    ] {
+        assert!(said.contains(words), "{said}");
+    }
+    // Each is accounted for by itself: given, lost, or taken out of the peers for good.
+    assert_eq!(unaccounted(&[1], &[2, 3, 4]).0, [5]);
+    write(&disk, 5, &[]);
+    assert_eq!(unaccounted(&[1, 5], &[2, 3, 4]).0, [0; 0]);
+    address(1, 4, [4, 0]);
+    assert_eq!(unaccounted(&[1, 5], &[2, 3]).0, [0; 0]);
+    // Another node has not taken it out.
+    met(5, 4, 3);
+    met(5, 1, 3);
+    assert_eq!(unaccounted(&[1, 5], &[2, 3]), (vec![4], vec![5]));
+    // Who was given up once has to be named again: a copy that was put back is refused in the same way.
+    met(5, 4, crate::router::NEVER);
+    assert_eq!(unaccounted(&[1, 5], &[2, 3]), (vec![4], vec![5]));
+    assert_eq!(unaccounted(&[1, 5], &[2, 3, 4]).0, [0; 0]);
 }
 
 #[test]
