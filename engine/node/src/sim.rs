@@ -2,7 +2,7 @@
 //! It must never run anything by itself, and must be made of the same parts as a [`Node`].
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,12 +19,38 @@ use crate::config::Config;
 use crate::error::{Error, OpenError};
 use crate::event::ShardEvent;
 use crate::keeper::{Job, Keeper};
+use crate::lost_quorum::{self, Recovered, RecoveryError, RecoveryPlan};
 use crate::machine::StateMachine;
 use crate::mailbox::Mailbox;
 use crate::node::{Asked, Change, Inner, Node, Peers, forget_outdated};
 pub use crate::shard::LoggedEntry;
 use crate::shard::Shard;
 use crate::wire::{self, Record, Records};
+
+/// [`plan_recovery`](crate::plan_recovery) where each directory is on the disk that `disks` names.
+///
+/// # Errors
+/// See [`RecoveryError`].
+pub fn plan_recovery_on(
+    disks: &dyn Fn(&Path) -> Arc<dyn Disk>,
+    survivors: &[PathBuf],
+    lost: &[u64],
+) -> Result<RecoveryPlan, RecoveryError> {
+    lost_quorum::plan_on(disks, survivors, lost)
+}
+
+/// [`apply_recovery`](crate::apply_recovery) where each directory is on the disk that `disks` names. `config` is taken as it is.
+///
+/// # Errors
+/// See [`RecoveryError`].
+pub fn apply_recovery_on(
+    disks: &dyn Fn(&Path) -> Arc<dyn Disk>,
+    survivors: &[PathBuf],
+    plan: &RecoveryPlan,
+    config: &Config,
+) -> Result<Recovered, RecoveryError> {
+    lost_quorum::apply_on(disks, survivors, plan, config)
+}
 
 /// What a node is opened with.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! What must be true at every step, checked from outside: one leader a term, one history per group, nothing promised
 //! before it is durable, nothing committed without a quorum. It must look only at what a step has touched.
 
-use polyraft::{GroupId, Index, NodeId, Role, Term};
+use polyraft::{GroupId, Index, NodeId, Role, SurvivingGroup, Term};
 use polyraft_raft::{Configuration, Group, LogPosition, Message, TermRun};
 use polyraft_storage::RecoveredGroup;
 use rustc_hash::FxHashMap;
@@ -155,6 +155,15 @@ impl LifeChecks {
         for checks in self.lives.values_mut() {
             checks.reborn(node);
         }
+    }
+
+    /// One life goes on with less: see [`GroupChecks::goes_on_with`].
+    pub(super) fn goes_on_with(
+        &mut self,
+        life: u32,
+        group: &SurvivingGroup,
+    ) -> Result<Vec<Applied>, Failure> {
+        self.of(life).goes_on_with(group)
     }
 
     /// The last entry that any state machine took in a life.
@@ -706,6 +715,63 @@ impl GroupChecks {
                     "operation {request:x} was acknowledged at {index}, where {other:?} was applied"
                 ),
             )),
+        }
+    }
+
+    /// The group lost its quorum for good and goes on with the log of one survivor: from where that leaves what was committed, there
+    /// is another history. Everything before stays under all rules. Returns what was applied and is lost.
+    fn goes_on_with(&mut self, group: &SurvivingGroup) -> Result<Vec<Applied>, Failure> {
+        let id = GroupId(group.group);
+        let chosen = group.replicas.iter().find(|one| one.node == group.chosen);
+        let chosen = chosen.expect("the chosen one is among the replicas");
+        let kept = self.common_with(LogPosition {
+            term: Term(chosen.last_term),
+            index: Index(chosen.last_index),
+        });
+        // Whoever has purged the beginning of its log had it from what was committed.
+        let known = Index(group.known_committed);
+        let kept = kept.unwrap_or(known);
+        let may_lose = group.may_have_lost || group.known_lost > 0;
+        let wanted = if may_lose {
+            known
+        } else {
+            self.committed_through
+        };
+        if kept < wanted.min(self.committed_through) {
+            let what = format!(
+                "it was said to keep everything through {wanted}, and keeps what is before {kept}: {group:?}"
+            );
+            return Err(broken("recoveries", id, what));
+        }
+        if kept >= self.committed_through {
+            return Ok(Vec::new());
+        }
+        self.committed_through = kept;
+        self.committed.retain(|run| run.first <= kept);
+        for (_, through) in &mut self.commits {
+            *through = kept.min(*through);
+        }
+        self.requests.retain(|_, index| *index <= kept);
+        let left = self.entries.len().min(kept.0 as usize + 1);
+        let lost = self.entries.split_off(left);
+        Ok(lost.into_iter().flatten().collect())
+    }
+
+    /// How far a log that ends at `last` is what was committed; none if nobody has seen where it leaves that.
+    fn common_with(&self, mut last: LogPosition) -> Option<Index> {
+        loop {
+            let run = self.committed.iter().find(|run| run.term == last.term);
+            if let Some(run) = run.filter(|run| run.first <= last.index) {
+                return Some(last.index.min(self.end_of(run)));
+            }
+            if last.index == Index::ZERO {
+                return Some(Index::ZERO);
+            }
+            let (first, before) = *self.runs.get(&last.term)?;
+            last = LogPosition {
+                term: before,
+                index: first.prev(),
+            };
         }
     }
 

@@ -18,9 +18,9 @@ use polyraft_storage::{
     DataDir, Disk, Opened, PeerSeen, ShardLog, StorageError, StoreId, Survey, SurveyedReplica,
 };
 
-use super::RecoveryError;
 use super::decide::{self, Replicas};
 use super::plan::{GivenDirectory, RecoveryPlan, SurvivingGroup};
+use super::{Disks, RecoveryError};
 use crate::assembly;
 use crate::config::Config;
 use crate::router::NEVER;
@@ -47,7 +47,7 @@ enum Progress {
 const TOGETHER: usize = 256;
 
 pub(super) fn apply(
-    disk: &Arc<dyn Disk>,
+    disks: Disks<'_>,
     surveys: Vec<Survey>,
     plan: &RecoveryPlan,
     config: &Config,
@@ -68,7 +68,7 @@ pub(super) fn apply(
     }
     for survey in surveys {
         let groups = chosen.remove(&survey.node.0).unwrap_or_default();
-        write(disk, survey, plan, &groups, config)?;
+        write(disks(&survey.path), survey, plan, &groups, config)?;
     }
     Ok(outcome)
 }
@@ -164,7 +164,7 @@ fn members(group: &SurvivingGroup) -> Configuration {
 
 /// Writes to one directory, first of all that the lost nodes are not to be talked to again.
 fn write(
-    disk: &Arc<dyn Disk>,
+    disk: Arc<dyn Disk>,
     survey: Survey,
     plan: &RecoveryPlan,
     groups: &[&SurvivingGroup],
@@ -174,7 +174,7 @@ fn write(
     let replicas = survey.replicas.clone();
     // The directory can't be opened while it is looked at. Whoever opens it in between is noticed by the next comparison.
     drop(survey);
-    let dir = DataDir::open(Arc::clone(disk), &path, &plan.cluster, node, lanes)?;
+    let dir = DataDir::open(disk, &path, &plan.cluster, node, lanes)?;
     let known = dir.peers();
     for lost in plan.lost.iter().copied().map(NodeId) {
         let store = known.get(&lost).map_or(StoreId(0), |seen| seen.store);

@@ -121,7 +121,7 @@ fn named(nodes: &[NodeId]) -> String {
 /// # Errors
 /// See [`RecoveryError`].
 pub fn plan_recovery(survivors: &[PathBuf], lost: &[u64]) -> Result<RecoveryPlan, RecoveryError> {
-    plan_on(&disk(), survivors, lost)
+    plan_on(&real, survivors, lost)
 }
 
 /// Carries a plan out: in each group that it recovers, the chosen replica gets an entry that makes the survivors its only
@@ -136,39 +136,42 @@ pub fn apply_recovery(
     plan: &RecoveryPlan,
     config: &Config,
 ) -> Result<Recovered, RecoveryError> {
-    apply_on(&disk(), survivors, plan, config)
+    config.validate()?;
+    apply_on(&real, survivors, plan, config)
 }
 
-fn plan_on(
-    disk: &Arc<dyn Disk>,
+/// The disk that a directory is on.
+pub(crate) type Disks<'a> = &'a dyn Fn(&Path) -> Arc<dyn Disk>;
+
+pub(crate) fn plan_on(
+    disks: Disks<'_>,
     survivors: &[PathBuf],
     lost: &[u64],
 ) -> Result<RecoveryPlan, RecoveryError> {
     let lost: BTreeSet<NodeId> = lost.iter().copied().map(NodeId).collect();
-    let surveys = survey(disk, survivors, &lost)?;
+    let surveys = survey(disks, survivors, &lost)?;
     decide::plan(&surveys, &lost)
 }
 
-fn apply_on(
-    disk: &Arc<dyn Disk>,
+pub(crate) fn apply_on(
+    disks: Disks<'_>,
     survivors: &[PathBuf],
     plan: &RecoveryPlan,
     config: &Config,
 ) -> Result<Recovered, RecoveryError> {
-    config.validate()?;
     plan.check()?;
     let lost: BTreeSet<NodeId> = plan.lost.iter().copied().map(NodeId).collect();
-    let surveys = survey(disk, survivors, &lost)?;
-    apply::apply(disk, surveys, plan, config)
+    let surveys = survey(disks, survivors, &lost)?;
+    apply::apply(disks, surveys, plan, config)
 }
 
-fn disk() -> Arc<dyn Disk> {
+fn real(_: &Path) -> Arc<dyn Disk> {
     Arc::new(FileDisk)
 }
 
 /// Looks at all directories, and makes sure that they are one for each of several nodes of one cluster that are not lost.
 fn survey(
-    disk: &Arc<dyn Disk>,
+    disks: Disks<'_>,
     paths: &[PathBuf],
     lost: &BTreeSet<NodeId>,
 ) -> Result<Vec<Survey>, RecoveryError> {
@@ -188,7 +191,7 @@ fn survey(
             let (node, path) = (same.node, path.clone());
             return Err(RecoveryError::Twice { node, path });
         }
-        let survey = Survey::of(disk, path)?;
+        let survey = Survey::of(&disks(path), path)?;
         let (node, path) = (survey.node, survey.path.clone());
         if lost.contains(&node) {
             return Err(RecoveryError::NotLost { node, path });

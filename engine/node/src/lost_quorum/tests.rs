@@ -116,7 +116,7 @@ fn config() -> Config {
 
 fn plan(disk: &SimDisk, nodes: &[u64], lost: &[u64]) -> Result<RecoveryPlan, RecoveryError> {
     let paths: Vec<PathBuf> = nodes.iter().copied().map(path).collect();
-    plan_on(&(Arc::new(disk.clone()) as Arc<dyn Disk>), &paths, lost)
+    plan_on(&|_| Arc::new(disk.clone()), &paths, lost)
 }
 
 fn carry_out(
@@ -125,12 +125,7 @@ fn carry_out(
     plan: &RecoveryPlan,
 ) -> Result<Recovered, RecoveryError> {
     let paths: Vec<PathBuf> = nodes.iter().copied().map(path).collect();
-    apply_on(
-        &(Arc::new(disk.clone()) as Arc<dyn Disk>),
-        &paths,
-        plan,
-        &config(),
-    )
+    apply_on(&|_| Arc::new(disk.clone()), &paths, plan, &config())
 }
 
 fn surveyed(disk: &SimDisk, node: u64) -> Survey {
@@ -450,7 +445,8 @@ fn directories_that_prove_nothing_together_are_refused() {
     drop(DataDir::open(Arc::clone(&other), "/copy", "c", NodeId(1), 1).unwrap());
     let refused = |paths: &[&str], lost: &[u64]| {
         let paths: Vec<PathBuf> = paths.iter().map(PathBuf::from).collect();
-        plan_on(&other, &paths, lost).unwrap_err().to_string()
+        let disks = |_: &Path| Arc::clone(&other);
+        plan_on(&disks, &paths, lost).unwrap_err().to_string()
     };
     for (paths, lost, why) in [
         (&["/1"][..], &[][..], "name the nodes that are lost"),

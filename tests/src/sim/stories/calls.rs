@@ -98,6 +98,13 @@ impl Calls {
         put(*operation.expect("nobody put that"), key, value)
     }
 
+    /// The key and the value that an operation put.
+    pub(super) fn put_by(&self, operation: u64) -> Option<(char, u64)> {
+        let mut puts = self.puts.iter();
+        let put = puts.find(|(_, by)| **by == operation);
+        put.map(|((key, value), _)| (char::from(*key), *value))
+    }
+
     /// Asks a node. Returns the number of the call.
     pub(super) fn ask(
         &mut self,

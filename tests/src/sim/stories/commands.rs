@@ -49,6 +49,14 @@ pub(super) enum Command {
         value: u64,
     },
     Befall(Deed),
+    Plan {
+        survivors: Vec<u64>,
+        lost: Vec<u64>,
+    },
+    Apply {
+        /// The power fails before this operation on the disk of this node, counted from 1.
+        cut: Option<(u64, u64)>,
+    },
     Show,
 }
 
@@ -161,6 +169,17 @@ impl Command {
                 session: session.to_owned(),
                 from: group_of(group)?,
                 name: name.to_owned(),
+            },
+            ["plan", ref nodes @ ..] => {
+                let without = nodes.iter().position(|word| *word == "without")?;
+                Command::Plan {
+                    survivors: numbers(&nodes[..without])?,
+                    lost: numbers(&nodes[without + 1..])?,
+                }
+            }
+            ["apply"] => Command::Apply { cut: None },
+            ["apply", "cut", node, operation] => Command::Apply {
+                cut: Some((number(node)?, number(operation)?)),
             },
             ["show"] => Command::Show,
             ["begin", ref request @ ..] => Command::Ask {

@@ -25,6 +25,9 @@
 //! | `join A at N ...`, `part A at N ...` | N takes A for a peer, or not any more, and after that the next one; all are peers at first |
 //! | `leader G is N` | waits until somebody leads the group, and has it handed to the node, unless that is the one |
 //! | `carry S from G as T` | calls T what became of the session S of G in the group that G was merged into |
+//! | `plan N ... without M ...` | says what a recovery of lost quorums would make of the data directories of N, without M |
+//! | `apply` | carries the last plan out, and tells what was applied and is lost; the nodes M never start again |
+//! | `apply cut N I` | begins with that; the power fails before the operation number I on the disk of N |
 //! | `show` | prints every node's groups, and what it knows of those that are over |
 //!
 //! Somebody asks the node N for something and waits for the answer; with `begin` in front nobody waits, and the answer is printed
@@ -53,15 +56,17 @@
 mod calls;
 mod commands;
 mod deeds;
+mod recovery;
 mod watch;
 
 use polyraft::sim::SimNode;
 use polyraft::{Config, GroupId, Role};
 use polyraft_storage::Disk as _;
-use polyraft_storage::sim::{Keep, KeepNames, payloads};
+use polyraft_storage::sim::payloads;
 
 use self::calls::Calls;
 use self::commands::{Command, Condition, Request, What};
+use self::recovery::Planned;
 use self::watch::Watch;
 use super::machine::Registers;
 use super::plan::{Plan, SECOND, roomy_config};
@@ -106,6 +111,7 @@ struct Story {
     world: World,
     watch: Watch,
     calls: Calls,
+    planned: Option<Planned>,
     /// What was noteworthy since the last command.
     lines: Vec<String>,
     /// The command that is obeyed, for whoever has to mend the script.
@@ -119,6 +125,7 @@ impl Story {
             world: World::new(plan, Rng::new(0), Trace::default()),
             watch: Watch::new(nodes),
             calls: Calls::default(),
+            planned: None,
             lines: Vec::new(),
             command: "nodes".to_owned(),
         };
@@ -154,6 +161,8 @@ impl Story {
             Command::Heal => self.world.heal_network(),
             Command::Rot { node, key, value } => self.rot(node, key, value),
             Command::Befall(deed) => self.befall(deed),
+            Command::Plan { survivors, lost } => self.plan(survivors, &lost),
+            Command::Apply { cut } => self.apply(cut),
             Command::Show => self.lines.extend(watch::show(&self.world)),
         }
         self.look();
@@ -266,14 +275,13 @@ impl Story {
     fn crash(&mut self, node: u64) {
         assert!(self.world.hosts[node as usize].node.is_some(), "it is down");
         self.world.drop_node(node);
-        let host = &mut self.world.hosts[node as usize];
-        host.disk = host
-            .disk
-            .after_power_cut_with(Keep::Nothing, KeepNames::Nothing);
+        self.lose_power(node);
     }
 
     fn start(&mut self, node: u64) {
-        assert!(self.world.hosts[node as usize].node.is_none(), "it runs");
+        let host = &self.world.hosts[node as usize];
+        assert!(host.node.is_none(), "it runs");
+        assert!(!host.is_outcast, "it is lost for good");
         self.world.boot(node);
     }
 
