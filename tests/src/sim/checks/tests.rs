@@ -1,5 +1,6 @@
 //! Each rule notices what it is there for: replicas that contradict each other, made by hand.
 
+use polyraft::SurvivingReplica;
 use polyraft_raft::{Env, Event, HardState, NodeSet, Outbox, Restored as Begun, Settings, Tick};
 
 use super::*;
@@ -404,4 +405,96 @@ fn a_leader_needs_what_earlier_leaders_committed_whatever_its_term() {
     commit(5, 7);
     let needed = [1, 2, 3, 4, 5, 6].map(|term| checks.committed_before(Term(term)).0);
     assert_eq!(needed, [0, 0, 5, 5, 5, 7]);
+}
+
+/// A group of which one node is left, whose log ends at an index of a term.
+fn left_over(last: (u64, u64), known_committed: u64, may_have_lost: bool) -> SurvivingGroup {
+    let replica = SurvivingReplica {
+        node: 1,
+        term: last.0,
+        vote: None,
+        last_term: last.0,
+        last_index: last.1,
+        committed: known_committed,
+        is_witness: false,
+        fault: None,
+    };
+    SurvivingGroup {
+        group: 1,
+        voters_before: vec![1, 2, 3],
+        learners_before: Vec::new(),
+        replicas: vec![replica],
+        chosen: 1,
+        voters: vec![1],
+        learners: Vec::new(),
+        term: last.0 + 9,
+        index: last.1 + 1,
+        known_committed,
+        becoming_committed: last.1 - known_committed,
+        known_lost: 0,
+        may_have_lost,
+        may_forget_merge: false,
+        may_forget_split: false,
+    }
+}
+
+#[test]
+fn a_recovery_loses_only_what_it_has_announced_and_what_is_kept_stays_under_the_rules() {
+    // Whoever is left has another entry from index 3 on in term 3, which was never committed.
+    let begin = || {
+        let mut checks = four_committed();
+        let like = Like {
+            term: 3,
+            runs: &[(2, 1), (3, 3)],
+            ..Like::default()
+        };
+        let holds = |_: u64, _: LogPosition| Some(true);
+        let seen = with(&[1, 2, 3], 3, like, |core, _| checks.observe(core, &holds));
+        seen.expect("nothing is wrong");
+        for index in 1..=4 {
+            checks.applied(applied(1, index, 10 + index)).unwrap();
+        }
+        checks
+    };
+    for (last, known, may_lose, left) in [
+        ((2, 4), 2, false, Some(4)),
+        ((2, 9), 2, true, Some(4)),
+        ((2, 3), 2, true, Some(3)),
+        ((2, 3), 3, false, None),
+        ((3, 4), 2, true, Some(2)),
+        ((3, 4), 3, true, None),
+        ((3, 4), 2, false, None),
+    ] {
+        let mut checks = begin();
+        let group = left_over(last, known, may_lose);
+        let Some(left) = left else {
+            let failure = checks.goes_on_with(&group).unwrap_err();
+            assert_eq!(failure.checker, "recoveries", "{last:?} {known}");
+            continue;
+        };
+        let lost = checks.goes_on_with(&group).unwrap();
+        let lost: Vec<u64> = lost.iter().map(|entry| entry.index.0).collect();
+        assert_eq!(lost, (left + 1..=4).collect::<Vec<_>>(), "{last:?}");
+        assert!(checks.goes_on_with(&group).unwrap().is_empty(), "told once");
+        for index in 1..=4 {
+            let told = checks.acknowledged(GROUP, Index(index), 10 + index);
+            assert_eq!(told.is_ok(), index <= left, "{index} of {last:?}");
+        }
+        // Later leaders need what is kept, and nothing that is lost.
+        assert_eq!(checks.committed_before(Term(9)), Index(left));
+        let goes_on = |runs, last| {
+            let like = Like {
+                term: 20,
+                runs,
+                last,
+                ..Like::default()
+            };
+            let mut checks = begin();
+            checks.goes_on_with(&group).unwrap();
+            leads(&mut checks, 3, like)
+        };
+        let without = goes_on(&[(2, 1)], left - 1);
+        assert_eq!(checker(without), "leader completeness", "{last:?}");
+        goes_on(&[(2, 1)], left).expect("it has what is kept");
+    }
 }

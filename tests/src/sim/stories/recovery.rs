@@ -39,7 +39,7 @@ impl Story {
             Ok(plan) => plan,
             Err(error) => return self.lines.push(format!("plan: refused, {error}")),
         };
-        let mut told = vec![format!("{} groups have a quorum", plan.with_quorum)];
+        let mut told = vec![format!("groups with a quorum: {}", plan.with_quorum)];
         told.extend(plan.groups.iter().map(about));
         let refused = plan.refused.iter();
         told.extend(refused.map(|one| format!("g{} can't be recovered: {}", one.group, one.why)));
@@ -133,14 +133,12 @@ fn about(group: &SurvivingGroup) -> String {
         (known, _) => format!("{known} known to be committed are lost"),
     };
     format!(
-        "g{} with voters{} goes on with voters{}{learners}; n{} has the newest log, through {}; {} are surely kept, {} become \
-         committed, {lost}",
+        "g{} with voters{} goes on with voters{}{learners} and the log of n{} through {}, committed for certain through {}; {lost}",
         group.group,
         list(&group.voters_before),
         list(&group.voters),
         group.chosen,
         group.index - 1,
         group.known_committed,
-        group.becoming_committed,
     )
 }
