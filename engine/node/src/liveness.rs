@@ -512,6 +512,10 @@ impl Liveness {
                 None => outgoing.claims.remove(&group),
             };
             if term.is_some() || before.is_some() {
+                // Who has not connected yet gets the whole table when it does: one change is enough to make that a new version.
+                if peer.incarnation.is_none() {
+                    outgoing.changes.clear();
+                }
                 outgoing.changes.push((group, term));
             }
         }

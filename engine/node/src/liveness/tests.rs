@@ -605,3 +605,26 @@ fn a_priority_is_told_before_its_node_lives_and_once() {
         .filter(|one| matches!(one, Action::Priority { .. }));
     assert_eq!(again.count(), 1);
 }
+
+/// Before, each of them stayed for as long as the node ran.
+#[test]
+fn claims_for_a_peer_that_has_never_connected_take_no_room() {
+    let mut one = Liveness::new(ONE, 1, INTERVALS, [TWO]);
+    let group = GroupId(1);
+    for term in 1..100 {
+        one.claim(group, Some(at_term(term)), &[ONE, TWO]);
+        one.claim(group, None, &[ONE, TWO]);
+        one.claim(GroupId(2), Some(at_term(term)), &[ONE, TWO]);
+    }
+    assert_eq!(one.peers[0].outgoing.changes.len(), 1);
+    // It is told of what is so when it comes.
+    let mut out = Vec::new();
+    one.link_up(Tick(1), TWO, 1, &mut out);
+    one.poll(Tick(1), Tick(1), true, &mut out);
+    let table = Action::Table {
+        to: TWO,
+        version: 1,
+        claims: vec![(GroupId(2), at_term(99))],
+    };
+    assert!(out.contains(&table), "{out:?}");
+}
