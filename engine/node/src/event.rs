@@ -85,7 +85,7 @@ pub(crate) enum ShardEvent {
     /// Somebody wants to know a group here that has a node as a member.
     PeerNeeded {
         node: NodeId,
-        reply: std::sync::mpsc::Sender<Option<PeerNeed>>,
+        reply: std::sync::mpsc::Sender<Result<Option<PeerNeed>, Error>>,
     },
     /// The home shard judges another node alive or silent.
     Peer { node: NodeId, alive: bool },

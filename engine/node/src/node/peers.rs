@@ -115,7 +115,7 @@ pub(crate) struct Asked {
     change: Change,
     before: Option<SocketAddr>,
     /// Where the shards say which of their groups need it, and how many have still to.
-    answers: Option<(mpsc::Receiver<Option<PeerNeed>>, usize)>,
+    answers: Option<(mpsc::Receiver<Result<Option<PeerNeed>, Error>>, usize)>,
     /// What they have said: the group to name, if any does.
     need: Option<PeerNeed>,
 }
@@ -124,7 +124,7 @@ impl Asked {
     /// Waits until all shards have answered.
     fn wait(&mut self) -> Result<(), Error> {
         while let Some((answers, left @ 1..)) = &mut self.answers {
-            let answer = answers.recv().map_err(|_| Error::Closed)?;
+            let answer = answers.recv().map_err(|_| Error::Closed)??;
             *left -= 1;
             self.need = PeerNeed::rather(self.need, answer);
         }
@@ -136,7 +136,7 @@ impl Asked {
     pub(crate) fn poll(&mut self) -> Result<bool, Error> {
         while let Some((answers, left @ 1..)) = &mut self.answers {
             let answer = match answers.try_recv() {
-                Ok(answer) => answer,
+                Ok(answer) => answer?,
                 Err(mpsc::TryRecvError::Empty) => return Ok(false),
                 Err(mpsc::TryRecvError::Disconnected) => return Err(Error::Closed),
             };
@@ -188,7 +188,7 @@ impl<M: StateMachine> Node<M> {
     ///
     /// # Errors
     /// [`Error::Peer`] when it is no peer, when a group of which this node has a replica has it as a member, or when that can't be
-    /// remembered; [`Error::Closed`] after a shutdown.
+    /// remembered; [`Error::Fault`] when this node is out of service, [`Error::Closed`] after a shutdown.
     pub async fn remove_peer(&self, id: u64) -> Result<(), Error> {
         self.change_peer(id, Change::Remove).await
     }

@@ -669,7 +669,7 @@ impl Shard {
             ShardEvent::PeerAdded { node } => self.peer_added(node),
             ShardEvent::PeerRemoved { node } => self.peer_removed(node),
             ShardEvent::PeerNeeded { node, reply } => {
-                let _ = reply.send(self.need_of(node));
+                let _ = reply.send(Ok(self.need_of(node)));
             }
             ShardEvent::Maintain => self.maintenance_is_due = true,
             ShardEvent::WalFailed(reason) => self.fail(reason),
@@ -705,10 +705,6 @@ impl Shard {
             ShardEvent::Snapshot { reply, .. } => {
                 let _ = reply.send(Err(error.clone()));
             }
-            ShardEvent::Split(SplitEvent::Asked { reply, .. })
-            | ShardEvent::Merge(MergeEvent::Asked { reply, .. }) => {
-                reply.answer(Err(error.clone()))
-            }
             ShardEvent::TransferLeadership { reply, .. } => {
                 let _ = reply.send(Err(error.clone()));
             }
@@ -716,6 +712,15 @@ impl Shard {
                 let _ = reply.send(Err(error.clone()));
             }
             ShardEvent::ChangeMembers { reply, .. } => {
+                let _ = reply.send(Err(error.clone()));
+            }
+            ShardEvent::Split(SplitEvent::Asked { reply, .. })
+            | ShardEvent::Merge(
+                MergeEvent::Asked { reply, .. } | MergeEvent::Elsewhere { reply, .. },
+            ) => {
+                reply.answer(Err(error.clone()));
+            }
+            ShardEvent::PeerNeeded { reply, .. } => {
                 let _ = reply.send(Err(error.clone()));
             }
             ShardEvent::GroupStatus { group, reply } => {

@@ -17,6 +17,7 @@ use polyraft_storage::{DataDir, Disk as _, Durable, EntryKind, Tombstone, WalOpt
 use polyraft_transport::{LoopbackHub, Network};
 
 use super::campaigns::AT_ONCE;
+use super::split::tests::Alone;
 use super::{MergeEvent, PROPOSAL_OVERHEAD, Payloads, Shard, Shared, SplitEvent};
 use crate::assembly::{Assembly, Parts, Place, applier, keeper};
 use crate::clock::Clock;
@@ -415,31 +416,6 @@ fn a_lost_or_ended_round_makes_room_for_the_next() {
 }
 
 #[test]
-fn a_node_that_has_stopped_serving_says_so_to_who_asks_it() {
-    let (_shared, mut parts) = parts_on(&SimDisk::new(1), Path::new("/n"));
-    let (shard, _) = &mut parts.shards[0];
-    shard.fail("the disk is gone".to_owned());
-    let (queue, group, argument) = (CompletionQueue::new(), GROUP, Bytes::new());
-    shard.handle_after_fault(ShardEvent::Split(SplitEvent::Asked {
-        group,
-        child: GroupId(9),
-        argument: argument.clone(),
-        reply: queue.reply_to(1),
-    }));
-    shard.handle_after_fault(ShardEvent::Merge(MergeEvent::Asked {
-        source: group,
-        target: GroupId(9),
-        argument,
-        reply: queue.reply_to(2),
-    }));
-    let mut out = Vec::new();
-    assert_eq!(queue.drain(&mut out, Duration::ZERO), 2);
-    let reason = "the disk is gone".to_owned();
-    let fault = Err(Error::Fault { reason });
-    assert!(out.iter().all(|done| done.result == fault), "{out:?}");
-}
-
-#[test]
 fn an_idle_shard_gives_back_what_a_burst_took() {
     let (_shared, mut parts) = shard_with_groups(Path::new("/n"), 600);
     let (wals, (shard, _)) = (&parts.wals, &mut parts.shards[0]);
@@ -482,4 +458,34 @@ fn what_every_replica_has_is_as_large_as_it_was_meant_to_be() {
     assert!(size_of::<super::replica::Replica>() <= 496);
     assert!(size_of::<super::Marks>() <= 32);
     assert!(size_of::<crate::directory::GroupCell>() <= 16);
+}
+
+/// Before, some were told that the node is shut down.
+#[test]
+fn callers_of_a_node_that_is_out_of_service_are_told_so() {
+    let mut alone = Alone::with(&[]);
+    alone.shard.fail("the disk is gone".to_owned());
+    let fault = Error::Fault {
+        reason: "the disk is gone".to_owned(),
+    };
+    let (child, argument) = (GroupId(8), Bytes::new());
+    alone.shard.handle(ShardEvent::Split(SplitEvent::Asked {
+        group: GROUP,
+        child,
+        argument: argument.clone(),
+        reply: alone.queue.reply_to(1),
+    }));
+    alone.shard.handle(ShardEvent::Merge(MergeEvent::Asked {
+        source: GROUP,
+        target: child,
+        argument,
+        reply: alone.queue.reply_to(2),
+    }));
+    let mut done = Vec::new();
+    alone.queue.drain(&mut done, Duration::ZERO);
+    let results: Vec<_> = done.into_iter().map(|done| done.result.err()).collect();
+    assert_eq!(results, [Some(fault.clone()), Some(fault.clone())]);
+    let (node, (reply, answer)) = (NodeId(2), std::sync::mpsc::channel());
+    alone.shard.handle(ShardEvent::PeerNeeded { node, reply });
+    assert_eq!(answer.try_recv(), Ok(Err(fault)));
 }
