@@ -281,3 +281,24 @@ async fn a_group_that_lives_on_other_nodes_is_not_created_beside_them() {
     assert_eq!(life(&cluster, 4, 0).await, Life::new(1));
     cluster.stop_all().await;
 }
+
+/// Before, they passed as created or destroyed, or the others were not destroyed either.
+#[tokio::test]
+async fn ids_that_are_reserved_are_refused_and_harm_no_other_group() {
+    let mut cluster = Cluster::start(3, small_config()).await;
+    let node = cluster.node(1);
+    for reserved in [u64::MAX - 1, u64::MAX] {
+        let created = node.create_groups([5, reserved], &ALL).await;
+        assert!(
+            matches!(&created, Err(Error::BadMembers { why }) if why.contains(&reserved.to_string())),
+            "{created:?}"
+        );
+        assert_eq!(listed(&cluster, 1), [], "nothing was begun");
+    }
+    node.create_groups(0..2, &ALL).await.unwrap();
+    let destroyed = node.destroy_groups([1, u64::MAX, 0]).await;
+    let group = GroupId(u64::MAX);
+    assert_eq!(destroyed, Err(Error::NoSuchGroup { group }));
+    assert_eq!(listed(&cluster, 1), []);
+    cluster.stop_all().await;
+}

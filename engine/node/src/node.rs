@@ -407,21 +407,23 @@ impl<M: StateMachine> Node<M> {
     ///
     /// # Errors
     /// [`Error::BadMembers`]; [`Error::GroupExists`] with other members, whether those given are among the nodes that have it or
-    /// not, before anything is begun; [`Error::Needed`] while a group that was to be merged into one that had the id is frozen;
-    /// [`Error::CreateTimeout`] when too few nodes answer within ten seconds; [`Error::Fault`] when this node has stopped serving, or
+    /// not, before anything is begun; [`Error::Ending`] when it is there with the members given, and was destroyed, as somebody knows;
+    /// [`Error::Needed`] while a group that was to be merged into one that had the id is frozen; [`Error::CreateTimeout`] when too
+    /// few nodes answer within ten seconds and two election timeouts; [`Error::Fault`] when this node has stopped serving, or
     /// another one could not begin a group; or [`Error::Closed`] after a shutdown. After the last three the groups may exist.
     pub async fn create_groups(
         &self,
         groups: impl IntoIterator<Item = u64>,
         members: &[u64],
     ) -> Result<(), Error> {
-        let groups = ranges(groups);
         let members = self.check_members(members)?;
-        if groups.last().is_some_and(|range| range.end == u64::MAX) {
+        let groups: Vec<u64> = groups.into_iter().collect();
+        if let Some(group) = groups.iter().find(|group| is_reserved(**group)) {
             return Err(Error::BadMembers {
-                why: format!("group id {} is reserved", u64::MAX - 1),
+                why: format!("group id {group} is reserved"),
             });
         }
+        let groups = ranges(groups);
         for groups in parts_of(&groups, GROUPS_AT_ONCE) {
             let (reply, answer) = tokio::sync::oneshot::channel();
             let members = members.clone();
@@ -450,12 +452,19 @@ impl<M: StateMachine> Node<M> {
     /// # Errors
     /// [`Error::NoSuchGroup`] for a group that no reachable node has ever had; the others are destroyed. [`Error::Needed`] for a
     /// group that must stay until the end of a merge into it, or until what was split off it has a leader; none is destroyed then, or
-    /// none of the 8,192 that it was asked for with, if there are more.
-    /// [`Error::DestroyTimeout`] when too few nodes answer within ten seconds, [`Error::Fault`] when this node has stopped serving, and
-    /// [`Error::Closed`] after a shutdown: the groups may be over then.
+    /// none of the 8,192 that it was asked for with, if there are more. [`Error::DestroyTimeout`] when too few nodes answer within
+    /// ten seconds and two election timeouts, [`Error::Fault`] when this node has stopped serving, and [`Error::Closed`] after a
+    /// shutdown: the groups may be over then.
     pub async fn destroy_groups(&self, groups: impl IntoIterator<Item = u64>) -> Result<(), Error> {
+        let mut groups: Vec<u64> = groups.into_iter().collect();
+        let reserved = groups.iter().copied().find(|group| is_reserved(*group));
+        groups.retain(|group| !is_reserved(*group));
         let groups = ranges(groups);
-        let (mut outcome, mut needed) = (Ok(()), Vec::new());
+        // Nobody can have a group with such an id.
+        let unknown = reserved.map(|group| Error::NoSuchGroup {
+            group: GroupId(group),
+        });
+        let (mut outcome, mut needed) = (unknown.map_or(Ok(()), Err), Vec::new());
         for part in parts_of(&groups, GROUPS_AT_ONCE) {
             match self.destroy_at_once(part.clone()).await {
                 Err(error @ Error::NoSuchGroup { .. }) => outcome = outcome.and(Err(error)),
@@ -635,6 +644,11 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Whether no group may have this id: a range of ids must have an end, and lists of claims have a use for the last one.
+fn is_reserved(group: u64) -> bool {
+    group >= u64::MAX - 1
 }
 
 /// Splits ranges of ids into lists of at most so many groups each.
