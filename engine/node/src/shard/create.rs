@@ -23,13 +23,13 @@ use crate::wire::{Fate, Found};
 /// How many groups that became parts of each other are followed: more can hardly be merged while one waits to hear of it.
 const MOST_HEIRS: usize = 16;
 
-/// Creations and ends of this shard that wait for the disk.
+/// Answers about the lives of groups of this shard that wait for the disk.
 #[derive(Debug, Default)]
 pub(super) struct Creations {
-    /// Done in this turn, so their batch is not known yet.
-    fresh: Vec<(CreateOrigin, Result<LifeRanges, Error>)>,
+    /// Made in this turn, so their batch is not known yet.
+    fresh: Vec<ShardEvent>,
     /// By the batch that has to be durable first.
-    waiting: VecDeque<(Lsn, CreateOrigin, Result<LifeRanges, Error>)>,
+    waiting: VecDeque<(Lsn, ShardEvent)>,
 }
 
 impl Shard {
@@ -57,7 +57,8 @@ impl Shard {
             }
         }
         let result = result.map(|()| life_ranges(later));
-        self.creations.fresh.push((origin, result));
+        let created = ShardEvent::Created { origin, result };
+        self.creations.fresh.push(created);
     }
 
     /// Creates a group, unless it exists. Returns the life that it has or may have.
@@ -142,10 +143,13 @@ impl Shard {
             let here = self.life_of(group);
             later.extend(here.map(|here| (group.0, here)));
         }
-        self.creations.fresh.push((origin, Ok(life_ranges(later))));
+        let result = Ok(life_ranges(later));
+        let created = ShardEvent::Created { origin, result };
+        self.creations.fresh.push(created);
     }
 
-    /// Says which lives groups have.
+    /// Says which lives groups have, once every tombstone is durable: nobody may begin a life behind one that is over only until
+    /// this node crashes.
     pub(super) fn survey(&mut self, origin: CreateOrigin, groups: &GroupRanges) {
         let mut found: Vec<Found> = Vec::new();
         for id in groups.iter().cloned().flatten() {
@@ -168,7 +172,11 @@ impl Shard {
             }
         }
         found.extend(self.asides(groups));
-        self.shared.tell(0, ShardEvent::Surveyed { origin, found });
+        let surveyed = ShardEvent::Surveyed { origin, found };
+        match self.ends.are_durable(self.durable) {
+            true => self.shared.tell(0, surveyed),
+            false => self.creations.fresh.push(surveyed),
+        }
     }
 
     /// What stands in the way of the end of groups, as far as is known here.
@@ -238,27 +246,23 @@ impl Shard {
         Some((self.life_of(group)?, fate))
     }
 
-    /// The turn's records have their batch now; creations wait for it.
+    /// The turn's records have their batch now; answers wait for it.
     pub(super) fn await_creations(&mut self) {
         let lsn = self.submitted;
-        let fresh = self
-            .creations
-            .fresh
-            .drain(..)
-            .map(|(origin, result)| (lsn, origin, result));
+        let fresh = self.creations.fresh.drain(..).map(|event| (lsn, event));
         self.creations.waiting.extend(fresh);
         self.finish_creations();
     }
 
-    /// Reports creations whose batch is durable.
+    /// Gives answers whose batch is durable.
     pub(super) fn finish_creations(&mut self) {
         let durable = self.durable;
-        while let Some((_, origin, result)) = self
+        while let Some((_, event)) = self
             .creations
             .waiting
-            .pop_front_if(|(lsn, ..)| *lsn <= durable)
+            .pop_front_if(|(lsn, _)| *lsn <= durable)
         {
-            self.shared.tell(0, ShardEvent::Created { origin, result });
+            self.shared.tell(0, event);
         }
     }
 

@@ -30,6 +30,10 @@ pub(super) struct Ends {
     husks: VecDeque<(Lsn, u32)>,
     /// When a replica ended the last time.
     last_at: Option<Tick>,
+    /// A tombstone was written that has no batch yet.
+    has_fresh_tombstone: bool,
+    /// The batch of the newest one that has.
+    newest_tombstone: Lsn,
 }
 
 impl Ends {
@@ -62,6 +66,11 @@ impl Ends {
         self.leaving.contains_key(&group)
     }
 
+    /// Whether a crash would forget no tombstone.
+    pub(super) fn are_durable(&self, durable: Lsn) -> bool {
+        !self.has_fresh_tombstone && self.newest_tombstone <= durable
+    }
+
     /// A slot to use again.
     pub(super) fn husk(&mut self, durable: Lsn) -> Option<u32> {
         let husk = self.husks.pop_front_if(|(lsn, _)| *lsn <= durable);
@@ -76,6 +85,9 @@ impl Ends {
 
     /// All records up to now are in this batch, or in one before it.
     pub(super) fn submitted(&mut self, lsn: Lsn) {
+        if std::mem::take(&mut self.has_fresh_tombstone) {
+            self.newest_tombstone = lsn;
+        }
         let fresh = self.fresh.drain(..);
         self.waiting
             .extend(fresh.map(|(group, task)| (lsn, group, task)));
@@ -107,9 +119,11 @@ impl Shard {
         if here.is_some_and(|here| here > life) {
             return;
         }
+        let before = self.log.tombstone_of(group);
         if let Err(error) = self.log.tombstone(group, tombstone) {
             return self.fail(error.to_string());
         }
+        self.ends.has_fresh_tombstone |= self.log.tombstone_of(group) != before;
         self.shared.directory.note_over(group, life);
         let Some(ended) = here else { return };
         #[cfg(feature = "sim")]
