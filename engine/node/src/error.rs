@@ -85,6 +85,15 @@ pub enum Error {
         /// The nodes that have not answered, and members that are no peers of this node.
         missing: Vec<NodeId>,
     },
+    /// The group was destroyed, and is there with the members given, as not all of its nodes have heard of that. Nothing was begun.
+    /// They hear of it by themselves: try again then, or call `destroy_groups` first.
+    #[error(
+        "group {group} was destroyed, but not all of its nodes have ended it yet; nothing was begun, try again or call destroy_groups first"
+    )]
+    Ending {
+        /// The group in question.
+        group: GroupId,
+    },
     /// A group can't be destroyed now, because another one that is not to be destroyed with it would be lost or stay frozen. None of
     /// the groups of this call was destroyed; of a call about more than 8,192, the others may be. Try again later, or destroy the other one
     /// first or in the same call. Or an id can't be used again yet, because a group that was to be merged into the one that had it is frozen.
@@ -218,6 +227,7 @@ impl Error {
                 | Error::Busy { .. }
                 | Error::CreateTimeout { .. }
                 | Error::DestroyTimeout { .. }
+                | Error::Ending { .. }
                 | Error::Needed { .. }
                 | Error::ChangeUnderWay { .. }
                 | Error::Restoring { .. }

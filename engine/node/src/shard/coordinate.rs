@@ -65,6 +65,8 @@ struct Times {
 enum What {
     Create {
         members: Members,
+        /// Groups that somebody has already in the life that is asked for. They must not end for a later one.
+        there: Vec<u64>,
     },
     /// Find out which lives the groups have.
     Survey {
@@ -181,7 +183,7 @@ impl Request {
             return false;
         }
         let is_enough = match &self.what {
-            What::Create { members } => is_majority(members),
+            What::Create { members, .. } => is_majority(members),
             What::Survey {
                 asked,
                 found,
@@ -238,10 +240,7 @@ impl Shard {
             unknown: None,
             only_this_life: true,
         };
-        let times = Times {
-            grace_ends_at: self.now.after(GRACE),
-            gives_up_at: self.now.after(TIMEOUT),
-        };
+        let times = self.times();
         let over = vec![(group.0..group.0 + 1, life)];
         self.go_on(Asker::Merged(group, life), (what, over, missing), times);
     }
@@ -252,8 +251,18 @@ impl Shard {
         peers.chain([node]).collect()
     }
 
+    /// The times of a request that begins now. Beside the answers it may have to wait, twice at most, until nobody counts on what
+    /// silent nodes were told.
+    fn times(&mut self) -> Times {
+        let (now, promise) = (self.now, self.home().liveness.longest_promise());
+        Times {
+            grace_ends_at: now.after(GRACE),
+            gives_up_at: now.after(TIMEOUT + 2 * promise),
+        }
+    }
+
     fn begin_request(&mut self, groups: GroupRanges, purpose: Purpose, asker: Asker) {
-        let now = self.now;
+        let (now, times) = (self.now, self.times());
         let asked = self.all_nodes();
         let missing = asked.clone();
         let found = Vec::new();
@@ -274,10 +283,7 @@ impl Shard {
             missing,
             asker,
             retry_at: now.after(RETRY),
-            times: Times {
-                grace_ends_at: now.after(GRACE),
-                gives_up_at: now.after(TIMEOUT),
-            },
+            times,
             heard_at: now,
         });
         self.ask_missing(number);
@@ -292,7 +298,7 @@ impl Shard {
         let request = &coordination.requests[at];
         let (groups, missing) = (request.groups.clone(), request.missing.clone());
         let members = match &request.what {
-            What::Create { members } => Some(members.clone()),
+            What::Create { members, .. } => Some(members.clone()),
             _ => None,
         };
         let is_survey = matches!(request.what, What::Survey { .. });
@@ -498,7 +504,13 @@ impl Shard {
             };
             request.number = fresh;
             self.ask_missing(fresh);
-        } else if let What::Create { members } = &request.what {
+        } else if let What::Create { members, there } = &request.what {
+            let mut groups = later.iter().flat_map(|(range, _)| range.clone());
+            if let Some(group) = groups.find(|group| there.binary_search(group).is_ok()) {
+                let request = coordination.requests.swap_remove(at);
+                let group = GroupId(group);
+                return self.answer(request.asker, &request.groups, Err(Error::Ending { group }));
+            }
             request.missing.clone_from(members);
             request.groups = raised(&request.groups, &later);
             // Answers to what was asked before say nothing about this.
@@ -621,14 +633,25 @@ impl Shard {
                 let wanted = || groups.iter().flat_map(|(range, _)| range.clone());
                 let configuration = Configuration::simple(members.iter().copied());
                 let other = |group| Some((group, lives.get(&group)?.other_than(&configuration)?));
+                let is_ending = |group: &u64| {
+                    let known = lives.get(group);
+                    known.is_some_and(|known| known.is_ending(&configuration))
+                };
                 if let Some((group, members)) = wanted().find_map(other) {
                     let group = GroupId(group);
                     Err(Error::GroupExists { group, members })
+                } else if let Some(group) = wanted().find(is_ending).map(GroupId) {
+                    Err(Error::Ending { group })
                 } else {
                     let possible = |group| lives.get(&group).map_or(Life::FIRST, Known::possible);
                     let begun = life_ranges(wanted().map(|group| (group, possible(group))));
+                    let is_there = |group: &u64| {
+                        let known = lives.get(group);
+                        known.is_some_and(|known| !known.serving.is_empty())
+                    };
+                    let there = wanted().filter(is_there).collect();
                     let missing = members.clone();
-                    let what = What::Create { members };
+                    let what = What::Create { members, there };
                     return self.go_on(asker, (what, begun, missing), times);
                 }
             }

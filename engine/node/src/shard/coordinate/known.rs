@@ -24,6 +24,8 @@ pub(super) struct Known {
     pub(super) elsewhere: Option<Life>,
     /// The newest life of which somebody has a damaged log that does not say who the members are.
     pub(super) damaged: Option<Life>,
+    /// The members of every life that somebody has.
+    here: Vec<Configuration>,
 }
 
 impl Known {
@@ -51,6 +53,9 @@ impl Known {
             Fate::Here(members) => {
                 // Whoever should lead them.
                 let members = &members.clone().with_preferred(None);
+                if !self.here.contains(members) {
+                    self.here.push(members.clone());
+                }
                 let lists = [
                     (self.life, &mut self.members),
                     (self.possible, &mut self.serving),
@@ -69,6 +74,12 @@ impl Known {
     /// Whether the newest life goes on with members of whom nobody that was asked is one.
     pub(super) fn is_astray(&self) -> bool {
         self.members.is_empty() && self.elsewhere == Some(self.life) && self.life >= self.possible
+    }
+
+    /// Whether the life that is there with exactly these members is over, as somebody else says. Whoever creates the group may have
+    /// been told before that it is there, and must not end it so.
+    pub(super) fn is_ending(&self, members: &Configuration) -> bool {
+        self.serving.is_empty() && self.here.contains(members)
     }
 
     /// The members of a life that may go on, if they are others than these: none, if nobody knows who they are.

@@ -1,6 +1,11 @@
 //! What a request that goes to all nodes may conclude from their answers. Each test says in its name which rule it is about.
 
+use polyraft_storage::{EntryKind, Tombstone};
+
+use super::super::split::tests::{Alone, CHILD};
+use super::super::tests::GROUP;
 use super::*;
+use crate::liveness::Intervals;
 use crate::wire::Fate;
 
 fn life(number: u32) -> Life {
@@ -201,4 +206,144 @@ fn neighbours_that_are_alike_are_put_together() {
         joined(all),
         [found(1..4, 0), found(4..5, 1), found(6..7, 1)]
     );
+}
+
+#[test]
+fn a_life_that_is_over_for_somebody_and_there_for_others_is_ending() {
+    let wanted = Configuration::simple([1, 2].map(NodeId));
+    let others = Configuration::simple([3, 4].map(NodeId));
+    let here = |members: &Configuration| Fate::Here(members.clone());
+    let prefers = wanted.clone().with_preferred(Some(NodeId(2)));
+    let cases = [
+        (vec![(0, here(&wanted))], false),
+        (vec![(0, Fate::Over)], false),
+        (vec![(0, here(&wanted)), (0, Fate::Over)], true),
+        (vec![(0, Fate::Over), (0, here(&prefers))], true),
+        (vec![(0, here(&wanted)), (3, Fate::Over)], true),
+        (vec![(0, here(&others)), (0, Fate::Over)], false),
+        // The next one has begun.
+        (
+            vec![(0, here(&wanted)), (0, Fate::Over), (1, here(&wanted))],
+            false,
+        ),
+    ];
+    for (reports, expected) in cases {
+        let reports = reports.into_iter();
+        let all: Vec<Found> = reports
+            .map(|(life, fate)| found(7..8, life, fate))
+            .collect();
+        assert_eq!(
+            lives_found(&all)[&7].is_ending(&wanted),
+            expected,
+            "{all:?}"
+        );
+    }
+}
+
+const OTHERS: [NodeId; 2] = [NodeId(2), NodeId(3)];
+
+/// A node with a group, and two peers that nobody hears, of which everybody is counted on for so long.
+fn with_silent_peers(silence: u64) -> Alone {
+    let mut alone = Alone::with(&[(EntryKind::Normal, b"before")]);
+    let intervals = Intervals {
+        beat: 25_000,
+        silence,
+        drift_ppm: 0,
+        priority: 100,
+    };
+    alone.shard.home().liveness = Liveness::new(NodeId(1), 1, intervals, OTHERS);
+    alone
+}
+
+/// Node 2 answers the only request.
+fn answers(alone: &mut Alone, result: Result<LifeRanges, Vec<Found>>) {
+    let number = alone.shard.home().coordination.requests[0].number;
+    match result {
+        Ok(later) => alone.shard.member_created(NodeId(2), number, Ok(later)),
+        Err(found) => alone.shard.surveyed(NodeId(2), number, found),
+    }
+}
+
+/// Before, the timeout was shorter than what had to be waited for.
+#[test]
+fn a_destruction_has_time_to_wait_until_nobody_counts_on_a_silent_node() {
+    let mut alone = with_silent_peers(TIMEOUT);
+    let (reply, mut answer) = tokio::sync::oneshot::channel();
+    alone.shard.destroy_everywhere(ranges([GROUP.0]), reply);
+    alone.settle();
+    answers(&mut alone, Err(Vec::new()));
+    alone.pass(TIMEOUT);
+    alone.settle();
+    assert!(alone.shard.life_of(GROUP).is_none());
+    answers(&mut alone, Ok(LifeRanges::new()));
+    assert!(answer.try_recv().is_err(), "it may be counted on");
+    alone.pass(TIMEOUT);
+    alone.settle();
+    assert_eq!(answer.try_recv(), Ok(Ok(())));
+}
+
+/// What comes of the creation of a group that is there already, when node 2 answers one question after the other.
+fn created_again<const N: usize>(answered: [Result<LifeRanges, Vec<Found>>; N]) -> Error {
+    let mut alone = with_silent_peers(1);
+    let members: Members = [1, 2].map(NodeId).into_iter().collect();
+    let (node, request) = (NodeId(1), 0);
+    let lives = vec![(CHILD.0..CHILD.0 + 1, Life::FIRST)];
+    let origin = CreateOrigin { node, request };
+    alone.shard.create(origin, &lives, &members);
+    alone.settle();
+    let (reply, mut answer) = tokio::sync::oneshot::channel();
+    let wanted = ranges([CHILD.0]);
+    alone.shard.create_everywhere(wanted, members, reply);
+    for result in answered {
+        alone.settle();
+        answers(&mut alone, result);
+        alone.pass(GRACE);
+    }
+    alone.settle();
+    assert_eq!(alone.shard.life_of(CHILD), Some(Life::FIRST));
+    answer.try_recv().expect("an answer").unwrap_err()
+}
+
+/// Before, its replicas ended and were begun anew.
+#[test]
+fn who_creates_what_is_there_does_not_end_it_because_somebody_knows_of_its_end() {
+    let (ending, groups) = (Error::Ending { group: CHILD }, CHILD.0..CHILD.0 + 1);
+    assert!(ending.is_retryable() && !ending.may_have_committed());
+    let over = found(groups.clone(), 0, Fate::Over);
+    assert_eq!(created_again([Err(vec![over])]), ending);
+    // Who knows of it was not heard when all were asked which lives there are.
+    let later = vec![(groups, life(1))];
+    assert_eq!(created_again([Err(Vec::new()), Ok(later)]), ending);
+}
+
+/// Before, the tombstone was told of before it was durable: a crash could forget an end behind which a life had begun.
+#[test]
+fn what_is_over_is_told_only_once_a_crash_does_not_forget_it() {
+    let mut alone = Alone::with(&[(EntryKind::Normal, b"before")]);
+    let (node, groups) = (NodeId(2), ranges([GROUP.0]));
+    let is_answered = |alone: &mut Alone, request| {
+        let origin = CreateOrigin { node, request };
+        for _ in 0..3 {
+            alone.turn();
+        }
+        !alone.shard.home().coordination.parts.contains_key(&origin)
+    };
+    let ask = |alone: &mut Alone, request| {
+        let origin = CreateOrigin { node, request };
+        alone.shard.survey_parts(origin, groups.clone());
+    };
+    ask(&mut alone, 1);
+    assert!(is_answered(&mut alone, 1), "nothing is over");
+    let over = Tombstone::destroyed(Life::FIRST);
+    alone.shard.end_replica(GROUP, over);
+    ask(&mut alone, 2);
+    assert!(!is_answered(&mut alone, 2));
+    ask(&mut alone, 3);
+    assert!(!is_answered(&mut alone, 3));
+    alone.settle();
+    assert!(is_answered(&mut alone, 2) && is_answered(&mut alone, 3));
+    // Nothing is written for one that is there already.
+    alone.shard.end_replica(GROUP, over);
+    ask(&mut alone, 4);
+    assert!(is_answered(&mut alone, 4));
 }
