@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
+use super::plan::ByFault;
 use super::{Fault, Report};
 
 /// The seeds that once found something, with what they found. One a line: a number, then words.
@@ -101,7 +102,15 @@ pub struct Sum {
     told_peers: u64,
     parted: u64,
     joined: u64,
-    faults: [u64; Fault::ALL.len()],
+    old_states: u64,
+    outdated_states: u64,
+    drained: u64,
+    asked_snapshots: u64,
+    failed_changes: u64,
+    failed_queries: u64,
+    failed_snapshots: u64,
+    returned: u64,
+    faults: ByFault<u64>,
     hash: u64,
 }
 
@@ -147,7 +156,15 @@ impl Sum {
         self.told_peers += counts.told_peers;
         self.parted += counts.parted;
         self.joined += counts.joined;
-        for (sum, count) in self.faults.iter_mut().zip(counts.faults) {
+        self.old_states += counts.old_states;
+        self.outdated_states += counts.outdated_states;
+        self.drained += counts.drained;
+        self.asked_snapshots += counts.asked_snapshots;
+        self.failed_changes += counts.failed_changes;
+        self.failed_queries += counts.failed_queries;
+        self.failed_snapshots += counts.failed_snapshots;
+        self.returned += counts.returned;
+        for (sum, count) in self.faults.0.iter_mut().zip(counts.faults.0) {
             *sum += u64::from(count);
         }
         self.hash = super::rng::mix(self.hash ^ report.hash);
@@ -163,7 +180,7 @@ impl Sum {
         if self.seeds < MANY_SEEDS {
             return Vec::new();
         }
-        let faults = Fault::ALL.iter().zip(self.faults);
+        let faults = Fault::ALL.iter().zip(self.faults.0);
         let faults = faults.map(|(fault, count)| (format!("{fault:?}"), count));
         let others = [
             ("a connection broken by a pause".to_owned(), self.outlasted),
@@ -194,6 +211,23 @@ impl Sum {
             ("a peer taken out".to_owned(), self.parted),
             ("a change of a peer".to_owned(), self.told_peers),
             ("a peer that a group needs".to_owned(), self.needed_peers),
+            ("a read of old state".to_owned(), self.old_states),
+            (
+                "a read that was answered from a state which was not the newest".to_owned(),
+                self.outdated_states,
+            ),
+            ("a node that was drained".to_owned(), self.drained),
+            ("a snapshot on request".to_owned(), self.asked_snapshots),
+            (
+                "a state machine that failed at a change".to_owned(),
+                self.failed_changes,
+            ),
+            ("one that failed at a query".to_owned(), self.failed_queries),
+            (
+                "one that failed at a snapshot".to_owned(),
+                self.failed_snapshots,
+            ),
+            ("one that was opened again".to_owned(), self.returned),
             ("an unknown outcome".to_owned(), self.unknown),
             ("a read beside the log".to_owned(), self.queries),
             (
@@ -228,7 +262,7 @@ impl fmt::Display for Sum {
         )?;
         writeln!(
             f,
-            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} of {} searched registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} replicas repaired, {} parts damaged; {} groups destroyed and created again, {} split off, {} merged and {} not, {} operations that came too late for that, {} led by the node that they prefer, {} quiet ones lost a peer; {} times a node became a peer of all and {} times none, {} changes of peers, {} refused for a group; in sessions {} proposals tried again, {} replies not kept, {} expired",
+            "{} operations acknowledged, {} reads beside the log, {} of unknown outcome, {} of {} searched registers undecided, {} restarts, {} state machines restored, {} connections broken by a pause; {} snapshots sent, {} transfers resumed, {} replicas repaired, {} parts damaged; {} groups destroyed and created again, {} split off, {} merged and {} not, {} operations that came too late for that, {} led by the node that they prefer, {} quiet ones lost a peer; {} times a node became a peer of all and {} times none, {} changes of peers, {} refused for a group; {} reads of old state, {} of a state that was not the newest; {} nodes drained; {} snapshots on request; state machines failed at {} changes, {} queries and {} snapshots, and {} were opened again; in sessions {} proposals tried again, {} replies not kept, {} expired",
             self.acknowledged,
             self.queries,
             self.unknown,
@@ -252,12 +286,20 @@ impl fmt::Display for Sum {
             self.parted,
             self.told_peers,
             self.needed_peers,
+            self.old_states,
+            self.outdated_states,
+            self.drained,
+            self.asked_snapshots,
+            self.failed_changes,
+            self.failed_queries,
+            self.failed_snapshots,
+            self.returned,
             self.tried_again,
             self.forgotten,
             self.expired
         )?;
         write!(f, "faults:")?;
-        for (fault, count) in Fault::ALL.iter().zip(self.faults) {
+        for (fault, count) in Fault::ALL.iter().zip(self.faults.0) {
             write!(f, " {fault:?} {count}")?;
         }
         write!(f, "\nhash over all traces {:016x}", self.hash)
@@ -300,11 +342,19 @@ mod tests {
             told_peers: 1,
             parted: 1,
             joined: 1,
-            faults: [1; Fault::ALL.len()],
+            old_states: 1,
+            outdated_states: 1,
+            drained: 1,
+            asked_snapshots: 1,
+            failed_changes: 1,
+            failed_queries: 1,
+            failed_snapshots: 1,
+            returned: 1,
+            faults: ByFault([1; Fault::ALL.len()]),
             ..Sum::default()
         };
         assert!(sum.never_happened().is_empty());
-        sum.faults[3] = 0;
+        sum.faults.0[3] = 0;
         assert_eq!(sum.never_happened(), [format!("{:?}", Fault::ALL[3])]);
         sum.seeds -= 1;
         assert!(sum.never_happened().is_empty(), "they were too few to say");

@@ -7,7 +7,7 @@ use polyraft_storage::RecoveredGroup;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 
-use super::machine::{Applied, Born, Restored};
+use super::machine::{Applied, Born, Keeping, Kept, Restored};
 
 /// Something that must never happen, has.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -89,6 +89,8 @@ pub(super) struct GroupChecks {
     pub(super) promises: Vec<Promise>,
     /// By node: what its replica found the last time.
     found: Vec<FoundThere>,
+    /// By node: its state machine is on stable storage as of here.
+    saved: Vec<Index>,
 }
 
 /// What is known of a group's lives, each by itself: nothing of one may show in another.
@@ -184,6 +186,7 @@ impl GroupChecks {
             members: vec![None; nodes as usize + 1],
             promises: vec![Promise::default(); nodes as usize + 1],
             found: vec![FoundThere::default(); nodes as usize + 1],
+            saved: vec![Index::ZERO; nodes as usize + 1],
             ..GroupChecks::default()
         }
     }
@@ -688,12 +691,8 @@ impl GroupChecks {
         }
         seen.machine = last;
         let known = self.entries.get(applied.0 as usize).copied().flatten();
-        let is_known = match known {
-            Some(entry) => entry.digest == digest,
-            None => applied == Index::ZERO && digest == 0,
-        };
-        let lacks = |entry: &Applied| entry.index > applied && entry.index <= last;
-        if !is_known || applied > last || self.entries.iter().flatten().any(lacks) {
+        let lacks = self.next_applied(applied, last).is_some();
+        if !self.was_state(applied, digest) || applied > last || lacks {
             return Err(broken(
                 "snapshots",
                 group,
@@ -773,6 +772,44 @@ impl GroupChecks {
                 index: first.prev(),
             };
         }
+    }
+
+    /// A state machine was opened, or its state was saved or removed. What was saved stays.
+    pub(super) fn kept(&mut self, kept: Kept) -> Verdict {
+        let saved = &mut self.saved[kept.node as usize];
+        match kept.what {
+            Keeping::Opened(at) | Keeping::Saved(at) if at < *saved => {
+                let what = format!("{kept:?}, after it was saved as of {saved}");
+                return Err(broken("saved state machines", kept.group, what));
+            }
+            Keeping::Opened(at) => {
+                let seen = &mut self.seen[kept.node as usize];
+                seen.machine = seen.machine.max(at);
+            }
+            Keeping::Saved(at) => *saved = at,
+            Keeping::Removed => *saved = Index::ZERO,
+        }
+        Ok(())
+    }
+
+    /// Whether an entry is what is committed at its place.
+    pub(super) fn is_committed(&self, entry: LogPosition) -> bool {
+        self.committed_term(entry.index) == Some(entry.term)
+    }
+
+    /// Whether state machines had that state when they had taken everything through `applied`.
+    pub(super) fn was_state(&self, applied: Index, digest: u64) -> bool {
+        match self.entries.get(applied.0 as usize).copied().flatten() {
+            Some(entry) => entry.digest == digest,
+            None => applied == Index::ZERO && digest == 0,
+        }
+    }
+
+    /// The first entry behind `after` and up to `through` that state machines took.
+    pub(super) fn next_applied(&self, after: Index, through: Index) -> Option<Applied> {
+        let next = self.entries.iter().skip(after.0 as usize + 1).flatten();
+        let mut next = next.take_while(|entry| entry.index <= through);
+        next.next().copied()
     }
 
     /// The last entry that any state machine took.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use polyraft::{Committed, Completion, Error, GroupId, ProposalNumber, Read, SessionId};
 
+use super::checks::broken;
 use super::ends::{self, register};
-use super::machine::{Command, NOT_MINE, Request};
+use super::machine::{Command, Look, NOT_MINE, Request};
 use super::pending::Done;
 use super::plan::{MILLI, Plan};
 use super::sessions::{Late, Sessions};
@@ -59,6 +60,8 @@ enum Asked {
     Numbered,
     /// A read that does not go through the log.
     Query,
+    /// The same of old state: when it was asked, and of which moment the state must be at least.
+    OldState { asked_at: u64, since: u64 },
     /// A session.
     Session,
 }
@@ -299,6 +302,20 @@ impl World {
             ]),
             _ => None,
         };
+        let query = match command {
+            Command::Read if self.plan.reads_old_state && self.rng.chance(400_000) => {
+                let max_lag = *self.rng.pick(&[
+                    Duration::ZERO,
+                    Duration::from_millis(1),
+                    Duration::from_millis(20),
+                    Duration::from_millis(200),
+                    Duration::from_secs(2),
+                    Duration::MAX,
+                ]);
+                Some(Read::Stale { max_lag })
+            }
+            _ => query,
+        };
         let call = match command {
             Command::Read => Call::Read,
             Command::Write(value) => Call::Write(value),
@@ -365,6 +382,15 @@ impl World {
         let queue = &self.hosts[node as usize].queue;
         let payload = operation.payload();
         let (what, asked) = match (operation.query, operation.number) {
+            (Some(read @ Read::Stale { max_lag }), _) => {
+                let max_lag = u64::try_from(max_lag.as_micros()).unwrap_or(u64::MAX);
+                let old_state = Asked::OldState {
+                    asked_at: self.now,
+                    since: self.oldest_allowed(node, max_lag),
+                };
+                let query = vec![operation.request.key, 1];
+                (old_state, handle.read_with(read, query, tag, queue))
+            }
             (Some(read), _) => (
                 Asked::Query,
                 handle.read_with(read, vec![operation.request.key], tag, queue),
@@ -447,10 +473,8 @@ impl World {
         let state = &mut self.clients.clients[client as usize];
         state.step += 1;
         let (step, operation) = (state.step, state.operation.take());
-        // After a storm in which nearly nothing was done, those who finish go on until it is enough.
         let finished = state.finisher_of;
-        let is_over = self.has_operations()
-            && finished.is_some_and(|group| self.clients.has_served[group.0 as usize - 1]);
+        let is_over = finished.is_some_and(|group| self.clients.has_served[group.0 as usize - 1]);
         if let Some(operation) = operation {
             tell(self, operation);
         }
@@ -524,8 +548,10 @@ impl World {
             self.trace.group(self.now, node, waiting.group, || {
                 format!("answers client {}: {result:?}", waiting.client)
             });
-            if waiting.asked == Asked::Query && result.is_ok() {
-                self.counts.queries += 1;
+            let result = self.look_at_query(&waiting, result);
+            let is_old = matches!(waiting.asked, Asked::OldState { .. });
+            if (is_old || waiting.asked == Asked::Query) && result.is_ok() {
+                self.counts.queries += u64::from(!is_old);
             } else if waiting.asked == Asked::Session {
                 let opened = result.map(|answer| SessionId::opened(&answer));
                 self.session_answered(&waiting, opened);
@@ -548,6 +574,12 @@ impl World {
             match result {
                 Ok(committed) if committed.reply[..] == *NOT_MINE => {
                     self.key_has_moved(waiting.client);
+                }
+                // What it may have seen is judged apart.
+                Ok(_) if is_old => {
+                    self.end_operation(waiting.client, |world, operation| {
+                        world.clients.history.failed(operation.id, world.now);
+                    });
                 }
                 Ok(committed) => {
                     let answer = answer(waiting.request.command, &committed.reply);
@@ -588,6 +620,34 @@ impl World {
         self.clients.completions = completions;
     }
 
+    /// Looks at what a state machine was asked. Of a read of old state, what remains is the answer alone.
+    fn look_at_query(
+        &mut self,
+        waiting: &Waiting,
+        result: Result<Committed, Error>,
+    ) -> Result<Committed, Error> {
+        let (node, group) = (waiting.node, waiting.group);
+        let is_query = matches!(waiting.asked, Asked::Query | Asked::OldState { .. });
+        if is_query && result.is_ok() && self.is_out(node, group) {
+            let what = format!("the state machine on node {node} failed, and answers: {result:?}");
+            self.fail(broken("quarantine", group, what));
+        }
+        match (waiting.asked, result) {
+            (Asked::OldState { asked_at, since }, Ok(committed)) => {
+                let look = Look::decode(committed.reply);
+                self.old_state_seen(node, group, (asked_at, since), &look);
+                let (index, reply) = (committed.index, look.answer);
+                Ok(Committed { index, reply })
+            }
+            (_, result) => {
+                if let Err(Error::Query(why)) = &result {
+                    self.query_failed(node, group, why);
+                }
+                result
+            }
+        }
+    }
+
     /// Whatever was asked of a node that is gone stays without an answer.
     pub(super) fn clients_lost(&mut self, node: u64) {
         let lost: Vec<u64> = self
@@ -621,6 +681,7 @@ impl World {
         self.splits.lost(node);
         self.peers.lost(node);
         self.merges.lost(node);
+        self.requests.lost(node);
         for creation in &mut self.clients.creations {
             if creation.attempt.as_ref().is_some_and(|(at, _)| *at == node) {
                 creation.attempt = None;

@@ -85,6 +85,11 @@ impl Ends {
         self.known(group).is_changing
     }
 
+    /// When somebody was told that a life of a group is over.
+    pub(super) fn over_at(&self, group: GroupId, life: u32) -> Option<u64> {
+        self.known(group).over.get(&life).copied()
+    }
+
     /// The life that a group may have had for somebody who asked and was answered in that time, if only one is possible.
     fn only_life(&self, group: GroupId, from: u64, to: u64) -> Option<u32> {
         let known = self.known(group);

@@ -37,7 +37,7 @@ pub(super) struct Kept {
 impl World {
     pub(super) fn fired(&mut self, fault: Fault) {
         let at = Fault::ALL.iter().position(|other| *other == fault);
-        self.counts.faults[at.expect("all faults are listed")] += 1;
+        self.counts.faults.0[at.expect("all faults are listed")] += 1;
         self.trace.note(0xfa << 8 | at.unwrap_or(0) as u64);
     }
 
@@ -66,6 +66,8 @@ impl World {
             Fault::Peer => self.turn_guest(),
             Fault::Move => self.move_machine(node),
             Fault::Merge => self.ask_for_merge(node),
+            Fault::Snapshot => self.ask_for_snapshots(node),
+            Fault::Poison => self.poison_machines(node),
             Fault::ClientCrash => {
                 let client = self.rng.below(self.plan.clients) as u32;
                 self.client_crashes(client)
@@ -87,6 +89,7 @@ impl World {
                 | Fault::Misdirect
                 | Fault::WriteError
                 | Fault::SyncError
+                | Fault::Poison
         );
         if happened && !is_armed {
             self.fired(fault);
@@ -235,6 +238,7 @@ impl World {
         let now = self.now;
         // From what is there, so that nothing else of a seed depends on it.
         let is_lasting = mix(self.plan.seed ^ now).is_multiple_of(3);
+        let is_drained = fault == Fault::Restart && self.plan.drains && self.rng.chance(500_000);
         let host = &mut self.hosts[node as usize];
         if host.node.is_none() {
             return false;
@@ -254,6 +258,7 @@ impl World {
             }
             Fault::PowerCutAfterPromise => host.cut_after_promise = true,
             Fault::Kill => self.kill(node),
+            Fault::Restart if is_drained => return self.begin_drain(node),
             Fault::Restart => self.restart(node),
             Fault::Pause => {
                 host.paused_until = now + long;
@@ -648,6 +653,10 @@ impl World {
             } else {
                 self.schedule(node);
             }
+        }
+        machine::end_poisons();
+        for node in self.nodes_that_failed() {
+            self.restart(node);
         }
         self.heal_network();
     }

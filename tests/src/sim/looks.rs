@@ -6,7 +6,7 @@ use polyraft::{GroupId, Index, NodeId};
 use polyraft_raft::LogPosition;
 
 use super::checks::{Failure, Verdict, broken};
-use super::machine;
+use super::machine::{self, Keeping};
 use super::plan::Fault;
 use super::world::{Host, World};
 
@@ -31,6 +31,7 @@ impl World {
         self.poll_splits(id);
         self.poll_merges(id);
         self.poll_peers(id);
+        self.poll_snapshots(id);
         if self.has_lost_power(id) {
             return self.power_cut(id);
         }
@@ -38,6 +39,7 @@ impl World {
             self.fired(Fault::PowerCutAfterPromise);
             return self.power_cut(id);
         }
+        self.poll_drains(id);
         self.schedule(id);
     }
 
@@ -112,6 +114,17 @@ impl World {
             });
             self.group_is_merged(taken);
         }
+        for kept in machine::take_kept() {
+            if let Keeping::Opened(_) = kept.what {
+                self.machine_opened(kept.node, kept.group, kept.life);
+            }
+            // Who lost its data, or got old data back, has lost what was saved.
+            if !self.hosts[kept.node as usize].is_outcast {
+                let checks = self.checks[kept.group.0 as usize - 1].of(kept.life);
+                let verdict = checks.kept(kept);
+                self.judge(verdict);
+            }
+        }
         let mut applied = std::mem::take(&mut self.applied);
         machine::take_applied(&mut applied);
         for entry in applied.drain(..) {
@@ -119,6 +132,7 @@ impl World {
             let checks = self.checks[entry.group.0 as usize - 1].of(entry.life);
             let verdict = checks.applied(entry);
             let verdict = verdict.and_then(|()| self.merges.check_applied(&entry));
+            let verdict = verdict.and_then(|()| self.check_not_out(&entry));
             self.judge(verdict);
             self.trace.group(self.now, entry.node, entry.group, || {
                 format!("applies {entry:?}")
@@ -135,6 +149,9 @@ impl World {
                 .group(self.now, restored.node, restored.group, || {
                     format!("restores {restored:?}")
                 });
+        }
+        for struck in machine::take_struck() {
+            self.machine_failed(struck);
         }
     }
 
@@ -183,12 +200,15 @@ impl World {
         };
         if let Some(fault) = fault {
             if host.is_rotten
-                || machine::is_poisoned(id, group)
+                || machine::has_poisoned_entry(id, group)
                 || host
                     .node
                     .as_ref()
                     .is_some_and(|node| node.fault().is_some())
             {
+                return Ok(());
+            }
+            if fault.contains(machine::POISONED) && self.is_out(id, group) {
                 return Ok(());
             }
             return Err(broken(
@@ -218,8 +238,14 @@ impl World {
             // What rot has taken was there when it was promised.
             (holds || !host.is_rotten).then_some(holds)
         };
-        let checks = self.checks[group.0 as usize - 1].of(life.unwrap_or_default().get());
-        checks.observe(core, &holds)
+        let life = life.unwrap_or_default().get();
+        let checks = self.checks[group.0 as usize - 1].of(life);
+        checks.observe(core, &holds)?;
+        if self.plan.reads_old_state {
+            let through = checks.committed_through;
+            self.stale.note_commit(group, life, self.now, through);
+        }
+        Ok(())
     }
 
     /// Writes down how a replica stands, and what it was stepped with, which it takes out of `causes`: a turn touches a replica

@@ -171,9 +171,71 @@ pub struct Taken {
     pub digest: u64,
 }
 
-/// An entry at which the state machine of one node panics, whenever it comes to it.
+/// What became of the state of a state machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kept {
+    /// Where.
+    pub node: u64,
+    /// In which group.
+    pub group: GroupId,
+    /// In which life of its id.
+    pub life: u32,
+    /// What.
+    pub what: Keeping,
+}
+
+/// See [`Kept`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Keeping {
+    /// It was opened, and has the effect of everything through here.
+    Opened(Index),
+    /// It is on stable storage as of here.
+    Saved(Index),
+    /// It is removed from there.
+    Removed,
+}
+
+/// How a state machine is going to fail, once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Poison {
+    /// At what.
+    pub at: Call,
+    /// So many calls of that kind go well before; of entries, each one counts.
+    pub spared: u64,
+    /// It panics, instead of returning an error.
+    pub panics: bool,
+}
+
+/// What a state machine may fail at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Call {
+    /// What changes its state: entries, splits, merges, the state of a snapshot.
+    Change,
+    /// A query.
+    Query,
+    /// A snapshot.
+    Snapshot,
+}
+
+/// A state machine that has failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Struck {
+    /// Where.
+    pub node: u64,
+    /// In which group.
+    pub group: GroupId,
+    /// In which life of its id.
+    pub life: u32,
+    /// At what.
+    pub at: Call,
+}
+
+/// What a state machine that fails says.
+pub const POISONED: &str = "poisoned by the simulator";
+
+/// An entry at which the state machine of one node panics, whenever it comes to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PoisonedEntry {
     /// Where.
     pub node: u64,
     /// In which group.
@@ -292,6 +354,55 @@ impl State {
     }
 }
 
+/// What a query finds, and in which state.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// The last entry with an effect on the state.
+    pub applied: Index,
+    /// Of everything that was applied.
+    pub digest: u64,
+    /// The life of the group's id.
+    pub life: u32,
+    /// What a query for the key alone is answered.
+    pub answer: Bytes,
+}
+
+impl Look {
+    fn at(registers: &Registers, key: u8) -> Look {
+        let state = &registers.state;
+        let value = state.values.get(&key).copied().unwrap_or_default();
+        Look {
+            applied: state.applied,
+            digest: state.digest,
+            life: registers.life,
+            answer: match state.has(key) {
+                true => Bytes::copy_from_slice(&value.to_le_bytes()),
+                false => Bytes::from_static(NOT_MINE),
+            },
+        }
+    }
+
+    fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_u64_le(self.applied.0);
+        out.put_u64_le(self.digest);
+        out.put_u32_le(self.life);
+        out.put_slice(&self.answer);
+        out.freeze()
+    }
+
+    /// Reads the answer to such a query.
+    pub fn decode(mut bytes: Bytes) -> Look {
+        let (applied, digest) = (Index(bytes.get_u64_le()), bytes.get_u64_le());
+        Look {
+            applied,
+            digest,
+            life: bytes.get_u32_le(),
+            answer: bytes,
+        }
+    }
+}
+
 /// Names a state machine: its node, its group, and the life of the group's id.
 type Whose = (u64, GroupId, u32);
 
@@ -309,7 +420,11 @@ struct Stage {
     born: RefCell<Vec<Born>>,
     shed: Vec<Shed>,
     taken: Vec<Taken>,
-    poisons: Vec<Poison>,
+    kept: Vec<Kept>,
+    /// By node and group.
+    poisons: BTreeMap<(u64, GroupId), Poison>,
+    struck: Vec<Struck>,
+    poisoned_entries: Vec<PoisonedEntry>,
 }
 
 thread_local! {
@@ -354,20 +469,49 @@ pub fn take_taken() -> Vec<Taken> {
     STAGE.with_borrow_mut(|stage| std::mem::take(&mut stage.taken))
 }
 
+/// Moves out what became of states since the last call.
+pub fn take_kept() -> Vec<Kept> {
+    STAGE.with_borrow_mut(|stage| std::mem::take(&mut stage.kept))
+}
+
+/// Moves out which state machines have failed since the last call.
+pub fn take_struck() -> Vec<Struck> {
+    STAGE.with_borrow_mut(|stage| std::mem::take(&mut stage.struck))
+}
+
+/// The state machine of a group on a node is going to fail.
+pub fn poison(node: u64, group: GroupId, poison: Poison) {
+    STAGE.with_borrow_mut(|stage| stage.poisons.insert((node, group), poison));
+}
+
+/// The nodes on which the state machine of a group is going to fail at a change.
+pub fn poisoned(group: GroupId) -> Vec<u64> {
+    STAGE.with_borrow(|stage| {
+        let poisons = stage.poisons.iter();
+        let poisons = poisons.filter(|((_, of), poison)| *of == group && poison.at == Call::Change);
+        poisons.map(|((node, _), _)| *node).collect()
+    })
+}
+
+/// No state machine is going to fail.
+pub fn end_poisons() {
+    STAGE.with_borrow_mut(|stage| stage.poisons.clear());
+}
+
 /// From now on an entry is too much for a state machine.
-pub fn poison(poison: Poison) {
-    STAGE.with_borrow_mut(|stage| stage.poisons.push(poison));
+pub fn poison_entry(entry: PoisonedEntry) {
+    STAGE.with_borrow_mut(|stage| stage.poisoned_entries.push(entry));
 }
 
 /// From now on no entry is too much for the state machines of a node.
 pub fn cure(node: u64) {
-    STAGE.with_borrow_mut(|stage| stage.poisons.retain(|poison| poison.node != node));
+    STAGE.with_borrow_mut(|stage| stage.poisoned_entries.retain(|entry| entry.node != node));
 }
 
 /// Whether there is an entry that is too much for a group's state machine on a node.
-pub fn is_poisoned(node: u64, group: GroupId) -> bool {
-    let is_its = |poison: &Poison| (poison.node, poison.group) == (node, group);
-    STAGE.with_borrow(|stage| stage.poisons.iter().any(is_its))
+pub fn has_poisoned_entry(node: u64, group: GroupId) -> bool {
+    let is_its = |entry: &PoisonedEntry| (entry.node, entry.group) == (node, group);
+    STAGE.with_borrow(|stage| stage.poisoned_entries.iter().any(is_its))
 }
 
 /// What the state machines of a node have on stable storage.
@@ -445,13 +589,13 @@ impl Registers {
         let Command::Write(value) = request.command else {
             return;
         };
-        let poison = Poison {
+        let entry = PoisonedEntry {
             node: self.node,
             group: self.group,
             key: request.key,
             value,
         };
-        if STAGE.with_borrow(|stage| stage.poisons.contains(&poison)) {
+        if STAGE.with_borrow(|stage| stage.poisoned_entries.contains(&entry)) {
             // Wanted as it is, it needs no word on the terminal.
             std::panic::resume_unwind(Box::new("it is poisoned"));
         }
@@ -463,11 +607,53 @@ impl Registers {
         STAGE.with_borrow_mut(|stage| {
             if stage.saves_every.is_some_and(|every| self.unsaved >= every) {
                 self.unsaved = 0;
-                stage
-                    .saved
-                    .insert((self.node, self.group, self.life), self.state.clone());
+                self.save(stage);
             }
         });
+    }
+
+    fn save(&self, stage: &mut Stage) {
+        let whose = (self.node, self.group, self.life);
+        stage.saved.insert(whose, self.state.clone());
+        stage
+            .kept
+            .push(kept(whose, Keeping::Saved(self.state.applied)));
+    }
+
+    /// Fails, if it is to fail at this.
+    fn may_fail(&self, at: Call) -> Result<(), MachineError> {
+        let panics = STAGE.with_borrow_mut(|stage| {
+            let whose = (self.node, self.group);
+            let poison = stage.poisons.get_mut(&whose);
+            let poison = poison.filter(|poison| poison.at == at)?;
+            if poison.spared > 0 {
+                poison.spared -= 1;
+                return None;
+            }
+            let panics = poison.panics;
+            stage.poisons.remove(&whose);
+            stage.struck.push(Struck {
+                node: self.node,
+                group: self.group,
+                life: self.life,
+                at,
+            });
+            Some(panics)
+        });
+        match panics {
+            None => Ok(()),
+            Some(true) => panic!("{POISONED}"),
+            Some(false) => Err(POISONED.into()),
+        }
+    }
+}
+
+fn kept((node, group, life): Whose, what: Keeping) -> Kept {
+    Kept {
+        node,
+        group,
+        life,
+        what,
     }
 }
 
@@ -475,15 +661,19 @@ impl StateMachine for Registers {
     fn open(group: GroupId, dir: &Path) -> Result<(Self, Index), MachineError> {
         let node = owner_of(dir).ok_or("the directory belongs to no node")?;
         let (_, life) = life_of(dir).ok_or("the directory names no life")?;
-        let state = STAGE.with_borrow(|stage| {
-            let saved = stage.saved.get(&(node, group, life)).cloned();
-            saved.unwrap_or_else(|| State {
+        let state = STAGE.with_borrow_mut(|stage| {
+            let whose = (node, group, life);
+            let saved = stage.saved.get(&whose).cloned();
+            let state = saved.unwrap_or_else(|| State {
                 keys: match group.0 <= stage.roots {
                     true => Keys::ALL,
                     false => Keys::default(),
                 },
                 ..State::default()
-            })
+            });
+            let opened = Keeping::Opened(state.applied);
+            stage.kept.push(kept(whose, opened));
+            state
         });
         let applied = state.applied;
         let registers = Registers {
@@ -499,12 +689,17 @@ impl StateMachine for Registers {
     fn destroy(group: GroupId, dir: &Path) -> Result<(), MachineError> {
         let node = owner_of(dir).ok_or("the directory belongs to no node")?;
         let (_, life) = life_of(dir).ok_or("the directory names no life")?;
-        STAGE.with_borrow_mut(|stage| stage.saved.remove(&(node, group, life)));
+        STAGE.with_borrow_mut(|stage| {
+            let whose = (node, group, life);
+            stage.saved.remove(&whose);
+            stage.kept.push(kept(whose, Keeping::Removed));
+        });
         Ok(())
     }
 
     fn apply(&mut self, entries: &[Entry<'_>], replies: &mut Replies) -> Result<(), MachineError> {
         for entry in entries {
+            self.may_fail(Call::Change)?;
             let request = Request::decode(entry.payload).ok_or("not a request")?;
             self.panic_if_poisoned(&request);
             let reply = self.perform(&request);
@@ -530,9 +725,11 @@ impl StateMachine for Registers {
         Ok(())
     }
 
-    /// The value of a key, or the digest of everything.
+    /// The value of a key, also with which state it is from, or the digest of everything.
     fn query(&self, query: &[u8]) -> Result<Bytes, MachineError> {
+        self.may_fail(Call::Query)?;
         let answer = match query {
+            [key, _] => return Ok(Look::at(self, *key).encode()),
             [key] if !self.state.has(*key) => return Ok(Bytes::from_static(NOT_MINE)),
             [key] => self.state.values.get(key).copied().unwrap_or_default(),
             _ => self.state.digest,
@@ -541,11 +738,13 @@ impl StateMachine for Registers {
     }
 
     fn snapshot(&self) -> Result<FrozenState, MachineError> {
+        self.may_fail(Call::Snapshot)?;
         let state = self.state.clone();
         Ok(Box::new(move |out| Ok(out.write_all(&state.encode())?)))
     }
 
     fn restore(&mut self, last: Index, from: &mut dyn Read) -> Result<(), MachineError> {
+        self.may_fail(Call::Change)?;
         let mut bytes = Vec::new();
         from.read_to_end(&mut bytes)?;
         self.state = State::decode(&bytes).ok_or("not a snapshot of registers")?;
@@ -561,9 +760,7 @@ impl StateMachine for Registers {
         STAGE.with_borrow_mut(|stage| {
             stage.restored.push(restored);
             if stage.saves_every.is_some() {
-                stage
-                    .saved
-                    .insert((self.node, self.group, self.life), self.state.clone());
+                self.save(stage);
             }
         });
         Ok(())
@@ -574,6 +771,7 @@ impl StateMachine for Registers {
     }
 
     fn split_off(&self, split: &Split<'_>) -> Result<FrozenState, MachineError> {
+        self.may_fail(Call::Change)?;
         let (first, part) = self.state.part(split).ok_or("there is no such part")?;
         let born = Born {
             node: self.node,
@@ -588,6 +786,7 @@ impl StateMachine for Registers {
     }
 
     fn shed(&mut self, split: &Split<'_>) -> Result<(), MachineError> {
+        self.may_fail(Call::Change)?;
         let (first, part) = self.state.part(split).ok_or("there is no such part")?;
         let state = &mut self.state;
         state.values.split_off(&first);
@@ -620,6 +819,7 @@ impl StateMachine for Registers {
     }
 
     fn merge(&mut self, merge: &Merge<'_>, from: &mut dyn Read) -> Result<(), MachineError> {
+        self.may_fail(Call::Change)?;
         let mut bytes = Vec::new();
         from.read_to_end(&mut bytes)?;
         let theirs = State::decode(&bytes).ok_or("not a state of registers")?;

@@ -12,7 +12,7 @@ use polyraft_raft::Group;
 use super::checks::{Failure, Verdict, broken};
 use super::ends::group_of;
 use super::plan::{Fault, MILLI, SECOND};
-use super::world::{Event, Phase, World};
+use super::world::{Counts, Event, Phase, World};
 use crate::history::{Verdict as Found, is_register, search, zones};
 
 /// How often the world looks whether a phase is over.
@@ -25,7 +25,7 @@ const SEARCH_BUDGET: usize = 100_000;
 const LONGEST_STORM: u64 = 120 * SECOND;
 
 /// Fewer acknowledged operations, reads included, prove nothing.
-pub(super) const FEWEST_OPERATIONS: u64 = 40;
+const FEWEST_OPERATIONS: u64 = 40;
 
 /// How many times as long replicas may take to become equal as long as they come closer.
 const PATIENCE: u64 = 10;
@@ -34,7 +34,7 @@ const PATIENCE: u64 = 10;
 const LONGEST_MERGE: u64 = 60 * SECOND;
 
 /// Of these as many must have gone through a log.
-pub(super) const FEWEST_PROPOSALS: u64 = 20;
+const FEWEST_PROPOSALS: u64 = 20;
 
 /// A storm has at least that many faults.
 const FAULTS: u32 = 10;
@@ -70,6 +70,23 @@ impl Log {
     }
 }
 
+impl Counts {
+    /// Faults of some kinds.
+    fn faults_of(&self, is_counted: impl Fn(Fault) -> bool) -> u32 {
+        let faults = Fault::ALL.iter().zip(self.faults.0);
+        faults
+            .filter(|(fault, _)| is_counted(**fault))
+            .map(|(_, times)| times)
+            .sum()
+    }
+
+    /// Whether enough was done to prove something.
+    fn has_operations(&self) -> bool {
+        self.acknowledged >= FEWEST_PROPOSALS
+            && self.acknowledged + self.queries >= FEWEST_OPERATIONS
+    }
+}
+
 impl World {
     /// How long it may take until every group has committed again, and until all replicas are equal.
     fn recovery_bound(&self) -> u64 {
@@ -95,11 +112,12 @@ impl World {
                 let is_long = self.now > LONGEST_STORM;
                 let is_full = self.counts.events * 4 >= self.plan.events * 3;
                 let has_faults = self.plan.fault_us == 0
-                    || self.fault_count(|_| true) >= FAULTS
-                        && self.fault_count(Fault::breaks_something) >= FEWEST_FAULTS;
-                let has_operations = self.has_operations();
+                    || self.counts.faults_of(|_| true) >= FAULTS
+                        && self.counts.faults_of(Fault::breaks_something) >= FEWEST_FAULTS;
+                let has_operations = self.counts.has_operations();
                 if is_full && has_faults && has_operations || is_long {
                     self.trace.event(self.now, 0, || "HEALED".to_owned());
+                    self.stormed = self.counts.clone();
                     self.heal();
                     let deadline = self.now + self.recovery_bound();
                     self.phase = Phase::Healing { deadline };
@@ -111,7 +129,6 @@ impl World {
                 self.go_on_with_ends();
                 self.go_on_with_peers();
                 let served = &self.clients.has_served;
-                let has_operations = self.has_operations();
                 let is_late = self.now > deadline;
                 let all_have_served = served.iter().all(|has_served| *has_served);
                 let frozen = self.frozen_group();
@@ -142,7 +159,7 @@ impl World {
                     }
                     return;
                 }
-                if all_have_served && (has_operations || is_late) {
+                if all_have_served {
                     let bound = self.recovery_bound();
                     // What a disk did before excuses nothing from here on.
                     self.hosts
@@ -335,19 +352,6 @@ impl World {
         held.sum()
     }
 
-    fn fault_count(&self, counts: impl Fn(Fault) -> bool) -> u32 {
-        let faults = Fault::ALL.iter().zip(self.counts.faults);
-        faults
-            .filter(|(fault, _)| counts(**fault))
-            .map(|(_, times)| times)
-            .sum()
-    }
-
-    pub(super) fn has_operations(&self) -> bool {
-        self.counts.acknowledged >= FEWEST_PROPOSALS
-            && self.counts.acknowledged + self.counts.queries >= FEWEST_OPERATIONS
-    }
-
     /// Messages of groups so far.
     fn said(&self) -> u64 {
         let said = self.hosts.iter().filter(|host| !host.is_outcast);
@@ -468,6 +472,8 @@ impl World {
             }
         }
         self.check_merged()?;
+        self.check_requests()?;
+        self.check_old_states()?;
         self.put_to_lives()?;
         self.check_history()?;
         self.check_weight()
@@ -604,9 +610,9 @@ impl World {
         Ok(())
     }
 
-    /// A run that did nothing proves nothing.
+    /// A storm in which nothing was done proves nothing, whatever comes after it.
     fn check_weight(&self) -> Verdict {
-        let faults = self.fault_count(Fault::breaks_something);
+        let faults = self.stormed.faults_of(Fault::breaks_something);
         let vacuous = |what: String| {
             Err(Failure {
                 checker: "vacuous",
@@ -614,8 +620,8 @@ impl World {
                 group: None,
             })
         };
-        if !self.has_operations() {
-            let (done, read) = (self.counts.acknowledged, self.counts.queries);
+        if !self.stormed.has_operations() {
+            let (done, read) = (self.stormed.acknowledged, self.stormed.queries);
             return vacuous(format!("only {done} operations and {read} reads"));
         }
         if self.plan.fault_us > 0 && faults < FEWEST_FAULTS {

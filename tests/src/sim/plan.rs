@@ -79,11 +79,15 @@ pub enum Fault {
     Move,
     /// A leader is asked to merge its group into another.
     Merge,
+    /// A node is asked for snapshots.
+    Snapshot,
+    /// A state machine fails.
+    Poison,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 31] = [
+    pub const ALL: [Fault; 33] = [
         Fault::PowerCut,
         Fault::PowerCutInWrite,
         Fault::PowerCutAfterPromise,
@@ -115,6 +119,8 @@ impl Fault {
         Fault::Peer,
         Fault::Move,
         Fault::Merge,
+        Fault::Snapshot,
+        Fault::Poison,
     ];
 
     /// Whether something is broken by it, and not only asked for.
@@ -129,6 +135,8 @@ impl Fault {
                 | Fault::Peer
                 | Fault::Move
                 | Fault::Merge
+                | Fault::Snapshot
+                | Fault::Poison
         )
     }
 
@@ -138,6 +146,16 @@ impl Fault {
             self,
             Fault::Wipe | Fault::Rollback | Fault::Rot | Fault::Misdirect
         )
+    }
+}
+
+/// A number for each fault, in the order of [`Fault::ALL`].
+#[derive(Clone, Debug)]
+pub struct ByFault<T>(pub [T; Fault::ALL.len()]);
+
+impl<T: Copy + Default> Default for ByFault<T> {
+    fn default() -> Self {
+        ByFault([T::default(); Fault::ALL.len()])
     }
 }
 
@@ -164,6 +182,10 @@ pub struct Plan {
     pub has_witnesses: bool,
     /// Whether leaders are asked to prefer nodes.
     pub prefers: bool,
+    /// Whether clients read old state too.
+    pub reads_old_state: bool,
+    /// Whether nodes are drained before they are stopped, now and then.
+    pub drains: bool,
     /// How readily each node leads.
     pub priorities: Vec<u32>,
     /// The node that is not always a peer of the others, where there is one.
@@ -251,6 +273,8 @@ impl Plan {
             splits: Vec::new(),
             orphans_children: false,
             prefers: false,
+            reads_old_state: false,
+            drains: false,
             priorities: vec![100; nodes as usize],
             guest: None,
             guest_begins: true,
@@ -300,6 +324,7 @@ impl Plan {
         merges(&mut plan);
         dazes(&mut plan);
         drags(&mut plan);
+        requests(&mut plan);
         plan
     }
 
@@ -319,6 +344,8 @@ impl Plan {
             ends_churning: false,
             has_witnesses: false,
             prefers: false,
+            reads_old_state: false,
+            drains: false,
             priorities: (0..nodes as u32).map(|node| 100 - node).collect(),
             guest: None,
             guest_begins: true,
@@ -431,7 +458,7 @@ fn weights(rng: &mut Rng) -> [u32; Fault::ALL.len()] {
 }
 
 /// Drawn with weights of their own, where a world has them.
-const ASKED: [Fault; 9] = [
+const ASKED: [Fault; 11] = [
     Fault::Daze,
     Fault::Drag,
     Fault::Mute,
@@ -441,6 +468,8 @@ const ASKED: [Fault; 9] = [
     Fault::Peer,
     Fault::Move,
     Fault::Merge,
+    Fault::Snapshot,
+    Fault::Poison,
 ];
 
 /// In some worlds the members of some groups change. Drawn from a source of its own, so that the others stay as they were.
@@ -485,13 +514,7 @@ fn witnesses(plan: &mut Plan) {
         return;
     }
     plan.has_witnesses = true;
-    plan.victims.clear();
-    for fault in Fault::ALL
-        .into_iter()
-        .filter(|fault| fault.is_destructive())
-    {
-        plan.weights[fault as usize] = 0;
-    }
+    spare_data(plan);
     let most = rng.within(3, 10) as u32 * 100_000;
     for churns in &mut plan.churns {
         *churns |= rng.chance(most);
@@ -654,6 +677,36 @@ fn drags(plan: &mut Plan) {
     }
 }
 
+/// In half of the worlds some of this: clients read old state, operators drain nodes and ask for snapshots, and state machines fail.
+/// Where these fail nobody's data is destroyed: a minority of a group would be hit twice. Drawn from a source of its own, so that
+/// the others stay as they were; with this number so do those of `seeds.txt`.
+fn requests(plan: &mut Plan) {
+    let mut rng = Rng::new(super::rng::mix(plan.seed ^ 0x0F0E_0008_59CD));
+    if !rng.chance(500_000) {
+        return;
+    }
+    plan.reads_old_state = rng.chance(500_000);
+    plan.drains = rng.chance(500_000);
+    if rng.chance(500_000) {
+        plan.weights[Fault::Snapshot as usize] = *rng.pick(&[3, 10, 30]);
+    }
+    if rng.chance(500_000) {
+        plan.weights[Fault::Poison as usize] = *rng.pick(&[3, 10, 30]);
+        spare_data(plan);
+    }
+}
+
+/// Nobody's data is destroyed.
+fn spare_data(plan: &mut Plan) {
+    plan.victims.clear();
+    for fault in Fault::ALL
+        .into_iter()
+        .filter(|fault| fault.is_destructive())
+    {
+        plan.weights[fault as usize] = 0;
+    }
+}
+
 /// For worlds in which no limit is to be reached: everything usual but the sizes of files, and no snapshot unless it is asked for.
 pub(super) fn roomy_config() -> Config {
     let mut config = Config::default();
@@ -758,6 +811,18 @@ impl fmt::Display for Plan {
             ""
         };
         writeln!(f, ", at most {children} split off{orphans}")?;
+        for (is_so, what) in [
+            (
+                self.ends_churning,
+                "groups whose members change are destroyed too",
+            ),
+            (self.reads_old_state, "clients read old state"),
+            (self.drains, "nodes are drained before some stops"),
+        ] {
+            if is_so {
+                writeln!(f, "  {what}")?;
+            }
+        }
         if self.prefers {
             writeln!(f, "  priorities {:?}", self.priorities)?;
         }

@@ -15,13 +15,16 @@ use polyraft_storage::sim::SimDisk;
 use super::checks::{Failure, LifeChecks, Verdict};
 use super::clients::Clients;
 use super::ends::Ends;
+use super::failing::Failing;
 use super::machine::{self, Applied, Registers};
 use super::merges::Merges;
 use super::network::{Link, Port, Sent, links};
 use super::peers::Peers;
-use super::plan::{Fault, MILLI, Plan, SECOND};
+use super::plan::{ByFault, MILLI, Plan, SECOND};
+use super::requests::Requests;
 use super::rng::Rng;
 use super::splits::Splits;
+use super::stale::Stale;
 use super::trace::Trace;
 
 /// A world that lasts longer has no end.
@@ -195,10 +198,26 @@ pub struct Counts {
     pub needed_peers: u64,
     /// Quiet groups whose leader lost a peer at the end.
     pub bereft: u64,
+    /// Reads of old state that were answered.
+    pub old_states: u64,
+    /// Those of them that lacked something which was committed when they were asked.
+    pub outdated_states: u64,
+    /// Nodes that were asked to hand over what they led before they were stopped, and did.
+    pub drained: u64,
+    /// Snapshots that were asked for, and taken.
+    pub asked_snapshots: u64,
+    /// State machines that failed at a change of their state.
+    pub failed_changes: u64,
+    /// At a query.
+    pub failed_queries: u64,
+    /// At a snapshot.
+    pub failed_snapshots: u64,
+    /// State machines that were opened again after they had failed.
+    pub returned: u64,
     /// Starts that failed because the power was cut again.
     pub failed_recoveries: u64,
-    /// Faults that took effect, by [`Fault::ALL`].
-    pub faults: [u32; Fault::ALL.len()],
+    /// Faults that took effect, by kind.
+    pub faults: ByFault<u32>,
 }
 
 /// In which phase the world is.
@@ -243,10 +262,15 @@ pub(super) struct World {
     pub(super) splits: Splits,
     pub(super) peers: Peers,
     pub(super) merges: Merges,
+    pub(super) stale: Stale,
+    pub(super) requests: Requests,
+    pub(super) failing: Failing,
     pub(super) clients: Clients,
     pub(super) disturbances: Vec<Option<super::faults::Disturbance>>,
     pub(super) trace: Trace,
     pub(super) counts: Counts,
+    /// As of the end of the storm.
+    pub(super) stormed: Counts,
     pub(super) phase: Phase,
     pub(super) is_healed: bool,
     pub(super) failure: Option<Failure>,
@@ -311,10 +335,14 @@ impl World {
             splits: Splits::new(&plan),
             peers: Peers::new(&plan),
             merges: Merges::default(),
+            stale: Stale::default(),
+            requests: Requests::default(),
+            failing: Failing::default(),
             clients: Clients::new(&plan),
             disturbances: Vec::new(),
             trace,
             counts: Counts::default(),
+            stormed: Counts::default(),
             phase: Phase::Storm,
             is_healed: false,
             failure: None,

@@ -58,6 +58,7 @@ pub(super) fn put_error(out: &mut BytesMut, error: &Error) {
         Error::BadMembers { .. }
         | Error::CreateTimeout { .. }
         | Error::DestroyTimeout { .. }
+        | Error::Ending { .. }
         | Error::Needed { .. }
         | Error::Transfer { .. }
         | Error::Peer { .. }

@@ -213,7 +213,8 @@ fn error_behind(error: Option<&Error>) -> Option<Error> {
         Error::Closed => Error::BadMembers { why: why() },
         Error::BadMembers { .. } => Error::CreateTimeout { missing: vec![] },
         Error::CreateTimeout { .. } => Error::DestroyTimeout { missing: vec![] },
-        Error::DestroyTimeout { .. } => Error::Needed {
+        Error::DestroyTimeout { .. } => Error::Ending { group },
+        Error::Ending { .. } => Error::Needed {
             group,
             by: GroupId(5),
             why: "needs it",
@@ -270,7 +271,7 @@ fn every_error_comes_across_the_wire_without_hiding_that_a_proposal_may_be_commi
         assert!(came.may_have_committed() && !came.is_retryable(), "{error}");
     }
     // Whatever a node may say about a proposal, a read or a creation that another one asked it for; and what it never says to one.
-    assert_eq!((whole, others), (13, 15));
+    assert_eq!((whole, others), (13, 16));
 }
 
 #[test]

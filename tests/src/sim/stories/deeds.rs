@@ -4,7 +4,7 @@
 use polyraft::Error;
 use polyraft_storage::Disk as _;
 
-use super::super::machine::{self, Poison};
+use super::super::machine::{self, PoisonedEntry};
 use super::super::plan::MILLI;
 use super::Story;
 use super::commands::{group_of, letter, number, numbers};
@@ -23,7 +23,7 @@ pub(super) enum Deed {
         node: u64,
         others: Vec<u64>,
     },
-    Poison(Poison),
+    Poison(PoisonedEntry),
     Cure {
         node: u64,
     },
@@ -53,7 +53,7 @@ impl Deed {
                 node: number(node)?,
                 others: numbers(others)?,
             },
-            ["poison", key, value, "in", group, "at", node] => Deed::Poison(Poison {
+            ["poison", key, value, "in", group, "at", node] => Deed::Poison(PoisonedEntry {
                 node: number(node)?,
                 group: group_of(group)?,
                 key: letter(key)?,
@@ -91,7 +91,7 @@ impl Story {
                     self.world.block(node, other);
                 }
             }
-            Deed::Poison(poison) => machine::poison(poison),
+            Deed::Poison(poison) => machine::poison_entry(poison),
             Deed::Cure { node } => machine::cure(node),
             Deed::Arriving { node } => self.tell_what_arrives(node),
             Deed::Peer {
