@@ -15,6 +15,9 @@ use super::plan::{Fault, MILLI};
 use super::rng::mix;
 use super::world::{Event, Phase, Unproven, World};
 
+/// How much longer it takes until the next fault in a storm in which nothing gets done.
+const SELDOM: u64 = 64;
+
 /// From so many records behind the others, rot takes one if it is aimed.
 const NEWEST: usize = 300;
 
@@ -46,7 +49,10 @@ impl World {
         if self.phase != Phase::Storm {
             return;
         }
-        let wait = self.rng.within(1, 2 * self.plan.fault_us);
+        let mut wait = self.rng.within(1, 2 * self.plan.fault_us);
+        if self.has_to_abate() {
+            wait *= SELDOM;
+        }
         self.push(self.now + wait, Event::Fault);
         let weights = self.plan.weights;
         let fault = Fault::ALL[self.rng.weighted(&weights)];

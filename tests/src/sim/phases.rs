@@ -101,6 +101,11 @@ impl World {
             + 3 * SECOND
     }
 
+    /// Whether a storm goes on for long in which too little is done to prove anything.
+    pub(super) fn has_to_abate(&self) -> bool {
+        self.now > LONGEST_STORM / 2 && !self.counts.has_operations()
+    }
+
     /// Looks whether the next phase may begin.
     pub(super) fn look(&mut self) {
         self.push(self.now + LOOK, Event::Look);

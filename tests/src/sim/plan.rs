@@ -687,6 +687,10 @@ fn requests(plan: &mut Plan) {
     }
     plan.reads_old_state = rng.chance(500_000);
     plan.drains = rng.chance(500_000);
+    if plan.drains {
+        let weight = &mut plan.weights[Fault::Restart as usize];
+        *weight = (*weight).max(*rng.pick(&[10, 20]));
+    }
     if rng.chance(500_000) {
         plan.weights[Fault::Snapshot as usize] = *rng.pick(&[3, 10, 30]);
     }

@@ -114,3 +114,19 @@ impl World {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_committed_in_a_moment_is_owed_only_to_later_ones() {
+        let mut stale = Stale::default();
+        for (at, through) in [(10, 1), (20, 1), (30, 4)] {
+            stale.note_commit(GroupId(1), 0, at, Index(through));
+        }
+        let owed = |moment| stale.committed_before(GroupId(1), 0, moment).0;
+        assert_eq!([0, 10, 11, 30, 31].map(owed), [0, 0, 1, 1, 4]);
+        assert_eq!(stale.committed_before(GroupId(1), 1, 31), Index::ZERO);
+    }
+}

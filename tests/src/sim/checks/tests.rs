@@ -343,6 +343,51 @@ fn a_state_that_is_not_that_of_its_place_is_noticed() {
 }
 
 #[test]
+fn a_state_machine_that_lost_what_it_had_saved_is_noticed() {
+    let kept = |what| Kept {
+        node: 1,
+        group: GROUP,
+        life: 0,
+        what,
+    };
+    let (opened, saved) = (
+        |at| kept(Keeping::Opened(Index(at))),
+        |at| kept(Keeping::Saved(Index(at))),
+    );
+    let mut checks = four_committed();
+    assert_eq!(checks.kept(opened(0)), Ok(()));
+    assert_eq!(checks.kept(saved(2)), Ok(()));
+    checks.reborn(1);
+    assert_eq!(checker(checks.kept(opened(1))), "saved state machines");
+    assert_eq!(checker(checks.kept(saved(1))), "saved state machines");
+    assert_eq!(checks.kept(opened(2)), Ok(()));
+    // What it opened with it must not be given again.
+    assert_eq!(checker(checks.applied(applied(1, 2, 22))), "apply order");
+    assert_eq!(checks.kept(kept(Keeping::Removed)), Ok(()));
+    assert_eq!(checks.kept(opened(0)), Ok(()));
+}
+
+#[test]
+fn a_state_that_nobody_had_or_that_lacks_something_is_noticed() {
+    let mut checks = four_committed();
+    for index in [1, 3] {
+        assert_eq!(checks.applied(applied(1, index, 20 + index)), Ok(()));
+    }
+    let digest = applied(1, 3, 23).digest;
+    assert!(checks.was_state(Index(3), digest));
+    assert!(checks.was_state(Index::ZERO, 0));
+    assert!(!checks.was_state(Index(3), digest + 1));
+    assert!(!checks.was_state(Index(2), digest));
+    let next = |after, through| {
+        let next = checks.next_applied(Index(after), Index(through));
+        next.map(|entry| entry.index.0)
+    };
+    assert_eq!(next(1, 2), None);
+    assert_eq!(next(1, 3), Some(3));
+    assert_eq!(next(0, 3), Some(1));
+}
+
+#[test]
 fn what_a_disk_lost_is_noticed() {
     let mut checks = GroupChecks::new(3);
     checks
