@@ -34,6 +34,9 @@ impl PeerNeed {
     }
 }
 
+/// What a shard says of a node that is to be a peer no more: why its groups need that, if they do.
+pub(crate) type PeerNeedAnswer = Result<Option<PeerNeed>, Error>;
+
 /// One thing that happened.
 #[derive(Debug)]
 pub(crate) enum ShardEvent {
@@ -85,7 +88,7 @@ pub(crate) enum ShardEvent {
     /// Somebody wants to know a group here that has a node as a member.
     PeerNeeded {
         node: NodeId,
-        reply: std::sync::mpsc::Sender<Result<Option<PeerNeed>, Error>>,
+        reply: std::sync::mpsc::Sender<PeerNeedAnswer>,
     },
     /// The home shard judges another node alive or silent.
     Peer { node: NodeId, alive: bool },

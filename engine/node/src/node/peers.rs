@@ -13,7 +13,7 @@ use polyraft_transport::Network;
 
 use super::{Inner, Node, Running, blocking};
 use crate::error::Error;
-use crate::event::{PeerNeed, ShardEvent};
+use crate::event::{PeerNeed, PeerNeedAnswer, ShardEvent};
 use crate::machine::StateMachine;
 use crate::trust::MAX_PEERS;
 
@@ -115,7 +115,7 @@ pub(crate) struct Asked {
     change: Change,
     before: Option<SocketAddr>,
     /// Where the shards say which of their groups need it, and how many have still to.
-    answers: Option<(mpsc::Receiver<Result<Option<PeerNeed>, Error>>, usize)>,
+    answers: Option<(mpsc::Receiver<PeerNeedAnswer>, usize)>,
     /// What they have said: the group to name, if any does.
     need: Option<PeerNeed>,
 }
