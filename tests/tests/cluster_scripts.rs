@@ -66,6 +66,10 @@ mod mutants {
         Mutant::FrozenGoesOn,
         Mutant::LifeIgnored,
         Mutant::TombstoneForgotten,
+        Mutant::ReadUnconfirmed,
+        Mutant::LeaseFromAnswer,
+        Mutant::ClaimNotWithdrawn,
+        Mutant::InstalledBeforeDurable,
     ];
 
     /// The scripts that a fault makes fail, by a wrong print, by a rule or by a wait without an end.
