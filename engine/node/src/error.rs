@@ -298,8 +298,8 @@ fn with_members(members: &[NodeId]) -> String {
     }
 }
 
-fn names(nodes: &[NodeId]) -> String {
-    let names: Vec<_> = nodes.iter().map(NodeId::to_string).collect();
+pub(crate) fn names<'a>(nodes: impl IntoIterator<Item = &'a NodeId>) -> String {
+    let names: Vec<_> = nodes.into_iter().map(NodeId::to_string).collect();
     names.join(", ")
 }
 

@@ -1,6 +1,7 @@
 //! Everything that can happen to a shard, as one type: the vocabulary of its inbox.
 //! Nothing may reach a shard by another way, so that a node without its edges is a function of its events.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -34,8 +35,23 @@ impl PeerNeed {
     }
 }
 
-/// What a shard says of a node that is to be a peer no more: why its groups need that, if they do.
-pub(crate) type PeerNeedAnswer = Result<Option<PeerNeed>, Error>;
+/// What speaks against taking a node out of the peers.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Objections {
+    pub(crate) need: Option<PeerNeed>,
+    /// Other peers that have not confirmed which lives of groups are over, when that matters.
+    pub(crate) untold: BTreeSet<NodeId>,
+}
+
+impl Objections {
+    /// Takes in what another shard objects.
+    pub(crate) fn add(&mut self, other: Objections) {
+        self.need = PeerNeed::rather(self.need, other.need);
+        self.untold.extend(other.untold);
+    }
+}
+
+pub(crate) type ObjectionsReply = std::sync::mpsc::Sender<Result<Objections, Error>>;
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -85,10 +101,10 @@ pub(crate) enum ShardEvent {
     PeerAdded { node: NodeId },
     /// A node is no peer any more.
     PeerRemoved { node: NodeId },
-    /// Somebody wants to know a group here that has a node as a member.
+    /// Somebody wants to take a node out of the peers: what speaks against that?
     PeerNeeded {
         node: NodeId,
-        reply: std::sync::mpsc::Sender<PeerNeedAnswer>,
+        reply: ObjectionsReply,
     },
     /// The home shard judges another node alive or silent.
     Peer { node: NodeId, alive: bool },
@@ -122,7 +138,10 @@ pub(crate) enum ShardEvent {
     Destroy {
         origin: CreateOrigin,
         groups: LifeRanges,
+        grounds: EndGrounds,
     },
+    /// A peer has answered what it was told of ends, if this shard told it.
+    EndsTaken { by: NodeId, request: u64 },
     /// Somebody wants to know which lives groups have; on the shard that owns these groups.
     Survey {
         origin: CreateOrigin,
@@ -247,6 +266,15 @@ pub(crate) type GroupRanges = Vec<Range<u64>>;
 
 /// The same, each range in a life of its ids.
 pub(crate) type LifeRanges = Vec<(Range<u64>, Life)>;
+
+/// Why a life is known to be over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EndGrounds {
+    /// All nodes were asked which lives there are, and the newest one is to end.
+    Survey,
+    /// A peer keeps that it is over.
+    Word,
+}
 
 /// Who waits for a creation: a request number of the node that coordinates it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

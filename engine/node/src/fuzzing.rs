@@ -107,6 +107,7 @@ fn encode(out: &mut BytesMut, record: &Record<'_>) {
         Record::Survey { request, groups } => wire::put_survey(out, *request, groups),
         Record::SurveyReply { request, found } => wire::put_survey_reply(out, *request, found),
         Record::Destroy { request, groups } => wire::put_destroy(out, *request, groups),
+        Record::Ends { request, groups } => wire::put_ends(out, *request, groups),
     }
 }
 

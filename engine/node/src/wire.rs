@@ -17,8 +17,8 @@ mod snapshot;
 use self::errors::put_error;
 pub(crate) use self::groups::{
     Fate, Found, create_bytes, destroy_bytes, found_bytes, put_claims_delta, put_claims_table,
-    put_create, put_create_reply, put_destroy, put_life_over, put_survey, put_survey_reply,
-    reply_bytes,
+    put_create, put_create_reply, put_destroy, put_ends, put_life_over, put_survey,
+    put_survey_reply, reply_bytes,
 };
 pub(crate) use self::members::{
     Grounds, MEMBER_ASK_BYTES, REMOVED_BYTES, Wants, Welcome, configuration_and_rest, join_bytes,
@@ -85,6 +85,7 @@ enum Kind {
     Survey = 38,
     SurveyReply = 39,
     Destroy = 40,
+    Ends = 41,
 }
 
 impl Kind {
@@ -126,6 +127,7 @@ impl Kind {
             Survey,
             SurveyReply,
             Destroy,
+            Ends,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -257,7 +259,7 @@ pub(crate) enum Record<'a> {
         groups: LifeRanges,
         members: Members,
     },
-    /// The answer to a create or a destroy. Groups whose lives are over, or that live in a later life, are named with the first
+    /// The answer to a create, a destroy or the word of ends. Groups whose lives are over, or that live in a later life, are named with the first
     /// life that they may have; nothing was done for these.
     CreateReply {
         request: u64,
@@ -269,6 +271,8 @@ pub(crate) enum Record<'a> {
     SurveyReply { request: u64, found: Vec<Found> },
     /// These lives of groups are over, and all before them.
     Destroy { request: u64, groups: LifeRanges },
+    /// The same, as the sender keeps it: nobody has asked just now which lives there are.
+    Ends { request: u64, groups: LifeRanges },
 }
 
 /// Why a frame could not be read further. Records before the damage stand.
@@ -815,7 +819,8 @@ fn decode<'a>(
         | Kind::CreateReply
         | Kind::Survey
         | Kind::SurveyReply
-        | Kind::Destroy => return groups::decode(kind, body),
+        | Kind::Destroy
+        | Kind::Ends => return groups::decode(kind, body),
     };
     Ok(match kind {
         Kind::HollowAppend => Record::HollowAppend {

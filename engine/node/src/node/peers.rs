@@ -12,8 +12,8 @@ use polyraft_storage::{AddressChange, DataDir, StorageError};
 use polyraft_transport::Network;
 
 use super::{Inner, Node, Running, blocking};
-use crate::error::Error;
-use crate::event::{PeerNeed, PeerNeedAnswer, ShardEvent};
+use crate::error::{Error, names};
+use crate::event::{Objections, PeerNeed, ShardEvent};
 use crate::machine::StateMachine;
 use crate::trust::MAX_PEERS;
 
@@ -115,9 +115,9 @@ pub(crate) struct Asked {
     change: Change,
     before: Option<SocketAddr>,
     /// Where the shards say which of their groups need it, and how many have still to.
-    answers: Option<(mpsc::Receiver<PeerNeedAnswer>, usize)>,
-    /// What they have said: the group to name, if any does.
-    need: Option<PeerNeed>,
+    answers: Option<(mpsc::Receiver<Result<Objections, Error>>, usize)>,
+    /// What they have said.
+    objections: Objections,
 }
 
 impl Asked {
@@ -126,7 +126,7 @@ impl Asked {
         while let Some((answers, left @ 1..)) = &mut self.answers {
             let answer = answers.recv().map_err(|_| Error::Closed)??;
             *left -= 1;
-            self.need = PeerNeed::rather(self.need, answer);
+            self.objections.add(answer);
         }
         self.verdict()
     }
@@ -141,23 +141,30 @@ impl Asked {
                 Err(mpsc::TryRecvError::Disconnected) => return Err(Error::Closed),
             };
             *left -= 1;
-            self.need = PeerNeed::rather(self.need, answer);
+            self.objections.add(answer);
         }
         self.verdict().map(|()| true)
     }
 
     fn verdict(&self) -> Result<(), Error> {
-        self.need.map_or(Ok(()), |PeerNeed { group, is_running }| {
-            let why = match is_running {
-                true => format!("group {group} has it as a member; change its members first"),
-                false => format!(
-                    "group {group} has it as a member, as far as its replica here knows, which is out of service; change \
-                     the group's members, or take this node out of it first"
-                ),
-            };
-            let node = self.node;
-            Err(Error::Peer { node, why })
-        })
+        let Objections { need, untold } = &self.objections;
+        let why = match need {
+            Some(PeerNeed {
+                group,
+                is_running: true,
+            }) => format!("group {group} has it as a member; change its members first"),
+            Some(PeerNeed { group, .. }) => format!(
+                "group {group} has it as a member, as far as its replica here knows, which is out of service; change \
+                 the group's members, or take this node out of it first"
+            ),
+            None if !untold.is_empty() => format!(
+                "{} have not confirmed which groups were destroyed, and that could be forgotten without it; ask again once they run",
+                names(untold)
+            ),
+            None => return Ok(()),
+        };
+        let node = self.node;
+        Err(Error::Peer { node, why })
     }
 }
 
@@ -184,11 +191,13 @@ impl<M: StateMachine> Node<M> {
 
     /// Takes a node out of the peers, also for after a restart: this node does not connect to it any more, and does not let it in.
     ///
-    /// Whether a group needs it is asked before, and not again: don't bring it into a group at the same time.
+    /// Whether a group needs it is asked before, and not again: don't bring it into a group at the same time. Before, all living
+    /// peers are told which groups were destroyed, as far as this node knows, so that nobody takes one for new; that is waited for, up to
+    /// five seconds.
     ///
     /// # Errors
-    /// [`Error::Peer`] when it is no peer, when a group of which this node has a replica has it as a member, or when that can't be
-    /// remembered; [`Error::Fault`] when this node is out of service, [`Error::Closed`] after a shutdown.
+    /// [`Error::Peer`] when it is no peer, when a group of which this node has a replica has it as a member, when a living peer, or
+    /// more than half of the remaining nodes, have not confirmed which groups were destroyed, or when that can't be remembered; [`Error::Fault`] when this node is out of service, [`Error::Closed`] after a shutdown.
     pub async fn remove_peer(&self, id: u64) -> Result<(), Error> {
         self.change_peer(id, Change::Remove).await
     }
@@ -247,7 +256,7 @@ impl Inner {
             change,
             before,
             answers,
-            need: None,
+            objections: Objections::default(),
         }))
     }
 

@@ -18,7 +18,8 @@ use super::proposals::first_request;
 use super::{MergeEvent, Shard, SplitEvent};
 use crate::error::Error;
 use crate::event::{
-    CreateOrigin, CreateReply, GroupRanges, LifeRanges, Members, ShardEvent, life_ranges, ranges,
+    CreateOrigin, CreateReply, EndGrounds, GroupRanges, LifeRanges, Members, ShardEvent,
+    life_ranges, ranges,
 };
 use crate::liveness::Liveness;
 use crate::wire::{self, Found};
@@ -312,7 +313,7 @@ impl Shard {
                 match &members {
                     Some(members) => self.create_parts(origin, groups.clone(), members.clone()),
                     None if is_survey => self.survey_parts(origin, plain()),
-                    None => self.destroy_parts(origin, groups.clone()),
+                    None => self.destroy_parts(origin, groups.clone(), EndGrounds::Survey),
                 }
                 continue;
             }
@@ -373,16 +374,25 @@ impl Shard {
     }
 
     /// Has every shard of this node end its part.
-    pub(super) fn destroy_parts(&mut self, origin: CreateOrigin, groups: LifeRanges) {
+    pub(super) fn destroy_parts(
+        &mut self,
+        origin: CreateOrigin,
+        groups: LifeRanges,
+        grounds: EndGrounds,
+    ) {
         if !self.begin_parts(origin, false) {
             return;
         }
         for shard in 1..self.shared.inboxes.len() {
             let groups = groups.clone();
-            self.shared
-                .tell(shard, ShardEvent::Destroy { origin, groups });
+            let event = ShardEvent::Destroy {
+                origin,
+                groups,
+                grounds,
+            };
+            self.shared.tell(shard, event);
         }
-        self.destroy(origin, &groups);
+        self.destroy(origin, &groups, grounds);
     }
 
     /// Has every shard of this node say what it knows of groups.
@@ -474,7 +484,12 @@ impl Shard {
         let now = self.now;
         let coordination = &mut self.home().coordination;
         let Some(at) = coordination.find(number) else {
-            return;
+            // A shard may have told it of ends.
+            let (by, request) = (node, number);
+            let taken = || ShardEvent::EndsTaken { by, request };
+            return if result.is_ok() {
+                self.shared.tell_all(taken);
+            };
         };
         let later = match result {
             Ok(later) => later,

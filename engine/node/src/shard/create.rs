@@ -16,7 +16,7 @@ use super::replica::Replica;
 use super::{Deferred, Marks, Shard};
 use crate::apply::{Held, Task};
 use crate::error::Error;
-use crate::event::{CreateOrigin, GroupRanges, LifeRanges, ShardEvent, life_ranges};
+use crate::event::{CreateOrigin, EndGrounds, GroupRanges, LifeRanges, ShardEvent, life_ranges};
 use crate::status::{GroupStatus, Membership};
 use crate::wire::{Fate, Found};
 
@@ -136,9 +136,18 @@ impl Shard {
 
     /// Lives of groups are over: their replicas here end, and nothing of them may come back. Later lives that are here go on, and
     /// are reported.
-    pub(super) fn destroy(&mut self, origin: CreateOrigin, groups: &LifeRanges) {
+    pub(super) fn destroy(
+        &mut self,
+        origin: CreateOrigin,
+        groups: &LifeRanges,
+        grounds: EndGrounds,
+    ) {
         let mut later = Vec::new();
         for (group, life) in self.mine(groups) {
+            if grounds == EndGrounds::Word && self.log.has_lost_life(group) {
+                // What the log lost may be a later life, which must not begin a second time. The replica is known to whoever asks.
+                continue;
+            }
             self.end_replica(group, Tombstone::destroyed(life));
             let here = self.life_of(group);
             later.extend(here.map(|here| (group.0, here)));

@@ -125,6 +125,11 @@ impl Shard {
         }
         self.ends.has_fresh_tombstone |= self.log.tombstone_of(group) != before;
         self.shared.directory.note_over(group, life);
+        let known = before.and_then(|tombstone| tombstone.over());
+        let known = known.max(here.and_then(Life::before));
+        if let Some(over) = tombstone.over().filter(|over| Some(*over) > known) {
+            self.told.note(group, over, self.now);
+        }
         let Some(ended) = here else { return };
         #[cfg(feature = "sim")]
         self.stepped.iter_mut().for_each(|list| list.push(group));

@@ -14,7 +14,7 @@ use super::outgoing::NODE_LEVEL;
 use super::witness::committed_by;
 use super::{Payloads, Shard, Wanted, parse_blocks};
 use crate::error::Error;
-use crate::event::{Claim, CreateOrigin, Reign, ShardEvent};
+use crate::event::{Claim, CreateOrigin, EndGrounds, Reign, ShardEvent};
 use crate::liveness::{Action, Beat, Intervals, Liveness, Untaken};
 use crate::pulse::Expected;
 use crate::status::ElectionCause;
@@ -258,7 +258,13 @@ impl Shard {
             Record::SurveyReply { request, found } => self.surveyed(from, request, found),
             Record::Destroy { request, groups } => {
                 let node = from;
-                self.destroy_parts(CreateOrigin { node, request }, groups);
+                let origin = CreateOrigin { node, request };
+                self.destroy_parts(origin, groups, EndGrounds::Survey);
+            }
+            Record::Ends { request, groups } => {
+                let node = from;
+                let origin = CreateOrigin { node, request };
+                self.destroy_parts(origin, groups, EndGrounds::Word);
             }
         }
     }

@@ -28,6 +28,7 @@ mod split;
 mod stall;
 #[cfg(test)]
 mod tests;
+mod told;
 mod transfer;
 mod trim;
 mod turn;
@@ -77,6 +78,7 @@ use self::snapshots::Snapshots;
 use self::split::Splits;
 pub(crate) use self::split::{ChildNews, SplitEvent};
 use self::stall::Stall;
+use self::told::Told;
 use self::transfer::Transfers;
 pub(crate) use self::transfer::{ChunkTrouble, TransferGauges, TransferLimits, Wanted};
 use self::trim::Trim;
@@ -252,10 +254,8 @@ pub(crate) struct Shard {
     leadership: Leadership,
     members: Members,
     repairs: Repairs,
-    /// Peers that were added since this node was opened.
-    newcomers: FxHashSet<NodeId>,
-    /// Numbers what they are told.
-    last_told: u64,
+    /// Which peers know of the ends that this shard keeps.
+    told: Told,
     balance: Balance,
     splits: Splits,
     merges: Merges,
@@ -419,8 +419,7 @@ impl Shard {
             leadership: Leadership::default(),
             members: Members::default(),
             repairs: Repairs::default(),
-            newcomers: FxHashSet::default(),
-            last_told: 0,
+            told: Told::new(index, shared.incarnation, &options.peers),
             balance: Balance::default(),
             splits: Splits::default(),
             merges: Merges::new(shared.node, shared.incarnation),
@@ -618,7 +617,12 @@ impl Shard {
                 self.create_everywhere(groups, members, reply);
             }
             ShardEvent::Created { origin, result } => self.created(origin, result),
-            ShardEvent::Destroy { origin, groups } => self.destroy(origin, &groups),
+            ShardEvent::Destroy {
+                origin,
+                groups,
+                grounds,
+            } => self.destroy(origin, &groups, grounds),
+            ShardEvent::EndsTaken { by, request } => self.ends_taken(by, request),
             ShardEvent::Survey { origin, groups } => self.survey(origin, &groups),
             ShardEvent::DestroyEverywhere { groups, reply } => {
                 self.destroy_everywhere(groups, reply);
@@ -668,9 +672,7 @@ impl Shard {
             }
             ShardEvent::PeerAdded { node } => self.peer_added(node),
             ShardEvent::PeerRemoved { node } => self.peer_removed(node),
-            ShardEvent::PeerNeeded { node, reply } => {
-                let _ = reply.send(Ok(self.need_of(node)));
-            }
+            ShardEvent::PeerNeeded { node, reply } => self.peer_needed(node, reply),
             ShardEvent::Maintain => self.maintenance_is_due = true,
             ShardEvent::WalFailed(reason) => self.fail(reason),
             ShardEvent::Shutdown => self.is_stopping = true,
@@ -755,6 +757,7 @@ impl Shard {
         self.splits.fail_all(&error);
         self.merges.fail_all(&error);
         self.snapshots.fail_all(&error);
+        self.told.fail_all(&error);
         if let Some(home) = &mut self.home {
             home.fail_all(&error);
         }

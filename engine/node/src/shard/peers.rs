@@ -1,22 +1,18 @@
 //! Peers that come and go while the node runs, as a shard sees them.
 //! It must never go on counting on a node that was taken out, nor count on a new one for what it was not told.
 
+use std::collections::BTreeSet;
+
 use polyraft_raft::{ClaimChange, NodeId};
-use polyraft_storage::Ending;
 
-use super::outgoing::NODE_LEVEL;
 use super::{Shard, leads};
-use crate::event::{PeerNeed, life_ranges};
-use crate::wire;
-
-/// Ends that are told in one record.
-const ENDS_AT_ONCE: usize = 4_096;
+use crate::event::{Objections, ObjectionsReply, PeerNeed};
 
 impl Shard {
     /// The node has another peer.
     pub(super) fn peer_added(&mut self, node: NodeId) {
         self.outgoing.add(node);
-        self.newcomers.insert(node);
+        self.told.add(node);
         let own = self.shared.node;
         if let Some(home) = &mut self.home {
             self.trust.add(node, home.liveness.batches());
@@ -39,30 +35,17 @@ impl Shard {
             self.with_liveness(|liveness, actions| liveness.remove(node, actions));
         }
         self.outgoing.remove(node);
-        self.newcomers.remove(&node);
+        self.told.remove(node);
     }
 
-    /// A node that was added while this one runs is told which lives of groups are over, whenever it is back. A majority of all
-    /// nodes knew of each of them, and with it there are more nodes: it has to be one of those who know.
-    pub(super) fn tell_ends(&mut self, node: NodeId) {
-        if !self.newcomers.contains(&node) {
-            return;
-        }
-        let over = self.log.tombstones();
-        let over = over.filter(|(_, tombstone)| tombstone.ending == Ending::Destroyed);
-        let mut over: Vec<_> = over.map(|(group, end)| (group.0, end.life)).collect();
-        over.sort_unstable();
-        for part in over.chunks(ENDS_AT_ONCE) {
-            let lives = life_ranges(part.iter().copied());
-            let counters = self.shared.counters.shard(self.index);
-            let bytes = wire::destroy_bytes(&lives);
-            let Some(frame) = self.outgoing.append(node, NODE_LEVEL, bytes, counters) else {
-                return;
-            };
-            // Nobody waits for the answer. The numbers of requests here are others, and so are those of other shards.
-            self.last_told += 1;
-            let request = u64::MAX - (self.last_told << 16 | self.index as u64);
-            wire::put_destroy(frame, request, &lives);
+    /// Somebody wants to take a node out of the peers. No other one goes on counting on it, and no end is forgotten with it.
+    pub(super) fn peer_needed(&mut self, node: NodeId, reply: ObjectionsReply) {
+        match self.need_of(node) {
+            None => self.told.ask(node, reply, self.now),
+            need => {
+                let untold = BTreeSet::new();
+                let _ = reply.send(Ok(Objections { need, untold }));
+            }
         }
     }
 

@@ -24,7 +24,7 @@ use crate::clock::Clock;
 use crate::completion::CompletionQueue;
 use crate::config::Config;
 use crate::error::{Error, MachineError};
-use crate::event::{CreateOrigin, ShardEvent};
+use crate::event::{CreateOrigin, EndGrounds, ShardEvent};
 use crate::group::Read as How;
 use crate::machine::{Entry, FrozenState, Replies, StateMachine};
 
@@ -304,7 +304,7 @@ fn slots_of_replicas_that_ended_are_used_again_and_hold_nothing() {
         let queue = CompletionQueue::new();
         let reply = queue.reply_to(7);
         shard.propose(GroupId(3), EntryKind::Normal, Bytes::new(), reply);
-        shard.destroy(origin, &lives);
+        shard.destroy(origin, &lives, EndGrounds::Survey);
         settle(&mut shard);
         let mut done = Vec::new();
         queue.drain(&mut done, Duration::ZERO);

@@ -61,6 +61,7 @@ impl Shard {
             self.splits.deadline(),
             self.merges.deadline(),
             self.stall_deadline(),
+            self.told.deadline(&self.alive),
             self.trim.deadline(),
         ]
         .into_iter()
@@ -120,6 +121,7 @@ impl Shard {
         self.dispatch_claims();
         self.want_standing();
         self.run_home(is_drained);
+        self.tell_ends();
         self.dispatch_timers();
         self.offer_snapshots();
         self.settle_transfers();
@@ -649,7 +651,7 @@ impl Shard {
         if alive {
             self.alive.insert(node);
             self.note_back(node);
-            self.tell_ends(node);
+            self.told.back(node, self.now);
         } else {
             self.alive.remove(node);
             self.forwards.peer_lost(node);

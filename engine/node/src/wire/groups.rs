@@ -270,6 +270,14 @@ pub(crate) fn put_destroy(out: &mut BytesMut, request: u64, groups: &LifeRanges)
     });
 }
 
+/// Writes which lives are over as this node keeps it. As long as a destroy.
+pub(crate) fn put_ends(out: &mut BytesMut, request: u64, groups: &LifeRanges) {
+    record(out, Kind::Ends, GroupId(0), |out| {
+        out.put_u64_le(request);
+        put_lives(out, groups);
+    });
+}
+
 /// Reads the body of one of these records.
 pub(super) fn decode<'a>(kind: Kind, mut body: Body<'_>) -> Result<Record<'a>, WireError> {
     match kind {
@@ -337,10 +345,13 @@ pub(super) fn decode<'a>(kind: Kind, mut body: Body<'_>) -> Result<Record<'a>, W
             }
         }
         Kind::SurveyReply => survey_reply(body),
-        _ => Ok(Record::Destroy {
-            request: body.u64()?,
-            groups: lives(body)?,
-        }),
+        _ => {
+            let (request, groups) = (body.u64()?, lives(body)?);
+            Ok(match kind {
+                Kind::Ends => Record::Ends { request, groups },
+                _ => Record::Destroy { request, groups },
+            })
+        }
     }
 }
 

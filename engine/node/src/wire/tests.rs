@@ -330,6 +330,7 @@ fn node_level_records_come_back_as_they_were_sent() {
     let found = [found, asides.to_vec()].concat();
     put_survey_reply(&mut frame, 6, &found);
     put_destroy(&mut frame, 7, &lives);
+    put_ends(&mut frame, 8, &lives);
     let expected = vec![
         Ok(Record::Beat(beat)),
         Ok(Record::ClaimsDelta {
@@ -360,6 +361,10 @@ fn node_level_records_come_back_as_they_were_sent() {
         Ok(Record::SurveyReply { request: 6, found }),
         Ok(Record::Destroy {
             request: 7,
+            groups: lives.clone(),
+        }),
+        Ok(Record::Ends {
+            request: 8,
             groups: lives,
         }),
     ];

@@ -18,7 +18,7 @@ use crate::apply::Applier;
 use crate::assembly::{Parts, applier, keeper};
 use crate::completion::CompletionQueue;
 use crate::error::MachineError;
-use crate::event::CreateOrigin;
+use crate::event::{CreateOrigin, EndGrounds};
 use crate::group::Read as How;
 use crate::keeper::{Job, Keeper};
 use crate::machine::{Entry, FrozenState, Replies, Split, StateMachine};
@@ -340,7 +340,7 @@ fn a_group_that_was_created_is_not_taken_for_the_child() {
     assert!(alone.is_held(), "the part is lost");
     assert_eq!(alone.applied(), Index(1));
     // Once it is destroyed, its life is over: nobody waits for the child any more.
-    alone.shard.destroy(origin, &lives);
+    alone.shard.destroy(origin, &lives, EndGrounds::Survey);
     alone.shard.now = alone.shard.now.after(RETRY);
     alone.settle();
     alone.settle();
