@@ -243,3 +243,6 @@ impl Shard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use polyraft_storage::sim::SimDisk;
 use polyraft_storage::{DataDir, Disk as _, Durable, EntryKind, ShardLog, WalOptions};
 
 use super::*;
-use crate::event::{PeerNeed, Reign};
+use crate::event::{CreateOrigin, EndGrounds, PeerNeed, Reign};
 use crate::liveness::{Action, Beat};
 use crate::shard::tests::parts_on;
 
@@ -306,4 +306,29 @@ fn a_damaged_replica_that_does_not_know_its_members_is_no_other_group() {
     let created = shard.create_one((GROUP, Life::FIRST), &Configuration::simple(members));
     assert_eq!(created.unwrap(), Life::FIRST);
     assert_eq!(shard.slot(GROUP), Some(slot));
+}
+
+#[test]
+fn a_replica_that_may_have_lost_a_later_life_ends_by_no_word_of_an_earlier_one() {
+    let over = Tombstone {
+        term: Term(u64::from_le_bytes(*b"ITENDED\0")),
+        ..Tombstone::destroyed(Life::FIRST)
+    };
+    let disk = with_log(&voters([1, 2, 3]), |log| {
+        log.tombstone(GROUP, over).unwrap()
+    });
+    damage(&disk, b"ITENDED");
+    let (_shared, mut parts) = parts_on(&disk, Path::new(PATH));
+    let (shard, _) = &mut parts.shards[0];
+    shard.open_recovered();
+    shard.opened(GROUP, Ok(Index(0)));
+    assert!(shard.log.has_lost_life(GROUP));
+    let (node, request) = (NodeId(2), 1);
+    let origin = CreateOrigin { node, request };
+    let lives = vec![(GROUP.0..GROUP.0 + 1, Life::FIRST)];
+    shard.destroy(origin, &lives, EndGrounds::Word);
+    assert_eq!(shard.life_of(GROUP), Some(Life::FIRST));
+    // Who has asked all nodes knows that there is no later one.
+    shard.destroy(origin, &lives, EndGrounds::Survey);
+    assert_eq!(shard.life_of(GROUP), None);
 }
