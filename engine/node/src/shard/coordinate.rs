@@ -4,7 +4,7 @@
 //! Both begin with the question to all nodes which lives the groups have. A group is destroyed by telling all nodes that its life
 //! is over; from the first tombstone on that is irrevocable, as whoever speaks of that life to a node with the tombstone is told.
 //! It is created in the life behind the last one that is over. A majority of all nodes has to know of each end, and a majority
-//! is asked before each beginning: so the number of a life is never used twice, whoever the members are. Nor is a life begun
+//! is asked before each beginning (those who know tell all others, before the nodes become fewer): so the number of a life is never used twice, whoever the members are. Nor is a life begun
 //! that somebody has with other members, or was removed from: it would be there twice.
 
 mod known;
