@@ -397,7 +397,7 @@ impl World {
                 self.counts.told_peers += 1;
             }
             // What is left of a damaged log may name it for good. Or others have to hear of ends first.
-            Err(polyraft::Error::Peer { why, .. })
+            Err(Error::Peer { why, .. })
                 if why.contains("as a member") || why.contains("have not confirmed") =>
             {
                 self.counts.needed_peers += 1;
