@@ -233,3 +233,43 @@ async fn a_node_that_joins_learns_which_groups_are_over() {
     assert_eq!(status.life.get(), 1, "the number of a life is used once");
     cluster.stop_all().await;
 }
+
+/// Before, nodes that were down when a group ended were never told, and could be all that was left.
+#[tokio::test]
+async fn a_cluster_does_not_shrink_to_nodes_that_do_not_know_which_groups_are_over() {
+    let mut cluster = Cluster::start(5, small_config()).await;
+    let node = cluster.node(1);
+    node.create_groups(0..1, &[1, 2, 3]).await.unwrap();
+    cluster.stop(4).await;
+    cluster.stop(5).await;
+    cluster.node(1).destroy_groups(0..1).await.unwrap();
+    // Of the four others two know, and then a majority meets one who does. Of three only one would.
+    for id in [2, 3] {
+        until("node 1 is out", async || {
+            cluster.node(id).remove_peer(1).await.is_ok()
+        })
+        .await;
+    }
+    cluster.stop(1).await;
+    let removed = why(cluster.node(3).remove_peer(2).await);
+    assert!(removed.contains("n4, n5 have not confirmed"), "{removed}");
+    assert_eq!(peers(&cluster, 3), [2, 4, 5]);
+    for id in [4, 5] {
+        cluster.open(id).await.unwrap();
+        cluster.sees(3, id, true).await;
+        cluster.node(id).remove_peer(1).await.unwrap();
+    }
+    for id in [3, 4, 5] {
+        cluster.node(id).remove_peer(2).await.unwrap();
+    }
+    cluster.stop(2).await;
+    cluster.stop(3).await;
+    until("the group begins anew", async || {
+        let created = cluster.node(4).create_groups(0..1, &[4, 5]).await;
+        created.is_ok()
+    })
+    .await;
+    let status = cluster.node(4).group(0).status().await.unwrap();
+    assert_eq!(status.life.get(), 1, "the number of a life is used once");
+    cluster.stop_all().await;
+}
