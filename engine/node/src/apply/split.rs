@@ -34,7 +34,7 @@ impl<M: StateMachine> Applier<M> {
         let is_frozen = self.frozen_into(at.group).is_some();
         let frozen = match self.machines.get(at.group) {
             Some(Machine::Running(_)) if is_frozen => Ok(None),
-            // The child was here, or its replica was removed before.
+            // It was asked when it came here, before the restart.
             Some(Machine::Running(_)) if has_shed => Ok(None),
             Some(Machine::Running(machine)) => guarded(|| {
                 let can_split = machine.can_split(&split);
@@ -59,7 +59,7 @@ impl<M: StateMachine> Applier<M> {
                 };
                 return self.keeper_of(entry.child).send(job);
             }
-            Ok(None) if has_shed && !is_frozen => ChildNews::Settled,
+            Ok(None) if has_shed && !is_frozen => ChildNews::Past,
             Ok(None) => ChildNews::Nothing,
             Err(reason) => ChildNews::Failed(reason),
         };

@@ -37,6 +37,10 @@ const LOOK_AGAIN: u64 = 10_000;
 /// How long a child that is not open, or out of service, counts as one that may be led some day, in microseconds.
 const PATIENCE: u64 = 600_000_000;
 
+/// The same of a child of which this node has nothing although its parent's state machine is past the split, in microseconds: most
+/// likely there is none. Whoever has it tells this node so sooner.
+const BRIEF: u64 = 10_000_000;
+
 /// What a shard knows of splits.
 #[derive(Debug, Default)]
 pub(super) struct Splits {
@@ -89,6 +93,8 @@ pub(super) struct Child {
     /// The place of its parent's log at which it was split off.
     at: Index,
     since: Tick,
+    /// How long it counts while it is not open, or out of service.
+    patience: u64,
     was_open: bool,
 }
 
@@ -99,6 +105,9 @@ pub(crate) enum ChildNews {
     Wanted,
     /// It is durable here.
     Settled,
+    /// It is not here, and its parent's state machine can't give it any more: after a restart that is past the split. The state
+    /// machine refused it then, or the replica here has ended.
+    Past,
     /// There is none: it ended, or nothing is split off.
     Nothing,
     /// It can't be written yet, because of something that is over soon.
@@ -396,7 +405,7 @@ impl Shard {
         let children = self.splits.children.get_mut(&group)?;
         let (directory, now) = (&self.shared.directory, self.now);
         children.retain_mut(|child| {
-            let may_wait = now.since(child.since) < PATIENCE;
+            let may_wait = now.since(child.since) < child.patience;
             let is_unborn = match directory.cell(child.group) {
                 Some(cell) if cell.is_out_of_service() => may_wait,
                 Some(cell) => {
@@ -466,6 +475,7 @@ impl Shard {
             group: entry.child,
             at: index,
             since: self.now,
+            patience: PATIENCE,
             was_open: false,
         };
         self.forget_children(group, |known| known.group == entry.child);
@@ -548,8 +558,15 @@ impl Shard {
                     self.release(slot);
                 }
             }
-            ChildNews::Settled | ChildNews::Nothing => {
+            ChildNews::Settled | ChildNews::Past | ChildNews::Nothing => {
                 reached.is_settled = true;
+                let children = self.splits.children.get_mut(&at.group);
+                let mut its = children.into_iter().flatten();
+                if let Some(child) = its.find(|child| child.at == at.index)
+                    && matches!(news, ChildNews::Past)
+                {
+                    child.patience = BRIEF;
+                }
                 if matches!(news, ChildNews::Nothing) {
                     self.forget_children(at.group, |child| child.at == at.index);
                 }

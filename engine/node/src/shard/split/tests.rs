@@ -308,6 +308,27 @@ fn a_split_that_is_refused_holds_up_nothing() {
 }
 
 #[test]
+fn a_child_that_a_restart_finds_neither_here_nor_in_the_state_is_not_awaited_for_long() {
+    let mut alone = Alone::with_split(b"part");
+    alone.elect();
+    while !alone.is_held() {
+        alone.work();
+        alone.turn();
+    }
+    let at = SplitPlace {
+        group: GROUP,
+        life: Life::FIRST,
+        index: Index(2),
+    };
+    // A state machine that kept its state over the restart was past the split, which it may have refused.
+    alone.shard.child_heard(at, ChildNews::Past);
+    assert!(!alone.is_held());
+    assert!(alone.shard.unborn_child_of(GROUP).is_some());
+    alone.pass(BRIEF);
+    assert!(alone.shard.unborn_child_of(GROUP).is_none());
+}
+
+#[test]
 fn a_part_that_the_state_machine_cannot_give_takes_its_replica_out_of_service() {
     let mut alone = Alone::with_split(b"fail");
     alone.elect();
