@@ -126,7 +126,9 @@ pub fn run(command: &RecoverCommand) -> Result<bool> {
 fn save(plan: &RecoveryPlan, file: &Path) -> Result<()> {
     let mut text = serde_json::to_string_pretty(plan)?;
     text.push('\n');
-    if let Ok(there) = std::fs::read_to_string(file)
+    let is_file = std::fs::symlink_metadata(file).is_ok_and(|there| there.is_file());
+    if is_file
+        && let Ok(there) = std::fs::read_to_string(file)
         && text.starts_with(&there)
     {
         if there == text {

@@ -85,10 +85,10 @@ pub enum Error {
         /// The nodes that have not answered, and members that are no peers of this node.
         missing: Vec<NodeId>,
     },
-    /// The group was destroyed, and is there with the members given, as not all of its nodes have heard of that. Nothing was begun.
-    /// They hear of it by themselves: try again then, or call `destroy_groups` first.
+    /// The group was destroyed, and is there with the members given, as not all of its nodes have heard of that. It was not begun
+    /// anew; others of the same call may exist. Its nodes hear of it by themselves: try again then, or call `destroy_groups` first.
     #[error(
-        "group {group} was destroyed, but not all of its nodes have ended it yet; nothing was begun, try again or call destroy_groups first"
+        "group {group} was destroyed, but not all of its nodes have ended it yet; try again, or call destroy_groups first"
     )]
     Ending {
         /// The group in question.

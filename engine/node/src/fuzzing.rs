@@ -473,6 +473,7 @@ mod tests {
             found(1..4, Fate::Here(joint)),
             found(9..10, Fate::Damaged),
             found(10..11, Fate::Elsewhere),
+            found(11..12, Fate::Stays(Configuration::simple([NodeId(4)]))),
             found(9..10, Fate::Target(GroupId(70))),
             found(10..11, Fate::Parent(GroupId(80))),
         ];

@@ -87,6 +87,8 @@ pub(crate) struct Inner {
     network: Arc<dyn Network>,
     router: Arc<Router>,
     running: Mutex<Option<Running>>,
+    /// Held while the peers change: one change at a time.
+    changing: Mutex<()>,
 }
 
 /// What has to be stopped, in this order.
@@ -410,7 +412,8 @@ impl<M: StateMachine> Node<M> {
     /// not, before anything is begun; [`Error::Ending`] when it is there with the members given, and was destroyed, as somebody knows;
     /// [`Error::Needed`] while a group that was to be merged into one that had the id is frozen; [`Error::CreateTimeout`] when too
     /// few nodes answer within ten seconds and two election timeouts; [`Error::Fault`] when this node has stopped serving, or
-    /// another one could not begin a group; or [`Error::Closed`] after a shutdown. After the last three the groups may exist.
+    /// another one could not begin a group; or [`Error::Closed`] after a shutdown. After the last three the groups may exist, and after
+    /// [`Error::Ending`] others than the one that it names.
     pub async fn create_groups(
         &self,
         groups: impl IntoIterator<Item = u64>,
@@ -617,6 +620,7 @@ impl Inner {
             network,
             router,
             running: Mutex::new(None),
+            changing: Mutex::default(),
         }
     }
 

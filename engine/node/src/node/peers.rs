@@ -121,9 +121,11 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// Waits until all shards have answered.
+    /// Waits until all shards have answered, or one whose group needs the peer.
     fn wait(&mut self) -> Result<(), Error> {
-        while let Some((answers, left @ 1..)) = &mut self.answers {
+        while self.objections.need.is_none_or(|need| !need.is_running)
+            && let Some((answers, left @ 1..)) = &mut self.answers
+        {
             let answer = answers.recv().map_err(|_| Error::Closed)??;
             *left -= 1;
             self.objections.add(answer);
@@ -158,7 +160,7 @@ impl Asked {
                  the group's members, or take this node out of it first"
             ),
             None if !untold.is_empty() => format!(
-                "{} have not confirmed which groups were destroyed, and that could be forgotten without it; ask again once they run",
+                "{} have not confirmed which groups were destroyed, and that could be forgotten without it; ask again once they run and can write, or take them out first",
                 names(untold)
             ),
             None => return Ok(()),
@@ -214,20 +216,21 @@ impl<M: StateMachine> Node<M> {
 
 impl Inner {
     fn change_peer(&self, node: NodeId, change: Change) -> Result<(), Error> {
-        // Held to the end: one change at a time, and none after a shutdown, when the directory may be somebody else's.
-        let running = self.running.lock();
-        let Some(Running {
-            network, data_dir, ..
-        }) = running.as_ref()
-        else {
-            return Err(Error::Closed);
+        let _alone = self.changing.lock();
+        let asked = match &*self.running.lock() {
+            Some(_) => self.ask(node, change)?,
+            None => return Err(Error::Closed),
         };
-        match self.ask(node, change)? {
-            None => Ok(()),
-            Some(mut asked) => {
-                asked.wait()?;
-                self.carry_out(&asked, &**network, data_dir)
-            }
+        let Some(mut asked) = asked else {
+            return Ok(());
+        };
+        asked.wait()?;
+        // None after a shutdown, when the directory may be somebody else's.
+        match &*self.running.lock() {
+            Some(Running {
+                network, data_dir, ..
+            }) => self.carry_out(&asked, &**network, data_dir),
+            None => Err(Error::Closed),
         }
     }
 

@@ -233,7 +233,7 @@ impl Shard {
     }
 
     /// The newest life of a group that this node knows of, and what became of it.
-    fn fate_of(&self, group: GroupId) -> Option<(Life, Fate)> {
+    pub(super) fn fate_of(&self, group: GroupId) -> Option<(Life, Fate)> {
         let members = match (self.slot(group), self.opening.get(&group)) {
             (Some(slot), _) => Some(self.replicas[slot as usize].group.configuration()),
             (None, Some((found, _))) => Some(found.members()),
@@ -248,8 +248,9 @@ impl Shard {
             return Some((ended.life, fate));
         };
         // A damaged log may not say who they are.
-        let fate = match members.voters().is_empty() {
-            true => Fate::Damaged,
+        let fate = match self.log.has_lost_life(group) {
+            _ if members.voters().is_empty() => Fate::Damaged,
+            true => Fate::Stays(members.clone()),
             false => Fate::Here(members.clone()),
         };
         Some((self.life_of(group)?, fate))

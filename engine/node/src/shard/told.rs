@@ -1,5 +1,6 @@
-//! Word of lives that are over, for every peer until it has confirmed that it keeps it.
-//! A peer must never count as told before it said so, over restarts of this node too, nor anything be sent to one that knows all.
+//! Word of lives that are over, for every peer until it has confirmed that it has it.
+//! A peer must never count as told before it said so, over restarts of this node too, nor anything be sent to one that has
+//! confirmed all. It keeps what it is told, but for a replica of its own that may have lost a later life: that stays as it is.
 //!
 //! Nothing of it is stored: after a restart every peer counts as untold. What is over stays over, so a peer that has confirmed need not
 //! be told again, however often it restarts.
@@ -190,11 +191,16 @@ impl Shard {
         let Told {
             peers, last_number, ..
         } = &mut self.told;
+        // All tombstones are looked through for a part: one in a turn.
+        let mut has_made_one = false;
         for (node, peer) in peers {
             if peer.is_idle() || peer.next_at > now || !alive.contains(*node) {
                 continue;
             }
             if peer.part.is_none() {
+                if std::mem::replace(&mut has_made_one, true) {
+                    continue;
+                }
                 let over = peer.next(&self.log);
                 if over.is_empty() {
                     continue;

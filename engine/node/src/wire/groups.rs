@@ -40,6 +40,9 @@ pub(crate) enum Fate {
     Target(GroupId),
     /// It must not end yet: this group was split off it, and may have too few replicas. Said beside what became of it.
     Parent(GroupId),
+    /// It has replicas here, who know these for its members, and a damaged log that may have lost a later life: they stay until the
+    /// group is destroyed, whatever is known elsewhere.
+    Stays(Configuration),
 }
 
 impl Fate {
@@ -221,7 +224,7 @@ pub(crate) fn put_survey(out: &mut BytesMut, request: u64, groups: &GroupRanges)
 /// Bytes of the answer to that.
 pub(crate) fn found_bytes(found: &[Found]) -> usize {
     let each = |found: &Found| match &found.fate {
-        Fate::Here(members) => 21 + configuration_bytes(members),
+        Fate::Here(members) | Fate::Stays(members) => 21 + configuration_bytes(members),
         Fate::Target(_) | Fate::Parent(_) => 29,
         _ => 21,
     };
@@ -251,6 +254,10 @@ pub(crate) fn put_survey_reply(out: &mut BytesMut, request: u64, found: &[Found]
                 Fate::Parent(child) => {
                     out.put_u8(5);
                     out.put_u64_le(child.0);
+                }
+                Fate::Stays(members) => {
+                    out.put_u8(6);
+                    put_configuration(out, members);
                 }
             }
         }
@@ -368,6 +375,7 @@ fn survey_reply<'a>(mut body: Body<'_>) -> Result<Record<'a>, WireError> {
             3 => Fate::Elsewhere,
             4 => Fate::Target(GroupId(body.u64()?)),
             5 => Fate::Parent(GroupId(body.u64()?)),
+            6 => Fate::Stays(next_configuration(&mut body)?),
             _ => return Err(WireError::Value("survey reply")),
         };
         if fate.is_aside() && !are_groups([&groups].into_iter()) {

@@ -311,7 +311,12 @@ fn node_level_records_come_back_as_they_were_sent() {
         life: Life::LAST,
         fate: Fate::Here(Configuration::simple([NodeId(1), NodeId(2)])),
     }];
-    let fates = [Fate::Over, Fate::Damaged, Fate::Elsewhere];
+    let fates = [
+        Fate::Over,
+        Fate::Damaged,
+        Fate::Elsewhere,
+        Fate::Stays(Configuration::simple([NodeId(1)])),
+    ];
     let found = fates.into_iter().fold(found, |mut found, fate| {
         let start = found[found.len() - 1].groups.end;
         found.push(Found {

@@ -24,7 +24,7 @@ pub(super) struct Known {
     pub(super) elsewhere: Option<Life>,
     /// The newest life of which somebody has a damaged log that does not say who the members are.
     pub(super) damaged: Option<Life>,
-    /// The members of every life that somebody has.
+    /// The members of every life that somebody has, and would end with once it hears that it is over.
     here: Vec<Configuration>,
 }
 
@@ -37,7 +37,7 @@ impl Known {
     pub(super) fn add(&mut self, life: Life, fate: &Fate) {
         let possible = match fate {
             Fate::Over => life.next(),
-            Fate::Here(_) | Fate::Elsewhere => life,
+            Fate::Here(_) | Fate::Stays(_) | Fate::Elsewhere => life,
             // A damaged log may have lost which life it was.
             Fate::Damaged => Life::FIRST,
             Fate::Target(_) | Fate::Parent(_) => return,
@@ -50,10 +50,11 @@ impl Known {
         }
         match fate {
             Fate::Target(_) | Fate::Parent(_) | Fate::Over => {}
-            Fate::Here(members) => {
+            Fate::Here(members) | Fate::Stays(members) => {
                 // Whoever should lead them.
                 let members = &members.clone().with_preferred(None);
-                if !self.here.contains(members) {
+                let is_sound = matches!(fate, Fate::Here(_));
+                if is_sound && !self.here.contains(members) {
                     self.here.push(members.clone());
                 }
                 let lists = [

@@ -221,6 +221,11 @@ fn a_life_that_is_over_for_somebody_and_there_for_others_is_ending() {
         (vec![(0, Fate::Over), (0, here(&prefers))], true),
         (vec![(0, here(&wanted)), (3, Fate::Over)], true),
         (vec![(0, here(&others)), (0, Fate::Over)], false),
+        // A damaged one stays, and the others go on without it.
+        (
+            vec![(0, Fate::Stays(wanted.clone())), (0, Fate::Over)],
+            false,
+        ),
         // The next one has begun.
         (
             vec![(0, here(&wanted)), (0, Fate::Over), (1, here(&wanted))],

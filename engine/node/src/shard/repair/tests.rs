@@ -328,6 +328,11 @@ fn a_replica_that_may_have_lost_a_later_life_ends_by_no_word_of_an_earlier_one()
     let lives = vec![(GROUP.0..GROUP.0 + 1, Life::FIRST)];
     shard.destroy(origin, &lives, EndGrounds::Word);
     assert_eq!(shard.life_of(GROUP), Some(Life::FIRST));
+    let fate = shard.fate_of(GROUP);
+    assert_eq!(
+        fate,
+        Some((Life::FIRST, crate::wire::Fate::Stays(voters([1, 2, 3]))))
+    );
     // Who has asked all nodes knows that there is no later one.
     shard.destroy(origin, &lives, EndGrounds::Survey);
     assert_eq!(shard.life_of(GROUP), None);

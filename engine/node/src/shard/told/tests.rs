@@ -55,6 +55,11 @@ fn confirm_all(alone: &mut Alone, peer: u64) -> BTreeMap<u64, Life> {
     all
 }
 
+/// How many frames have left that are not beats.
+fn frames(alone: &Alone) -> u64 {
+    alone.shard.shared.counters.sum().group_frames
+}
+
 fn deadline(alone: &Alone) -> Option<Tick> {
     alone.shard.told.deadline(&alone.shard.alive)
 }
@@ -71,14 +76,15 @@ fn a_peer_is_told_what_is_over_until_it_has_confirmed_and_never_again() {
     let (number, lives) = told(&alone, 2).unwrap();
     assert_eq!(lives, [(GROUP.0..GROUP.0 + 1, Life::FIRST)]);
     for _ in 0..3 {
-        let again_at = deadline(&alone).unwrap();
+        let (again_at, sent) = (deadline(&alone).unwrap(), frames(&alone));
         assert!(again_at > alone.shard.now, "it is not told without a pause");
         alone.shard.ends_taken(NodeId(2), number.wrapping_add(1));
         alone.shard.ends_taken(NodeId(3), number);
         alone.pass(RETRY);
         alone.turn();
         assert_eq!(told(&alone, 2), Some((number, lives.clone())));
-        assert!(deadline(&alone).unwrap() > again_at, "it is told again");
+        assert!(deadline(&alone).unwrap() > again_at);
+        assert_eq!(frames(&alone), sent + 1, "it is told again");
     }
     // What was sent to one that is gone may be lost.
     alone.shard.peer_changed(NodeId(2), false);
@@ -162,6 +168,8 @@ fn objections(answer: &mpsc::Receiver<Result<Objections, Error>>) -> Option<Vec<
 fn ask(alone: &mut Alone, node: u64) -> mpsc::Receiver<Result<Objections, Error>> {
     let (reply, answer) = mpsc::channel();
     alone.shard.peer_needed(NodeId(node), reply);
+    // One peer is told in a turn.
+    alone.turn();
     alone.turn();
     answer
 }
