@@ -1,5 +1,5 @@
 //! A whole cluster in one thread, from one seed: the code that runs in production over a simulated clock, network and
-//! disk. A run is a function of its seed, on every machine and in every build. Nothing in a world may read a clock, start
+//! disk. A run is a function of its seed, on every machine and in every build. Nothing in a world may go by a clock, start
 //! a thread, touch a file, or draw chance from anywhere but the seed.
 //!
 //! `docs/simulation.md` says what is simulated, what goes wrong and what is checked.
