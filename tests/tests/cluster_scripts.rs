@@ -64,7 +64,6 @@ mod mutants {
         Mutant::MergedSessionsDropped,
         Mutant::MergedSessionsShared,
         Mutant::FrozenGoesOn,
-        Mutant::LifeIgnored,
         Mutant::TombstoneForgotten,
         Mutant::ReadUnconfirmed,
         Mutant::LeaseFromAnswer,
