@@ -77,6 +77,8 @@ pub(crate) enum Task {
         /// It has the effect of everything through here, and of that some is handed out again; 0: of nothing.
         held: Index,
     },
+    /// A replica was taken out of service: its state machine answers nothing more.
+    Quarantine { group: GroupId, reason: String },
     /// A replica has ended: drop its state machine and remove what that kept, and have a keeper remove its snapshots. The shard
     /// learns that its slot is not named any more.
     Destroy {
@@ -283,8 +285,8 @@ pub(crate) struct Applier<M> {
 
 enum Machine<M> {
     Running(M),
-    /// A keeper has it.
-    Lent(Life),
+    /// A keeper has it. If the replica was taken out of service since: why.
+    Lent(Life, Option<String>),
     Stopped(String),
 }
 
@@ -346,6 +348,7 @@ impl<M: StateMachine> Applier<M> {
                 machine,
                 held,
             } => self.take_back((group, life), machine, held),
+            Task::Quarantine { group, reason } => self.quarantine(group, reason),
             Task::Destroy { group, life, slot } => self.destroy(group, life, slot),
             Task::Stop => {}
         }
@@ -362,7 +365,7 @@ impl<M: StateMachine> Applier<M> {
                 guarded(|| machine.snapshot().map_err(|error| error.to_string()))
             }
             Some(Machine::Stopped(reason)) => Err(reason.clone()),
-            Some(Machine::Lent(_)) | None => Err("the state machine is being replaced".to_owned()),
+            Some(Machine::Lent(..)) | None => Err("the state machine is being replaced".to_owned()),
         };
         match frozen {
             Ok(state) => {
@@ -381,6 +384,15 @@ impl<M: StateMachine> Applier<M> {
         }
     }
 
+    /// A replica was taken out of service, for whatever reason: nobody may be shown its state any more.
+    fn quarantine(&mut self, group: GroupId, reason: String) {
+        match self.machines.get_mut(group) {
+            Some(Machine::Running(_)) => self.stop(group, &reason),
+            Some(Machine::Lent(_, fault)) => *fault = Some(reason),
+            Some(Machine::Stopped(_)) | None => {}
+        }
+    }
+
     /// A state machine has failed.
     fn stop(&mut self, group: GroupId, reason: &str) {
         let stopped = self
@@ -396,7 +408,7 @@ impl<M: StateMachine> Applier<M> {
     fn lend(&mut self, file: SnapshotFile, held: Index) {
         let group = file.meta.group;
         let life = file.meta.life().unwrap_or_default();
-        match self.machines.insert(group, Machine::Lent(life)) {
+        match self.machines.insert(group, Machine::Lent(life, None)) {
             Some(Machine::Running(machine)) => {
                 let machine = Box::new(machine);
                 let job = Job::Restore {
@@ -437,8 +449,14 @@ impl<M: StateMachine> Applier<M> {
             }
             Err(reason) => (Machine::Stopped(reason), None),
         };
-        if matches!(self.machines.get(group), Some(Machine::Lent(lent)) if *lent == life) {
+        if let Some(Machine::Lent(lent, fault)) = self.machines.get_mut(group)
+            && *lent == life
+        {
+            let fault = fault.take();
             self.machines.insert(group, machine);
+            if let Some(reason) = fault {
+                return self.stop(group, &reason);
+            }
             self.sessions.remove(&group);
             self.held.remove(&group);
             if sessions.is_some() {
@@ -467,7 +485,7 @@ impl<M: StateMachine> Applier<M> {
         self.witnesses.remove(&group);
         match self.machines.remove(group) {
             // A keeper is using it. The rest is done when it comes back.
-            Some(Machine::Lent(_)) => return self.leaving.push((group, life, slot)),
+            Some(Machine::Lent(..)) => return self.leaving.push((group, life, slot)),
             Some(machine) => drop_guarded(machine),
             None => {}
         }
@@ -622,7 +640,7 @@ impl<M: StateMachine> Applier<M> {
         let applied = match self.machines.get_mut(work.group) {
             Some(Machine::Running(machine)) => run(machine, entries, &mut self.replies),
             Some(Machine::Stopped(reason)) => Err(reason.clone()),
-            Some(Machine::Lent(_)) | None => {
+            Some(Machine::Lent(..)) | None => {
                 unreachable!("a group is applied only while its state machine is open")
             }
         };
@@ -658,10 +676,10 @@ impl<M: StateMachine> Applier<M> {
                 guarded(|| machine.query(query).map_err(|error| error.to_string()))
                     .map_err(Error::Query)
             }
-            Some(Machine::Stopped(reason)) => Err(Error::Fault {
+            Some(Machine::Stopped(reason) | Machine::Lent(_, Some(reason))) => Err(Error::Fault {
                 reason: reason.clone(),
             }),
-            Some(Machine::Lent(_)) => Err(Error::Restoring { group }),
+            Some(Machine::Lent(_, None)) => Err(Error::Restoring { group }),
             None if self.witnesses.contains(&group) => Err(Error::Witness { hint: None }),
             None => Err(Error::NoSuchGroup { group }),
         }

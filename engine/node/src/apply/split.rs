@@ -42,7 +42,7 @@ impl<M: StateMachine> Applier<M> {
                 frozen.map_err(|error| error.to_string())
             }),
             // It is restored from a snapshot of a later place, or gone.
-            Some(Machine::Lent(_)) | None => return,
+            Some(Machine::Lent(..)) | None => return,
             Some(Machine::Stopped(reason)) => Err(reason.clone()),
         };
         let news = match frozen {
@@ -61,7 +61,10 @@ impl<M: StateMachine> Applier<M> {
             }
             Ok(None) if has_shed && !is_frozen => ChildNews::Past,
             Ok(None) => ChildNews::Nothing,
-            Err(reason) => ChildNews::Failed(reason),
+            Err(reason) => {
+                self.stop(at.group, &reason);
+                ChildNews::Failed(reason)
+            }
         };
         self.tell(
             self.shard_of(at.group),
@@ -93,7 +96,7 @@ impl<M: StateMachine> Applier<M> {
                 Ok(true)
             }),
             Some(Machine::Stopped(reason)) => Err(reason.clone()),
-            Some(Machine::Lent(_)) | None => {
+            Some(Machine::Lent(..)) | None => {
                 unreachable!("a group is applied only while its state machine is open")
             }
         };

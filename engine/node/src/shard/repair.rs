@@ -20,6 +20,7 @@ use polyraft_raft::{Event, GroupId, Index, NodeId, Removed, Role, Term, Tick, vo
 use polyraft_storage::{Ending, ReadError, Tombstone};
 
 use super::{Payloads, Shard, leads};
+use crate::apply::Task;
 use crate::error::Error;
 use crate::event::Claim;
 use crate::wire::{Grounds, Wants, Welcome};
@@ -120,7 +121,9 @@ impl Shard {
         self.leadership.fail(group, &error);
         self.members.fail(group, &error);
         self.merges.fail(group, &error);
-        replica.fault = Some(reason);
+        replica.fault = Some(reason.clone());
+        let task = Task::Quarantine { group, reason };
+        self.shared.worker_of(group).send(task);
         self.answer_snapshot(slot, Err(error));
         self.forget_transfers(group);
         let replica = &mut self.replicas[slot as usize];

@@ -14,7 +14,7 @@ use polyraft_storage::{DataDir, Durable, SnapshotMeta, Wal, WalOptions};
 use super::super::tests::{GROUP, disk_with, parts_on};
 use super::super::{Deferred, Shared};
 use super::*;
-use crate::apply::Applier;
+use crate::apply::{Applier, Query};
 use crate::assembly::{Parts, applier, keeper};
 use crate::completion::CompletionQueue;
 use crate::error::MachineError;
@@ -51,6 +51,7 @@ impl StateMachine for Counter {
         split.argument != b"not"
     }
     fn split_off(&self, split: &Split<'_>) -> Result<FrozenState, MachineError> {
+        assert_ne!(split.argument, b"panic", "it can't be taken");
         let fails = split.argument == b"fail";
         Ok(Box::new(move |_| match fails {
             true => Err(MachineError::from("it can't be read")),
@@ -227,6 +228,27 @@ fn a_read_waits_for_the_split_that_is_found_when_what_it_must_see_is_handed_out(
         alone.settle();
         assert!(!alone.is_held());
         assert_eq!(alone.answers(), 1);
+    }
+}
+
+#[test]
+fn a_state_machine_that_fails_at_a_split_shows_nobody_its_state() {
+    for argument in [&b"panic"[..], b"fail"] {
+        let mut alone = Alone::with_split(argument);
+        alone.elect();
+        alone.settle();
+        assert!(alone.shard.replicas[alone.slot() as usize].fault.is_some());
+        let query = Query {
+            group: GROUP,
+            index: Index::ZERO,
+            query: Bytes::new(),
+            reply: alone.queue.reply_to(1),
+        };
+        alone.applier.perform(Task::Query(query));
+        let mut done = Vec::new();
+        alone.queue.drain(&mut done, Duration::ZERO);
+        let outcome = done.pop().unwrap().result;
+        assert!(matches!(outcome, Err(Error::Fault { .. })), "{outcome:?}");
     }
 }
 
