@@ -53,7 +53,7 @@ mod tls;
 pub use error::{SendError, TransportError};
 pub use hello::{FORMAT_VERSION, Hello, Identity, MAX_PAST};
 pub use loopback::{Loopback, LoopbackHub};
-pub use network::{Lane, LinkEvent, Network, NetworkStats, Receiver};
+pub use network::{Lane, LaneDelays, LinkEvent, Network, NetworkStats, Receiver};
 pub use options::{MAX_APPEND_LANES, MAX_MTU_WITH_GSO, Options};
 pub use polyraft_raft::NodeId;
 pub use quic::{QuicListener, QuicNetwork};

@@ -160,4 +160,30 @@ pub struct NetworkStats {
     pub reconnects: u64,
     /// Frames that were queued and then dropped because their link went down.
     pub dropped: u64,
+    /// How long frames waited in front of the liveness lanes to all peers.
+    pub liveness_delays: LaneDelays,
+    /// The same for the append lanes.
+    pub append_delays: LaneDelays,
+    /// The same for the snapshot lanes.
+    pub snapshot_delays: LaneDelays,
+}
+
+/// From the sending of frames to the moment at which a lane's writer took them, for one frame at a time in each lane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneDelays {
+    /// Frames that were looked at.
+    pub samples: u64,
+    /// How long these waited, together, in microseconds.
+    pub total_us: u64,
+    /// How long the one that is looked at has waited by now, in microseconds; 0: none waits.
+    pub oldest_us: u64,
+}
+
+impl LaneDelays {
+    /// Adds those of another lane.
+    pub(crate) fn merge(&mut self, other: LaneDelays) {
+        self.samples += other.samples;
+        self.total_us += other.total_us;
+        self.oldest_us = self.oldest_us.max(other.oldest_us);
+    }
 }

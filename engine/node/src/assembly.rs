@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use crossbeam::utils::CachePadded;
 use parking_lot::Mutex;
 use polyraft_raft::{GroupId, Life, NodeId, NodeSet, Settings};
 use polyraft_storage::{
@@ -26,7 +27,7 @@ use crate::mailbox::{Mailbox, mailbox};
 use crate::pulse::Pulses;
 use crate::router::Router;
 use crate::shard::{
-    HomeOptions, InboxGauge, Limits, Shard, ShardOptions, Shared, SnapshotPolicy, TransferGauges,
+    HomeOptions, Limits, Shard, ShardOptions, Shared, SnapshotPolicy, TransferGauges,
     TransferLimits,
 };
 use crate::status::AllCounters;
@@ -93,7 +94,7 @@ impl Assembly {
             incarnation: data_dir.incarnation(),
             clock,
             inboxes: inbox_senders.into(),
-            gauges: (0..shards).map(|_| InboxGauge::default()).collect(),
+            gauges: (0..shards).map(|_| CachePadded::default()).collect(),
             workers: worker_senders.into(),
             keepers: keeper_senders.into(),
             backlog: Arc::new(ApplyBacklog::default()),

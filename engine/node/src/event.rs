@@ -62,6 +62,8 @@ pub(crate) enum ShardEvent {
         kind: EntryKind,
         payload: Bytes,
         reply: ReplyTo,
+        /// How long it waits is measured.
+        is_sample: bool,
     },
     /// A caller of this node reads.
     Read {

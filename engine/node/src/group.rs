@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::marker::PhantomData;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::event::ShardEvent;
 use crate::merge::{MAX_ARGUMENT, PART_OVERHEAD};
 use crate::node::Inner;
 use crate::sessions::{self, Command, ProposalNumber, Session, SessionId};
-use crate::shard::{MergeEvent, PROPOSAL_OVERHEAD, SplitEvent};
+use crate::shard::{InboxGauge, MergeEvent, PROPOSAL_OVERHEAD, SplitEvent};
 use crate::split::SplitEntry;
 use crate::status::{GroupStatus, Membership};
 
@@ -294,7 +294,7 @@ impl<M> GroupHandle<M> {
                 limit: inner.max_proposal_bytes,
             })
         } else {
-            self.take_inbox_room(bytes).err()
+            self.take_inbox_room(bytes, |gauge| &gauge.refused).err()
         };
         if let Some(error) = refusal {
             return Err((error, reply));
@@ -310,6 +310,7 @@ impl<M> GroupHandle<M> {
                 kind,
                 payload,
                 reply,
+                is_sample: inner.shared.gauges[self.shard].begin_sample(&inner.shared.clock),
             },
         );
         Ok(())
@@ -365,7 +366,7 @@ impl<M> GroupHandle<M> {
             inner.shared.worker_of(self.group).send(Task::Query(query));
             return Ok(());
         }
-        if let Err(error) = self.take_inbox_room(query.len()) {
+        if let Err(error) = self.take_inbox_room(query.len(), |gauge| &gauge.refused_reads) {
             reply.forget();
             return Err(error);
         }
@@ -379,8 +380,12 @@ impl<M> GroupHandle<M> {
         Ok(())
     }
 
-    /// Counts what is about to be put into the shard's inbox.
-    fn take_inbox_room(&self, bytes: usize) -> Result<(), Error> {
+    /// Counts what is about to be put into the shard's inbox, or that it was refused.
+    fn take_inbox_room(
+        &self,
+        bytes: usize,
+        refused: fn(&InboxGauge) -> &AtomicU64,
+    ) -> Result<(), Error> {
         let inner = &self.inner;
         let (gauge, taken) = (&inner.shared.gauges[self.shard], bytes + PROPOSAL_OVERHEAD);
         let waiting = gauge.proposals.fetch_add(taken, Ordering::Relaxed);
@@ -388,7 +393,7 @@ impl<M> GroupHandle<M> {
             return Ok(());
         }
         gauge.proposals.fetch_sub(taken, Ordering::Relaxed);
-        gauge.refused.fetch_add(1, Ordering::Relaxed);
+        refused(gauge).fetch_add(1, Ordering::Relaxed);
         Err(Error::Busy {
             what: "shards.inbox_bytes",
             limit: inner.inbox_bytes as u64,

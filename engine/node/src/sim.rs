@@ -240,7 +240,7 @@ impl<M: StateMachine> SimNode<M> {
         let now = self.node.inner().shared.clock.now();
         let (shard, inbox) = &mut self.shards[shard];
         shard.begin_turn(now);
-        shard.finish_turn(inbox);
+        shard.finish_turn(inbox, 0);
     }
 
     /// Moves the groups that a shard's turns have touched since the last call into `into`.

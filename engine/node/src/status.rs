@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam::utils::CachePadded;
-use polyraft_raft::{Configuration, GroupId, Index, Life, LogPosition, NodeId, Role, Term};
+use polyraft_raft::{Configuration, GroupId, Index, Life, LogPosition, NodeId, Role, Term, Tick};
 use polyraft_storage::{Histogram, Recorder, WalStats};
 use polyraft_transport::NetworkStats;
 
@@ -162,7 +162,7 @@ counters! {
     applied,
     /// Proposals sent on to another node's leader.
     forwarded,
-    /// Proposals refused because a bound was reached. The next five say which.
+    /// Proposals refused because a bound was reached. The next six say which.
     busy,
     /// Refused: `shards.group_bytes`.
     busy_group,
@@ -174,6 +174,10 @@ counters! {
     busy_disk,
     /// Refused: `shards.inbox_bytes`, for proposals that would be sent on to another node.
     busy_forwards,
+    /// Refused: `transport.queue_bytes`, for proposals that should have been sent on to another node.
+    busy_transport,
+    /// Reads refused because a bound was reached.
+    busy_reads,
     /// Elections started here. The next four say why.
     elections,
     /// Elections because nobody was heard to lead.
@@ -251,11 +255,14 @@ histograms! {
     turn_groups,
     /// Entries in a block of proposals.
     block_entries,
+    /// From the call of `propose` to the shard's turn, by samples: one at a time in each shard.
+    queue_us,
     /// From a frame's arrival to its shard's turn: the age of what is in the inbox.
     inbox_us,
     /// From the end of a turn that wrote to the news that it is durable.
     append_us,
-    /// From a proposal's append to its commit, by samples: one at a time in each shard.
+    /// From a proposal's append to its commit, by samples: one at a time in each shard. One that takes more than 10 s is given up
+    /// and counts with its age then.
     commit_us,
     /// From handing a batch of committed entries to an apply worker to the news that it is applied.
     apply_us,
@@ -296,6 +303,7 @@ impl ShardCounters {
             "wal.max_pending_bytes" => self.busy_wal.add(1),
             "apply.queue_bytes" => self.busy_apply.add(1),
             "shards.inbox_bytes" => self.busy_forwards.add(1),
+            "transport.queue_bytes" => self.busy_transport.add(1),
             _ => self.busy_disk.add(1),
         }
     }
@@ -321,6 +329,10 @@ impl Counter {
         );
     }
 
+    pub(crate) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -331,6 +343,16 @@ impl Counter {
 struct ShardFigures {
     counters: ShardCounters,
     histograms: ShardHistograms,
+    waiting: Waiting,
+}
+
+/// Since when the oldest has waited that a shard has handed on; 0: nothing waits.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    /// For the log to be durable.
+    pub(crate) wal: Counter,
+    /// For the state machines.
+    pub(crate) apply: Counter,
 }
 
 /// The counters and histograms of all shards, each shard's on cache lines of its own.
@@ -348,6 +370,17 @@ impl AllCounters {
 
     pub(crate) fn histograms(&self, shard: usize) -> &ShardHistograms {
         &self.0[shard].histograms
+    }
+
+    pub(crate) fn waiting(&self, shard: usize) -> &Waiting {
+        &self.0[shard].waiting
+    }
+
+    /// How long the oldest has waited of what the shards handed on, in microseconds; 0: nothing waits.
+    pub(crate) fn oldest(&self, now: Tick, of: impl Fn(&Waiting) -> &Counter) -> u64 {
+        let since = self.0.iter().map(|shard| of(&shard.waiting).get());
+        let since = since.filter(|since| *since != 0).min();
+        since.map_or(0, |since| now.since(Tick(since)))
     }
 
     pub(crate) fn sum(&self) -> Counters {
@@ -384,19 +417,33 @@ mod tests {
     }
 
     #[test]
+    fn the_oldest_of_all_shards_is_shown() {
+        let all = AllCounters::new(3);
+        let oldest = |now| all.oldest(Tick(now), |waiting| &waiting.wal);
+        assert_eq!(oldest(100), 0);
+        all.waiting(1).wal.set(70);
+        all.waiting(2).wal.set(40);
+        assert_eq!(oldest(100), 60);
+        all.waiting(2).wal.set(0);
+        assert_eq!(oldest(100), 30);
+    }
+
+    #[test]
     fn refusals_and_elections_are_counted_by_cause() {
         let counters = ShardCounters::default();
         let busy = |what| Error::Busy { what, limit: 1 };
         counters.refused(&busy("wal.max_pending_bytes"));
         counters.refused(&busy("the disk"));
+        counters.refused(&busy("transport.queue_bytes"));
         counters.refused(&Error::Closed);
         counters.election(ElectionCause::Retry);
         let all = AllCounters(vec![CachePadded::new(ShardFigures {
             counters,
-            histograms: ShardHistograms::default(),
+            ..ShardFigures::default()
         })]);
         let sum = all.sum();
-        assert_eq!((sum.busy, sum.busy_wal, sum.busy_disk), (2, 1, 1));
+        assert_eq!((sum.busy, sum.busy_wal, sum.busy_disk), (3, 1, 1));
+        assert_eq!(sum.busy_transport, 1);
         assert_eq!((sum.elections, sum.elections_retry), (1, 1));
     }
 }

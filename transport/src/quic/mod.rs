@@ -222,7 +222,7 @@ impl Network for QuicNetwork {
     }
 
     fn stats(&self) -> NetworkStats {
-        self.shared.counters.read()
+        self.shared.stats()
     }
 
     fn round_trip(&self, to: NodeId) -> Option<Duration> {

@@ -18,7 +18,7 @@ use super::close::Close;
 use super::doorbell::Doorbell;
 use super::link::LinkState;
 use super::queue::LaneQueue;
-use crate::{Lane, Options, SendError};
+use crate::{Lane, NetworkStats, Options, SendError};
 
 pub(super) struct Peer {
     pub node: NodeId,
@@ -107,6 +107,18 @@ impl Peer {
 
     pub fn queued_bytes(&self) -> usize {
         self.queues.iter().map(LaneQueue::bytes).sum()
+    }
+
+    /// Adds how long frames waited for each kind of lane.
+    pub fn add_delays(&self, stats: &mut NetworkStats) {
+        for (queue, lane) in self.queues.iter().zip(self.lanes()) {
+            let delays = match lane {
+                Lane::Liveness => &mut stats.liveness_delays,
+                Lane::Append(_) => &mut stats.append_delays,
+                Lane::Snapshot => &mut stats.snapshot_delays,
+            };
+            delays.merge(queue.delays());
+        }
     }
 
     /// Lets every writer end once its queue is empty.

@@ -6,13 +6,14 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::doorbell::Doorbell;
-use crate::SendError;
+use crate::{LaneDelays, SendError};
 
 #[derive(Debug)]
 pub(super) struct LaneQueue {
@@ -38,6 +39,10 @@ struct State {
     parked: bool,
     /// Whether the writer ends once the queue is empty.
     ending: bool,
+    /// The frame whose wait is measured: how many leave before it does, itself included, and when it came.
+    sample: Option<(usize, Instant)>,
+    /// Of the samples that left, over all links.
+    delays: LaneDelays,
 }
 
 impl LaneQueue {
@@ -77,6 +82,9 @@ impl LaneQueue {
             }
             state.bytes += frame.len();
             state.frames.push_back(frame);
+            if state.sample.is_none() {
+                state.sample = Some((state.frames.len(), Instant::now()));
+            }
             std::mem::take(&mut state.parked)
         };
         if wake {
@@ -89,11 +97,23 @@ impl LaneQueue {
         self.state.lock().bytes
     }
 
+    /// How long frames waited, one at a time.
+    pub fn delays(&self) -> LaneDelays {
+        let state = self.state.lock();
+        let waits = state.sample.map_or(0, |(_, since)| micros_since(since));
+        LaneDelays {
+            oldest_us: waits,
+            ..state.delays
+        }
+    }
+
     /// Begins to take frames for a link, of at most `frame_limit` bytes each.
     pub fn open(&self, link: u64, frame_limit: usize) {
-        *self.state.lock() = State {
+        let mut state = self.state.lock();
+        *state = State {
             link: Some(link),
             frame_limit,
+            delays: state.delays,
             ..State::default()
         };
     }
@@ -103,7 +123,10 @@ impl LaneQueue {
         let dropped = {
             let mut state = self.state.lock();
             let dropped = state.frames.len() as u64;
-            *state = State::default();
+            *state = State {
+                delays: state.delays,
+                ..State::default()
+            };
             dropped
         };
         self.wake.notify_one();
@@ -133,6 +156,7 @@ impl LaneQueue {
                     batch.push(frame);
                 }
                 if !batch.is_empty() {
+                    state.note_left(batch.len());
                     return Some(taken);
                 }
                 if state.ending {
@@ -151,6 +175,25 @@ impl LaneQueue {
             state.bytes -= bytes;
         }
     }
+}
+
+impl State {
+    /// The writer has taken frames from the front.
+    fn note_left(&mut self, frames: usize) {
+        match &mut self.sample {
+            Some((ahead, _)) if *ahead > frames => *ahead -= frames,
+            sample => {
+                if let Some((_, since)) = sample.take() {
+                    self.delays.samples += 1;
+                    self.delays.total_us += micros_since(since);
+                }
+            }
+        }
+    }
+}
+
+fn micros_since(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -194,6 +237,39 @@ mod tests {
         queue.done(1, 60);
         assert_eq!(queue.push(frame(41)), Ok(()));
         assert_eq!(queue.bytes(), 41);
+    }
+
+    #[test]
+    fn the_wait_of_one_frame_at_a_time_is_measured() {
+        let queue = queue(80);
+        queue.open(1, 70);
+        assert_eq!(queue.delays(), LaneDelays::default());
+        let mut batch = Vec::new();
+        queue.push(frame(1)).unwrap();
+        poll(queue.next(1, 1, &mut batch));
+        assert_eq!(queue.delays().samples, 1);
+        // The first of three is looked at; the others leave without.
+        (0..3).for_each(|_| queue.push(frame(1)).unwrap());
+        for samples in [2, 2, 2] {
+            batch.clear();
+            poll(queue.next(1, 1, &mut batch));
+            assert_eq!(queue.delays().samples, samples);
+        }
+        // One that comes while others wait leaves behind them.
+        (0..2).for_each(|_| queue.push(frame(1)).unwrap());
+        batch.clear();
+        poll(queue.next(1, 1, &mut batch));
+        (0..2).for_each(|_| queue.push(frame(1)).unwrap());
+        for samples in [3, 4, 4] {
+            batch.clear();
+            poll(queue.next(1, 1, &mut batch));
+            assert_eq!(queue.delays().samples, samples);
+        }
+        // What goes down with its link counts for nothing, and what was counted stays.
+        queue.push(frame(1)).unwrap();
+        queue.close();
+        let delays = queue.delays();
+        assert_eq!((delays.samples, delays.oldest_us), (4, 0));
     }
 
     #[test]

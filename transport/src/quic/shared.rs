@@ -83,6 +83,15 @@ impl Shared {
         peers.values().find(|peer| peer.addr() == addr).cloned()
     }
 
+    /// Everything that is counted, of the links and of their lanes.
+    pub fn stats(&self) -> NetworkStats {
+        let mut stats = self.counters.read();
+        for peer in self.peers.read().values() {
+            peer.add_delays(&mut stats);
+        }
+        stats
+    }
+
     pub fn with_peer<T>(&self, node: NodeId, f: impl FnOnce(&Peer) -> T) -> Option<T> {
         self.peers.read().get(&node).map(|peer| f(peer))
     }
@@ -237,6 +246,7 @@ impl Counters {
             refused: get(&self.refused),
             reconnects: get(&self.reconnects),
             dropped: get(&self.dropped),
+            ..NetworkStats::default()
         }
     }
 }

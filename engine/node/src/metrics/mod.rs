@@ -35,6 +35,11 @@ struct Queues {
     frame_bytes: u64,
     apply_bytes: u64,
     refused_by_inbox: u64,
+    reads_refused_by_inbox: u64,
+    /// How long the oldest has waited, in microseconds.
+    proposal_age_us: u64,
+    wal_age_us: u64,
+    apply_age_us: u64,
     lanes: Vec<(NodeId, u64)>,
 }
 
@@ -71,8 +76,11 @@ impl Source {
 
     fn queues(&self) -> Queues {
         let shared = &self.shared;
+        let now = shared.clock.now();
         let mut queues = Queues {
-            uptime_us: shared.clock.now().0,
+            uptime_us: now.0,
+            wal_age_us: shared.counters.oldest(now, |waiting| &waiting.wal),
+            apply_age_us: shared.counters.oldest(now, |waiting| &waiting.apply),
             apply_bytes: shared.backlog.bytes() as u64,
             ..Queues::default()
         };
@@ -80,6 +88,8 @@ impl Source {
             queues.proposal_bytes += gauge.proposals.load(Ordering::Relaxed) as u64;
             queues.frame_bytes += gauge.frames.load(Ordering::Relaxed) as u64;
             queues.refused_by_inbox += gauge.refused.load(Ordering::Relaxed);
+            queues.reads_refused_by_inbox += gauge.refused_reads.load(Ordering::Relaxed);
+            queues.proposal_age_us = queues.proposal_age_us.max(gauge.age(now));
         }
         let peers = self.peers.ids();
         let lanes = peers.iter();
@@ -133,7 +143,7 @@ fn put_node(text: &mut Text, status: &NodeStatus, queues: &Queues) {
         .value(&[], status.led);
     text.gauge(
         "polyraft_groups_leaderless",
-        "Replicas that know no leader.",
+        "Replicas that know no leader, those in quarantine apart.",
     )
     .value(&[], status.leaderless);
     text.gauge("polyraft_groups_quarantined", "Replicas in quarantine.")
@@ -182,6 +192,7 @@ fn put_proposals(text: &mut Text, status: &NodeStatus, queues: &Queues) {
         ("wal", counters.busy_wal),
         ("apply", counters.busy_apply),
         ("disk", counters.busy_disk),
+        ("transport", counters.busy_transport),
     ] {
         refused.value(&[("bound", bound)], count);
     }
@@ -212,6 +223,11 @@ fn put_proposals(text: &mut Text, status: &NodeStatus, queues: &Queues) {
     ] {
         reads.value(&[("by", how)], count);
     }
+    text.counter(
+        "polyraft_reads_refused_total",
+        "Reads refused as busy, because an inbox was full or too many waited.",
+    )
+    .value(&[], queues.reads_refused_by_inbox + counters.busy_reads);
 }
 
 fn put_stages(text: &mut Text, status: &NodeStatus) {
@@ -221,6 +237,7 @@ fn put_stages(text: &mut Text, status: &NodeStatus) {
         "How long the stages of a commit take.",
     );
     for (stage, delays) in [
+        ("queue", &histograms.queue_us),
         ("inbox", &histograms.inbox_us),
         ("append", &histograms.append_us),
         ("commit", &histograms.commit_us),
@@ -239,6 +256,40 @@ fn put_queues(text: &mut Text, status: &NodeStatus, queues: &Queues) {
         ("apply", queues.apply_bytes),
     ] {
         bytes.value(&[("queue", queue)], waiting);
+    }
+    let mut oldest = text.gauge(
+        "polyraft_queue_oldest_seconds",
+        "How long the oldest has waited, by queue; of proposals and lanes, the one that is looked at.",
+    );
+    let network = &status.network;
+    for (queue, age) in [
+        ("proposals", queues.proposal_age_us),
+        ("wal", queues.wal_age_us),
+        ("apply", queues.apply_age_us),
+        ("liveness lane", network.liveness_delays.oldest_us),
+        ("append lane", network.append_delays.oldest_us),
+        ("snapshot lane", network.snapshot_delays.oldest_us),
+    ] {
+        oldest.seconds(&[("queue", queue)], age);
+    }
+    let lanes = [
+        ("liveness", network.liveness_delays),
+        ("append", network.append_delays),
+        ("snapshot", network.snapshot_delays),
+    ];
+    let mut delays = text.counter(
+        "polyraft_lane_delay_seconds_total",
+        "How long frames waited for the writers of the lanes to all peers; for one frame at a time in each lane.",
+    );
+    for (lane, waited) in &lanes {
+        delays.seconds(&[("lane", lane)], waited.total_us);
+    }
+    let mut frames = text.counter(
+        "polyraft_lane_delayed_frames_total",
+        "Frames whose wait that is.",
+    );
+    for (lane, waited) in &lanes {
+        frames.value(&[("lane", lane)], waited.samples);
     }
 }
 
@@ -289,7 +340,7 @@ fn put_network(text: &mut Text, status: &NodeStatus) {
         ),
         (
             "polyraft_group_frames_total",
-            "Frames with group messages handed to the transport.",
+            "Frames handed to the transport, those of the liveness lanes apart.",
             counters.group_frames,
         ),
         (
@@ -400,7 +451,7 @@ fn put_snapshots(text: &mut Text, status: &NodeStatus) {
     }
     text.histogram(
         "polyraft_beat_late_seconds",
-        "By how much more than their interval apart beats of a peer came.",
+        "By how much more than their interval apart beats of a peer came; up to a quarter of the interval is the sender's choice.",
     )
     .seconds(&[], Range::DELAYS, &status.histograms.beat_late_us);
 }

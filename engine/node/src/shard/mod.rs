@@ -42,6 +42,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use crossbeam::utils::CachePadded;
 use parking_lot::Mutex;
 use polyraft_raft::{
     Env, Event, GroupId, Index, Life, NodeId, NodeSet, Origin, Outbox, Role, Settings, Tick,
@@ -138,7 +139,7 @@ pub(crate) struct Shared {
     pub(crate) incarnation: u64,
     pub(crate) clock: Clock,
     pub(crate) inboxes: Arc<[Sender<ShardEvent>]>,
-    pub(crate) gauges: Box<[InboxGauge]>,
+    pub(crate) gauges: Box<[CachePadded<InboxGauge>]>,
     pub(crate) workers: Arc<[Sender<Task>]>,
     pub(crate) keepers: Arc<[Sender<Job>]>,
     pub(crate) backlog: Arc<ApplyBacklog>,
@@ -153,13 +154,46 @@ pub(crate) struct Shared {
     pub(crate) is_closed: AtomicBool,
 }
 
-/// Bytes that wait in one shard's inbox.
+/// What waits in one shard's inbox. Callers and the transport's thread write to cache lines of their own.
 #[derive(Debug, Default)]
 pub(crate) struct InboxGauge {
+    /// Bytes of proposals and reads.
     pub(crate) proposals: AtomicUsize,
-    pub(crate) frames: AtomicUsize,
     /// Proposals that were refused because the inbox was full.
     pub(crate) refused: AtomicU64,
+    /// The same for reads.
+    pub(crate) refused_reads: AtomicU64,
+    /// When the proposal was put in whose wait is measured; 0: none waits.
+    sampled_at: AtomicU64,
+    /// Bytes of frames.
+    pub(crate) frames: CachePadded<AtomicUsize>,
+}
+
+impl InboxGauge {
+    /// Whether the proposal that is about to be put in is the one whose wait is measured: there is none before it.
+    pub(crate) fn begin_sample(&self, clock: &Clock) -> bool {
+        let is_free = self.sampled_at.load(Ordering::Relaxed) == 0;
+        is_free && {
+            let now = clock.now().0.max(1);
+            let taken =
+                self.sampled_at
+                    .compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+            taken.is_ok()
+        }
+    }
+
+    /// When the proposal whose wait is measured was put in. It waits no more.
+    fn end_sample(&self) -> Tick {
+        Tick(self.sampled_at.swap(0, Ordering::Relaxed))
+    }
+
+    /// How long the proposal whose wait is measured has waited, in microseconds; 0: none waits.
+    pub(crate) fn age(&self, now: Tick) -> u64 {
+        match self.sampled_at.load(Ordering::Relaxed) {
+            0 => 0,
+            at => now.since(Tick(at)),
+        }
+    }
 }
 
 impl Shared {
@@ -234,6 +268,8 @@ pub(crate) struct Shard {
     durable: Lsn,
     /// When the shard first wrote into each batch that is not durable yet.
     submissions: VecDeque<(Lsn, Tick)>,
+    /// When the batches were handed over that the apply workers have, in that order.
+    applying: VecDeque<Tick>,
     /// The proposal whose commit is waited for, to know how long that takes.
     sample: Option<Sample>,
     /// Replicas to look at again, by the time of that.
@@ -398,6 +434,7 @@ impl Shard {
             submitted: Lsn(0),
             durable: Lsn(0),
             submissions: VecDeque::new(),
+            applying: VecDeque::new(),
             sample: None,
             deferred: VecDeque::new(),
             log,
@@ -476,10 +513,11 @@ impl Shard {
             let first = inbox.take(self.until_deadline());
             let begun = self.shared.clock.now();
             self.begin_turn(begun);
+            let taken = usize::from(first.is_some());
             if let Some(event) = first {
                 self.handle(event);
             }
-            self.finish_turn(&inbox);
+            self.finish_turn(&inbox, taken);
             let took = self.shared.clock.now().since(begun);
             self.histograms().turn_us.record(took);
         }
@@ -491,8 +529,8 @@ impl Shard {
         Some(self.shared.clock.until(deadline))
     }
 
-    /// Takes in what waits, as much as a turn may, and does what follows from it.
-    pub(crate) fn finish_turn(&mut self, inbox: &Mailbox<ShardEvent>) {
+    /// Takes in what waits, as much as a turn may, and does what follows from it. So many events were taken before.
+    pub(crate) fn finish_turn(&mut self, inbox: &Mailbox<ShardEvent>, before: usize) {
         let mut left = self.limits.turn_events;
         let mut soon = std::mem::take(&mut self.soon);
         loop {
@@ -508,9 +546,15 @@ impl Shard {
             self.handle(event);
         }
         self.soon = soon;
-        let taken = self.limits.turn_events - left;
+        let taken = before + self.limits.turn_events - left;
         self.histograms().turn_events.record(taken as u64);
         self.end_turn(left > 0);
+    }
+
+    /// The proposal whose wait is measured has come to its turn.
+    fn end_sample(&self) {
+        let at = self.shared.gauges[self.index].end_sample();
+        self.histograms().queue_us.record(self.now.since(at));
     }
 
     fn counters(&self) -> &ShardCounters {
@@ -567,7 +611,13 @@ impl Shard {
                 kind,
                 payload,
                 reply,
-            } => self.propose(group, kind, payload, reply),
+                is_sample,
+            } => {
+                if is_sample {
+                    self.end_sample();
+                }
+                self.propose(group, kind, payload, reply);
+            }
             ShardEvent::Read {
                 group,
                 read,
@@ -683,7 +733,15 @@ impl Shard {
     fn handle_after_fault(&mut self, event: ShardEvent) {
         let Some(error) = &self.fault else { return };
         match event {
-            ShardEvent::Propose { payload, reply, .. } => {
+            ShardEvent::Propose {
+                payload,
+                reply,
+                is_sample,
+                ..
+            } => {
+                if is_sample {
+                    self.end_sample();
+                }
                 self.shared.gauges[self.index]
                     .proposals
                     .fetch_sub(payload.len() + PROPOSAL_OVERHEAD, Ordering::Relaxed);
@@ -763,6 +821,13 @@ impl Shard {
         }
         self.outbox.clear();
         self.ready = None;
+        // It leads nobody and hears nobody any more, whatever was shown last.
+        let counters = self.counters();
+        counters.led.set(0);
+        counters.leaderless.set(counters.groups.get());
+        if self.home.is_some() {
+            *self.shared.alive_peers.lock() = NodeSet::new(self.shared.node);
+        }
         self.fault = Some(error);
     }
 

@@ -210,9 +210,9 @@ impl PeerFrames {
     /// Hands the liveness frame to the transport, if there is one.
     fn send_beat(&mut self, network: &dyn Network, counters: &ShardCounters) {
         if !self.liveness.is_empty() {
-            counters.beats.add(1);
             let frame = self.liveness.split().freeze();
-            let _ = network.send(self.node, Lane::Liveness, frame);
+            let sent = network.send(self.node, Lane::Liveness, frame);
+            counters.beats.add(u64::from(sent.is_ok()));
         }
     }
 }

@@ -199,7 +199,9 @@ impl Shard {
             self.overload.clone()
         };
         if let Some(error) = refusal {
-            self.counters().refused(&error);
+            if let Error::Busy { .. } = error {
+                self.counters().busy_reads.add(1);
+            }
             return query.reply.answer(Err(error));
         }
         let came = self.shared.clock.now();

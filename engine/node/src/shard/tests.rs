@@ -279,7 +279,7 @@ fn slots_of_replicas_that_ended_are_used_again_and_hold_nothing() {
     let mut settle = |shard: &mut Shard| {
         for _ in 0..20 {
             shard.begin_turn(shared.clock.now());
-            shard.finish_turn(&inbox);
+            shard.finish_turn(&inbox, 0);
             while wals[0].pump().unwrap() {}
             let lsn = wals[0].durable();
             shard.batch_durable(&Durable { lane: 0, lsn });

@@ -52,6 +52,7 @@ impl Shard {
         self.unsubmitted.shrink_to(KEPT);
         self.written.shrink_to(KEPT);
         self.submissions.shrink_to(KEPT);
+        self.applying.shrink_to(KEPT);
         self.deferred.shrink_to(KEPT);
         self.claims.shrink_to(KEPT);
         self.proposals.shrink_to(KEPT);

@@ -138,6 +138,7 @@ impl Shard {
         self.take_back_refused();
         self.maintain();
         self.trim();
+        self.show_waiting();
         self.counters().turns.add(1);
     }
 
@@ -305,6 +306,7 @@ impl Shard {
         self.histograms()
             .apply_us
             .record(self.now.since(batch.sent));
+        self.applying.pop_front();
         batch.clear();
         self.spare_batches.push(batch);
     }
@@ -479,6 +481,7 @@ impl Shard {
                 full.shard = self.index;
                 full.sent = self.now;
                 self.shared.backlog.add(full.bytes());
+                self.applying.push_back(self.now);
                 self.shared.workers[worker].send(Task::Apply(full));
             }
         }
@@ -567,6 +570,16 @@ impl Shard {
         }
     }
 
+    /// Publishes since when the oldest has waited of what this shard has handed on.
+    fn show_waiting(&self) {
+        let waiting = self.shared.counters.waiting(self.index);
+        let oldest = self.submissions.front().map_or(0, |(_, since)| since.0);
+        waiting.wal.set(oldest);
+        waiting
+            .apply
+            .set(self.applying.front().map_or(0, |since| since.0));
+    }
+
     /// Publishes what changed of a replica.
     fn show(&mut self, slot: u32) {
         let counters = self.shared.counters.shard(self.index);
@@ -577,6 +590,7 @@ impl Shard {
             term: replica.group.term(),
             leads: leads(replica),
             has_committed: replica.has_committed(),
+            is_quarantined: !is_running,
         };
         if replica.is_in_round && !replica.campaigns() {
             replica.is_in_round = false;
@@ -603,9 +617,9 @@ impl Shard {
         if before.leads != shown.leads {
             self.merges.look_soon(self.now);
         }
-        match (before.leader.is_some(), shown.leader.is_some()) {
-            (false, true) => counters.leaderless.sub(1),
-            (true, false) => counters.leaderless.add(1),
+        match (before.is_leaderless(), shown.is_leaderless()) {
+            (true, false) => counters.leaderless.sub(1),
+            (false, true) => counters.leaderless.add(1),
             _ => {}
         }
         if has_held {

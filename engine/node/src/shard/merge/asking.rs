@@ -129,6 +129,7 @@ impl Shard {
                     kind: EntryKind::Merge,
                     payload,
                     reply,
+                    is_sample: false,
                 }
             }
         };

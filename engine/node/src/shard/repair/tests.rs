@@ -229,7 +229,7 @@ fn a_leader_answers_a_question_by_what_was_committed_since_without_who_asks() {
         for _ in 0..5 {
             // Long enough after the start: it is bound to nobody.
             shard.begin_turn(shared.clock.now().after(60_000_000));
-            shard.finish_turn(&inbox);
+            shard.finish_turn(&inbox, 0);
             while wals[0].pump().unwrap() {}
             let lsn = wals[0].durable();
             shard.batch_durable(&Durable { lane: 0, lsn });

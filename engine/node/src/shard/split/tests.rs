@@ -140,7 +140,7 @@ impl Alone {
         // A millisecond later at least.
         let now = self.shard.now.after(1_000);
         self.shard.begin_turn(now.max(self.shared.clock.now()));
-        self.shard.finish_turn(&self.inbox);
+        self.shard.finish_turn(&self.inbox, 0);
     }
 
     /// The disk, the state machines and the snapshots do what they were given. How many queries came?
