@@ -160,8 +160,15 @@ pub(crate) enum ShardEvent {
         groups: GroupRanges,
         reply: CreateReply,
     },
-    /// A shard of this node has durably created or ended its part of a request, or refuses it. Groups that can't begin in the
-    /// life that was asked for are named with the first one that they may have. For the home shard.
+    /// A shard of this node has durably ended its part of a request. Groups of which a later life goes on are named with it; so are
+    /// the members of those whose replicas ended here not long ago, as these knew them last. For the home shard.
+    Destroyed {
+        origin: CreateOrigin,
+        later: LifeRanges,
+        former: Vec<Found>,
+    },
+    /// A shard of this node has durably created its part of a request, or refuses it. Groups that can't begin in the life that
+    /// was asked for are named with the first one that they may have. For the home shard.
     Created {
         origin: CreateOrigin,
         result: Result<LifeRanges, Error>,

@@ -26,7 +26,7 @@ use crate::wire::{self, Found};
 
 /// How long a request waits for nodes before it asks them again, and before it gives up. Microseconds.
 const RETRY: u64 = 200_000;
-const TIMEOUT: u64 = 10_000_000;
+pub(super) const TIMEOUT: u64 = 10_000_000;
 
 /// How long a request waits for nodes that are not heard of: right after a start the connections take a moment.
 const GRACE: u64 = 1_000_000;
@@ -91,7 +91,8 @@ enum What {
 enum Purpose {
     /// They are created with these members.
     Create(Members),
-    Destroy,
+    /// They end. These are members of which a quorum has to have done so in any case.
+    Destroy(Vec<Configuration>),
     /// The only one of them is split off.
     Split,
 }
@@ -110,8 +111,9 @@ enum Asker {
 struct Parts {
     missing: usize,
     result: Result<LifeRanges, Error>,
-    /// Of a survey.
-    found: Option<Vec<Found>>,
+    is_survey: bool,
+    /// What is known of the groups; where they end, as it was then.
+    found: Vec<Found>,
 }
 
 impl Coordination {
@@ -188,7 +190,7 @@ impl Request {
             What::Survey {
                 asked,
                 found,
-                purpose: Purpose::Destroy,
+                purpose: Purpose::Destroy(_),
             } => {
                 // One of the members has to know of the end.
                 let is_astray = |known: &Known| known.is_astray();
@@ -218,7 +220,7 @@ impl Shard {
 
     /// A caller of this node destroys groups.
     pub(super) fn destroy_everywhere(&mut self, groups: GroupRanges, reply: CreateReply) {
-        self.begin_request(groups, Purpose::Destroy, Asker::Caller(reply));
+        self.begin_request(groups, Purpose::Destroy(Vec::new()), Asker::Caller(reply));
     }
 
     /// A leader of this node is to split a child off.
@@ -345,7 +347,8 @@ impl Shard {
         let part = Parts {
             missing: shards,
             result: Ok(LifeRanges::new()),
-            found: is_survey.then(Vec::new),
+            is_survey,
+            found: Vec::new(),
         };
         parts.insert(origin, part);
         true
@@ -426,10 +429,21 @@ impl Shard {
         let Some(parts) = self.home().coordination.parts.get_mut(&origin) else {
             return;
         };
-        if let Some(found) = &mut parts.found {
-            found.extend(more);
-        }
+        parts.found.extend(more);
         self.part_done(origin);
+    }
+
+    /// A shard of this node has durably ended its part.
+    pub(super) fn destroyed(
+        &mut self,
+        origin: CreateOrigin,
+        later: LifeRanges,
+        former: Vec<Found>,
+    ) {
+        if let Some(parts) = self.home().coordination.parts.get_mut(&origin) {
+            parts.found.extend(former);
+        }
+        self.created(origin, Ok(later));
     }
 
     /// When all shards are done, whoever asked is answered.
@@ -441,9 +455,15 @@ impl Shard {
                 return;
             }
         }
-        let Some(Parts { result, found, .. }) = all.remove(&origin) else {
+        let Some(parts) = all.remove(&origin) else {
             return;
         };
+        let Parts {
+            result,
+            is_survey,
+            found,
+            ..
+        } = parts;
         let result = result.map(|mut lives| {
             lives.sort_unstable_by_key(|(range, _)| range.start);
             let each = lives
@@ -451,23 +471,27 @@ impl Shard {
                 .flat_map(|(range, life)| range.map(move |group| (group, life)));
             life_ranges(each)
         });
-        let found = found.map(joined);
+        let found = joined(found);
+        let tells = is_survey || !found.is_empty();
         let (node, number) = (origin.node, origin.request);
         if node == self.shared.node {
-            return match found {
-                Some(found) => self.surveyed(node, number, found),
-                None => self.member_created(node, number, result),
-            };
+            if tells {
+                self.surveyed(node, number, found);
+            }
+            if !is_survey {
+                self.member_created(node, number, result);
+            }
+            return;
         }
-        let bytes = match &found {
-            Some(found) => wire::found_bytes(found),
-            None => wire::reply_bytes(&result),
-        };
+        // One frame takes both: whoever hears that a group ended hears who its members were.
+        let bytes = wire::found_bytes(&found) + wire::reply_bytes(&result);
         let counters = self.shared.counters.shard(self.index);
         if let Some(frame) = self.outgoing.append(node, NODE_LEVEL, bytes, counters) {
-            match found {
-                Some(found) => wire::put_survey_reply(frame, number, &found),
-                None => wire::put_create_reply(frame, number, &result),
+            if tells {
+                wire::put_survey_reply(frame, number, &found);
+            }
+            if !is_survey {
+                wire::put_create_reply(frame, number, &result);
             }
         }
     }
@@ -508,14 +532,14 @@ impl Shard {
         if is_done {
             request.missing.retain(|missing| *missing != node);
             self.finish_request(at);
-        } else if let What::Destroy { asked, .. } = &request.what {
+        } else if let What::Destroy { asked, members, .. } = &mut request.what {
             // Who was asked before did not know of a later life: it is the one to end.
-            let asked = asked.clone();
+            let (asked, members) = (asked.clone(), std::mem::take(members));
             request.missing.clone_from(&asked);
             request.what = What::Survey {
                 asked,
                 found: Vec::new(),
-                purpose: Purpose::Destroy,
+                purpose: Purpose::Destroy(members),
             };
             request.number = fresh;
             self.ask_missing(fresh);
@@ -534,7 +558,7 @@ impl Shard {
         }
     }
 
-    /// A node says what it knows of groups.
+    /// A node says what it knows of groups; of those that end, who their members were when they ended there.
     pub(super) fn surveyed(&mut self, node: NodeId, number: u64, more: Vec<Found>) {
         let now = self.now;
         let coordination = &mut self.home().coordination;
@@ -542,13 +566,19 @@ impl Shard {
             return;
         };
         let request = &mut coordination.requests[at];
-        if let What::Survey { found, .. } = &mut request.what
-            && request.missing.contains(&node)
-        {
-            request.heard_at = now;
-            request.missing.retain(|missing| *missing != node);
-            found.extend(more);
-            self.finish_request(at);
+        match &mut request.what {
+            What::Survey { found, .. } if request.missing.contains(&node) => {
+                request.heard_at = now;
+                request.missing.retain(|missing| *missing != node);
+                found.extend(more);
+                self.finish_request(at);
+            }
+            // Members that took over before a majority of those before them ended are known to one of that majority.
+            What::Destroy { members, .. } => {
+                let now_known = lives_found(&more).into_values();
+                add_members(members, now_known.flat_map(|known| known.members));
+            }
+            _ => {}
         }
     }
 
@@ -576,7 +606,7 @@ impl Shard {
             What::Survey {
                 asked,
                 found,
-                purpose: Purpose::Destroy,
+                purpose: Purpose::Destroy(mut members),
             } => {
                 let lives = lives_found(&found);
                 let ends = |group: GroupId| {
@@ -592,12 +622,8 @@ impl Shard {
                 let unknown = wanted.find(|group| !lives.contains_key(group));
                 let unknown = unknown.map(GroupId);
                 if !lives.is_empty() {
-                    let mut members: Vec<Configuration> = Vec::new();
-                    for more in lives.values().flat_map(|known| &known.members) {
-                        if !members.contains(more) {
-                            members.push(more.clone());
-                        }
-                    }
+                    let known = lives.values().flat_map(|known| known.members.clone());
+                    add_members(&mut members, known);
                     let over = lives.iter().map(|(group, known)| (*group, known.life));
                     let over = life_ranges(over);
                     let missing = asked.clone();
@@ -775,6 +801,15 @@ impl Shard {
     }
 }
 
+/// Adds each set of members once.
+fn add_members(members: &mut Vec<Configuration>, more: impl Iterator<Item = Configuration>) {
+    for more in more {
+        if !members.contains(&more) {
+            members.push(more);
+        }
+    }
+}
+
 /// The lives of groups, none earlier than what somebody knows that they may have.
 fn raised(groups: &LifeRanges, later: &LifeRanges) -> LifeRanges {
     let later: FxHashMap<u64, Life> = later
@@ -791,7 +826,7 @@ fn raised(groups: &LifeRanges, later: &LifeRanges) -> LifeRanges {
 }
 
 /// Puts what was found in order, with neighbours that are alike together.
-fn joined(mut found: Vec<Found>) -> Vec<Found> {
+pub(super) fn joined(mut found: Vec<Found>) -> Vec<Found> {
     found.sort_unstable_by_key(|found| found.groups.start);
     found.dedup_by(|next, last| {
         let is_next = last.groups.end == next.groups.start;

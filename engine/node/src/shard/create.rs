@@ -12,6 +12,7 @@ use polyraft_storage::{Creation, Ending, Lsn, RecoveredGroup, StorageError, Tomb
 use rustc_hash::FxHashMap;
 
 use super::balance::rightful_of;
+use super::coordinate::joined;
 use super::replica::Replica;
 use super::{Deferred, Marks, Shard};
 use crate::apply::{Held, Task};
@@ -135,14 +136,14 @@ impl Shard {
     }
 
     /// Lives of groups are over: their replicas here end, and nothing of them may come back. Later lives that are here go on, and
-    /// are reported.
+    /// are reported; and who the members were when replicas ended here: they may have changed since whoever asks heard of them.
     pub(super) fn destroy(
         &mut self,
         origin: CreateOrigin,
         groups: &LifeRanges,
         grounds: EndGrounds,
     ) {
-        let mut later = Vec::new();
+        let (mut later, mut former) = (Vec::new(), Vec::new());
         for (group, life) in self.mine(groups) {
             if grounds == EndGrounds::Word && self.log.has_lost_life(group) {
                 // What the log lost may be a later life, which must not begin a second time. The replica is known to whoever asks.
@@ -151,10 +152,19 @@ impl Shard {
             self.end_replica(group, Tombstone::destroyed(life));
             let here = self.life_of(group);
             later.extend(here.map(|here| (group.0, here)));
+            let members = self.ends.former_members(group, life);
+            former.extend(members.map(|members| Found {
+                groups: group.0..group.0 + 1,
+                life,
+                fate: Fate::Here(members.clone()),
+            }));
         }
-        let result = Ok(life_ranges(later));
-        let created = ShardEvent::Created { origin, result };
-        self.creations.fresh.push(created);
+        let destroyed = ShardEvent::Destroyed {
+            origin,
+            later: life_ranges(later),
+            former: joined(former),
+        };
+        self.creations.fresh.push(destroyed);
     }
 
     /// Says which lives groups have, once every tombstone is durable: nobody may begin a life behind one that is over only until

@@ -8,12 +8,17 @@ use polyraft_raft::{Configuration, Env, Group, GroupId, Life, Restored, Role, Ti
 use polyraft_storage::{Lsn, Tombstone};
 use rustc_hash::FxHashMap;
 
+use super::coordinate::TIMEOUT;
 use super::outgoing::NODE_LEVEL;
 use super::replica::Replica;
 use super::{Claim, Shard};
 use crate::apply::Task;
 use crate::error::Error;
 use crate::event::ShardEvent;
+use crate::wire::Fate;
+
+/// For how long the members of a group are kept whose replica ended, in microseconds: longer than anybody waits for its end.
+const KEPT_FOR: u64 = 4 * TIMEOUT;
 
 /// What ended on a shard, until nothing is left of it.
 #[derive(Default)]
@@ -30,6 +35,10 @@ pub(super) struct Ends {
     husks: VecDeque<(Lsn, u32)>,
     /// When a replica ended the last time.
     last_at: Option<Tick>,
+    /// The members of the groups whose replicas ended not long ago, as those knew them last.
+    former: FxHashMap<GroupId, (Life, Configuration)>,
+    /// Until when these are kept, in order.
+    former_until: VecDeque<(Tick, GroupId, Life)>,
     /// A tombstone was written that has no batch yet.
     has_fresh_tombstone: bool,
     /// The batch of the newest one that has.
@@ -48,6 +57,8 @@ impl Ends {
         self.waiting.shrink_to(kept);
         self.left.shrink_to(kept);
         self.husks.shrink_to(kept);
+        self.former.shrink_to(kept);
+        self.former_until.shrink_to(kept);
     }
 
     /// A worker has nothing more of a replica, nor anything that could name its slot.
@@ -69,6 +80,30 @@ impl Ends {
     /// Whether a crash would forget no tombstone.
     pub(super) fn are_durable(&self, durable: Lsn) -> bool {
         !self.has_fresh_tombstone && self.newest_tombstone <= durable
+    }
+
+    /// The members of a group as the replica knew them that ended here in this life. Whoever has to know of its end asks again for
+    /// a while, and the tombstone does not say it.
+    pub(super) fn former_members(&self, group: GroupId, life: Life) -> Option<&Configuration> {
+        let (of, members) = self.former.get(&group)?;
+        (*of == life).then_some(members)
+    }
+
+    /// Forgets the members of groups whose replicas ended long ago.
+    pub(super) fn forget_former(&mut self, now: Tick) {
+        let is_old = |(until, ..): &mut (Tick, GroupId, Life)| *until <= now;
+        while let Some((_, group, life)) = self.former_until.pop_front_if(is_old) {
+            if self.former.get(&group).is_some_and(|(of, _)| *of == life) {
+                self.former.remove(&group);
+            }
+        }
+    }
+
+    fn keep_members(&mut self, group: GroupId, life: Life, members: Configuration, now: Tick) {
+        self.forget_former(now);
+        self.former.insert(group, (life, members));
+        let until = now.after(KEPT_FOR);
+        self.former_until.push_back((until, group, life));
     }
 
     /// A slot to use again.
@@ -131,6 +166,9 @@ impl Shard {
             self.told.note(group, over, self.now);
         }
         let Some(ended) = here else { return };
+        if let Some((_, Fate::Here(members) | Fate::Stays(members))) = self.fate_of(group) {
+            self.ends.keep_members(group, ended, members, self.now);
+        }
         #[cfg(feature = "sim")]
         self.stepped.iter_mut().for_each(|list| list.push(group));
         tracing::info!(node = %self.shared.node, %group, life = %ended, ?ending, "a replica ends");

@@ -667,6 +667,11 @@ impl Shard {
                 self.create_everywhere(groups, members, reply);
             }
             ShardEvent::Created { origin, result } => self.created(origin, result),
+            ShardEvent::Destroyed {
+                origin,
+                later,
+                former,
+            } => self.destroyed(origin, later, former),
             ShardEvent::Destroy {
                 origin,
                 groups,

@@ -64,6 +64,7 @@ impl Shard {
         self.wheel.trim();
         self.queues.trim();
         self.outgoing.trim();
+        self.ends.forget_former(self.now);
         self.ends.shrink_to(KEPT);
         self.log.trim();
         self.wal.trim();

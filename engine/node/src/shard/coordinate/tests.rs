@@ -287,6 +287,63 @@ fn a_destruction_has_time_to_wait_until_nobody_counts_on_a_silent_node() {
     assert_eq!(answer.try_recv(), Ok(Ok(())));
 }
 
+/// Before, the members counted that were told when all were asked: a change that was under way left the group to others, who went
+/// on with it.
+#[test]
+fn members_that_took_over_before_the_others_ended_have_to_end_too() {
+    let here = |members: &[u64]| {
+        let members = Configuration::simple(members.iter().copied().map(NodeId));
+        found(GROUP.0..GROUP.0 + 1, 0, Fate::Here(members))
+    };
+    for (former, is_over) in [(vec![], true), (vec![here(&[3])], false)] {
+        let mut alone = with_silent_peers(1);
+        let (reply, mut answer) = tokio::sync::oneshot::channel();
+        alone.shard.destroy_everywhere(ranges([GROUP.0]), reply);
+        alone.settle();
+        answers(&mut alone, Err(vec![here(&[1, 2, 3])]));
+        alone.pass(GRACE);
+        alone.settle();
+        assert!(alone.shard.life_of(GROUP).is_none());
+        answers(&mut alone, Err(former));
+        answers(&mut alone, Ok(LifeRanges::new()));
+        alone.pass(GRACE);
+        alone.settle();
+        assert_eq!(answer.try_recv().is_ok(), is_over);
+        if !is_over {
+            let number = alone.shard.home().coordination.requests[0].number;
+            let ended = Ok(LifeRanges::new());
+            alone.shard.member_created(NodeId(3), number, ended);
+            assert_eq!(answer.try_recv(), Ok(Ok(())));
+        }
+    }
+}
+
+/// Whoever destroys a group may ask twice, and hears of its end from others first.
+#[test]
+fn who_the_members_were_when_a_replica_ended_is_known_for_a_while() {
+    let mut alone = Alone::with(&[(EntryKind::Normal, b"before")]);
+    let known = |alone: &Alone, life| {
+        let members = alone.shard.ends.former_members(GROUP, life);
+        members.map(|members| members.voters().to_vec())
+    };
+    assert_eq!(known(&alone, Life::FIRST), None);
+    let over = Tombstone::destroyed(Life::FIRST);
+    alone.shard.end_replica(GROUP, over);
+    alone.settle();
+    assert_eq!(known(&alone, Life::FIRST), Some(vec![NodeId(1)]));
+    assert_eq!(known(&alone, life(1)), None);
+    alone
+        .shard
+        .ends
+        .forget_former(alone.shard.now.after(TIMEOUT));
+    assert!(known(&alone, Life::FIRST).is_some());
+    alone
+        .shard
+        .ends
+        .forget_former(alone.shard.now.after(60_000_000));
+    assert_eq!(known(&alone, Life::FIRST), None);
+}
+
 /// What comes of the creation of a group that is there already, when node 2 answers one question after the other.
 fn created_again<const N: usize>(answered: [Result<LifeRanges, Vec<Found>>; N]) -> Error {
     let mut alone = with_silent_peers(1);
