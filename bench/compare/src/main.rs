@@ -260,32 +260,37 @@ impl Comparison {
 }
 
 fn today() -> Result<String> {
-    printed(Command::new("date").args(["-u", "+%Y-%m-%d"]))
+    let output = Command::new("date").args(["-u", "+%Y-%m-%d"]).output()?;
+    ensure!(output.status.success(), "date failed");
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
-/// Polyraft's commit, and what the lock file says of the others.
+/// What this program was built from: Polyraft's commit, what the lock file says of the others, and the compiler.
 fn versions() -> Result<Vec<(String, String)>> {
-    let root = env!("CARGO_MANIFEST_DIR");
-    let commit = printed(Command::new("git").args(["-C", root, "rev-parse", "--short", "HEAD"]));
-    let mut versions = vec![(
-        "polyraft".to_owned(),
-        commit.unwrap_or_else(|_| env!("CARGO_PKG_VERSION").to_owned()),
-    )];
-    let lock = std::fs::read_to_string(Path::new(root).join("Cargo.lock"))?;
+    let mut versions = vec![("polyraft".to_owned(), env!("COMPARE_COMMIT").to_owned())];
+    let lock = include_str!("../Cargo.lock");
     for name in ["raft", "raft-engine", "openraft"] {
         let entry = format!("name = \"{name}\"\nversion = \"");
         let (_, rest) = lock.split_once(&entry).context("the lock file is odd")?;
         let version = rest.split('"').next().unwrap_or_default();
         versions.push((name.to_owned(), version.to_owned()));
     }
-    let rustc = printed(Command::new("rustc").arg("--version"))?;
-    let rustc = rustc.split(' ').nth(1).unwrap_or_default().to_owned();
+    let rustc = env!("COMPARE_RUSTC").trim_start_matches("rustc ");
+    let rustc = rustc.split(' ').next().unwrap_or_default().to_owned();
     versions.push(("rustc".to_owned(), rustc));
     Ok(versions)
 }
 
-fn printed(command: &mut Command) -> Result<String> {
-    let output = command.output()?;
-    ensure!(output.status.success(), "{command:?} failed");
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_version_is_known() {
+        let versions = versions().unwrap();
+        assert_eq!(versions.len(), 5);
+        for (name, version) in versions {
+            assert!(!version.is_empty(), "{name}");
+        }
+    }
 }
