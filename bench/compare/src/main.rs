@@ -191,7 +191,12 @@ impl Comparison {
                     figures.push(measured);
                 }
             }
-            all.push(Measured { row, rounds });
+            let number = *at;
+            all.push(Measured {
+                number,
+                row,
+                rounds,
+            });
         }
         println!("{}", report::table(&all));
         self.publish(&all, place)

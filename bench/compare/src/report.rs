@@ -7,8 +7,18 @@ use std::fmt::Write;
 
 /// What a row has measured, by engine in the order of [`Engine::ALL`], by round.
 pub struct Measured {
+    /// The row's number, counted from 1.
+    pub number: usize,
     pub row: Row,
     pub rounds: Vec<(Engine, Vec<Figures>)>,
+}
+
+impl Measured {
+    fn rounds_of(&self, engine: Engine) -> Option<&[Figures]> {
+        let mut rounds = self.rounds.iter();
+        let (_, figures) = rounds.find(|(measured, _)| *measured == engine)?;
+        Some(figures)
+    }
 }
 
 /// How the figures came about.
@@ -37,32 +47,73 @@ fn median_of(rounds: &[Figures], value: impl Fn(&Figures) -> f64) -> f64 {
     median(rounds.iter().map(value))
 }
 
-/// One line per row and engine.
+/// One line per row and engine, and below them which targets were missed.
 pub fn table(measured: &[Measured]) -> String {
     let mut out = String::from(
-        "| groups | in flight | payload | engine | commits/s | Polyraft is | p50 ms | p99 ms | p99.9 ms | CPU µs per commit | syncs/s per node | spread |\n\
-         |---:|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+        "| row | groups | in flight | payload | engine | commits/s | Polyraft is | target | p50 ms | p99 ms | p99.9 ms | CPU µs per commit | syncs/s per node | spread |\n\
+         |---:|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for one in measured {
-        let polyraft = one
-            .rounds
-            .iter()
-            .find(|(engine, _)| *engine == Engine::Polyraft);
-        let polyraft = polyraft.map(|(_, rounds)| median_of(rounds, Figures::rate));
         for (engine, rounds) in &one.rounds {
-            put_line(&mut out, one.row, *engine, rounds, polyraft);
+            put_line(&mut out, one, *engine, rounds);
         }
+    }
+    for engine in Engine::ALL {
+        put_verdict(&mut out, measured, engine);
     }
     out
 }
 
-fn put_line(out: &mut String, row: Row, engine: Engine, rounds: &[Figures], polyraft: Option<f64>) {
-    let workload = row.workload;
-    let rate = median_of(rounds, Figures::rate);
-    let ratio = match (engine, polyraft) {
-        (Engine::Polyraft, _) | (_, None) => String::new(),
-        (_, Some(polyraft)) => format!("**{:.2} ×**", polyraft / rate),
+/// What the table says about Polyraft beside `engine`, for those who read no tables.
+fn put_verdict(out: &mut String, measured: &[Measured], engine: Engine) {
+    let (mut compared, mut misses, mut slower) = (0, Vec::new(), Vec::new());
+    for one in measured {
+        let (Some(target), Some(polyraft), Some(peer)) = (
+            one.row.target(engine),
+            one.rounds_of(Engine::Polyraft),
+            one.rounds_of(engine),
+        ) else {
+            continue;
+        };
+        compared += 1;
+        if median_of(polyraft, Figures::rate) < target * median_of(peer, Figures::rate) {
+            misses.push(one.number);
+        }
+        let p99 = |figures: &Figures| figures.p99_us as f64;
+        if median_of(polyraft, p99) > median_of(peer, p99) {
+            slower.push(one.number);
+        }
+    }
+    if compared == 0 {
+        return;
+    }
+    let of_rows = |rows: &[usize]| match rows {
+        [] => "in no row".to_owned(),
+        [row] => format!("in row {row}"),
+        [rows @ .., last] => {
+            let rows: Vec<String> = rows.iter().map(usize::to_string).collect();
+            format!("in rows {} and {last}", rows.join(", "))
+        }
     };
+    writeln!(
+        out,
+        "\nAgainst {}, Polyraft misses its target {}; its p99 is worse {}.",
+        engine.title(),
+        of_rows(&misses),
+        of_rows(&slower),
+    )
+    .expect("writing to memory cannot fail");
+}
+
+fn put_line(out: &mut String, one: &Measured, engine: Engine, rounds: &[Figures]) {
+    let workload = one.row.workload;
+    let rate = median_of(rounds, Figures::rate);
+    let ratio = match (engine, one.rounds_of(Engine::Polyraft)) {
+        (Engine::Polyraft, _) | (_, None) => String::new(),
+        (_, Some(polyraft)) => format!("**{:.2} ×**", median_of(polyraft, Figures::rate) / rate),
+    };
+    let target = one.row.target(engine);
+    let target = target.map_or_else(String::new, |target| format!("{target} ×"));
     let milliseconds = |value: &dyn Fn(&Figures) -> u64| {
         let median = median_of(rounds, |figures| value(figures) as f64 / 1e3);
         match median {
@@ -77,7 +128,8 @@ fn put_line(out: &mut String, row: Row, engine: Engine, rounds: &[Figures], poly
     });
     writeln!(
         out,
-        "| {} | {} | {} B | {} | {} | {ratio} | {} | {} | {} | {:.2} | {} | {:.2} |",
+        "| {} | {} | {} | {} B | {} | {} | {ratio} | {target} | {} | {} | {} | {:.2} | {} | {:.2} |",
+        one.number,
         number(workload.groups as f64),
         number(workload.inflight as f64),
         workload.payload_bytes,
@@ -124,7 +176,7 @@ pub fn page(measured: &[Measured], host: &Host, run: &Run) -> String {
          | | |\n|---|---|\n\
          | CPU | {cpu} |\n| memory | {memory} |\n| kernel | {kernel} |\n| disk | {disk} |\n| versions | {versions} |\n\n\
          {table}\n\
-         *Polyraft is*: its commits per second over those of the line's engine. All three run three nodes in one process, \
+         *Polyraft is*: its commits per second over those of the line's engine; *target*: what that is to be at least. All three run three nodes in one process, \
          with a durable log on the same disk and the same client. Polyraft's messages go over QUIC with mutual TLS; those \
          of the others stay in memory.\n",
         command = run.command,
@@ -171,6 +223,7 @@ mod tests {
     #[test]
     fn the_table_has_medians_and_ratios() {
         let measured = Measured {
+            number: 1,
             row: ROWS[0],
             rounds: vec![
                 (
@@ -182,17 +235,58 @@ mod tests {
         };
         let table = table(&[measured]);
         let lines: Vec<&str> = table.lines().collect();
-        assert_eq!(lines.len(), 4);
         assert!(
-            lines[2].contains("| Polyraft | 3,000,000 |  | 0.90 | 12 |"),
+            lines[2].contains("| Polyraft | 3,000,000 |  |  | 0.90 | 12 |"),
             "{}",
             lines[2]
         );
         assert!(lines[2].ends_with("| 2.00 |"), "{}", lines[2]);
         assert!(
-            lines[3].contains("| raft-rs | 750,000 | **4.00 ×** |"),
+            lines[3].contains("| raft-rs | 750,000 | **4.00 ×** | 4 × |"),
             "{}",
             lines[3]
         );
+    }
+
+    #[test]
+    fn missed_targets_and_worse_tails_are_named() {
+        let slow = Figures {
+            p99_us: 12_301,
+            ..figures(3_000_000)
+        };
+        let one = |at: usize, polyraft: &Figures| Measured {
+            number: at + 1,
+            row: ROWS[at],
+            rounds: vec![
+                (Engine::Polyraft, vec![polyraft.clone()]),
+                (Engine::RaftRs, vec![figures(1_000_000)]),
+                (Engine::Openraft, vec![figures(1_000_000)]),
+            ],
+        };
+        let fast = figures(3_000_000);
+        let table = table(&[one(0, &slow), one(1, &slow), one(2, &slow), one(4, &fast)]);
+        assert!(
+            table.contains(
+                "\n\nAgainst raft-rs, Polyraft misses its target in rows 1 and 5; its p99 is worse in rows 1, 2 and 3.\n"
+            ),
+            "{table}"
+        );
+        assert!(
+            table.ends_with(
+                "\n\nAgainst openraft, Polyraft misses its target in no row; its p99 is worse in rows 1, 2 and 3.\n"
+            ),
+            "{table}"
+        );
+    }
+
+    #[test]
+    fn who_was_not_measured_misses_nothing() {
+        let alone = Measured {
+            number: 4,
+            row: ROWS[3],
+            rounds: vec![(Engine::RaftRs, vec![figures(1_000_000)])],
+        };
+        let table = table(&[alone]);
+        assert_eq!(table.lines().count(), 3, "{table}");
     }
 }
