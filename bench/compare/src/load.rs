@@ -94,7 +94,7 @@ pub struct Figures {
     pub open: u64,
     /// Syncs in the measured part, by node.
     pub syncs: Vec<u64>,
-    /// Groups led at the end, by node.
+    /// Groups led when the measured part ended, by node.
     pub leaders: Vec<u64>,
     /// Proposals that every node has applied, the whole round.
     pub applied: u64,
@@ -158,6 +158,7 @@ pub fn run<C: Cluster>(
     }
     client.cluster.flush();
     client.turn_until(now + warm_up)?;
+    check_spread("before", workload.groups, &client.cluster.leaders())?;
     client.latency_us.reset();
 
     let (start, syncs) = (Instant::now(), client.cluster.syncs());
@@ -168,6 +169,8 @@ pub fn run<C: Cluster>(
     let cpu_us_used = cpu_us(ClockId::ProcessCPUTime) - cpu;
     let client_cpu_us = cpu_us(ClockId::ThreadCPUTime) - client_cpu;
     let synced = client.cluster.syncs();
+    let leaders = client.cluster.leaders();
+    check_spread("after", workload.groups, &leaders)?;
     let syncs: Vec<u64> = synced
         .iter()
         .zip(syncs)
@@ -186,7 +189,7 @@ pub fn run<C: Cluster>(
         refused: 0,
         open: 0,
         syncs,
-        leaders: Vec::new(),
+        leaders,
         applied: 0,
     };
     ensure!(figures.commits > 0, "nothing was committed");
@@ -199,8 +202,22 @@ pub fn run<C: Cluster>(
     figures.refused = client.refused;
     figures.open = client.open.iter().sum();
     figures.applied = client.check()?;
-    figures.leaders = client.cluster.leaders();
     Ok(figures)
+}
+
+/// From three groups on each node has to lead a quarter to 45 % of them, to the next whole number outwards: otherwise an
+/// engine would be measured by how its leaders happen to be placed.
+fn check_spread(moment: &str, groups: usize, leaders: &[u64]) -> Result<()> {
+    if groups < NODES {
+        return Ok(());
+    }
+    let groups = groups as u64;
+    let fair = (groups / 4).max(1)..=(groups * 9).div_ceil(20);
+    ensure!(
+        leaders.iter().all(|led| fair.contains(led)),
+        "{moment} the measured part the nodes led {leaders:?} of {groups} groups, which is no even spread"
+    );
+    Ok(())
 }
 
 impl<C: Cluster> Client<'_, C> {
@@ -323,11 +340,13 @@ fn cpu_us(clock: ClockId) -> f64 {
 mod tests {
     use super::*;
 
-    /// Commits at once; one node may lose every n-th proposal.
+    /// Commits at once; the third node may lose everything, and the first one may take over all groups.
     struct Instantly {
         done: Vec<Outcome>,
         digests: Vec<Vec<Digest>>,
         loses: bool,
+        /// How many proposals there are before the first node leads everything.
+        usurped_after: u64,
         syncs: u64,
     }
 
@@ -360,20 +379,24 @@ mod tests {
         }
 
         fn leaders(&self) -> Vec<u64> {
-            vec![1; NODES]
+            match self.syncs > self.usurped_after {
+                true => vec![self.digests[0].len() as u64, 0, 0],
+                false => vec![1; NODES],
+            }
         }
     }
 
     fn instantly(loses: bool) -> (Instantly, Workload) {
         let workload = Workload {
-            groups: 2,
-            inflight: 8,
+            groups: 3,
+            inflight: 9,
             payload_bytes: 16,
         };
         let cluster = Instantly {
             done: Vec::new(),
             digests: vec![vec![Digest::default(); workload.groups]; NODES],
             loses,
+            usurped_after: u64::MAX,
             syncs: 0,
         };
         (cluster, workload)
@@ -386,6 +409,32 @@ mod tests {
         let figures = run(&mut cluster, workload, short, short).unwrap();
         assert!(figures.commits > 0 && figures.applied >= figures.commits);
         assert!(figures.p50_us <= figures.p99_us && figures.p99_us <= figures.p999_us);
+    }
+
+    #[test]
+    fn a_round_whose_leaders_gather_on_one_node_fails() {
+        let run_with = |usurped_after| {
+            let (mut cluster, workload) = instantly(false);
+            cluster.usurped_after = usurped_after;
+            let measured = Duration::from_millis(50);
+            let error = run(&mut cluster, workload, Duration::ZERO, measured).unwrap_err();
+            error.to_string()
+        };
+        // The window of 9 proposals is sent before the measured part, and only that.
+        let (before, after) = (run_with(0), run_with(9));
+        assert!(before.starts_with("before the measured part"), "{before}");
+        assert!(after.starts_with("after the measured part"), "{after}");
+    }
+
+    #[test]
+    fn leaders_are_spread_if_each_node_has_a_quarter_to_45_percent() {
+        let is_fair = |leaders: [u64; 3]| {
+            let groups = leaders.iter().sum::<u64>() as usize;
+            check_spread("before", groups, &leaders).is_ok()
+        };
+        assert!(is_fair([256, 307, 461]) && !is_fair([255, 308, 461]) && !is_fair([256, 306, 462]));
+        assert!(is_fair([1, 1, 1]) && !is_fair([2, 1, 0]) && is_fair([2, 2, 1]));
+        assert!(is_fair([1, 0, 0]), "one group has one leader");
     }
 
     #[test]
@@ -402,8 +451,8 @@ mod tests {
             }],
             in_flight: 0,
             latency_us: Histogram::new(3).unwrap(),
-            acknowledged: vec![0, 0],
-            open: vec![0, 0],
+            acknowledged: vec![0; 3],
+            open: vec![0; 3],
             refused: 0,
         };
         client.cluster.propose(1, 0, Bytes::from_static(&[7; 16]));

@@ -55,6 +55,7 @@ struct Group {
     proposals: Vec<Entry>,
     proposing: Vec<u32>,
     digest: Digest,
+    is_leader: bool,
     is_touched: bool,
 }
 
@@ -71,6 +72,7 @@ pub struct Store {
     touched: Vec<u32>,
     readies: Vec<(u32, Ready)>,
     batch: LogBatch,
+    /// How many groups this node leads.
     led: Arc<AtomicU64>,
 }
 
@@ -90,6 +92,7 @@ impl Store {
             proposals: Vec::new(),
             proposing: Vec::new(),
             digest: Digest::default(),
+            is_leader: false,
             is_touched: false,
         });
         Self {
@@ -330,16 +333,23 @@ impl Store {
     /// A leader that loses its office does not know what becomes of its proposals.
     fn note_role(&mut self, at: u32, is_leader: bool) {
         let group = &mut self.groups[at as usize];
-        if is_leader {
-            self.led.fetch_add(1, Ordering::Relaxed);
-        } else if group.waiting.is_empty() {
-            // Most followers never led.
-        } else {
-            let slots = group.waiting.drain(..);
-            self.answers.extend(slots.map(|(_, slot)| Outcome {
-                slot,
-                fate: Fate::Open,
-            }));
+        match (
+            std::mem::replace(&mut group.is_leader, is_leader),
+            is_leader,
+        ) {
+            (false, true) => {
+                self.led.fetch_add(1, Ordering::Relaxed);
+            }
+            (true, false) => {
+                self.led.fetch_sub(1, Ordering::Relaxed);
+                let slots = group.waiting.drain(..);
+                self.answers.extend(slots.map(|(_, slot)| Outcome {
+                    slot,
+                    fate: Fate::Open,
+                }));
+            }
+            // A candidate or a follower that never led, or one that leads on.
+            _ => {}
         }
     }
 
