@@ -136,13 +136,15 @@ impl Round {
                 Ok(figures)
             }
             Engine::RaftRs => {
-                let mut cluster = raft_rs::RaftRs::start(&self.dir, self.groups)?;
+                let mut cluster =
+                    raft_rs::RaftRs::start(&self.dir, self.groups, warm_up + measured)?;
                 let figures = load::run(&mut cluster, workload, warm_up, measured)?;
                 cluster.stop()?;
                 Ok(figures)
             }
             Engine::Openraft => {
-                let mut cluster = openraft_cluster::OpenRaft::start(&self.dir, self.groups)?;
+                let mut cluster =
+                    openraft_cluster::OpenRaft::start(&self.dir, self.groups, warm_up + measured)?;
                 let figures = load::run(&mut cluster, workload, warm_up, measured)?;
                 cluster.stop()?;
                 Ok(figures)

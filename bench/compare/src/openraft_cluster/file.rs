@@ -1,8 +1,8 @@
 //! A node's log file under openraft, shared by all of its groups: what arrives while one sync runs is written and synced
-//! together with the next. The file is filled with zeros ahead, which makes a sync about twice as fast.
+//! together with the next. The file is filled with zeros before it is used, which makes a sync about twice as fast.
 
 use super::Types;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use openraft::storage::LogFlushed;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,8 +12,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 
-/// How much is filled with zeros at a time.
-const FILL_BYTES: u64 = 64 << 20;
+/// How much is written at a time while the file is filled.
+const PIECE_BYTES: u64 = 1 << 20;
 
 /// Length and checksum before each record.
 const HEADER_BYTES: usize = 8;
@@ -44,15 +44,16 @@ pub struct LogFile {
 }
 
 impl LogFile {
-    /// Creates the file and starts its writer.
-    pub fn start(path: &Path) -> Result<(Arc<Self>, JoinHandle<Result<()>>)> {
+    /// Creates the file, fills `fill_bytes` of it, to the next MiB, and starts its writer, which fails when it ends if it
+    /// has written more.
+    pub fn start(path: &Path, fill_bytes: u64) -> Result<(Arc<Self>, JoinHandle<Result<()>>)> {
         let file = File::create_new(path).context("the log file cannot be made")?;
-        fill(&file, 0)?;
+        let filled = fill(&file, fill_bytes)?;
         let log = Arc::new(Self::default());
         let writer = Writer {
             file,
             position: 0,
-            filled: FILL_BYTES,
+            filled,
             log: Arc::clone(&log),
         };
         let thread = std::thread::Builder::new()
@@ -105,7 +106,9 @@ impl LogFile {
 
 struct Writer {
     file: File,
+    /// End of what is written.
     position: u64,
+    /// End of what was filled with zeros.
     filled: u64,
     log: Arc<LogFile>,
 }
@@ -126,7 +129,7 @@ impl Writer {
                 }
                 pending.is_waiting = false;
                 if pending.waiters.is_empty() {
-                    return Ok(());
+                    break;
                 }
                 std::mem::swap(&mut pending.bytes, &mut batch.bytes);
                 std::mem::swap(&mut pending.waiters, &mut batch.waiters);
@@ -141,13 +144,15 @@ impl Writer {
                 }
             }
         }
+        let (position, filled) = (self.position, self.filled);
+        ensure!(
+            position <= filled,
+            "a log of {position} bytes outgrew the {filled} that were filled ahead, which slows its syncs"
+        );
+        Ok(())
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        while self.position + bytes.len() as u64 > self.filled {
-            fill(&self.file, self.filled)?;
-            self.filled += FILL_BYTES;
-        }
         self.file.write_all_at(bytes, self.position)?;
         self.position += bytes.len() as u64;
         self.file.sync_data()?;
@@ -156,10 +161,44 @@ impl Writer {
     }
 }
 
-fn fill(file: &File, from: u64) -> Result<()> {
-    let zeros = vec![0; 1 << 20];
-    for at in (from..from + FILL_BYTES).step_by(zeros.len()) {
-        file.write_all_at(&zeros, at)?;
+/// Returns how much was filled.
+fn fill(file: &File, bytes: u64) -> Result<u64> {
+    let zeros = vec![0; PIECE_BYTES as usize];
+    let pieces = bytes.div_ceil(PIECE_BYTES);
+    for piece in 0..pieces {
+        file.write_all_at(&zeros, piece * PIECE_BYTES)?;
     }
-    Ok(file.sync_all()?)
+    file.sync_all()?;
+    Ok(pieces * PIECE_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes one record whose body has so many bytes, and ends the log.
+    fn write_one(body_bytes: usize) -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (log, writer) = LogFile::start(&dir.path().join("log"), PIECE_BYTES - 1)?;
+        let (sender, mut durable) = oneshot::channel();
+        let put = |body: Vec<u8>, out: &mut Vec<u8>| out.extend(body);
+        let record = std::iter::once(vec![7; body_bytes]);
+        log.append(record, put, Some(Waiter::Voted(sender)));
+        log.close();
+        let outcome = writer.join().expect("the writer does not panic");
+        durable.try_recv()?;
+        assert_eq!(log.syncs(), 1);
+        outcome
+    }
+
+    #[test]
+    fn a_log_that_outgrows_what_was_filled_is_an_error_at_the_end() {
+        let room = PIECE_BYTES as usize - HEADER_BYTES;
+        write_one(room).unwrap();
+        let error = write_one(room + 1).unwrap_err().to_string();
+        assert!(
+            error.starts_with("a log of 1048577 bytes outgrew"),
+            "{error}"
+        );
+    }
 }

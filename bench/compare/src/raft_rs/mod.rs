@@ -12,7 +12,7 @@
 //!   its core to the others;
 //! - in raft-engine no compression, which small entries only pay for, and no log collection during a round;
 //! - one log file that is filled with zeros ahead and never full, because raft-engine fills only those that it uses
-//!   again, and a sync of a file that has all its blocks takes about half as long.
+//!   again, and a sync of a file that has all its blocks takes about half as long. A log that outgrows it fails the round.
 
 mod files;
 mod log;
@@ -39,6 +39,10 @@ type RaftLog = Engine<CountingFiles, FilePipeLog<CountingFiles>>;
 /// How long the groups may take to elect the leaders that they are told to.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
+/// How much of each node's log is filled ahead per second of load: more than twice what the row with the largest payload
+/// writes on two cores.
+const FILL_BYTES_PER_SECOND: usize = 128 << 20;
+
 /// TiKV's bound on a message, `raft-max-size-per-msg`.
 const MAX_MESSAGE_BYTES: u64 = 1 << 20;
 
@@ -51,6 +55,8 @@ pub struct RaftRs {
     arrived: Vec<Outcome>,
     syncs: Vec<Arc<AtomicU64>>,
     led: Vec<Arc<AtomicU64>>,
+    /// By store.
+    files: Vec<Arc<CountingFiles>>,
     threads: Vec<JoinHandle<Result<()>>>,
 }
 
@@ -69,38 +75,54 @@ fn config(at: usize) -> raft::Config {
     }
 }
 
-fn open_log(dir: &Path, syncs: &Arc<AtomicU64>) -> Result<Arc<RaftLog>> {
+/// Enough for `load`, and for a second before and after it.
+fn fill_bytes(load: Duration) -> usize {
+    (load.as_secs() as usize + 2) * FILL_BYTES_PER_SECOND
+}
+
+fn open_log(dir: &Path, files: &Arc<CountingFiles>, fill_bytes: usize) -> Result<Arc<RaftLog>> {
     std::fs::create_dir_all(dir)?;
+    // No second file is begun before the first is twice as long as it may get.
+    let file_bytes = ReadableSize(2 * fill_bytes as u64);
     let config = raft_engine::Config {
         dir: dir
             .to_str()
             .context("the path of the log is not text")?
             .to_owned(),
         batch_compression_threshold: ReadableSize(0),
-        target_file_size: ReadableSize::gb(1),
+        target_file_size: file_bytes,
+        purge_threshold: file_bytes,
         ..raft_engine::Config::default()
     };
-    let files = Arc::new(CountingFiles::new(Arc::clone(syncs)));
-    Ok(Arc::new(Engine::open_with_file_system(config, files)?))
+    let engine = Engine::open_with_file_system(config, Arc::clone(files))?;
+    Ok(Arc::new(engine))
 }
 
 impl RaftRs {
-    /// Starts the stores in `dir`, and has node `g % 3` lead group `g`.
-    pub fn start(dir: &Path, groups: usize) -> Result<Self> {
+    /// Starts the stores in `dir` for a round whose load lasts as long as `load`, and has node `g % 3` lead group `g`.
+    pub fn start(dir: &Path, groups: usize, load: Duration) -> Result<Self> {
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let inboxes: Vec<Mailbox<Event>> = (0..NODES).map(|_| Mailbox::default()).collect();
-        let counters = || (0..NODES).map(|_| Arc::new(AtomicU64::new(0))).collect();
+        let counters = || -> Vec<Arc<AtomicU64>> { (0..NODES).map(|_| Arc::default()).collect() };
+        let syncs = counters();
+        let files = syncs
+            .iter()
+            .map(|syncs| Arc::new(CountingFiles::new(Arc::clone(syncs), fill_bytes(load))));
         let mut cluster = Self {
             inboxes,
             proposals: (0..NODES).map(|_| Vec::new()).collect(),
             outcomes: Mailbox::default(),
             arrived: Vec::new(),
-            syncs: counters(),
+            files: files.collect(),
+            syncs,
             led: counters(),
             threads: Vec::new(),
         };
-        let engines = (0..NODES)
-            .map(|at| open_log(&dir.join(format!("node-{}", at + 1)), &cluster.syncs[at]))
+        let engines = (1..)
+            .zip(&cluster.files)
+            .map(|(node, files)| {
+                open_log(&dir.join(format!("node-{node}")), files, fill_bytes(load))
+            })
             .collect::<Result<Vec<_>>>()?;
         for (at, engine) in engines.into_iter().enumerate() {
             let nodes = (1..=groups as u64)
@@ -136,8 +158,14 @@ impl RaftRs {
         Ok(())
     }
 
-    /// Ends the stores.
+    /// Ends the stores. Fails if a log has outgrown what was filled ahead, since that slows its syncs.
     pub fn stop(self) -> Result<()> {
+        for (node, files) in (1..).zip(&self.files) {
+            ensure!(
+                !files.is_outgrown()?,
+                "node {node}'s log outgrew what was filled ahead, which slows its syncs"
+            );
+        }
         for inbox in &self.inboxes {
             inbox.push(Event::Stop);
         }
