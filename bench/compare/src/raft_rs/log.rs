@@ -11,6 +11,9 @@ use std::sync::Arc;
 /// Entries kept for a follower that lags. Older ones are read from raft-engine.
 const MAX_CACHED: usize = 64 << 10;
 
+/// Index and term of an entry.
+pub type Position = (u64, u64);
+
 /// How raft-engine finds the index of an entry.
 #[derive(Clone)]
 pub struct LogEntry;
@@ -31,8 +34,10 @@ pub struct Log {
     conf_state: ConfState,
     /// Consecutive, the last one is the log's last.
     cache: VecDeque<Entry>,
-    /// Position before the cache's first entry.
-    before: (u64, u64),
+    /// Before the cache's first entry.
+    before: Position,
+    /// Before the first entry that is left; not above `before`.
+    compacted: Position,
 }
 
 impl Log {
@@ -48,6 +53,7 @@ impl Log {
             },
             cache: VecDeque::new(),
             before: (0, 0),
+            compacted: (0, 0),
         }
     }
 
@@ -62,12 +68,27 @@ impl Log {
         self.cache.extend(entries);
     }
 
-    /// Forgets entries through `index`, which are durable.
+    /// Gives up entries through `position`, which are durable and applied here, and which no other replica may lack.
+    pub fn compact(&mut self, position: Position) {
+        self.compacted = position;
+        self.drop_cached(position.0);
+    }
+
+    /// Entries through this index were given up.
+    pub fn compacted(&self) -> u64 {
+        self.compacted.0
+    }
+
+    /// Need not remember entries through `index`, which are durable; not even those through `applied` if there are many.
     pub fn trim(&mut self, index: u64, applied: u64) {
         let index = match self.cache.len() > MAX_CACHED {
             true => applied,
             false => index,
         };
+        self.drop_cached(index);
+    }
+
+    fn drop_cached(&mut self, index: u64) {
         while let Some(first) = self.cache.front()
             && first.index <= index
         {
@@ -116,6 +137,9 @@ impl Storage for Log {
         _context: GetEntriesContext,
     ) -> Result<Vec<Entry>> {
         let max_size = max_size.into();
+        if low <= self.compacted.0 {
+            return Err(StorageError::Compacted.into());
+        }
         if low <= self.before.0 {
             return self.read(low, high.min(self.before.0 + 1), max_size);
         }
@@ -145,13 +169,19 @@ impl Storage for Log {
         if index > self.last() {
             return Err(StorageError::Unavailable.into());
         }
+        if index == self.compacted.0 {
+            return Ok(self.compacted.1);
+        }
+        if index < self.compacted.0 {
+            return Err(StorageError::Compacted.into());
+        }
         let entries = self.read(index, index + 1, None)?;
         let entry = entries.first().ok_or(StorageError::Unavailable)?;
         Ok(entry.term)
     }
 
     fn first_index(&self) -> Result<u64> {
-        Ok(1)
+        Ok(self.compacted.0 + 1)
     }
 
     fn last_index(&self) -> Result<u64> {
@@ -159,7 +189,51 @@ impl Storage for Log {
     }
 
     fn snapshot(&self, _request_index: u64, _to: u64) -> Result<Snapshot> {
-        // The log is never compacted, so nobody needs one.
+        // The log is only compacted as far as every replica has it, so nobody needs one.
         Err(StorageError::SnapshotTemporarilyUnavailable.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{CountingFiles, open_log};
+    use super::*;
+    use raft_engine::LogBatch;
+
+    #[test]
+    fn what_was_given_up_is_gone_and_its_last_term_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Arc::new(CountingFiles::new(Arc::default(), 1));
+        let engine = open_log(dir.path(), &files, 1 << 20).unwrap();
+        let mut log = Log::new(Arc::clone(&engine), 7, vec![1, 2, 3]);
+        let entries = (1..=9).map(|index| Entry {
+            index,
+            term: index / 4,
+            ..Entry::default()
+        });
+        let entries: Vec<Entry> = entries.collect();
+        let mut batch = LogBatch::default();
+        batch.add_entries::<LogEntry>(7, &entries).unwrap();
+        engine.write(&mut batch, true).unwrap();
+        log.append(entries);
+        log.trim(6, 6);
+        log.compact((4, 1));
+        let indexes = |low, high| -> Result<Vec<u64>> {
+            let entries = log.entries(low, high, None, GetEntriesContext::empty(false))?;
+            Ok(entries.iter().map(|entry| entry.index).collect())
+        };
+        let gone = raft::Error::Store(StorageError::Compacted);
+        assert_eq!((log.first_index(), log.last_index()), (Ok(5), Ok(9)));
+        assert_eq!(log.term(3), Err(gone));
+        assert_eq!((log.term(4), log.term(5)), (Ok(1), Ok(1)));
+        assert_eq!(
+            indexes(4, 6),
+            Err(raft::Error::Store(StorageError::Compacted))
+        );
+        // From raft-engine, and from memory.
+        assert_eq!(
+            (indexes(5, 9), indexes(7, 10)),
+            (Ok(vec![5, 6]), Ok(vec![7, 8, 9]))
+        );
     }
 }

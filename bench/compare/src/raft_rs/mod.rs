@@ -10,7 +10,9 @@
 //! - entries are applied by the store's own thread, since applying one costs less than handing it over;
 //! - one sync in a turn instead of an I/O thread of its own: three stores keep two cores busy, and a sync of one gives
 //!   its core to the others;
-//! - in raft-engine no compression, which small entries only pay for, and no log collection during a round;
+//! - logs are compacted all the time, as TiKV compacts them, so that raft-engine's lists of entries stay short; a leader
+//!   gives up what all replicas have and tells them;
+//! - in raft-engine no compression, which small entries only pay for, and no collection of files, since one lasts a round;
 //! - one log file that is filled with zeros ahead and never full, because raft-engine fills only those that it uses
 //!   again, and a sync of a file that has all its blocks takes about half as long. A log that outgrows it fails the round.
 
@@ -101,13 +103,17 @@ fn open_log(dir: &Path, files: &Arc<CountingFiles>, fill_bytes: usize) -> Result
 impl RaftRs {
     /// Starts the stores in `dir` for a round whose load lasts as long as `load`, and has node `g % 3` lead group `g`.
     pub fn start(dir: &Path, groups: usize, load: Duration) -> Result<Self> {
+        Self::start_filled(dir, groups, fill_bytes(load))
+    }
+
+    fn start_filled(dir: &Path, groups: usize, fill_bytes: usize) -> Result<Self> {
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let inboxes: Vec<Mailbox<Event>> = (0..NODES).map(|_| Mailbox::default()).collect();
         let counters = || -> Vec<Arc<AtomicU64>> { (0..NODES).map(|_| Arc::default()).collect() };
         let syncs = counters();
         let files = syncs
             .iter()
-            .map(|syncs| Arc::new(CountingFiles::new(Arc::clone(syncs), fill_bytes(load))));
+            .map(|syncs| Arc::new(CountingFiles::new(Arc::clone(syncs), fill_bytes)));
         let mut cluster = Self {
             inboxes,
             proposals: (0..NODES).map(|_| Vec::new()).collect(),
@@ -120,9 +126,7 @@ impl RaftRs {
         };
         let engines = (1..)
             .zip(&cluster.files)
-            .map(|(node, files)| {
-                open_log(&dir.join(format!("node-{node}")), files, fill_bytes(load))
-            })
+            .map(|(node, files)| open_log(&dir.join(format!("node-{node}")), files, fill_bytes))
             .collect::<Result<Vec<_>>>()?;
         for (at, engine) in engines.into_iter().enumerate() {
             let nodes = (1..=groups as u64)
@@ -218,5 +222,86 @@ impl Cluster for RaftRs {
     fn leaders(&self) -> Vec<u64> {
         let led = self.led.iter();
         led.map(|count| count.load(Ordering::Relaxed)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::Fate;
+
+    const FILL_BYTES: usize = 1 << 20;
+
+    /// More than a leader keeps of what all have.
+    const MANY: u32 = 600;
+
+    /// Proposes to group 0, which node 1 leads, and waits for the answers.
+    fn commit(cluster: &mut RaftRs, count: u32) {
+        for slot in 0..count {
+            cluster.propose(0, slot, Bytes::from_static(&[7; 16]));
+        }
+        cluster.flush();
+        let mut outcomes = Vec::new();
+        while outcomes.len() < count as usize {
+            let before = outcomes.len();
+            cluster.outcomes(&mut outcomes, START_LIMIT);
+            assert!(outcomes.len() > before, "no answer came");
+        }
+        assert!(
+            outcomes
+                .iter()
+                .all(|outcome| outcome.fate == Fate::Committed)
+        );
+    }
+
+    /// Waits until all nodes have applied the same.
+    fn settle(cluster: &mut RaftRs) {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            let digests = cluster.digests().unwrap();
+            if digests.iter().all(|of_node| of_node == &digests[0]) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the nodes do not agree");
+        }
+    }
+
+    /// What a node's log has of group 0, first and last index, after the cluster was stopped.
+    fn span(dir: &Path, node: usize) -> (u64, u64) {
+        let files = Arc::new(CountingFiles::new(Arc::default(), FILL_BYTES));
+        let log = open_log(&dir.join(format!("node-{node}")), &files, FILL_BYTES).unwrap();
+        (log.first_index(1).unwrap(), log.last_index(1).unwrap())
+    }
+
+    #[test]
+    fn every_replica_gives_up_what_all_have() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cluster = RaftRs::start_filled(dir.path(), 1, FILL_BYTES).unwrap();
+        // The leader learns what all have with the second, tells it after that, and the last ones make all write it.
+        for count in [MANY, 1, 1, 1, 1] {
+            commit(&mut cluster, count);
+            settle(&mut cluster);
+        }
+        cluster.stop().unwrap();
+        for node in 1..=NODES {
+            let (first, last) = span(dir.path(), node);
+            // The leader's own entry comes before those of the client.
+            assert_eq!(last, 1 + u64::from(MANY) + 4, "node {node}");
+            assert!((513..=last).contains(&first), "node {node}: {first}");
+        }
+    }
+
+    #[test]
+    fn nobody_gives_up_what_one_replica_lacks() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cluster = RaftRs::start_filled(dir.path(), 1, FILL_BYTES).unwrap();
+        cluster.inboxes[2].push(Event::Stop);
+        for count in [MANY, MANY, 1, 1, 1] {
+            commit(&mut cluster, count);
+        }
+        cluster.stop().unwrap();
+        for node in 1..=2 {
+            assert_eq!(span(dir.path(), node).0, 1, "node {node}");
+        }
     }
 }

@@ -4,15 +4,15 @@
 //! What a leader sends leaves before the sync, as raft-rs permits (Raft thesis 10.2.1); what a follower sends, after it.
 
 use super::RaftLog;
-use super::log::{Log, LogEntry};
+use super::log::{Log, LogEntry, Position};
 use crate::digest::Digest;
 use crate::load::{Fate, NODES, Outcome};
 use crate::mailbox::Mailbox;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType};
-use raft::{RawNode, Ready, StateRole};
-use raft_engine::LogBatch;
+use raft::{RawNode, Ready, StateRole, Storage};
+use raft_engine::{Command, LogBatch};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,10 +25,16 @@ const TICK: Duration = Duration::from_secs(1);
 /// Where a group keeps its term and vote in raft-engine.
 const HARD_STATE: &[u8] = b"hard-state";
 
+/// So many entries of a group are given up at a time. With those in flight they fit into the 992 places that raft-engine's
+/// list of a group's entries grows to; from 1,023 on it would free its memory at each compaction and have to grow again.
+const COMPACTED_ENTRIES: u64 = 512;
+
 /// What a store is told.
 pub enum Event {
     /// From another store, one vector for each of its turns.
     Messages(Vec<(u32, Message)>),
+    /// From another store, by group that it leads: through where every replica's log is durable.
+    Everywhere(Vec<(u32, Position)>),
     /// From the client.
     Proposals(Vec<Proposal>),
     /// Become leader of a group.
@@ -55,6 +61,8 @@ struct Group {
     proposals: Vec<Entry>,
     proposing: Vec<u32>,
     digest: Digest,
+    /// Every replica's log is durable through here, as a leader has found.
+    everywhere: Position,
     is_leader: bool,
     is_touched: bool,
 }
@@ -67,6 +75,8 @@ pub struct Store {
     groups: Vec<Group>,
     inboxes: Vec<Mailbox<Event>>,
     outbound: Vec<Vec<(u32, Message)>>,
+    /// For all other stores, [`Event::Everywhere`].
+    everywhere: Vec<(u32, Position)>,
     outcomes: Mailbox<Outcome>,
     answers: Vec<Outcome>,
     touched: Vec<u32>,
@@ -92,6 +102,7 @@ impl Store {
             proposals: Vec::new(),
             proposing: Vec::new(),
             digest: Digest::default(),
+            everywhere: (0, 0),
             is_leader: false,
             is_touched: false,
         });
@@ -101,6 +112,7 @@ impl Store {
             groups: groups.collect(),
             inboxes,
             outbound: (0..NODES).map(|_| Vec::new()).collect(),
+            everywhere: Vec::new(),
             outcomes,
             answers: Vec::new(),
             touched: Vec::new(),
@@ -128,6 +140,12 @@ impl Store {
             for event in events.drain(..) {
                 match event {
                     Event::Messages(messages) => self.step(messages)?,
+                    Event::Everywhere(positions) => {
+                        for (group, position) in positions {
+                            let known = &mut self.groups[group as usize].everywhere;
+                            *known = position.max(*known);
+                        }
+                    }
                     Event::Proposals(proposals) => self.gather(proposals),
                     Event::Campaign(group) => {
                         self.groups[group as usize].node.campaign()?;
@@ -295,15 +313,36 @@ impl Store {
         let needed = match group.node.raft.state {
             StateRole::Leader => {
                 let matched = group.node.raft.prs().iter().map(|(_, peer)| peer.matched);
-                matched.min().unwrap_or(0).min(applied)
+                let needed = matched.min().unwrap_or(0).min(applied);
+                let log = group.node.store();
+                if needed >= log.compacted() + COMPACTED_ENTRIES {
+                    let position = (needed, log.term(needed)?);
+                    group.everywhere = position.max(group.everywhere);
+                    self.everywhere.push((at, position));
+                }
+                needed
             }
             _ => applied,
         };
         group.node.mut_store().trim(needed, applied);
-        if group.node.has_ready() {
+        self.compact(at, applied);
+        if self.groups[at as usize].node.has_ready() {
             self.touch(at);
         }
         Ok(())
+    }
+
+    /// Gives up what every replica has, in the next batch. Nobody can lack it then, whoever leads next: there are no
+    /// snapshots that could replace it.
+    fn compact(&mut self, at: u32, applied: u64) {
+        let group = &mut self.groups[at as usize];
+        let (through, log) = (group.everywhere, group.node.mut_store());
+        if log.compacted() < through.0 && through.0 <= applied {
+            log.compact(through);
+            let index = through.0 + 1;
+            self.batch
+                .add_command(u64::from(at) + 1, Command::Compact { index });
+        }
     }
 
     fn apply(&mut self, at: u32, entries: Vec<Entry>) -> Result<()> {
@@ -359,14 +398,18 @@ impl Store {
         }
     }
 
-    /// One hand-over for each store.
+    /// One hand-over for each store, and one more where something can be given up.
     fn send(&mut self) {
-        for (inbox, messages) in self.inboxes.iter().zip(&mut self.outbound) {
+        for (to, (inbox, messages)) in self.inboxes.iter().zip(&mut self.outbound).enumerate() {
             if !messages.is_empty() {
                 let room = Vec::with_capacity(messages.len());
                 inbox.push(Event::Messages(std::mem::replace(messages, room)));
             }
+            if to != self.at && !self.everywhere.is_empty() {
+                inbox.push(Event::Everywhere(self.everywhere.clone()));
+            }
         }
+        self.everywhere.clear();
     }
 }
 
