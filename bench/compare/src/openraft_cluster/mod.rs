@@ -204,8 +204,8 @@ fn config() -> Result<Config> {
 impl OpenRaft {
     /// Starts the nodes in `dir` for a round whose load lasts as long as `load`, and has node `g % 3` lead group `g`.
     pub fn start(dir: &Path, groups: usize, load: Duration) -> Result<Self> {
-        // Enough for a second before and after it, too.
-        let fill_bytes = (load.as_secs() + 2) * FILL_BYTES_PER_SECOND;
+        // Enough for a second around it, too.
+        let fill_bytes = (load.as_secs() + 1) * FILL_BYTES_PER_SECOND;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(WORKERS)
             .enable_time()

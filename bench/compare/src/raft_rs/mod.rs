@@ -43,7 +43,7 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// How much of each node's log is filled ahead per second of load: more than twice what the row with the largest payload
 /// writes on two cores.
-const FILL_BYTES_PER_SECOND: usize = 128 << 20;
+const FILL_BYTES_PER_SECOND: usize = 96 << 20;
 
 /// TiKV's bound on a message, `raft-max-size-per-msg`.
 const MAX_MESSAGE_BYTES: u64 = 1 << 20;
@@ -77,9 +77,9 @@ fn config(at: usize) -> raft::Config {
     }
 }
 
-/// Enough for `load`, and for a second before and after it.
+/// Enough for `load`, and for a second around it.
 fn fill_bytes(load: Duration) -> usize {
-    (load.as_secs() as usize + 2) * FILL_BYTES_PER_SECOND
+    (load.as_secs() as usize + 1) * FILL_BYTES_PER_SECOND
 }
 
 fn open_log(dir: &Path, files: &Arc<CountingFiles>, fill_bytes: usize) -> Result<Arc<RaftLog>> {
