@@ -10,7 +10,7 @@ use super::checks::{Verdict, broken};
 use super::machine::Command;
 use super::pending::Done;
 use super::plan::MILLI;
-use super::world::World;
+use super::world::{Host, World};
 use crate::history::{Answer, OperationId, Outcome};
 
 /// All that is known of lives.
@@ -218,9 +218,13 @@ impl World {
                 {
                     run.groups.retain(|other| *other != group.0);
                     let next = self.ends.known(group).life + 1;
-                    let nodes = self.hosts.iter().filter_map(|host| host.node.as_ref());
-                    let mut lives = nodes.filter_map(|node| node.life(group));
-                    if !lives.any(|life| life.get() >= next) {
+                    let hosts = (1..=self.plan.nodes).map(|id| &self.hosts[id as usize]);
+                    let may_have_it = |host: &Host| match &host.node {
+                        Some(node) => node.life(group).is_some_and(|life| life.get() >= next),
+                        // Who told of it may be down by now.
+                        None => true,
+                    };
+                    if !hosts.into_iter().any(may_have_it) {
                         let what = format!("it is there already, and nobody has its life {next}");
                         self.fail(broken("lives", group, what));
                     }

@@ -51,7 +51,9 @@ impl World {
         }
         let mut wait = self.rng.within(1, 2 * self.plan.fault_us);
         if self.has_to_abate() {
-            wait *= SELDOM;
+            // Whoever is down comes back, and groups elect leaders.
+            let most = self.plan.config.election.timeout_max.as_micros() as u64;
+            wait = wait * SELDOM + self.plan.downtime_us + 4 * most;
         }
         self.push(self.now + wait, Event::Fault);
         let weights = self.plan.weights;
