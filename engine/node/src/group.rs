@@ -52,7 +52,8 @@ pub enum Read {
 
 impl Read {
     /// Whatever this node's replica has applied so far. Never waits for other nodes; may be behind by any time, and two reads
-    /// on different nodes may go back in time.
+    /// on different nodes may go back in time. A replica in quarantine refuses it; a node whose log has failed goes on answering,
+    /// since what it has applied was committed.
     pub const LOCAL: Read = Read::Stale {
         max_lag: Duration::MAX,
     };
@@ -326,7 +327,7 @@ impl<M> GroupHandle<M> {
     ///
     /// Nobody leads: [`Error::NotLeader`] after `shards.proposal_timeout`, or at once while the replica here is being opened. No
     /// quorum answers, or this replica does not catch up: [`Error::Unconfirmed`] after the same time. A bound is reached:
-    /// [`Error::Busy`]. [`Read::LOCAL`] waits for nothing and fails with none of these three.
+    /// [`Error::Busy`]. [`Read::LOCAL`] waits for nothing and fails with none of these three, nor because the node is out of service.
     ///
     /// A read has no effect, so every retryable error may be tried again.
     pub async fn read(&self, read: Read, query: impl Into<Bytes>) -> Result<Bytes, Error> {
