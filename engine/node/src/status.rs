@@ -148,7 +148,7 @@ counters! {
     groups,
     /// Replicas that lead.
     led,
-    /// Replicas without a known leader.
+    /// Replicas without a known leader, those in quarantine apart.
     leaderless,
     /// Replicas in quarantine.
     quarantined,
@@ -388,6 +388,8 @@ impl AllCounters {
         for shard in &self.0 {
             shard.counters.add_to(&mut sum);
         }
+        // A replica in quarantine knows none, as far as its shard counts.
+        sum.leaderless = sum.leaderless.saturating_sub(sum.quarantined);
         sum
     }
 
@@ -411,6 +413,9 @@ mod tests {
         all.shard(1).groups.add(4);
         all.shard(1).groups.sub(1);
         assert_eq!(all.sum().groups, 6);
+        all.shard(0).leaderless.add(2);
+        all.shard(1).quarantined.add(1);
+        assert_eq!(all.sum().leaderless, 1);
         all.histograms(0).turn_events.record(1);
         all.histograms(1).turn_events.record(5);
         assert_eq!(all.merged().turn_events.sum(), 6);

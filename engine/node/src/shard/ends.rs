@@ -232,7 +232,6 @@ impl Shard {
         let core = Group::new(NODE_LEVEL, node, 0, &env, nobody, &mut self.outbox);
         let mut husk = Replica::new(core, Default::default());
         husk.fault = Some("it has ended".to_owned());
-        husk.shown.is_quarantined = true;
         let mut ended = std::mem::replace(&mut self.replicas[at], husk);
         self.marks[at].durable = WriteId::ZERO;
         let open = Error::Unknown {
@@ -258,7 +257,7 @@ impl Shard {
         if ended.shown.leads {
             counters.led.sub(1);
         }
-        if ended.shown.is_leaderless() {
+        if ended.shown.leader.is_none() {
             counters.leaderless.sub(1);
         }
         if ended.fault.is_some() {

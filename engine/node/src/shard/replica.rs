@@ -96,14 +96,6 @@ pub(super) struct Shown {
     pub(super) term: Term,
     pub(super) leads: bool,
     pub(super) has_committed: bool,
-    pub(super) is_quarantined: bool,
-}
-
-impl Shown {
-    /// It would take proposals, if there were a leader.
-    pub(super) fn is_leaderless(&self) -> bool {
-        self.leader.is_none() && !self.is_quarantined
-    }
 }
 
 impl Replica {

@@ -590,7 +590,6 @@ impl Shard {
             term: replica.group.term(),
             leads: leads(replica),
             has_committed: replica.has_committed(),
-            is_quarantined: !is_running,
         };
         if replica.is_in_round && !replica.campaigns() {
             replica.is_in_round = false;
@@ -617,9 +616,9 @@ impl Shard {
         if before.leads != shown.leads {
             self.merges.look_soon(self.now);
         }
-        match (before.is_leaderless(), shown.is_leaderless()) {
-            (true, false) => counters.leaderless.sub(1),
-            (false, true) => counters.leaderless.add(1),
+        match (before.leader.is_some(), shown.leader.is_some()) {
+            (false, true) => counters.leaderless.sub(1),
+            (true, false) => counters.leaderless.add(1),
             _ => {}
         }
         if has_held {
