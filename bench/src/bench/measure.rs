@@ -24,7 +24,7 @@ pub struct Plan {
     pub faults: Vec<Fault>,
 }
 
-/// What one second showed. Latencies are those of the operations that were answered in it.
+/// What one second showed. Latencies are those of the operations that were answered or given up in it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Row {
     /// End of the second, counted from the end of the warm-up: 0 and less is warm-up.
@@ -168,8 +168,8 @@ pub async fn measure(nodes: &Nodes, plan: &Plan, mut on_row: impl FnMut(&Row)) -
         let traces = nodes.take_traces().await?;
         if tick > warmup {
             traces.iter().for_each(|trace| measured.stages.add(trace));
-            measured.answered += second.operations();
-            measured.committed += second.proposals.len();
+            measured.answered += second.answered();
+            measured.committed += second.committed();
             measured.totals = measured.totals + (now.look.totals - last.look.totals);
         }
         measured.rows.push(row);
@@ -213,9 +213,9 @@ fn row(second: i64, figures: &Figures, before: &Moment, now: &Moment) -> Row {
     Row {
         second,
         seconds,
-        proposals: figures.proposals.len(),
-        reads: figures.reads.len(),
-        operations_per_second: all.len() as f64 / seconds,
+        proposals: figures.committed(),
+        reads: figures.answered() - figures.committed(),
+        operations_per_second: figures.answered() as f64 / seconds,
         p50_us: micros(0.5),
         p90_us: micros(0.9),
         p99_us: micros(0.99),

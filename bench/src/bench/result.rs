@@ -160,9 +160,9 @@ pub struct Summary {
     pub read_us: Times,
     /// Open loop: how late the generator itself was.
     pub lag_us: Times,
-    /// Operations refused, and sent again.
+    /// How often operations that were due in the window were refused, and sent again.
     pub retried: u64,
-    /// Proposals whose outcome stays open.
+    /// Proposals due in the window whose outcome stays open.
     pub open: u64,
     /// Operations without an answer at the end; their age counts in the latencies.
     pub unfinished: u64,
@@ -265,7 +265,7 @@ impl Summary {
             lag,
             retried,
             open,
-            unfinished,
+            ..
         } = &measured.due;
         let totals = measured.totals;
         let per = |sum: f64, count: u64| if count == 0 { 0.0 } else { sum / count as f64 };
@@ -282,7 +282,7 @@ impl Summary {
             lag_us: Times::of(lag),
             retried: *retried,
             open: *open,
-            unfinished: *unfinished,
+            unfinished: measured.due.unfinished(),
             barriers: totals.barriers,
             barrier_us: per(totals.barrier_us as f64, totals.barriers),
             entries_per_barrier: totals.entries_per_barrier(),

@@ -16,18 +16,21 @@ pub fn nanos(time: Duration) -> u64 {
 /// Counts and times of some operations.
 #[derive(Clone, Debug)]
 pub struct Figures {
-    /// From when a proposal was due to its acknowledgement.
+    /// From when a proposal was due to its acknowledgement, or until it was given up.
     pub proposals: Histogram<u64>,
-    /// From when a read was due to its answer.
+    /// From when a read was due to its answer, or until it was given up.
     pub reads: Histogram<u64>,
-    /// From when an operation was due to its first sending, while nothing but the generator held it back.
+    /// From when an operation was due to its first sending, or to the end of the load if it was never sent, while nothing
+    /// but the generator held it back.
     pub lag: Histogram<u64>,
     /// Operations refused, and sent again.
     pub retried: u64,
     /// Proposals whose outcome stays open.
     pub open: u64,
-    /// Operations that had no answer when the load ended. Their age then is in `proposals` or `reads`.
-    pub unfinished: u64,
+    /// Proposals given up: their outcome stays open, or they had no answer when the load ended.
+    pub unfinished_proposals: u64,
+    /// Reads that had no answer when the load ended.
+    pub unfinished_reads: u64,
 }
 
 impl Figures {
@@ -39,13 +42,37 @@ impl Figures {
             lag: histogram(),
             retried: 0,
             open: 0,
-            unfinished: 0,
+            unfinished_proposals: 0,
+            unfinished_reads: 0,
         }
     }
 
-    /// Operations that were answered with success, or were unfinished.
-    pub fn operations(&self) -> u64 {
-        self.proposals.len() + self.reads.len()
+    /// Proposals acknowledged.
+    pub fn committed(&self) -> u64 {
+        self.proposals.len() - self.unfinished_proposals
+    }
+
+    /// Operations answered with success.
+    pub fn answered(&self) -> u64 {
+        self.committed() + self.reads.len() - self.unfinished_reads
+    }
+
+    /// Operations given up.
+    pub fn unfinished(&self) -> u64 {
+        self.unfinished_proposals + self.unfinished_reads
+    }
+
+    /// Adds `count` operations that took so many nanoseconds until they were answered or given up.
+    pub fn add_ended(&mut self, is_read: bool, is_answered: bool, nanos: u64, count: u64) {
+        let (times, unfinished) = if is_read {
+            (&mut self.reads, &mut self.unfinished_reads)
+        } else {
+            (&mut self.proposals, &mut self.unfinished_proposals)
+        };
+        times.saturating_record_n(nanos, count);
+        if !is_answered {
+            *unfinished += count;
+        }
     }
 
     /// Proposals and reads together.
@@ -69,7 +96,8 @@ impl Figures {
         }
         self.retried += other.retried;
         self.open += other.open;
-        self.unfinished += other.unfinished;
+        self.unfinished_proposals += other.unfinished_proposals;
+        self.unfinished_reads += other.unfinished_reads;
     }
 
     /// Forgets everything, and keeps the memory.
@@ -77,7 +105,8 @@ impl Figures {
         self.proposals.reset();
         self.reads.reset();
         self.lag.reset();
-        (self.retried, self.open, self.unfinished) = (0, 0, 0);
+        (self.retried, self.open) = (0, 0);
+        (self.unfinished_proposals, self.unfinished_reads) = (0, 0);
     }
 }
 
@@ -88,13 +117,18 @@ mod tests {
     #[test]
     fn figures_add_up_and_clear() {
         let (mut sum, mut one) = (Figures::new(), Figures::new());
-        one.proposals.saturating_record(1_000);
-        one.reads.saturating_record(u64::MAX);
+        one.add_ended(false, true, 1_000, 3);
+        one.add_ended(false, false, 2_000, 1);
+        one.add_ended(true, false, u64::MAX, 2);
         one.open = 1;
         sum.add(&one);
         sum.add(&one);
-        assert_eq!((sum.operations(), sum.open, sum.all().len()), (4, 2, 4));
+        assert_eq!((sum.all().len(), sum.open), (12, 2));
+        assert_eq!(
+            (sum.committed(), sum.answered(), sum.unfinished()),
+            (6, 6, 6)
+        );
         sum.clear();
-        assert_eq!((sum.operations(), sum.open), (0, 0));
+        assert_eq!((sum.all().len(), sum.open, sum.unfinished()), (0, 0, 0));
     }
 }

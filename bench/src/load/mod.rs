@@ -38,7 +38,7 @@ pub struct Shared {
 /// The thread's figures.
 #[derive(Debug)]
 pub struct Counted {
-    /// Operations answered since the last look.
+    /// Operations answered or given up since the last look.
     pub since: Figures,
     /// Operations that were due in the window, whenever they were answered.
     pub window: Figures,

@@ -2,10 +2,10 @@
 //! that are timed when they arrive. It must never send again what may have been committed, and never let a slow
 //! answer put off an operation of an open loop.
 
-use super::figures::{Figures, nanos};
+use super::figures::nanos;
 use super::port::{Answer, Answered, Elsewhere, Port};
 use super::watch::Watch;
-use super::{Shared, Timing};
+use super::{Counted, Shared, Timing};
 use crate::control::Goal;
 use crate::payloads::Payloads;
 use crate::workload::{KeyPicker, Pace, ReadMode, Rng, Schedule, SizePicker, Workload};
@@ -30,6 +30,10 @@ const BURST: usize = 256;
 /// An open loop holds at most this many operations under way; more are sent when there is room, and their latency
 /// counts from when they were due.
 const MAX_UNDER_WAY: usize = 1 << 20;
+
+/// Operations that were due and never sent are counted one by one up to this number; of more, each stands for several,
+/// or counting them would take longer than the load.
+const UNSENT_ONE_BY_ONE: u64 = 1 << 16;
 
 /// How often the thread's CPU time is read.
 const CPU_INTERVAL: Duration = Duration::from_millis(50);
@@ -65,6 +69,30 @@ enum Pacer {
     },
 }
 
+/// What became of operations since the figures were last published.
+#[derive(Default)]
+struct News {
+    /// Operations that ended.
+    ended: Vec<Ended>,
+    /// How late operations of the window were sent, or were not: nanoseconds, and how many operations.
+    lags: Vec<(u64, u64)>,
+    /// Refused and sent again: all, and those of the window.
+    retried: (u64, u64),
+    /// Open outcomes: all, and those of the window.
+    open: (u64, u64),
+}
+
+/// Operations that ended.
+struct Ended {
+    is_read: bool,
+    /// With success. Else they were given up.
+    is_answered: bool,
+    is_measured: bool,
+    /// From when they were due until they ended, in nanoseconds.
+    nanos: u64,
+    count: u64,
+}
+
 /// A thread with its slots.
 pub struct Worker {
     timing: Timing,
@@ -85,9 +113,8 @@ pub struct Worker {
     /// By group: where to propose, as far as is known.
     leads: Vec<u8>,
     next_read_node: usize,
-    /// What this round adds to the shared figures: (slot as it was, when).
-    settled: Vec<Slot>,
-    delta: Figures,
+    /// What this round adds to the shared figures.
+    news: News,
     cpu_read: Instant,
     shared: Arc<Shared>,
     watch: Arc<Watch>,
@@ -144,8 +171,7 @@ impl Worker {
             retries: VecDeque::new(),
             leads: vec![0; workload.active_groups as usize],
             next_read_node: at,
-            settled: Vec::new(),
-            delta: Figures::new(),
+            news: News::default(),
             cpu_read: timing.origin,
             port,
             timing,
@@ -177,10 +203,21 @@ impl Worker {
             let timeout = self.wait();
             self.port.drain(&mut answers, timeout);
             let now = Instant::now();
+            self.note_blocked(now);
             for answered in answers.drain(..) {
                 self.settle(answered, now);
             }
             self.publish(now);
+        }
+    }
+
+    /// Until now no operation could be sent for want of a slot, if that is so.
+    fn note_blocked(&mut self, now: Instant) {
+        if let Pacer::Open { blocked_until, .. } = &mut self.pacer
+            && self.free.is_empty()
+            && self.slots.len() == self.max_slots
+        {
+            *blocked_until = now;
         }
     }
 
@@ -236,15 +273,12 @@ impl Worker {
                     });
                     self.slots.len() as u32 - 1
                 }
-                None => {
-                    *blocked_until = now;
-                    return;
-                }
+                None => return,
             };
             schedule.advance();
             let held_up = now.saturating_duration_since(due.max(*blocked_until));
             if self.is_measured(due) {
-                self.delta.lag.saturating_record(nanos(held_up));
+                self.news.lags.push((nanos(held_up), 1));
             }
             self.begin(slot, due);
         }
@@ -342,7 +376,9 @@ impl Worker {
     fn retry_later(&mut self, slot: u32) {
         self.slots[slot as usize].state = SlotState::WaitsForRetry;
         self.retries.push_back((Instant::now() + RETRY_DELAY, slot));
-        self.delta.retried += 1;
+        let is_measured = self.is_measured(self.slots[slot as usize].due);
+        self.news.retried.0 += 1;
+        self.news.retried.1 += u64::from(is_measured);
     }
 
     fn release(&mut self, slot: u32) {
@@ -355,40 +391,49 @@ impl Worker {
     fn give_up_unsent(&mut self) {
         let now = Instant::now();
         for (_, at) in std::mem::take(&mut self.retries) {
-            self.give_up(self.slots[at as usize], now);
+            self.end(self.slots[at as usize], false, now);
             self.release(at);
         }
-        let Pacer::Open { schedule, .. } = &mut self.pacer else {
+        let Pacer::Open {
+            schedule,
+            blocked_until,
+        } = &mut self.pacer
+        else {
             return;
         };
         let Timing { origin, window } = &self.timing;
         let passed = now.saturating_duration_since(*origin);
-        let mut counted = self.shared.counted();
-        while schedule.peek() < passed.min(window.end) {
+        let until = passed.min(window.end);
+        // What was due before the window counts nowhere.
+        schedule.skip(schedule.expected_until(until.min(window.start)));
+        let count = (schedule.expected_until(until) / UNSENT_ONE_BY_ONE).max(1);
+        while schedule.peek() < until {
             let due = schedule.advance();
+            schedule.skip(count - 1);
             if window.contains(&due) {
-                self.delta.unfinished += 1;
-                counted
-                    .window
-                    .proposals
-                    .saturating_record(nanos(passed - due));
+                let free_since = blocked_until.saturating_duration_since(*origin);
+                let held_up = passed.saturating_sub(due.max(free_since));
+                self.news.lags.push((nanos(held_up), count));
+                self.news.ended.push(Ended {
+                    is_read: self.reads > 0.0 && self.rng.unit() < self.reads,
+                    is_answered: false,
+                    is_measured: true,
+                    nanos: nanos(passed - due),
+                    count,
+                });
             }
         }
     }
 
-    fn give_up(&mut self, slot: Slot, now: Instant) {
-        if self.is_measured(slot.due) {
-            self.delta.unfinished += 1;
-            let age = nanos(now.saturating_duration_since(slot.due));
-            let mut counted = self.shared.counted();
-            let window = &mut counted.window;
-            let times = if slot.is_read {
-                &mut window.reads
-            } else {
-                &mut window.proposals
-            };
-            times.saturating_record(age);
-        }
+    /// An operation ended, with an answer or without.
+    fn end(&mut self, slot: Slot, is_answered: bool, now: Instant) {
+        self.news.ended.push(Ended {
+            is_read: slot.is_read,
+            is_answered,
+            is_measured: self.is_measured(slot.due),
+            nanos: nanos(now.saturating_duration_since(slot.due)),
+            count: 1,
+        });
     }
 
     fn is_measured(&self, due: Instant) -> bool {
@@ -438,7 +483,7 @@ impl Worker {
                 if !slot.is_read {
                     self.watch.success(u64::from(slot.group), now);
                 }
-                self.settled.push(slot);
+                self.end(slot, true, now);
                 self.release(at);
             }
             Answer::Refused(elsewhere) => {
@@ -448,10 +493,11 @@ impl Worker {
                 self.retry_later(at);
             }
             Answer::Open => {
-                self.delta.open += 1;
+                self.news.open.0 += 1;
+                self.news.open.1 += u64::from(self.is_measured(slot.due));
                 self.turn_to(slot.group, Elsewhere::Anywhere);
                 // Nobody will ever know: its time without an answer counts like an unfinished one's.
-                self.give_up(slot, now);
+                self.end(slot, false, now);
                 self.release(at);
             }
             Answer::Fault(text) => {
@@ -471,31 +517,24 @@ impl Worker {
             self.shared.cpu.store(used, Ordering::Relaxed);
         }
         let mut counted = self.shared.counted();
-        for slot in self.settled.drain(..) {
-            let time = nanos(now.saturating_duration_since(slot.due));
-            let at = slot.due.saturating_duration_since(self.timing.origin);
-            let is_measured = self.timing.window.contains(&at);
-            let counted = &mut *counted;
-            for (figures, counts) in [
-                (&mut counted.since, true),
-                (&mut counted.window, is_measured),
-            ] {
-                if counts {
-                    let times = if slot.is_read {
-                        &mut figures.reads
-                    } else {
-                        &mut figures.proposals
-                    };
-                    times.saturating_record(time);
-                }
+        let Counted { since, window } = &mut *counted;
+        for ended in self.news.ended.drain(..) {
+            let Ended { nanos, count, .. } = ended;
+            since.add_ended(ended.is_read, ended.is_answered, nanos, count);
+            if ended.is_measured {
+                window.add_ended(ended.is_read, ended.is_answered, nanos, count);
             }
         }
-        let delta = &mut self.delta;
-        if delta.retried + delta.open + delta.unfinished + delta.lag.len() > 0 {
-            counted.since.add(delta);
-            counted.window.add(delta);
-            delta.clear();
+        for (nanos, count) in self.news.lags.drain(..) {
+            since.lag.saturating_record_n(nanos, count);
+            window.lag.saturating_record_n(nanos, count);
         }
+        let (all, measured) = std::mem::take(&mut self.news.retried);
+        since.retried += all;
+        window.retried += measured;
+        let (all, measured) = std::mem::take(&mut self.news.open);
+        since.open += all;
+        window.open += measured;
     }
 }
 
@@ -511,11 +550,15 @@ fn untag(tag: u64) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::Figures;
     use crate::workload::{Arrivals, Keys, Sizes};
+    use std::ops::Range;
 
     /// Answers every operation at the next look, or holds all back until told otherwise.
     struct FakePort {
         sent: Vec<u64>,
+        /// What becomes of the first operations, the last one first.
+        first: Vec<Answer>,
         hold: Arc<std::sync::atomic::AtomicBool>,
     }
 
@@ -550,16 +593,26 @@ mod tests {
                 std::thread::sleep(timeout.min(Duration::from_millis(1)));
             }
             if !self.hold.load(Ordering::Relaxed) {
-                let answer = Answer::Done;
                 into.extend(self.sent.drain(..).map(|tag| Answered {
                     tag,
-                    answer: answer.clone(),
+                    answer: self.first.pop().unwrap_or(Answer::Done),
                 }));
             }
         }
     }
 
     fn run(pace: Pace, reads: f64, millis: u64, hold_first: u64) -> Figures {
+        let window = Duration::ZERO..Duration::from_millis(millis);
+        run_window(pace, reads, window, hold_first, Vec::new())
+    }
+
+    fn run_window(
+        pace: Pace,
+        reads: f64,
+        window: Range<Duration>,
+        hold_first: u64,
+        first: Vec<Answer>,
+    ) -> Figures {
         let workload = Workload {
             pace,
             payload: Sizes::Fixed(16),
@@ -570,21 +623,24 @@ mod tests {
             threads: 1,
             seed: 3,
         };
+        let lasts = window.end;
         let timing = Timing {
             origin: Instant::now(),
-            window: Duration::ZERO..Duration::from_millis(millis),
+            window,
         };
         let hold = Arc::new(std::sync::atomic::AtomicBool::new(hold_first > 0));
         let port = FakePort {
             sent: Vec::new(),
+            first,
             hold: Arc::clone(&hold),
         };
         let load =
             super::super::Load::start(&workload, &timing, Duration::ZERO, vec![Box::new(port)])
                 .unwrap();
-        std::thread::sleep(Duration::from_millis(hold_first));
+        let hold_first = Duration::from_millis(hold_first);
+        std::thread::sleep(hold_first);
         hold.store(false, Ordering::Relaxed);
-        std::thread::sleep(Duration::from_millis(millis.saturating_sub(hold_first)));
+        std::thread::sleep(lasts.saturating_sub(hold_first));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -595,11 +651,11 @@ mod tests {
     #[test]
     fn a_closed_loop_sends_and_splits_reads_from_proposals() {
         let figures = run(Pace::Inflight(64), 0.25, 100, 0);
-        let share = figures.reads.len() as f64 / figures.operations() as f64;
-        assert!(figures.operations() > 1000, "{}", figures.operations());
+        let share = figures.reads.len() as f64 / figures.all().len() as f64;
+        assert!(figures.answered() > 1000, "{}", figures.answered());
         assert!((share - 0.25).abs() < 0.1, "{share}");
         assert_eq!(
-            (figures.retried, figures.open, figures.unfinished),
+            (figures.retried, figures.open, figures.unfinished()),
             (0, 0, 0)
         );
     }
@@ -612,7 +668,7 @@ mod tests {
         };
         let figures = run(pace, 0.0, 400, 200);
         // All that was due in the window is there, whether answers came or not.
-        assert_eq!(figures.operations(), 800);
+        assert_eq!(figures.all().len(), 800);
         // Those due in the first half waited for its end: their times are spread evenly up to 200 ms, whereas a loop that
         // waits for answers would have seen one slow operation.
         let slow = figures.proposals.count_between(20_000_000, u64::MAX);
@@ -623,6 +679,45 @@ mod tests {
             figures.proposals.max()
         );
         assert_eq!(figures.lag.len(), 800);
+    }
+
+    #[test]
+    fn what_was_never_sent_counts_as_late_and_as_what_it_would_have_been() {
+        // All that is sent before the load ends was due in the warm-up.
+        let pace = Pace::Rate {
+            per_second: 1e8,
+            arrivals: Arrivals::Poisson,
+        };
+        let millis = Duration::from_millis;
+        let window = millis(300)..millis(600);
+        let figures = run_window(pace, 1.0, window, 0, Vec::new());
+        let unfinished = figures.unfinished_reads as f64;
+        assert!((unfinished / 3e7 - 1.0).abs() < 0.05, "{unfinished}");
+        assert_eq!((figures.answered(), figures.proposals.len()), (0, 0));
+        assert_eq!(figures.lag.len(), figures.reads.len());
+        // The last of them was due when the load ended, the first 300 ms before.
+        let lag = figures.lag.value_at_quantile(0.99);
+        assert!(lag >= 290_000_000, "{lag}");
+    }
+
+    #[test]
+    fn only_what_was_due_in_the_window_counts_as_trouble_of_the_window() {
+        let pace = Pace::Rate {
+            per_second: 1000.0,
+            arrivals: Arrivals::Constant,
+        };
+        let trouble = || {
+            let refused = Answer::Refused(Elsewhere::Here);
+            [vec![refused; 20], vec![Answer::Open; 20]].concat()
+        };
+        let millis = Duration::from_millis;
+        let count = |window| {
+            let figures = run_window(pace, 0.0, window, 0, trouble());
+            (figures.retried, figures.open)
+        };
+        assert_eq!(count(millis(0)..millis(400)), (20, 20));
+        // The first forty were due in the first 40 ms.
+        assert_eq!(count(millis(200)..millis(400)), (0, 0));
     }
 
     #[test]

@@ -68,6 +68,16 @@ impl Schedule {
         };
         due
     }
+
+    /// How many operations are due before `until`: of a Poisson process, as many as come on average.
+    pub fn expected_until(&self, until: Duration) -> u64 {
+        ((until.as_nanos() as f64 - self.next) / self.gap).max(0.0) as u64
+    }
+
+    /// Takes `count` operations off the schedule, as if each came after the mean gap.
+    pub fn skip(&mut self, count: u64) {
+        self.next += count as f64 * self.gap;
+    }
 }
 
 #[cfg(test)]
@@ -123,5 +133,20 @@ mod tests {
         };
         assert_eq!(poisson(1), poisson(1));
         assert_ne!(poisson(1), poisson(2));
+    }
+
+    #[test]
+    fn a_part_of_a_schedule_can_be_skipped() {
+        let second = Duration::from_secs(1);
+        for arrivals in [Arrivals::Constant, Arrivals::Poisson] {
+            let mut schedule = Schedule::new(arrivals, 1000.0, (0, 2), 9);
+            let count = schedule.expected_until(second);
+            assert!(count.abs_diff(500) < 10, "{count}");
+            schedule.skip(count);
+            let next = schedule.peek();
+            assert!(second - next < Duration::from_millis(3), "{next:?}");
+            schedule.skip(100_000);
+            assert_eq!(schedule.expected_until(second), 0);
+        }
     }
 }
