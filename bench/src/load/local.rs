@@ -149,10 +149,9 @@ pub fn judge_proposal(error: &Error) -> Answer {
 pub fn judge_read(result: Result<Bytes, Error>) -> Answer {
     match result {
         Ok(_) => Answer::Done,
-        Err(Error::NoSuchGroup { .. } | Error::Closed | Error::NotLeader { .. }) => {
-            Answer::Refused(Elsewhere::Anywhere)
-        }
         Err(Error::Busy { .. }) => Answer::Refused(Elsewhere::Here),
+        Err(Error::NoSuchGroup { .. } | Error::Closed) => Answer::Refused(Elsewhere::Anywhere),
+        Err(error) if error.is_retryable() => Answer::Refused(Elsewhere::Anywhere),
         Err(other) => Answer::Fault(other.to_string()),
     }
 }
@@ -185,9 +184,20 @@ mod tests {
     fn a_read_can_be_sent_again_unless_something_is_wrong() {
         let group = GroupId(1);
         assert_eq!(judge_read(Ok(Bytes::new())), Answer::Done);
-        for error in [Error::Closed, Error::NoSuchGroup { group }] {
+        for error in [
+            Error::Closed,
+            Error::NoSuchGroup { group },
+            Error::NotLeader { hint: None },
+            Error::Restoring { group },
+            Error::Unconfirmed,
+        ] {
             assert_eq!(judge_read(Err(error)), Answer::Refused(Elsewhere::Anywhere));
         }
+        let busy = Error::Busy {
+            what: "test",
+            limit: 1,
+        };
+        assert_eq!(judge_read(Err(busy)), Answer::Refused(Elsewhere::Here));
         assert!(matches!(
             judge_read(Err(Error::Query("no".into()))),
             Answer::Fault(_)
