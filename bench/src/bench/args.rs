@@ -219,7 +219,7 @@ impl ReadsArgs {
 /// Search the highest rate of an open loop whose p99 stays within a bound.
 ///
 /// The rate is raised until a run does not hold the bound, then bisected; the answer is a rate that held it in several
-/// runs one after the other. Exit codes: 0 found; 1 failed; 3 no rate holds the bound.
+/// more runs one after the other. Exit codes: 0 found; 1 failed; 3 no rate holds the bound, or the generator was the limit.
 #[derive(Clone, Debug, Args)]
 pub struct FindMaxArgs {
     /// The bound on the 99th percentile of latency, from the moment at which an operation was due

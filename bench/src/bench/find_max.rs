@@ -20,8 +20,51 @@ pub struct Probe {
     pub rate: f64,
     /// 99th percentile of latency in microseconds.
     pub p99_us: f64,
+    /// What the run says about the rate.
+    pub verdict: Verdict,
     /// Why the bound is not held, if it is not.
     pub failed: Option<String>,
+}
+
+/// What one run says about its rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The nodes hold the bound.
+    Holds,
+    /// The nodes do not hold it.
+    Fails,
+    /// The generator fell behind: what the nodes would have done is not known.
+    Void,
+}
+
+/// Where a search ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Highest {
+    /// The highest rate that holds; None if none does.
+    pub rate: Option<f64>,
+    /// What ended the search from above. None if nothing did.
+    pub limit: Option<Limit>,
+}
+
+/// Whose limit the next higher rate was beyond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    /// The nodes'.
+    Nodes,
+    /// The generator's: the nodes may well hold more.
+    Generator,
+}
+
+impl Verdict {
+    fn limit(self) -> Option<Limit> {
+        match self {
+            Self::Holds => None,
+            Self::Fails => Some(Limit::Nodes),
+            Self::Void => Some(Limit::Generator),
+        }
+    }
 }
 
 /// How to search.
@@ -41,56 +84,54 @@ const LOWEST: f64 = 1.0;
 const HIGHEST: f64 = 1e8;
 
 impl Search {
-    /// Doubles the rate until a run fails, bisects between the last two, and confirms what is left. A rate that fails a
-    /// confirmation is a rate that fails: the search goes on below it. None if no rate holds.
-    pub async fn run(
-        &self,
-        mut probe: impl AsyncFnMut(f64) -> Result<bool>,
-    ) -> Result<Option<f64>> {
+    /// Doubles the rate until a run does not hold, bisects between the last two, and confirms what is left. A rate that
+    /// fails a confirmation is a rate that fails: the search goes on below it.
+    pub async fn run(&self, mut probe: impl AsyncFnMut(f64) -> Result<Verdict>) -> Result<Highest> {
         let (mut holds, mut fails) = (None, None);
+        // Of the lowest rate that did not hold.
+        let mut limit = None;
         let mut rate = self.from.clamp(LOWEST, HIGHEST);
         loop {
             // Bracket: up while runs hold, down while they fail.
             loop {
-                if probe(rate).await? {
-                    holds = Some(rate);
-                } else {
-                    fails = Some(rate);
+                match probe(rate).await?.limit() {
+                    None => holds = Some(rate),
+                    found => (fails, limit) = (Some(rate), found),
                 }
                 rate = match (holds, fails) {
                     (Some(_), Some(_)) => break,
                     (Some(low), None) if low < HIGHEST => (low * 2.0).min(HIGHEST),
                     (None, Some(high)) if high > LOWEST => (high / 2.0).max(LOWEST),
-                    (low, _) => return Ok(low),
+                    (rate, _) => return Ok(Highest { rate, limit }),
                 };
             }
             let (Some(mut low), Some(mut high)) = (holds, fails) else {
-                return Ok(None);
+                return Ok(Highest { rate: None, limit });
             };
             // Equal ratios: the middle is the geometric mean.
             while high / low > 1.0 + self.precision {
                 let middle = (low * high).sqrt();
-                if probe(middle).await? {
-                    low = middle;
-                } else {
-                    high = middle;
+                match probe(middle).await?.limit() {
+                    None => low = middle,
+                    found => (high, limit) = (middle, found),
                 }
             }
-            // One run has held it already.
+            // The run that chose this rate was lucky more often than not, so it confirms nothing.
             let mut is_confirmed = true;
-            for _ in 1..self.confirm {
-                if !probe(low).await? {
-                    is_confirmed = false;
+            for _ in 0..self.confirm {
+                if let Some(found) = probe(low).await?.limit() {
+                    (is_confirmed, limit) = (false, Some(found));
                     break;
                 }
             }
             if is_confirmed {
-                return Ok(Some(low));
+                let rate = Some(low);
+                return Ok(Highest { rate, limit });
             }
             // Luck, then. Further down there is a rate that holds each time.
             (holds, fails) = (None, Some(low));
             if low <= LOWEST {
-                return Ok(None);
+                return Ok(Highest { rate: None, limit });
             }
             rate = (low / (1.0 + 2.0 * self.precision)).max(LOWEST);
         }
@@ -115,6 +156,8 @@ struct Found {
     confirm: u32,
     /// The answer; null if no rate holds the bound.
     max_rate: Option<f64>,
+    /// Whose limit it is. The generator's says that the nodes may hold more; null if there was none up to the highest rate.
+    limit: Option<Limit>,
     /// Latencies of the last run at that rate.
     latency_us: Option<Times>,
     probes: Vec<Probe>,
@@ -159,19 +202,22 @@ async fn search(
     };
     let mut probes: Vec<Probe> = Vec::new();
     let mut times = None;
-    let answer = search
+    let Highest {
+        rate: answer,
+        limit,
+    } = search
         .run(async |rate| {
             setting
                 .screen
                 .live(format!("{} op/s ...", screen::count(rate as u64)), false);
             let (probe, latency) = probe(&nodes, workload, args, rate).await?;
             setting.screen.line(&describe(&probe));
-            let holds = probe.failed.is_none();
-            if holds {
+            let verdict = probe.verdict;
+            if verdict == Verdict::Holds {
                 times = Some((rate, latency));
             }
             probes.push(probe);
-            Ok(holds)
+            Ok(verdict)
         })
         .await?;
     nodes.stop().await?;
@@ -179,18 +225,24 @@ async fn search(
     let latency_us = times
         .filter(|(rate, _)| Some(*rate) == answer)
         .map(|(_, times)| times);
-    match answer {
-        Some(rate) => setting.screen.line(&format!(
-            "\nthe highest rate within p99 {} is {} op/s, to {} %, held {} times in a row",
-            screen::time(args.p99),
-            screen::count(rate as u64),
-            args.precision,
-            args.confirm
-        )),
-        None => setting
-            .screen
-            .line(&format!("\nno rate holds p99 {}", screen::time(args.p99))),
-    }
+    let bound = screen::time(args.p99);
+    let held = |rate: f64| {
+        let rate = screen::count(rate as u64);
+        format!(
+            "{rate} op/s, to {} %, held {} times in a row",
+            args.precision, args.confirm
+        )
+    };
+    let is_generators = limit == Some(Limit::Generator);
+    setting.screen.line(&match answer {
+        Some(rate) if is_generators => format!(
+            "\nthe highest rate within p99 {bound} is at least {}; beyond it the generator was the limit: give it more --threads or cores",
+            held(rate)
+        ),
+        Some(rate) => format!("\nthe highest rate within p99 {bound} is {}", held(rate)),
+        None if is_generators => "\nthe generator fell behind at every rate, so nothing is known".to_owned(),
+        None => format!("\nno rate holds p99 {bound}"),
+    });
     if let Some(path) = &args.json {
         let found = Found {
             format: 1,
@@ -207,13 +259,14 @@ async fn search(
             precision_percent: args.precision,
             confirm: args.confirm,
             max_rate: answer,
+            limit,
             latency_us,
             probes,
             config,
         };
         write_json(path, &found)?;
     }
-    Ok(if answer.is_some() {
+    Ok(if answer.is_some() && !is_generators {
         Ending::Good
     } else {
         Ending::Bad
@@ -270,22 +323,31 @@ async fn probe(
     let measured = measure(nodes, &plan, |_| {}).await?;
     let judgement = Judgement::of(&measured, &plan.workload, args.time.max_lag);
     let times = Summary::of(&measured).latency_us;
-    let failed = if times.p99 > args.p99.as_secs_f64() * 1e6 {
-        Some("p99 is over the bound".to_owned())
-    } else if judgement.saturated {
-        Some("the nodes did not keep up".to_owned())
-    } else {
-        judgement.void.first().cloned()
+    let (verdict, failed) = judge(&judgement, times.p99, args.p99);
+    let probe = Probe {
+        rate,
+        p99_us: times.p99,
+        verdict,
+        failed,
     };
-    let p99_us = times.p99;
-    Ok((
-        Probe {
-            rate,
-            p99_us,
-            failed,
-        },
-        times,
-    ))
+    Ok((probe, times))
+}
+
+/// What a run says about its rate, and why if that does not hold. A generator that falls behind makes latencies long, so
+/// that comes first.
+fn judge(judgement: &Judgement, p99_us: f64, bound: Duration) -> (Verdict, Option<String>) {
+    let why = if judgement.is_late {
+        return (Verdict::Void, judgement.void.first().cloned());
+    } else if p99_us > bound.as_secs_f64() * 1e6 {
+        "p99 is over the bound".to_owned()
+    } else if judgement.saturated {
+        "the nodes did not keep up".to_owned()
+    } else if let Some(why) = judgement.void.first() {
+        why.clone()
+    } else {
+        return (Verdict::Holds, None);
+    };
+    (Verdict::Fails, Some(why))
 }
 
 #[cfg(test)]
@@ -308,11 +370,15 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
-        let answer = runtime.block_on(search.run(async |rate| {
+        let found = runtime.block_on(search.run(async |rate| {
             rates.push(rate);
-            Ok(holds(rate))
+            Ok(if holds(rate) {
+                Verdict::Holds
+            } else {
+                Verdict::Fails
+            })
         }));
-        (answer.unwrap(), rates)
+        (found.unwrap().rate, rates)
     }
 
     #[test]
@@ -324,11 +390,13 @@ mod tests {
                 answer <= 1000.0 && answer * 1.05 >= 1000.0,
                 "{from}: {answer}"
             );
-            // The answer was confirmed by the last three runs.
+            // The answer was confirmed by the last three runs, and by the one that chose it.
             assert!(
-                rates.iter().rev().take(2).all(|rate| *rate == answer),
+                rates.iter().rev().take(3).all(|rate| *rate == answer),
                 "{rates:?}"
             );
+            let held = rates.iter().filter(|rate| **rate == answer).count();
+            assert_eq!(held, 4, "{rates:?}");
             assert!(rates.len() < 40, "{}", rates.len());
         }
     }
@@ -358,5 +426,64 @@ mod tests {
             answers.sum::<f64>() / 50.0
         };
         assert!(mean(5) < mean(1), "{} against {}", mean(5), mean(1));
+    }
+
+    #[test]
+    fn a_limit_of_the_generator_is_not_taken_for_the_nodes() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        // Above the first rate the nodes fail, above the second one the generator does.
+        let find = |nodes: f64, generator: f64| {
+            let search = Search {
+                from: 10.0,
+                precision: 0.05,
+                confirm: 2,
+            };
+            let found = runtime.block_on(search.run(async |rate| {
+                Ok(match rate {
+                    _ if rate > generator => Verdict::Void,
+                    _ if rate > nodes => Verdict::Fails,
+                    _ => Verdict::Holds,
+                })
+            }));
+            found.unwrap()
+        };
+        let found = find(1000.0, 1500.0);
+        assert_eq!(found.limit, Some(Limit::Nodes));
+        let found = find(1500.0, 1000.0);
+        assert_eq!(found.limit, Some(Limit::Generator));
+        assert!(found.rate.is_some_and(|rate| rate <= 1000.0), "{found:?}");
+        assert_eq!(find(HIGHEST, HIGHEST).limit, None);
+        let nothing = Highest {
+            rate: None,
+            limit: Some(Limit::Generator),
+        };
+        assert_eq!(find(0.0, 0.0), nothing);
+    }
+
+    #[test]
+    fn a_late_generator_is_told_from_slow_nodes() {
+        let bound = Duration::from_millis(5);
+        let verdict = |is_late: bool, saturated, p99_us| {
+            let void = Vec::from_iter(is_late.then(|| "late".to_owned()));
+            let judgement = Judgement {
+                void,
+                is_late,
+                saturated,
+            };
+            judge(&judgement, p99_us, bound).0
+        };
+        assert_eq!(verdict(false, false, 4_000.0), Verdict::Holds);
+        assert_eq!(verdict(false, false, 6_000.0), Verdict::Fails);
+        assert_eq!(verdict(false, true, 4_000.0), Verdict::Fails);
+        // What is sent late takes long.
+        assert_eq!(verdict(true, true, 6_000.0), Verdict::Void);
+        let silent = Judgement {
+            void: vec!["no operation was answered".to_owned()],
+            is_late: false,
+            saturated: false,
+        };
+        assert_eq!(judge(&silent, 0.0, bound).0, Verdict::Fails);
     }
 }

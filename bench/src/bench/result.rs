@@ -304,6 +304,8 @@ impl Summary {
 pub struct Judgement {
     /// Reasons for being void; empty if it is valid.
     pub void: Vec<String>,
+    /// One of them: the generator fell behind.
+    pub is_late: bool,
     /// The nodes did not keep up with the rate.
     pub saturated: bool,
 }
@@ -315,10 +317,11 @@ impl Judgement {
     /// Judges a measurement by the workload's pace and the bound on the generator's lag.
     pub fn of(measured: &Measured, workload: &Workload, max_lag: Duration) -> Self {
         let mut void = Vec::new();
-        let mut saturated = false;
+        let (mut is_late, mut saturated) = (false, false);
         if let Pace::Rate { per_second, .. } = workload.pace {
             let lag = Duration::from_nanos(measured.due.lag.value_at_quantile(0.99));
-            if lag > max_lag {
+            is_late = lag > max_lag;
+            if is_late {
                 void.push(format!(
                     "the generator fell behind: one operation in a hundred was sent {} or more after it was due, and the bound is {}; lower --rate, or give the generator more --threads or cores",
                     crate::screen::time(lag),
@@ -331,7 +334,11 @@ impl Judgement {
         if measured.answered == 0 {
             void.push("no operation was answered".to_owned());
         }
-        Self { void, saturated }
+        Self {
+            void,
+            is_late,
+            saturated,
+        }
     }
 }
 
