@@ -205,6 +205,7 @@ fn long_run(dir: &Path) -> (Child, Vec<u32>) {
     )
     .stdout(Stdio::piped())
     .spawn()
+    .stderr(Stdio::piped())
     .unwrap();
     let mut lines = BufReader::new(bench.stdout.take().unwrap()).lines();
     let under_load = lines.any(|line| line.is_ok_and(|line| line.contains("op/s")));
@@ -252,6 +253,22 @@ fn no_node_outlives_an_interrupted_or_killed_run() {
 }
 
 #[test]
+#[test]
+fn a_node_that_dies_by_itself_ends_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (bench, nodes) = long_run(dir.path());
+    let victim = Pid::from_raw(nodes[1] as i32).unwrap();
+    kill_process(victim, Signal::KILL).unwrap();
+    let Output { status, stderr, .. } = bench.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&stderr);
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("the process of node") && said.contains("ended"),
+        "{said}"
+    );
+    until_gone(&nodes);
+}
+
 fn reads_are_measured_beside_proposals_and_confirmed_together() {
     let dir = tempfile::tempdir().unwrap();
     let (code, said) = run(

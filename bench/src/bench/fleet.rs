@@ -13,7 +13,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ struct Member {
     id: u64,
     process: Pid,
     socket: String,
+    /// Its process has ended, or was told to. Nothing but this process may make it so.
+    is_over: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -51,7 +53,7 @@ impl Drop for State {
 impl Drop for Fleet {
     fn drop(&mut self) {
         // A thread may still wait for the answer of one: only its end ends that.
-        for member in self.members.iter().filter(|member| self.runs(member.id)) {
+        for member in self.members.iter().filter(|member| member.runs()) {
             let _ = kill_process(member.process, Signal::KILL);
         }
     }
@@ -62,6 +64,19 @@ impl Member {
         self.state
             .lock()
             .expect("no thread panics while it asks a node")
+    }
+
+    fn runs(&self) -> bool {
+        !self.is_over.load(Relaxed)
+    }
+
+    /// Fails if its process has ended by itself, which would make any figures those of fewer nodes.
+    fn check(&self) -> Result<()> {
+        if let Some(status) = self.lock().process.try_wait()? {
+            self.is_over.store(true, Relaxed);
+            bail!("the process of node {} ended by itself: {status}", self.id);
+        }
+        Ok(())
     }
 
     fn ask(&self, request: Request) -> Result<Reply> {
@@ -139,6 +154,7 @@ impl Fleet {
                 id,
                 process: Pid::from_child(&process),
                 socket,
+                is_over: AtomicBool::new(false),
                 state: Mutex::new(State {
                     process,
                     requests,
@@ -177,25 +193,17 @@ impl Fleet {
         &self,
         ask: impl Fn(&Member) -> Result<Reply> + Clone + Send + 'static,
     ) -> Result<Vec<Reply>> {
-        let running = self
-            .members
-            .iter()
-            .filter(|member| self.runs(member.id))
-            .cloned();
+        let running = self.members.iter().filter(|member| member.runs()).cloned();
         on_each(running.collect(), ask).await
     }
 
-    fn runs(&self, id: u64) -> bool {
-        self.known.runs[(id - 1) as usize].load(Relaxed)
-    }
-
-    /// Counters and costs of all nodes that can answer; of one that stands still, those of the last time.
+    /// Counters and costs of all nodes that can answer; of one that stands still or was killed, those of the last time.
+    /// Fails if one has ended without being told to.
     pub async fn look(&self) -> Result<Look> {
         let groups = self.groups;
-        let awake = self
-            .members
-            .iter()
-            .filter(|member| self.runs(member.id) && !member.lock().is_paused);
+        let running = self.members.iter().filter(|member| member.runs());
+        running.clone().try_for_each(|member| member.check())?;
+        let awake = running.filter(|member| !member.lock().is_paused);
         let awake: Vec<_> = awake.cloned().collect();
         let replies = on_each(awake.clone(), move |member| {
             member.ask(Request::Look { groups })
@@ -253,8 +261,8 @@ impl Fleet {
         let running = self
             .members
             .iter()
-            .map(|member| member.id)
-            .filter(|id| self.runs(*id));
+            .filter(|member| member.runs())
+            .map(|member| member.id);
         let busiest = running.max_by_key(|id| led(*id).count())?;
         Some((busiest, led(busiest).collect()))
     }
@@ -264,7 +272,7 @@ impl Fleet {
         let awake = self
             .members
             .iter()
-            .filter(|member| self.runs(member.id) && !member.lock().is_paused);
+            .filter(|member| member.runs() && !member.lock().is_paused);
         let replies = on_each(awake.cloned().collect(), |member| {
             member.ask(Request::Traces)
         })
@@ -282,6 +290,7 @@ impl Fleet {
 
     /// SIGKILL.
     pub fn kill(&self, id: u64) -> Result<()> {
+        self.member(id).is_over.store(true, Relaxed);
         self.known.runs[(id - 1) as usize].store(false, Relaxed);
         for leader in &self.known.leaders {
             if u64::from(leader.load(Relaxed)) + 1 == id {
@@ -320,6 +329,7 @@ impl Fleet {
     pub async fn stop(&self) -> Result<()> {
         let stopped = self.on_all(|member| member.ask(Request::Stop)).await;
         for member in &self.members {
+            member.is_over.store(true, Relaxed);
             self.known.runs[(member.id - 1) as usize].store(false, Relaxed);
             let mut state = member.lock();
             if stopped.is_err() {

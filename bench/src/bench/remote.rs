@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// What is known of the nodes, shared by the parent and all ports.
 #[derive(Debug)]
 pub struct Known {
-    /// By node: whether its process runs.
+    /// By node: whether it takes operations. No longer once its connection has ended, for whatever reason.
     pub runs: Vec<AtomicBool>,
     /// By group: the place of its leader's node, or [`UNKNOWN`].
     pub leaders: Vec<AtomicU8>,
