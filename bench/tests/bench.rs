@@ -38,13 +38,13 @@ fn a_closed_loop_leaves_its_results_and_compares_with_itself() {
     let (code, said) = run(
         dir.path(),
         "bench --nodes 3 --groups 8 --inflight 16 --reads 0.2 --payload 16..64 --keys zipfian:0.9 --warmup 1 --seconds 2 \
-         --stages 8 --json a.json --csv a.csv --hlog a.hlog --html a.html",
+         --stages 8 --noise-rounds 2 --json a.json --csv a.csv --hlog a.hlog --html a.html",
     );
     assert_eq!(code, Some(0), "{said}");
     let result = json(dir.path(), "a.json");
     assert_eq!(
         (&result["kind"], &result["format"], &result["valid"]),
-        (&"bench".into(), &1.into(), &true.into())
+        (&"bench".into(), &2.into(), &true.into())
     );
     for place in [
         "/setup/machine/kernel",
@@ -63,6 +63,7 @@ fn a_closed_loop_leaves_its_results_and_compares_with_itself() {
         "/result/proposal_us/p50",
         "/result/read_us/p50",
         "/noise/throughput_percent",
+        "/noise/cpu_percent",
         "/preflight/fsync_us/p99",
         "/stages/queue/p50",
         "/stages/append/p99",
@@ -204,8 +205,8 @@ fn long_run(dir: &Path) -> (Child, Vec<u32>) {
         "bench --processes --groups 4 --inflight 4 --noise-rounds 0 --seconds 600",
     )
     .stdout(Stdio::piped())
-    .spawn()
     .stderr(Stdio::piped())
+    .spawn()
     .unwrap();
     let mut lines = BufReader::new(bench.stdout.take().unwrap()).lines();
     let under_load = lines.any(|line| line.is_ok_and(|line| line.contains("op/s")));
@@ -253,7 +254,6 @@ fn no_node_outlives_an_interrupted_or_killed_run() {
 }
 
 #[test]
-#[test]
 fn a_node_that_dies_by_itself_ends_the_run() {
     let dir = tempfile::tempdir().unwrap();
     let (bench, nodes) = long_run(dir.path());
@@ -269,6 +269,7 @@ fn a_node_that_dies_by_itself_ends_the_run() {
     until_gone(&nodes);
 }
 
+#[test]
 fn reads_are_measured_beside_proposals_and_confirmed_together() {
     let dir = tempfile::tempdir().unwrap();
     let (code, said) = run(

@@ -147,8 +147,8 @@ pub struct RunArgs {
     #[command(flatten)]
     pub time: TimeArgs,
 
-    /// Compare two short runs of this very set-up N times beforehand: what they differ by is noise
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(0..=100), help_heading = "Measurement")]
+    /// Run this very set-up 2 N times beforehand, each a quarter as long: what equal runs differ by is noise
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(0..=100), help_heading = "Measurement")]
     pub noise_rounds: u64,
 
     /// Do harm under load, at a time after the warm-up: kill-leader@5s, pause@5s:2s, stall-disk@5s:1s; may be repeated
@@ -256,8 +256,9 @@ pub struct FindMaxArgs {
 
 /// Compare two results of the same set-up.
 ///
-/// A difference counts if it exceeds the noise that the A/A runs of both results found. Exit codes: 0 no worse than the
-/// noise allows; 1 a file cannot be read; 3 worse beyond the noise; 4 the set-ups differ, and nothing was compared.
+/// A difference counts if it exceeds what the equal runs before both results make likely by chance. Exit codes: 0 no worse
+/// than the noise allows; 1 a file cannot be read; 3 worse beyond the noise; 4 the set-ups differ, or there were too few
+/// equal runs to judge anything.
 #[derive(Clone, Debug, Args)]
 pub struct CompareArgs {
     /// The result to compare with

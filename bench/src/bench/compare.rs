@@ -2,7 +2,8 @@
 
 use super::Ending;
 use super::args::CompareArgs;
-use super::noise::apart;
+use super::noise::{apart, limit};
+use super::result::FORMAT;
 use crate::screen::two_columns;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -25,7 +26,7 @@ fn read(path: &Path) -> Result<Value> {
     let value: Value =
         serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
     ensure!(
-        value["kind"] == "bench" && value["format"] == 1,
+        value["kind"] == "bench" && value["format"] == FORMAT,
         "{} is not a result of `polyraft bench --json` of this version",
         path.display()
     );
@@ -62,10 +63,29 @@ const METRICS: [(&str, &str, &str, bool); 4] = [
     (
         "CPU µs/operation",
         "/result/cpu_nodes_us_per_operation",
-        "/noise/throughput_percent",
+        "/noise/cpu_percent",
         false,
     ),
 ];
+
+/// What is said of one figure.
+enum Found {
+    Better(String),
+    Worse(String),
+    /// Neither, as far as can be told.
+    Same(String),
+    NotJudged(String),
+}
+
+impl Found {
+    fn of_change(is_better: bool, why: String) -> Self {
+        if is_better {
+            Self::Better(why)
+        } else {
+            Self::Worse(why)
+        }
+    }
+}
 
 fn compare(before: &Value, after: &Value) -> Verdict {
     let mut differences = Vec::new();
@@ -91,31 +111,32 @@ fn compare(before: &Value, after: &Value) -> Verdict {
             };
         }
     }
-    let number = |result: &Value, place: &str| result.pointer(place).and_then(Value::as_f64);
     let mut rows = Vec::new();
-    let mut is_worse = false;
+    let (mut is_judged, mut is_worse) = (false, false);
     for (name, place, noise, more_is_better) in METRICS {
         let (Some(a), Some(b)) = (number(before, place), number(after, place)) else {
             continue;
         };
-        let noise = match (number(before, noise), number(after, noise)) {
-            (Some(a), Some(b)) => Some(a.max(b)),
-            _ => None,
-        };
+        let rate = (name == METRICS[0].0).then(|| judge_rate(before, after));
+        let found = rate.flatten().unwrap_or_else(|| {
+            let spread = |result: &Value| {
+                let runs = result.pointer("/noise/runs")?.as_array()?.len();
+                Some((runs as u64, number(result, noise)?))
+            };
+            judge(a, b, more_is_better, spread(before), spread(after))
+        });
+        is_judged |= !matches!(found, Found::NotJudged(_));
+        is_worse |= matches!(found, Found::Worse(_));
         let change = if a == 0.0 { 0.0 } else { 100.0 * (b - a) / a };
-        let judgement = match noise {
-            None => "no verdict: a result has no noise (--noise-rounds)".to_owned(),
-            Some(noise) if apart(a, b) <= noise => format!("within the noise of {noise:.1} %"),
-            Some(noise) => {
-                let is_better = (b > a) == more_is_better;
-                is_worse |= !is_better;
-                let word = if is_better { "BETTER" } else { "WORSE" };
-                format!("{word}, beyond the noise of {noise:.1} %")
-            }
+        let text = match found {
+            Found::Better(why) => format!("BETTER, {why}"),
+            Found::Worse(why) => format!("WORSE, {why}"),
+            Found::Same(why) => why,
+            Found::NotJudged(why) => format!("no verdict: {why}"),
         };
         rows.push((
             name,
-            format!("{a:>12.1} {b:>12.1} {change:>+8.1} %   {judgement}"),
+            format!("{a:>12.1} {b:>12.1} {change:>+8.1} %   {text}"),
         ));
     }
     let commit = |result: &Value| {
@@ -130,8 +151,53 @@ fn compare(before: &Value, after: &Value) -> Verdict {
         commit(before),
         two_columns(&rows)
     );
-    let ending = if is_worse { Ending::Bad } else { Ending::Good };
+    let ending = match (is_judged, is_worse) {
+        (false, _) => Ending::Mismatch,
+        (true, false) => Ending::Good,
+        (true, true) => Ending::Bad,
+    };
     Verdict { text, ending }
+}
+
+fn number(result: &Value, place: &str) -> Option<f64> {
+    result.pointer(place)?.as_f64()
+}
+
+/// In an open loop the rate is given, and says nothing as long as the nodes keep up with it. None if operations per second
+/// are judged like anything else.
+fn judge_rate(before: &Value, after: &Value) -> Option<Found> {
+    before.pointer("/setup/workload/pace/rate")?;
+    match (before["saturated"] == true, after["saturated"] == true) {
+        (false, false) => Some(Found::NotJudged("this is the rate that was given".into())),
+        (false, true) => Some(Found::Worse(
+            "the nodes do not keep up with the rate".into(),
+        )),
+        (true, false) => Some(Found::Better("the nodes keep up with the rate".into())),
+        (true, true) => None,
+    }
+}
+
+/// `spread` of each: number of equal runs, and their standard deviation in percent.
+fn judge(
+    a: f64,
+    b: f64,
+    more_is_better: bool,
+    before: Option<(u64, f64)>,
+    after: Option<(u64, f64)>,
+) -> Found {
+    let (Some(before), Some(after)) = (before, after) else {
+        return Found::NotJudged("a result has no noise (--noise-rounds)".into());
+    };
+    match limit(before, after) {
+        None => Found::NotJudged("too few equal runs (--noise-rounds)".into()),
+        Some(limit) if apart(a, b) <= limit => {
+            Found::Same(format!("within the noise, which ends at {limit:.1} %"))
+        }
+        Some(limit) => Found::of_change(
+            (b > a) == more_is_better,
+            format!("beyond the noise, which ends at {limit:.1} %"),
+        ),
+    }
 }
 
 /// Adds the places at which two values differ.
@@ -156,20 +222,35 @@ fn differ(place: &str, a: &Value, b: &Value, into: &mut Vec<(String, String, Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::noise::{Noise, Run};
+    use crate::workload::Rng;
     use serde_json::json;
 
     fn result(rate: f64, p99: f64, noise: Value) -> Value {
         json!({
-            "format": 1, "kind": "bench", "valid": true, "void": [],
+            "format": FORMAT, "kind": "bench", "valid": true, "void": [], "saturated": false,
             "engine": {"commit": "abc"},
             "setup": {"nodes": 3, "workload": {"payload": "16", "pace": {"inflight": 64}}},
-            "result": {"operations_per_second": rate, "latency_us": {"p50": 100.0, "p99": p99}},
+            "result": {
+                "operations_per_second": rate, "latency_us": {"p50": 100.0, "p99": p99},
+                "cpu_nodes_us_per_operation": 20.0,
+            },
             "noise": noise,
         })
     }
 
+    /// Of six runs, so that the limits are 4.5 times as far.
     fn noise() -> Value {
-        json!({"throughput_percent": 4.0, "p50_percent": 5.0, "p99_percent": 20.0})
+        json!({
+            "runs": [0, 0, 0, 0, 0, 0],
+            "throughput_percent": 1.0, "p50_percent": 1.0, "p99_percent": 5.0, "cpu_percent": 2.0,
+        })
+    }
+
+    fn open(mut result: Value, saturated: bool) -> Value {
+        result["setup"]["workload"]["pace"] = json!({"rate": {"per_second": 100.0}});
+        result["saturated"] = json!(saturated);
+        result
     }
 
     #[test]
@@ -217,19 +298,92 @@ mod tests {
         let worse = compare(&a, &result(80.0, 10.0, noise()));
         assert_eq!(worse.ending, Ending::Bad);
         assert!(
-            worse.text.contains("WORSE, beyond the noise of 4.0 %"),
+            worse
+                .text
+                .contains("WORSE, beyond the noise, which ends at 4.5 %"),
             "{}",
             worse.text
         );
-        let slower = compare(&a, &result(100.0, 13.0, noise()));
+        let slower = compare(&a, &result(100.0, 14.0, noise()));
         assert_eq!(slower.ending, Ending::Bad, "{}", slower.text);
     }
 
     #[test]
-    fn without_noise_there_is_no_verdict() {
-        let a = result(100.0, 10.0, Value::Null);
-        let verdict = compare(&a, &result(10.0, 100.0, noise()));
+    fn cpu_is_judged_by_its_own_noise() {
+        let a = result(100.0, 10.0, noise());
+        let mut b = a.clone();
+        // 2 % of noise end at 9 %.
+        b["result"]["cpu_nodes_us_per_operation"] = json!(21.5);
+        assert_eq!(compare(&a, &b).ending, Ending::Good);
+        b["result"]["cpu_nodes_us_per_operation"] = json!(22.5);
+        assert_eq!(compare(&a, &b).ending, Ending::Bad);
+    }
+
+    #[test]
+    fn a_rate_that_was_given_is_judged_by_whether_it_is_kept() {
+        let a = open(result(100.0, 10.0, noise()), false);
+        let slow = open(result(90.0, 10.0, noise()), false);
+        let verdict = compare(&a, &slow);
+        assert_eq!(verdict.ending, Ending::Good, "{}", verdict.text);
+        assert!(verdict.text.contains("was given"), "{}", verdict.text);
+        let full = open(result(90.0, 10.0, noise()), true);
+        assert_eq!(compare(&a, &full).ending, Ending::Bad);
+        let verdict = compare(&full, &a);
         assert_eq!(verdict.ending, Ending::Good);
-        assert!(verdict.text.contains("no verdict"), "{}", verdict.text);
+        assert!(verdict.text.contains("BETTER"), "{}", verdict.text);
+        // Neither keeps up: then the rate is the nodes' own.
+        let fuller = open(result(80.0, 10.0, noise()), true);
+        assert_eq!(compare(&full, &fuller).ending, Ending::Bad);
+    }
+
+    #[test]
+    fn nothing_judged_is_no_comparison() {
+        let b = result(10.0, 100.0, noise());
+        let mut few = noise();
+        few["runs"] = json!([0, 0]);
+        for (a, b) in [
+            (result(100.0, 10.0, Value::Null), b.clone()),
+            (result(100.0, 10.0, few.clone()), result(10.0, 100.0, few)),
+            (
+                open(result(100.0, 10.0, Value::Null), false),
+                open(b, false),
+            ),
+        ] {
+            let verdict = compare(&a, &b);
+            assert_eq!(verdict.ending, Ending::Mismatch, "{}", verdict.text);
+            assert!(verdict.text.contains("no verdict"), "{}", verdict.text);
+        }
+    }
+
+    #[test]
+    fn equals_are_seldom_called_different() {
+        let mut rng = Rng::new(7, 0);
+        // Twelve uniform values add up to nearly a normal one.
+        let mut noisy =
+            move |mean: f64| mean * (1.0 + 0.03 * ((0..12).map(|_| rng.unit()).sum::<f64>() - 6.0));
+        let mut measure = |p50: f64| {
+            let mut run = || Run {
+                operations_per_second: noisy(1000.0),
+                p50_us: noisy(p50),
+                p99_us: noisy(900.0),
+                cpu_us: noisy(20.0),
+            };
+            let last = run();
+            let noise = Noise::of(2, (0..6).map(|_| run()).collect());
+            let mut measured = result(last.operations_per_second, last.p99_us, json!(noise));
+            measured["result"]["latency_us"]["p50"] = json!(last.p50_us);
+            measured["result"]["cpu_nodes_us_per_operation"] = json!(last.cpu_us);
+            measured
+        };
+        let mut found = |p50: f64| {
+            let differs = |_: &i32| {
+                let text = compare(&measure(100.0), &measure(p50)).text;
+                text.contains("beyond the noise")
+            };
+            (0..1000).filter(differs).count()
+        };
+        let (equal, different) = (found(100.0), found(125.0));
+        assert!(equal < 60, "{equal} of 1000");
+        assert!(different > 900, "{different} of 1000");
     }
 }

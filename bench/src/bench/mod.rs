@@ -212,10 +212,10 @@ async fn measure_all(
         seconds: args.time.seconds,
         faults: args.faults.clone(),
     };
-    let noise = Noise::measure(&nodes, &plan, args.noise_rounds, |round| {
+    let noise = Noise::measure(&nodes, &plan, args.noise_rounds, |run| {
         let text = format!(
-            "measuring the noise, pair {round} of {} ...",
-            args.noise_rounds
+            "measuring the noise, run {run} of {} ...",
+            2 * args.noise_rounds
         );
         setting.screen.live(text, false);
     })
@@ -224,8 +224,12 @@ async fn measure_all(
         setting.screen.done(
             "noise (A/A)",
             &format!(
-                "throughput {:.1} %, p50 {:.1} %, p99 {:.1} %",
-                noise.throughput_percent, noise.p50_percent, noise.p99_percent
+                "{} equal runs: throughput ± {:.1} %, p50 ± {:.1} %, p99 ± {:.1} %, CPU ± {:.1} %",
+                noise.runs.len(),
+                noise.throughput_percent,
+                noise.p50_percent,
+                noise.p99_percent,
+                noise.cpu_percent
             ),
         );
     }

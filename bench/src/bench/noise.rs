@@ -1,27 +1,42 @@
-//! How much two runs of one set-up differ: the least that a difference between two set-ups must exceed to mean anything.
+//! How much runs of one set-up differ: what a difference between two set-ups must exceed to mean anything.
 
 use super::measure::{Measured, Plan, measure};
 use super::nodes::Nodes;
 use anyhow::Result;
 use serde::Serialize;
 
-/// What pairs of equal runs differed by: the largest difference of all pairs, in percent of the pair's mean.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+/// Equal runs, and how they were spread: standard deviations in percent of the mean.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Noise {
-    /// Pairs of runs.
-    pub rounds: u64,
     /// Seconds of each run.
     pub seconds: u64,
-    /// Difference of the operations per second.
+    /// What each run showed.
+    pub runs: Vec<Run>,
+    /// Of the operations per second.
     pub throughput_percent: f64,
-    /// Difference of the median latency.
+    /// Of the median latency.
     pub p50_percent: f64,
-    /// Difference of the 99th percentile.
+    /// Of the 99th percentile.
     pub p99_percent: f64,
+    /// Of the nodes' CPU time for each operation.
+    pub cpu_percent: f64,
+}
+
+/// What one of several equal runs showed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Run {
+    /// Operations per second.
+    pub operations_per_second: f64,
+    /// Median latency in microseconds.
+    pub p50_us: f64,
+    /// 99th percentile of latency in microseconds.
+    pub p99_us: f64,
+    /// CPU time of all nodes for each operation, in microseconds.
+    pub cpu_us: f64,
 }
 
 impl Noise {
-    /// Runs `rounds` pairs of short versions of `plan`, without its faults.
+    /// Runs `rounds` pairs of short versions of `plan` on the same nodes, without its faults.
     pub async fn measure(
         nodes: &Nodes,
         plan: &Plan,
@@ -37,27 +52,53 @@ impl Noise {
             faults: Vec::new(),
             ..plan.clone()
         };
-        let mut noise = Self {
-            rounds,
-            seconds: short.seconds,
-            ..Self::default()
-        };
-        for round in 0..rounds {
-            tell(round + 1);
-            let a = measure(nodes, &short, |_| {}).await?;
-            let b = measure(nodes, &short, |_| {}).await?;
-            noise.add(&a, &b);
+        let mut runs = Vec::new();
+        for run in 0..2 * rounds {
+            tell(run + 1);
+            runs.push(Run::of(&measure(nodes, &short, |_| {}).await?));
         }
-        Ok(Some(noise))
+        Ok(Some(Self::of(short.seconds, runs)))
     }
 
-    fn add(&mut self, a: &Measured, b: &Measured) {
-        let rate = |run: &Measured| run.answered as f64 / run.seconds;
-        self.throughput_percent = self.throughput_percent.max(apart(rate(a), rate(b)));
-        for (percent, quantile) in [(&mut self.p50_percent, 0.5), (&mut self.p99_percent, 0.99)] {
-            let at = |run: &Measured| run.due.all().value_at_quantile(quantile) as f64;
-            *percent = percent.max(apart(at(a), at(b)));
+    /// The spread of runs of so many seconds.
+    pub fn of(seconds: u64, runs: Vec<Run>) -> Self {
+        let spread = |value: fn(&Run) -> f64| spread_percent(runs.iter().map(value));
+        Self {
+            seconds,
+            throughput_percent: spread(|run| run.operations_per_second),
+            p50_percent: spread(|run| run.p50_us),
+            p99_percent: spread(|run| run.p99_us),
+            cpu_percent: spread(|run| run.cpu_us),
+            runs,
         }
+    }
+}
+
+impl Run {
+    fn of(measured: &Measured) -> Self {
+        let all = measured.due.all();
+        let micros = |quantile| all.value_at_quantile(quantile) as f64 / 1e3;
+        Self {
+            operations_per_second: measured.answered as f64 / measured.seconds,
+            p50_us: micros(0.5),
+            p99_us: micros(0.99),
+            cpu_us: match measured.answered {
+                0 => 0.0,
+                answered => measured.cpu_nodes.as_secs_f64() * 1e6 / answered as f64,
+            },
+        }
+    }
+}
+
+/// Standard deviation of a sample in percent of its mean; 0 of fewer than two values.
+fn spread_percent(values: impl ExactSizeIterator<Item = f64> + Clone) -> f64 {
+    let count = values.len() as f64;
+    let mean = values.clone().sum::<f64>() / count;
+    let squares: f64 = values.map(|value| (value - mean).powi(2)).sum();
+    if count < 2.0 || mean == 0.0 {
+        0.0
+    } else {
+        100.0 * (squares / (count - 1.0)).sqrt() / mean
     }
 }
 
@@ -67,6 +108,42 @@ pub fn apart(a: f64, b: f64) -> f64 {
         0.0 => 0.0,
         sum => 200.0 * (a - b).abs() / sum,
     }
+}
+
+/// With fewer degrees of freedom than this nothing is judged: the spread itself is hardly known.
+pub const LEAST_FREEDOM: u64 = 4;
+
+/// No difference below this is told from noise, in percent: a rate that is given, or a latency of few microseconds, has
+/// next to no spread of its own.
+const LEAST_PERCENT: f64 = 1.0;
+
+/// Student's t, by degrees of freedom: by chance, it is beyond this once in a hundred times, above or below. Four figures
+/// are compared, so at most four comparisons of equals in a hundred find a difference in any of them.
+const T: [(u64, f64); 12] = [
+    (LEAST_FREEDOM, 4.604),
+    (5, 4.032),
+    (6, 3.707),
+    (7, 3.499),
+    (8, 3.355),
+    (9, 3.250),
+    (10, 3.169),
+    (12, 3.055),
+    (15, 2.947),
+    (20, 2.845),
+    (30, 2.750),
+    (60, 2.660),
+];
+
+/// How far apart two runs may be, in percent, before they differ by more than noise, by what the runs before each of them
+/// were spread: (number of runs, standard deviation in percent). None if there were too few.
+pub fn limit(before: (u64, f64), after: (u64, f64)) -> Option<f64> {
+    let [before, after] = [before, after].map(|(runs, spread)| (runs.saturating_sub(1), spread));
+    let freedom = before.0 + after.0;
+    let (_, t) = T.iter().rev().find(|(least, _)| *least <= freedom)?;
+    let squares = before.0 as f64 * before.1.powi(2) + after.0 as f64 * after.1.powi(2);
+    // A difference of two runs is spread by the square root of two times as much as one of them.
+    let limit = t * (2.0 * squares / freedom as f64).sqrt();
+    Some(limit.max(LEAST_PERCENT))
 }
 
 #[cfg(test)]
@@ -80,5 +157,27 @@ mod tests {
         assert!((apart(90.0, 110.0) - 20.0).abs() < 1e-9);
         assert_eq!(apart(110.0, 90.0), apart(90.0, 110.0));
         assert_eq!(apart(0.0, 5.0), 200.0);
+    }
+
+    #[test]
+    fn the_spread_is_that_of_a_sample() {
+        let spread = |values: &[f64]| spread_percent(values.iter().copied());
+        assert_eq!(spread(&[5.0]), 0.0);
+        assert_eq!(spread(&[0.0, 0.0]), 0.0);
+        // The variance of 90, 100, 110 is 200 / 2.
+        assert!((spread(&[90.0, 100.0, 110.0]) - 10.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_limit_needs_runs_and_shrinks_with_them() {
+        assert_eq!(limit((2, 5.0), (2, 5.0)), None);
+        assert_eq!(limit((1, 0.0), (0, 0.0)), None);
+        let few = limit((3, 5.0), (3, 5.0)).unwrap();
+        assert!((few - 4.604 * 5.0 * 2.0_f64.sqrt()).abs() < 1e-9, "{few}");
+        let many = limit((100, 5.0), (100, 5.0)).unwrap();
+        assert!(many < few, "{many}");
+        // The noisier one counts.
+        assert!(limit((3, 5.0), (3, 10.0)).unwrap() > few);
+        assert_eq!(limit((9, 0.01), (9, 0.0)), Some(LEAST_PERCENT));
     }
 }

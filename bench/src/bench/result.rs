@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// Version of the JSON.
-const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Everything that a run found.
 #[derive(Clone, Debug, Serialize)]
@@ -39,7 +39,7 @@ pub struct BenchResult {
     pub saturated: bool,
     /// The figures.
     pub result: Summary,
-    /// What two runs of this set-up differ by; null if that was not measured.
+    /// What equal runs of this set-up differ by; null if that was not measured.
     pub noise: Option<Noise>,
     /// Where the time of a proposal goes; null if that was not measured.
     pub stages: Option<Stages>,
