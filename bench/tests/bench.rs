@@ -87,21 +87,25 @@ fn a_closed_loop_leaves_its_results_and_compares_with_itself() {
         .sum();
     assert_eq!(all.as_u64(), Some(parts));
     assert_eq!(
-        result["seconds"].as_array().unwrap().len(),
-        3,
-        "one of warm-up and two"
+        result["seconds"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| row["part"].as_str().unwrap())
+            .collect::<Vec<_>>(),
+        ["warmup", "window", "window", "drain"]
     );
     assert_eq!(
         fs::read_to_string(dir.path().join("a.csv"))
             .unwrap()
             .lines()
             .count(),
-        4
+        5
     );
+    let hlog = fs::read_to_string(dir.path().join("a.hlog")).unwrap();
     assert!(
-        fs::read_to_string(dir.path().join("a.hlog"))
-            .unwrap()
-            .contains("#[StartTime:")
+        hlog.contains("#[StartTime:") && hlog.contains("Tag=drain,"),
+        "{hlog}"
     );
     let page = fs::read_to_string(dir.path().join("a.html")).unwrap();
     assert!(page.starts_with("<!doctype html>") && page.contains("operations_per_second"));
@@ -168,6 +172,20 @@ fn a_rate_beyond_every_generator_is_void() {
 }
 
 #[test]
+fn a_file_that_cannot_be_written_costs_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, said) = run(
+        dir.path(),
+        "bench --nodes 1 --groups 1 --inflight 1 --warmup 0 --seconds 1 --noise-rounds 0 --json /dev/full --csv a.csv",
+    );
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("cannot write to /dev/full"), "{said}");
+    let csv = fs::read_to_string(dir.path().join("a.csv")).unwrap();
+    // Names, one second, and the drain.
+    assert_eq!(csv.lines().count(), 3, "{csv}");
+}
+
+#[test]
 fn a_search_for_the_highest_rate_ends_with_one() {
     let dir = tempfile::tempdir().unwrap();
     let (code, said) = run(
@@ -190,6 +208,12 @@ fn refusals_come_before_anything_starts() {
         ("bench --fault kill-leader@1s --nodes 1", "3 nodes"),
         ("bench --fault kill-leader@60s", "--seconds"),
         ("bench --payload 99999999", "max_proposal_bytes"),
+        ("bench --csv a.csv --json missing/a.json", "missing/a.json"),
+        ("bench --csv a --json a", "cannot write to a"),
+        (
+            "bench find-max --p99 5ms --json missing/a.json",
+            "missing/a.json",
+        ),
     ] {
         let (code, said) = run(dir.path(), line);
         assert_eq!(code, Some(1), "{line}: {said}");

@@ -4,7 +4,8 @@
 use super::args::FindMaxArgs;
 use super::measure::{Plan, measure};
 use super::nodes::{Nodes, Shape};
-use super::result::{Engine, Hardware, Judgement, Summary, Times, write_json};
+use super::output::Output;
+use super::result::{Engine, Hardware, Judgement, Summary, Times, put_json};
 use super::{Ending, Setting, until_interrupted};
 use crate::screen;
 use crate::workload::{Pace, Workload};
@@ -171,15 +172,17 @@ pub fn run(args: &FindMaxArgs) -> Result<Ending> {
         arrivals: args.arrivals,
     };
     let workload = args.work.workload(pace, &args.cluster, &config)?;
+    let json = args.json.as_deref().map(Output::open).transpose()?;
     let mut setting = Setting::new(&args.cluster)?;
     until_interrupted(
-        search(args, &mut setting, &workload, config),
+        search(args, json, &mut setting, &workload, config),
         Ending::Interrupted,
     )
 }
 
 async fn search(
     args: &FindMaxArgs,
+    json: Option<Output>,
     setting: &mut Setting,
     workload: &Workload,
     config: Config,
@@ -243,7 +246,7 @@ async fn search(
         None if is_generators => "\nthe generator fell behind at every rate, so nothing is known".to_owned(),
         None => format!("\nno rate holds p99 {bound}"),
     });
-    if let Some(path) = &args.json {
+    if let Some(json) = json {
         let found = Found {
             format: 1,
             kind: "find-max",
@@ -264,7 +267,7 @@ async fn search(
             probes,
             config,
         };
-        write_json(path, &found)?;
+        json.write(|out| put_json(out, &found))?;
     }
     Ok(if answer.is_some() && !is_generators {
         Ending::Good

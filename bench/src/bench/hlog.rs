@@ -1,67 +1,78 @@
-//! The latencies as an HDR histogram log, which the standard tools of that format read: one line for each second, in
-//! nanoseconds, all operations together.
+//! The latencies as an HDR histogram log, which the standard tools of that format read: one line for each second, and one
+//! for the time after the last one in which the slowest operations end, in nanoseconds, all operations together.
 
-use super::measure::Measured;
-use anyhow::{Context, Result};
+use super::measure::{Part, Row};
+use anyhow::{Result, anyhow};
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
-use std::io::{BufWriter, Write};
-use std::path::Path;
+use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
+use std::io::Write;
 use std::time::{Duration, SystemTime};
 
 /// The largest values are written in this unit: the tools' convention for nanoseconds is to show milliseconds.
 const MAX_VALUE_DIVISOR: f64 = 1e6;
 
-/// Writes the seconds of a measurement. Those of the warm-up have the tag `warmup`.
-pub fn write(path: &Path, measured: &Measured) -> Result<()> {
-    let intervals: Vec<_> = measured
-        .rows
-        .iter()
-        .zip(&measured.intervals)
-        .map(|(row, histogram)| {
-            (
-                row.second <= 0,
-                Duration::from_secs_f64(row.seconds),
-                histogram,
-            )
-        })
-        .collect();
-    let file = std::fs::File::create(path);
-    file.map_err(anyhow::Error::from)
-        .and_then(|file| write_log(&mut BufWriter::new(file), measured.started, &intervals))
-        .with_context(|| format!("cannot write the latencies to {}", path.display()))
+/// The intervals of a log to be. They are kept packed: a run of a day has 86,400, and a histogram takes 200 KiB.
+#[derive(Default)]
+pub struct Hlog {
+    serializer: V2DeflateSerializer,
+    intervals: Vec<Interval>,
 }
 
-fn write_log(
-    out: &mut impl Write,
-    started: SystemTime,
-    intervals: &[(bool, Duration, &Histogram<u64>)],
-) -> Result<()> {
-    let mut serializer = V2DeflateSerializer::new();
-    let mut log = IntervalLogWriterBuilder::new()
-        .add_comment("polyraft bench; values are nanoseconds")
-        .with_start_time(started)
-        .with_base_time(started)
-        .with_max_value_divisor(MAX_VALUE_DIVISOR)
-        .begin_log_with(out, &mut serializer)?;
-    let mut at = Duration::ZERO;
-    let warmup = Tag::new("warmup");
-    for (is_warmup, length, histogram) in intervals {
-        let tag = if *is_warmup { warmup } else { None };
-        log.write_histogram(*histogram, at, *length, tag)
-            .map_err(|error| anyhow::anyhow!("an interval cannot be written: {error:?}"))?;
-        at += *length;
+struct Interval {
+    part: Part,
+    length: Duration,
+    packed: Vec<u8>,
+}
+
+impl Hlog {
+    /// Adds the latencies of a row. Rows come in their order.
+    pub fn add(&mut self, row: &Row, latencies: &Histogram<u64>) -> Result<()> {
+        let mut packed = Vec::new();
+        self.serializer
+            .serialize(latencies, &mut packed)
+            .map_err(|error| anyhow!("the latencies of a second cannot be kept: {error}"))?;
+        self.intervals.push(Interval {
+            part: row.part,
+            length: Duration::from_secs_f64(row.seconds),
+            packed,
+        });
+        Ok(())
     }
-    out.flush()?;
-    Ok(())
+
+    /// Writes the log of a load that began at `started`. Intervals that are not of the window have the tag `warmup` or
+    /// `drain`.
+    pub fn write(&self, mut out: impl Write, started: SystemTime) -> Result<()> {
+        let mut serializer = V2DeflateSerializer::new();
+        let mut log = IntervalLogWriterBuilder::new()
+            .add_comment("polyraft bench; values are nanoseconds")
+            .with_start_time(started)
+            .with_base_time(started)
+            .with_max_value_divisor(MAX_VALUE_DIVISOR)
+            .begin_log_with(&mut out, &mut serializer)?;
+        let mut deserializer = Deserializer::new();
+        let mut at = Duration::ZERO;
+        for interval in &self.intervals {
+            let latencies: Histogram<u64> = deserializer
+                .deserialize(&mut &interval.packed[..])
+                .map_err(|error| anyhow!("an interval was not kept: {error}"))?;
+            let tag = match interval.part {
+                Part::Warmup => Tag::new("warmup"),
+                Part::Window => None,
+                Part::Drain => Tag::new("drain"),
+            };
+            log.write_histogram(&latencies, at, interval.length, tag)
+                .map_err(|error| anyhow!("an interval cannot be written: {error:?}"))?;
+            at += interval.length;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::load::histogram;
-    use hdrhistogram::serialization::Deserializer;
     use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 
     #[test]
@@ -73,9 +84,20 @@ mod tests {
             }
         }
         let length = Duration::from_millis(1001);
-        let intervals: Vec<_> = (0..3).map(|at| (at == 0, length, &seconds[at])).collect();
+        let mut hlog = Hlog::default();
+        for (part, latencies) in [Part::Warmup, Part::Window, Part::Drain]
+            .into_iter()
+            .zip(&seconds)
+        {
+            let row = Row {
+                part,
+                seconds: length.as_secs_f64(),
+                ..Row::default()
+            };
+            hlog.add(&row, latencies).unwrap();
+        }
         let mut bytes = Vec::new();
-        write_log(&mut bytes, SystemTime::now(), &intervals).unwrap();
+        hlog.write(&mut bytes, SystemTime::now()).unwrap();
         let text = std::str::from_utf8(&bytes).unwrap();
         assert!(text.contains("#[StartTime:"), "{text}");
 
@@ -92,7 +114,8 @@ mod tests {
         }
         assert_eq!(read.len(), 3);
         assert_eq!(read[0].0.as_deref(), Some("warmup"));
-        assert_eq!(read[2].0, None);
+        assert_eq!(read[1].0, None);
+        assert_eq!(read[2].0.as_deref(), Some("drain"));
         assert_eq!(read[2].1, 2 * length);
         let third = decode(&read[2].2);
         assert_eq!(third, seconds[2]);

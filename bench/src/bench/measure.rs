@@ -24,9 +24,24 @@ pub struct Plan {
     pub faults: Vec<Fault>,
 }
 
-/// What one second showed. Latencies are those of the operations that were answered or given up in it.
+/// Which part of a load an interval belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// Before the window.
+    Warmup,
+    /// What is measured.
+    #[default]
+    Window,
+    /// After the window, until nothing is under way: its slowest operations end here.
+    Drain,
+}
+
+/// What one second, or the drain, showed. Latencies are those of the operations that were answered or given up in it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Row {
+    /// Which part of the load it is of.
+    pub part: Part,
     /// End of the second, counted from the end of the warm-up: 0 and less is warm-up.
     pub second: i64,
     /// Its measured length.
@@ -37,16 +52,16 @@ pub struct Row {
     pub reads: u64,
     /// Proposals and reads per second.
     pub operations_per_second: f64,
-    /// Median latency of both in microseconds.
-    pub p50_us: f64,
+    /// Median latency of both in microseconds; None if there were none.
+    pub p50_us: Option<f64>,
     /// 90th percentile.
-    pub p90_us: f64,
+    pub p90_us: Option<f64>,
     /// 99th percentile.
-    pub p99_us: f64,
+    pub p99_us: Option<f64>,
     /// 99.9th percentile.
-    pub p999_us: f64,
+    pub p999_us: Option<f64>,
     /// The longest.
-    pub max_us: f64,
+    pub max_us: Option<f64>,
     /// The most that the generator was late, in microseconds; 0 in a closed loop.
     pub lag_max_us: f64,
     /// Operations refused, and sent again.
@@ -96,10 +111,8 @@ pub struct Measured {
     pub answered: u64,
     /// Of these, proposals.
     pub committed: u64,
-    /// All seconds, those of the warm-up included.
+    /// All seconds, those of the warm-up included, and the drain.
     pub rows: Vec<Row>,
-    /// The latencies of each row.
-    pub intervals: Vec<Histogram<u64>>,
     /// What the nodes did in the window.
     pub totals: Totals,
     /// CPU time of the nodes in the window.
@@ -122,11 +135,22 @@ struct Moment {
     cpu_generator: Duration,
 }
 
-/// Drives the load of `plan` at `nodes`. `on_row` gets each second as it passes.
+/// Drives the load of `plan` at `nodes`. `on_row` gets each second as it passes, and the drain.
 pub async fn measure(nodes: &Nodes, plan: &Plan, mut on_row: impl FnMut(&Row)) -> Result<Measured> {
+    measure_intervals(nodes, plan, |row, _| on_row(row)).await
+}
+
+/// The same; `on_interval` also gets the latencies of each row.
+pub async fn measure_intervals(
+    nodes: &Nodes,
+    plan: &Plan,
+    mut on_interval: impl FnMut(&Row, &Histogram<u64>),
+) -> Result<Measured> {
     let workload = &plan.workload;
     let ports = nodes.ports(workload.threads, workload.active_groups)?;
     let (warmup, end) = (plan.warmup, plan.warmup + plan.seconds);
+    // Those of an earlier load on these nodes.
+    nodes.take_traces().await?;
     // A moment for the threads to start.
     let origin = Instant::now() + Duration::from_millis(20);
     let timing = Timing {
@@ -143,7 +167,6 @@ pub async fn measure(nodes: &Nodes, plan: &Plan, mut on_row: impl FnMut(&Row)) -
         answered: 0,
         committed: 0,
         rows: Vec::new(),
-        intervals: Vec::new(),
         totals: Totals::default(),
         cpu_nodes: Duration::ZERO,
         cpu_generator: Duration::ZERO,
@@ -152,28 +175,40 @@ pub async fn measure(nodes: &Nodes, plan: &Plan, mut on_row: impl FnMut(&Row)) -
         incidents: Vec::new(),
     };
     let mut second = Figures::new();
-    let mut last = moment(nodes, &load).await?;
+    tokio::time::sleep_until(origin.into()).await;
+    let mut last = moment(origin, nodes, &load).await?;
     let mut opening = last;
     for tick in 1..=end {
         script
             .run_until(origin + Duration::from_secs(tick), nodes, &load)
             .await?;
         load.take_since(&mut second)?;
-        let now = moment(nodes, &load).await?;
-        let row = row(tick as i64 - warmup as i64, &second, &last, &now);
-        on_row(&row);
+        let now = moment(Instant::now(), nodes, &load).await?;
+        let part = if tick <= warmup {
+            Part::Warmup
+        } else {
+            Part::Window
+        };
+        let all = second.all();
+        let row = row(
+            part,
+            tick as i64 - warmup as i64,
+            (&second, &all),
+            &last,
+            &now,
+        );
+        on_interval(&row, &all);
         if tick == warmup {
             opening = now;
         }
         let traces = nodes.take_traces().await?;
-        if tick > warmup {
+        if part == Part::Window {
             traces.iter().for_each(|trace| measured.stages.add(trace));
             measured.answered += second.answered();
             measured.committed += second.committed();
             measured.totals = measured.totals + (now.look.totals - last.look.totals);
         }
         measured.rows.push(row);
-        measured.intervals.push(second.all());
         last = now;
     }
     measured.seconds = (last.at - opening.at).as_secs_f64();
@@ -181,15 +216,29 @@ pub async fn measure(nodes: &Nodes, plan: &Plan, mut on_row: impl FnMut(&Row)) -
     measured.cpu_generator = last.cpu_generator - opening.cpu_generator;
     measured.resident = last.look.resident;
     measured.incidents = script.end(nodes, &load).await?;
-    measured.due = load.end().await?;
+    load.rest().await?;
+    load.take_since(&mut second)?;
+    let now = moment(Instant::now(), nodes, &load).await?;
+    let all = second.all();
+    let row = row(
+        Part::Drain,
+        plan.seconds as i64 + 1,
+        (&second, &all),
+        &last,
+        &now,
+    );
+    on_interval(&row, &all);
+    measured.rows.push(row);
+    measured.due = load.end()?;
     Ok(measured)
 }
 
-async fn moment(nodes: &Nodes, load: &Load) -> Result<Moment> {
+/// What is seen `at` a time that has just come.
+async fn moment(at: Instant, nodes: &Nodes, load: &Load) -> Result<Moment> {
     Ok(Moment {
         look: nodes.look().await?,
         cpu_generator: load.cpu(),
-        at: Instant::now(),
+        at,
     })
 }
 
@@ -205,22 +254,30 @@ impl Moment {
     }
 }
 
-fn row(second: i64, figures: &Figures, before: &Moment, now: &Moment) -> Row {
-    let all = figures.all();
+/// `all` are the latencies of `figures`.
+fn row(
+    part: Part,
+    second: i64,
+    (figures, all): (&Figures, &Histogram<u64>),
+    before: &Moment,
+    now: &Moment,
+) -> Row {
     let seconds = (now.at - before.at).as_secs_f64();
     let totals = now.look.totals - before.look.totals;
-    let micros = |quantile| all.value_at_quantile(quantile) as f64 / 1e3;
+    let micros = |nanos: u64| (!all.is_empty()).then_some(nanos as f64 / 1e3);
+    let at = |quantile| micros(all.value_at_quantile(quantile));
     Row {
+        part,
         second,
         seconds,
         proposals: figures.committed(),
         reads: figures.answered() - figures.committed(),
         operations_per_second: figures.answered() as f64 / seconds,
-        p50_us: micros(0.5),
-        p90_us: micros(0.9),
-        p99_us: micros(0.99),
-        p999_us: micros(0.999),
-        max_us: all.max() as f64 / 1e3,
+        p50_us: at(0.5),
+        p90_us: at(0.9),
+        p99_us: at(0.99),
+        p999_us: at(0.999),
+        max_us: micros(all.max()),
         lag_max_us: figures.lag.max() as f64 / 1e3,
         retried: figures.retried,
         open: figures.open,

@@ -12,6 +12,7 @@ mod in_flight;
 mod measure;
 mod nodes;
 mod noise;
+mod output;
 mod protocol;
 mod reads;
 mod remote;
@@ -34,14 +35,19 @@ use crate::signal::interruption;
 use crate::workload::Workload;
 use crate::{html, preflight, screen};
 use anyhow::{Result, bail};
-use args::{BenchCommand, RunArgs};
+use args::{BenchCommand, OutputArgs, RunArgs};
 use faults::Harm;
-use measure::Row;
+use hlog::Hlog;
+use measure::{Part, Row, measure_intervals};
 use noise::Noise;
+use output::Output;
 use polyraft::Config;
 use preflight::Preflight;
 use result::{BenchResult, Judgement, Setup};
 use std::future::Future;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 use workdir::WorkDir;
 
 /// How a command ends when nothing went wrong on the way. The numbers are exit codes.
@@ -158,9 +164,10 @@ fn bench(args: &RunArgs) -> Result<Ending> {
         .work
         .workload(args.pace.pace(), &args.cluster, &config)?;
     check_faults(args)?;
+    let files = Files::open(&args.output)?;
     let mut setting = Setting::new(&args.cluster)?;
     until_interrupted(
-        measure_all(args, &mut setting, &workload, config),
+        measure_all(args, files, &mut setting, &workload, config),
         Ending::Interrupted,
     )
 }
@@ -180,8 +187,61 @@ fn check_faults(args: &RunArgs) -> Result<()> {
     Ok(())
 }
 
+/// The files that a run leaves.
+struct Files {
+    json: Option<Output>,
+    csv: Option<Output>,
+    hlog: Option<Output>,
+    html: Option<Output>,
+}
+
+impl Files {
+    /// Tries all paths.
+    fn open(args: &OutputArgs) -> Result<Self> {
+        let open = |path: &Option<PathBuf>| path.as_deref().map(Output::open).transpose();
+        Ok(Self {
+            json: open(&args.json)?,
+            csv: open(&args.csv)?,
+            hlog: open(&args.hlog)?,
+            html: open(&args.html)?,
+        })
+    }
+
+    /// Writes all of them that can be written, and tells which. Fails with the first that cannot.
+    fn write(
+        self,
+        screen: &Screen,
+        result: &BenchResult,
+        hlog: &Hlog,
+        started: SystemTime,
+    ) -> Result<()> {
+        let mut ending = Ok(());
+        let mut write = |file: Option<Output>, fill: &dyn Fn(&mut dyn Write) -> Result<()>| {
+            let Some(file) = file else {
+                return;
+            };
+            let path = file.path().to_owned();
+            match file.write(|out| fill(out)) {
+                Ok(()) => screen.line(&format!("written: {}", path.display())),
+                Err(error) if ending.is_ok() => ending = Err(error),
+                Err(error) => screen.line(&format!("error: {error:#}")),
+            }
+        };
+        write(self.json, &|out| result::put_json(out, result));
+        write(self.csv, &|out| {
+            Ok(out.write_all(rows::csv(&result.seconds)?.as_bytes())?)
+        });
+        write(self.hlog, &|out| hlog.write(out, started));
+        write(self.html, &|out| {
+            Ok(out.write_all(html::fill(html::BENCH, result)?.as_bytes())?)
+        });
+        ending
+    }
+}
+
 async fn measure_all(
     args: &RunArgs,
+    files: Files,
     setting: &mut Setting,
     workload: &Workload,
     config: Config,
@@ -233,11 +293,17 @@ async fn measure_all(
             ),
         );
     }
-    let measured = measure(&nodes, &plan, |row| {
+    let mut hlog = Hlog::default();
+    let mut kept = Ok(());
+    let measured = measure_intervals(&nodes, &plan, |row, latencies| {
         setting.screen.live(live_line(row, plan.seconds), true);
+        if files.hlog.is_some() && kept.is_ok() {
+            kept = hlog.add(row, latencies);
+        }
     })
     .await?;
     nodes.stop().await?;
+    kept?;
     let setup = Setup {
         nodes: shape.nodes,
         groups: shape.groups,
@@ -257,28 +323,11 @@ async fn measure_all(
     setting.screen.clear();
     setting.screen.line("");
     setting.screen.line(&table::table(&result));
-    let output = &args.output;
-    if let Some(path) = &output.json {
-        write_json(path, &result)?;
-    }
-    if let Some(path) = &output.csv {
-        rows::write_csv(path, &result.seconds)?;
-    }
-    if let Some(path) = &output.hlog {
-        hlog::write(path, &measured)?;
-    }
-    if let Some(path) = &output.html {
-        html::write(path, html::BENCH, &result)?;
-    }
-    for path in [&output.json, &output.csv, &output.hlog, &output.html]
-        .into_iter()
-        .flatten()
-    {
-        setting.screen.line(&format!("written: {}", path.display()));
-    }
+    // Before anything can fail: whoever looks at the files is to know.
     for reason in &result.void {
         setting.screen.line(&format!("VOID: {reason}"));
     }
+    files.write(&setting.screen, &result, &hlog, measured.started)?;
     Ok(if result.valid {
         Ending::Good
     } else {
@@ -288,12 +337,15 @@ async fn measure_all(
 
 /// One second of load in a line.
 fn live_line(row: &Row, seconds: u64) -> String {
-    let when = if row.second <= 0 {
-        "warm-up".to_owned()
-    } else {
-        format!("{:>3}/{seconds} s", row.second)
+    let when = match row.part {
+        Part::Warmup => "warm-up".to_owned(),
+        Part::Window => format!("{:>3}/{seconds} s", row.second),
+        Part::Drain => "ending".to_owned(),
     };
-    let time = |micros: f64| screen::time(std::time::Duration::from_secs_f64(micros / 1e6));
+    let time = |micros: Option<f64>| match micros {
+        Some(micros) => screen::time(Duration::from_secs_f64(micros / 1e6)),
+        None => "-".to_owned(),
+    };
     format!(
         "{when:<8} {:>9} op/s  p50 {:>7}  p99 {:>7}  max {:>7}  {:>5} entries/barrier",
         screen::count(row.operations_per_second as u64),

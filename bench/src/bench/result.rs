@@ -2,14 +2,16 @@
 
 use super::measure::{Incident, Measured, Row};
 use super::noise::Noise;
+use super::output::Output;
 use super::stages::Stages;
 use crate::load::Figures;
 use crate::preflight::{Preflight, SyncTimes};
 use crate::workload::{Pace, Workload};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use hdrhistogram::Histogram;
 use polyraft::Config;
 use serde::Serialize;
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -47,7 +49,7 @@ pub struct BenchResult {
     pub faults: Vec<FaultReport>,
     /// Latency in microseconds by quantile: the whole distribution.
     pub percentiles: Vec<(f64, f64)>,
-    /// Second by second.
+    /// Second by second, the warm-up included, and the drain.
     pub seconds: Vec<Row>,
 }
 
@@ -378,12 +380,15 @@ impl BenchResult {
     }
 }
 
-/// Writes any result as JSON.
+/// Writes any result as JSON to a file.
 pub fn write_json(path: &Path, result: &impl Serialize) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(result)?;
-    text.push('\n');
-    std::fs::write(path, text)
-        .with_context(|| format!("cannot write the results to {}", path.display()))
+    Output::open(path)?.write(|out| put_json(out, result))
+}
+
+/// Writes any result as JSON.
+pub fn put_json(mut out: impl Write, result: &impl Serialize) -> Result<()> {
+    serde_json::to_writer_pretty(&mut out, result)?;
+    Ok(out.write_all(b"\n")?)
 }
 
 /// The quantiles at which a distribution bends, with their microseconds.
@@ -437,7 +442,6 @@ mod tests {
             answered,
             committed: answered,
             rows: Vec::new(),
-            intervals: Vec::new(),
             totals: Totals::default(),
             cpu_nodes: Duration::ZERO,
             cpu_generator: Duration::ZERO,

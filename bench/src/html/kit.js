@@ -93,7 +93,9 @@ function lines(room, width, { xs, series, height = 230, log, yText = short, xTex
   legend(room, series);
   const left = 58, values = series.flatMap((one) => one.values).filter((value) => Number.isFinite(value) && (!log || value > 0));
   if (!values.length) return room.append(node("p", {}, "Nothing was measured."));
-  let low = log ? Math.min(...values) / 1.15 : 0, high = Math.max(...values) * (log ? 1.15 : 1.06) || 1;
+  // A day has too many values for one call of Math.min.
+  const [least, most] = values.reduce(([least, most], value) => [Math.min(least, value), Math.max(most, value)], [Infinity, -Infinity]);
+  const low = log ? least / 1.15 : 0, high = most * (log ? 1.15 : 1.06) || 1;
   const places = xs.map(xPlace), x0 = places[0], x1 = places.at(-1);
   const xAt = scale(x0, x1 === x0 ? x0 + 1 : x1, left + 4, width - 14), x = (value) => xAt(xPlace(value)), y = scale(low, high, height - 26, 10, log);
   const picture = frame(room, width, height, { x, y, xTicks: xTicks ?? ticks(xs[0], xs.at(-1), Math.max(3, width / 90)), yTicks: ticks(low, high, 5, log), xText, yText, left, xTitle });
@@ -111,7 +113,7 @@ function lines(room, width, { xs, series, height = 230, log, yText = short, xTex
     const at = event.clientX - picture.getBoundingClientRect().left;
     const nearest = xs.reduce((best, value, index) => (Math.abs(x(value) - at) < Math.abs(x(xs[best]) - at) ? index : best), 0);
     cross.setAttribute("x1", x(xs[nearest])); cross.setAttribute("x2", x(xs[nearest])); cross.setAttribute("visibility", "visible");
-    box.show(x(xs[nearest]), picture.offsetTop ?? 60, (tipTitle ?? xText)(xs[nearest]), series.map((one) => ({ color: one.color, text: `${one.name}: ${yText(one.values[nearest])}` })));
+    box.show(x(xs[nearest]), picture.offsetTop ?? 60, (tipTitle ?? xText)(xs[nearest]), series.map((one) => ({ color: one.color, text: `${one.name}: ${one.values[nearest] == null ? "–" : yText(one.values[nearest])}` })));
   });
   picture.addEventListener("pointerleave", () => { box.hide(); cross.setAttribute("visibility", "hidden"); });
 }

@@ -18,7 +18,8 @@ pub fn write(path: &Path, page: &str, data: &impl Serialize) -> Result<()> {
         .with_context(|| format!("cannot write the page to {}", path.display()))
 }
 
-fn fill(page: &str, data: &impl Serialize) -> Result<String> {
+/// A page with its data as text.
+pub fn fill(page: &str, data: &impl Serialize) -> Result<String> {
     // Within a script `<` could end it, or begin a comment; as an escape it means the same in JSON.
     let data = serde_json::to_string(data)?.replace('<', "\\u003c");
     let mut filled = String::with_capacity(page.len() + STYLE.len() + KIT.len() + data.len());

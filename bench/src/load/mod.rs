@@ -148,9 +148,13 @@ impl Load {
         Duration::from_nanos(sum.sum())
     }
 
-    /// Stops sending, waits until nothing is in flight, and returns the figures of the window.
-    pub async fn end(mut self) -> Result<Figures> {
-        self.threads.rest(self.drain_limit).await?;
+    /// Stops sending, and waits until nothing is in flight.
+    pub async fn rest(&mut self) -> Result<()> {
+        self.threads.rest(self.drain_limit).await
+    }
+
+    /// Ends the threads of a load that rests, and returns the figures of the window.
+    pub fn end(mut self) -> Result<Figures> {
         let mut window = Figures::new();
         for shared in self.threads.shared() {
             window.add(&shared.counted().window);

@@ -634,7 +634,7 @@ mod tests {
             first,
             hold: Arc::clone(&hold),
         };
-        let load =
+        let mut load =
             super::super::Load::start(&workload, &timing, Duration::ZERO, vec![Box::new(port)])
                 .unwrap();
         let hold_first = Duration::from_millis(hold_first);
@@ -645,7 +645,8 @@ mod tests {
             .enable_all()
             .build()
             .unwrap();
-        runtime.block_on(load.end()).unwrap()
+        runtime.block_on(load.rest()).unwrap();
+        load.end().unwrap()
     }
 
     #[test]
