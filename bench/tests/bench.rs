@@ -212,6 +212,12 @@ fn refusals_come_before_anything_starts() {
         ("bench --csv a --json a", "cannot write to a"),
         (
             "bench find-max --p99 5ms --json missing/a.json",
+        (
+            "bench --fault stall-disk@5s:2s --fault kill-leader@6s",
+            "before --fault stall-disk@5s:2s is over",
+        ),
+        ("bench --fault stall-disk@9s:1h", "lasts beyond the end"),
+        ("bench --fault kill-leader@1s --reads 1", "--read-mode"),
             "missing/a.json",
         ),
     ] {

@@ -25,6 +25,25 @@ pub enum Harm {
     StallDisk(Duration),
 }
 
+impl Fault {
+    /// When it is over, counted from the end of the warm-up. A kill is done at once.
+    pub fn end(&self) -> Duration {
+        match self.harm {
+            Harm::KillLeader => self.at,
+            Harm::Pause(lasts) | Harm::StallDisk(lasts) => self.at.saturating_add(lasts),
+        }
+    }
+}
+
+/// The first fault that comes before an earlier one is over, with that one. Each is measured until the next one comes, and
+/// a node that stands still cannot be harmed otherwise.
+pub fn overlap(faults: &[Fault]) -> Option<(Fault, Fault)> {
+    let mut faults = faults.to_vec();
+    faults.sort_by_key(|fault| (fault.at, fault.end()));
+    let mut pairs = faults.windows(2).map(|pair| (pair[0], pair[1]));
+    pairs.find(|(earlier, later)| later.at < earlier.end() || later.at == earlier.at)
+}
+
 const FORMS: &str =
     "kill-leader@TIME, pause@TIME:DURATION, stall-disk@TIME:DURATION (such as pause@5s:2s)";
 
@@ -94,6 +113,33 @@ mod tests {
         let fault: Fault = "pause@500ms:2s".parse().unwrap();
         assert_eq!(fault.at, Duration::from_millis(500));
         assert_eq!(fault.harm, Harm::Pause(Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn faults_that_overlap_are_found() {
+        let found = |texts: &[&str]| {
+            let faults: Vec<Fault> = texts.iter().map(|text| text.parse().unwrap()).collect();
+            overlap(&faults).map(|(earlier, later)| format!("{earlier} {later}"))
+        };
+        assert_eq!(found(&["pause@5s:2s"]), None);
+        let one_after_the_other = ["kill-leader@7s", "pause@5s:2s", "stall-disk@8s:1s"];
+        assert_eq!(found(&one_after_the_other), None);
+        for (texts, pair) in [
+            (
+                ["pause@5s:2s", "stall-disk@6s:1s"],
+                "pause@5s:2s stall-disk@6s:1s",
+            ),
+            (
+                ["kill-leader@6s", "pause@5s:2s"],
+                "pause@5s:2s kill-leader@6s",
+            ),
+            (
+                ["kill-leader@6s", "kill-leader@6s"],
+                "kill-leader@6s kill-leader@6s",
+            ),
+        ] {
+            assert_eq!(found(&texts).as_deref(), Some(pair));
+        }
     }
 
     #[test]

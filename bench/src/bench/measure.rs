@@ -215,7 +215,7 @@ pub async fn measure_intervals(
     measured.cpu_nodes = last.cpu_nodes_since(&opening);
     measured.cpu_generator = last.cpu_generator - opening.cpu_generator;
     measured.resident = last.look.resident;
-    measured.incidents = script.end(nodes, &load).await?;
+    measured.incidents = script.end(nodes, &load)?;
     load.rest().await?;
     load.take_since(&mut second)?;
     let now = moment(Instant::now(), nodes, &load).await?;
@@ -344,6 +344,8 @@ impl Script {
 
     async fn begin(&mut self, fault: Fault, nodes: &Nodes, load: &Load) -> Result<()> {
         self.close(load);
+        // Faults do not overlap, but one may have begun a moment late.
+        self.resume_all(nodes)?;
         // Who leads may have changed since the last second.
         nodes.look().await?;
         let (node, led) = nodes.busiest(self.active_groups)?;
@@ -373,13 +375,19 @@ impl Script {
     }
 
     /// Nobody is left paused.
-    async fn end(mut self, nodes: &Nodes, load: &Load) -> Result<Vec<Incident>> {
-        self.close(load);
-        for (_, step) in self.steps {
+    fn resume_all(&mut self, nodes: &Nodes) -> Result<()> {
+        let is_pause = |step: &mut (Instant, Step)| matches!(step.1, Step::Resume(_));
+        for (_, step) in self.steps.extract_if(.., is_pause) {
             if let Step::Resume(node) = step {
                 nodes.resume(node)?;
             }
         }
+        Ok(())
+    }
+
+    fn end(mut self, nodes: &Nodes, load: &Load) -> Result<Vec<Incident>> {
+        self.close(load);
+        self.resume_all(nodes)?;
         Ok(self.incidents)
     }
 }

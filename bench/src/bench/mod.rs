@@ -32,7 +32,7 @@ pub use result::{BUILD, Engine, Hardware, Times, write_json};
 
 use crate::screen::Screen;
 use crate::signal::interruption;
-use crate::workload::Workload;
+use crate::workload::{ReadMode, Workload};
 use crate::{html, preflight, screen};
 use anyhow::{Result, bail};
 use args::{BenchCommand, OutputArgs, RunArgs};
@@ -175,10 +175,22 @@ fn bench(args: &RunArgs) -> Result<Ending> {
 fn check_faults(args: &RunArgs) -> Result<()> {
     for fault in &args.faults {
         if fault.at.as_secs_f64() >= args.time.seconds as f64 {
+    if let Some((earlier, later)) = faults::overlap(&args.faults) {
+        bail!("--fault {later} comes before --fault {earlier} is over; give each its own time");
+    }
+    let work = &args.work;
+    if !args.faults.is_empty() && work.reads >= 1.0 && work.read_mode == ReadMode::Stale {
+        bail!(
+            "--fault needs operations that a leader answers, and stale reads go on without: lower --reads, or choose another --read-mode"
+        );
+    }
             bail!("--fault {fault} comes after the end of the measurement; raise --seconds");
         }
         if matches!(fault.harm, Harm::Pause(_)) && !args.cluster.processes {
             bail!("--fault {fault} needs --processes: nodes in one process stand still together");
+        if fault.end().as_secs_f64() > args.time.seconds as f64 {
+            bail!("--fault {fault} lasts beyond the end of the measurement; raise --seconds");
+        }
         }
         if fault.harm == Harm::KillLeader && args.cluster.nodes < 3 {
             bail!("--fault {fault} needs 3 nodes: fewer cannot go on without one");

@@ -480,7 +480,7 @@ impl Worker {
         match answered.answer {
             Answer::Done => {
                 // Stale reads go on without a leader.
-                if !slot.is_read {
+                if !slot.is_read || self.read_mode != ReadMode::Stale {
                     self.watch.success(u64::from(slot.group), now);
                 }
                 self.end(slot, true, now);
@@ -719,6 +719,53 @@ mod tests {
         assert_eq!(count(millis(0)..millis(400)), (20, 20));
         // The first forty were due in the first 40 ms.
         assert_eq!(count(millis(200)..millis(400)), (0, 0));
+    }
+
+    #[test]
+    fn reads_that_need_a_leader_show_that_there_is_one() {
+        let outage = |read_mode, answer: Answer| {
+            let mut worker = worker_with_one_read(read_mode);
+            worker.watch.begin(&[0]);
+            let later = Instant::now() + Duration::from_secs(3600);
+            let tag = tag(0, 1);
+            worker.settle(Answered { tag, answer }, later);
+            worker.watch.end().all
+        };
+        // As if the only answer had come after an hour: that gap is known only if it counts as a success.
+        let hour = Duration::from_secs(3590);
+        assert!(outage(ReadMode::Lease, Answer::Done) > hour);
+        assert!(outage(ReadMode::Linearizable, Answer::Done) > hour);
+        assert!(outage(ReadMode::Stale, Answer::Done) < hour);
+        assert!(outage(ReadMode::Lease, Answer::Refused(Elsewhere::Here)) < hour);
+    }
+
+    /// A worker whose slot 0 waits for the first answer of a read of group 0.
+    fn worker_with_one_read(read_mode: ReadMode) -> Worker {
+        let workload = Workload {
+            pace: Pace::Inflight(1),
+            payload: Sizes::Fixed(16),
+            keys: Keys::Uniform,
+            active_groups: 1,
+            reads: 1.0,
+            read_mode,
+            threads: 1,
+            seed: 3,
+        };
+        let origin = Instant::now();
+        let timing = Timing {
+            origin,
+            window: Duration::ZERO..Duration::from_secs(1),
+        };
+        let port = FakePort {
+            sent: Vec::new(),
+            first: Vec::new(),
+            hold: Arc::default(),
+        };
+        let watch = Arc::new(Watch::new(1, origin));
+        let shared = Arc::new(Shared::new());
+        let mut worker = Worker::new(&workload, timing, (0, 1), Box::new(port), shared, watch);
+        worker.send_due();
+        worker
     }
 
     #[test]
