@@ -117,6 +117,7 @@ fn a_closed_loop_leaves_its_results_and_compares_with_itself() {
     let (code, said) = run(dir.path(), "bench compare a.json a.json");
     assert_eq!(code, Some(0), "{said}");
     let mut other = result;
+    assert_eq!(other["setup"]["max_lag_us"], 5000.0);
     other["setup"]["groups"] = 9.into();
     fs::write(dir.path().join("b.json"), other.to_string()).unwrap();
     let (code, said) = run(dir.path(), "bench compare a.json b.json");
@@ -197,6 +198,10 @@ fn a_search_for_the_highest_rate_ends_with_one() {
     assert_eq!(code, Some(0), "{said}");
     let found = json(dir.path(), "a.json");
     assert!(found["max_rate"].as_f64() >= Some(200.0), "{found}");
+    let pace = &found["workload"]["pace"]["rate"];
+    assert_eq!(pace["per_second"], found["max_rate"], "{found}");
+    assert_eq!(found["max_lag_us"], 1e7, "{found}");
+    assert!(found["preflight"]["fsync_us"]["p50"].is_number(), "{found}");
     assert!(found["probes"].as_array().unwrap().len() >= 2, "{found}");
 }
 
@@ -207,17 +212,17 @@ fn refusals_come_before_anything_starts() {
         ("bench --fault pause@1s:1s", "--processes"),
         ("bench --fault kill-leader@1s --nodes 1", "3 nodes"),
         ("bench --fault kill-leader@60s", "--seconds"),
-        ("bench --payload 99999999", "max_proposal_bytes"),
-        ("bench --csv a.csv --json missing/a.json", "missing/a.json"),
-        ("bench --csv a --json a", "cannot write to a"),
-        (
-            "bench find-max --p99 5ms --json missing/a.json",
         (
             "bench --fault stall-disk@5s:2s --fault kill-leader@6s",
             "before --fault stall-disk@5s:2s is over",
         ),
         ("bench --fault stall-disk@9s:1h", "lasts beyond the end"),
         ("bench --fault kill-leader@1s --reads 1", "--read-mode"),
+        ("bench --payload 99999999", "max_proposal_bytes"),
+        ("bench --csv a.csv --json missing/a.json", "missing/a.json"),
+        ("bench --csv a --json a", "cannot write to a"),
+        (
+            "bench find-max --p99 5ms --json missing/a.json",
             "missing/a.json",
         ),
     ] {

@@ -257,7 +257,7 @@ pub struct FindMaxArgs {
 /// Compare two results of the same set-up.
 ///
 /// A difference counts if it exceeds what the equal runs before both results make likely by chance. Exit codes: 0 no worse
-/// than the noise allows; 1 a file cannot be read; 3 worse beyond the noise; 4 the set-ups differ, or there were too few
+/// than the noise allows; 1 a file cannot be read; 3 worse beyond the noise; 4 the set-ups or the disks differ, or there were too few
 /// equal runs to judge anything.
 #[derive(Clone, Debug, Args)]
 pub struct CompareArgs {

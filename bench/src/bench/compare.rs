@@ -88,11 +88,11 @@ impl Found {
 }
 
 fn compare(before: &Value, after: &Value) -> Verdict {
-    let mut differences = Vec::new();
-    differ("", &before["setup"], &after["setup"], &mut differences);
-    if !differences.is_empty() {
+    let mut found = Differences::default();
+    differ("", &before["setup"], &after["setup"], &mut found);
+    if !found.values.is_empty() {
         let mut text = "The set-ups differ, so the results are not compared:".to_owned();
-        for (place, a, b) in &differences {
+        for (place, a, b) in &found.values {
             let _ = write!(text, "\n  {place}: {a} / {b}");
         }
         return Verdict {
@@ -110,6 +110,12 @@ fn compare(before: &Value, after: &Value) -> Verdict {
                 ending: Ending::Mismatch,
             };
         }
+    }
+    if let Some(text) = different_disks(before, after) {
+        return Verdict {
+            text,
+            ending: Ending::Mismatch,
+        };
     }
     let mut rows = Vec::new();
     let (mut is_judged, mut is_worse) = (false, false);
@@ -145,12 +151,18 @@ fn compare(before: &Value, after: &Value) -> Verdict {
             .unwrap_or("unknown")
             .to_owned()
     };
-    let text = format!(
+    let mut text = format!(
         "{} against {}\n{}",
         commit(after),
         commit(before),
         two_columns(&rows)
     );
+    for place in &found.unknown {
+        let _ = write!(
+            text,
+            "\nwarning: only one result knows {place}; the other engine has no such key"
+        );
+    }
     let ending = match (is_judged, is_worse) {
         (false, _) => Ending::Mismatch,
         (true, false) => Ending::Good,
@@ -200,8 +212,33 @@ fn judge(
     }
 }
 
-/// Adds the places at which two values differ.
-fn differ(place: &str, a: &Value, b: &Value, into: &mut Vec<(String, String, String)>) {
+/// A sync is not worth comparing below this time in microseconds: then it is not what a commit waits for.
+const SHORT_SYNC_US: f64 = 50.0;
+
+/// What to say if the disk was more than twice as fast before one of the results, whatever it is called.
+fn different_disks(before: &Value, after: &Value) -> Option<String> {
+    let place = "/preflight/fsync_us/p50";
+    let (a, b) = (number(before, place)?, number(after, place)?);
+    let (low, high) = (a.min(b).max(SHORT_SYNC_US), a.max(b));
+    (high > 2.0 * low).then(|| {
+        format!(
+            "The disk was not as fast, so the results are not compared: fsync of 4 KiB took {a} µs before the first and {b} µs before the second (p50)"
+        )
+    })
+}
+
+/// How two set-ups differ.
+#[derive(Default)]
+struct Differences {
+    /// Place, and both values.
+    values: Vec<(String, String, String)>,
+    /// Keys of the nodes' configuration that only one of them has: an engine that lacks a key still compares with one that
+    /// has it, or no result would outlive a new key.
+    unknown: Vec<String>,
+}
+
+/// Adds what two values differ by.
+fn differ(place: &str, a: &Value, b: &Value, into: &mut Differences) {
     if let (Value::Object(left), Value::Object(right)) = (a, b) {
         let mut names: Vec<&String> = left.keys().chain(right.keys()).collect();
         names.sort_unstable();
@@ -212,10 +249,16 @@ fn differ(place: &str, a: &Value, b: &Value, into: &mut Vec<(String, String, Str
             } else {
                 format!("{place}.{name}")
             };
-            differ(&place, &a[name.as_str()], &b[name.as_str()], into);
+            let both = left.contains_key(name) && right.contains_key(name);
+            if !both && place.starts_with("config.") {
+                into.unknown.push(place);
+            } else {
+                differ(&place, &a[name.as_str()], &b[name.as_str()], into);
+            }
         }
     } else if a != b {
-        into.push((place.to_owned(), a.to_string(), b.to_string()));
+        into.values
+            .push((place.to_owned(), a.to_string(), b.to_string()));
     }
 }
 
@@ -269,6 +312,37 @@ mod tests {
         b = a.clone();
         b["setup"]["processes"] = json!(true);
         assert!(compare(&a, &b).text.contains("processes: null / true"));
+    }
+
+    #[test]
+    fn a_key_that_one_engine_lacks_is_told_and_not_refused() {
+        let mut a = result(100.0, 10.0, noise());
+        a["setup"]["config"] = json!({"wal": {"mode": "direct", "lanes": 1}});
+        let mut b = a.clone();
+        b["setup"]["config"]["wal"]["depth"] = json!(4);
+        b["setup"]["config"]["trace"] = json!({"one_in": 64});
+        let verdict = compare(&a, &b);
+        assert_eq!(verdict.ending, Ending::Good, "{}", verdict.text);
+        for key in ["knows config.wal.depth", "knows config.trace"] {
+            assert!(verdict.text.contains(key), "{}", verdict.text);
+        }
+        b["setup"]["config"]["wal"]["lanes"] = json!(2);
+        assert_eq!(compare(&a, &b).ending, Ending::Mismatch);
+    }
+
+    #[test]
+    fn a_disk_of_another_speed_is_refused() {
+        let with_fsync = |p50: u64| {
+            let mut result = result(100.0, 10.0, noise());
+            result["preflight"] = json!({"fsync_us": {"p50": p50}});
+            result
+        };
+        let ending = |a, b| compare(&with_fsync(a), &with_fsync(b)).ending;
+        assert_eq!(ending(1000, 1900), Ending::Good);
+        assert_eq!(ending(1000, 2100), Ending::Mismatch);
+        assert_eq!(ending(2100, 1000), Ending::Mismatch);
+        // Both do not wait for a disk.
+        assert_eq!(ending(2, 90), Ending::Good);
     }
 
     #[test]

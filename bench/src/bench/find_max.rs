@@ -2,10 +2,11 @@
 //! nodes; it asks a probe.
 
 use super::args::FindMaxArgs;
+use super::device::device_of;
 use super::measure::{Plan, measure};
 use super::nodes::{Nodes, Shape};
 use super::output::Output;
-use super::result::{Engine, Hardware, Judgement, Summary, Times, put_json};
+use super::result::{Engine, Hardware, Judgement, Measurables, Summary, Times, put_json};
 use super::{Ending, Setting, until_interrupted};
 use crate::screen;
 use crate::workload::{Pace, Workload};
@@ -146,13 +147,17 @@ struct Found {
     kind: &'static str,
     engine: Engine,
     machine: Hardware,
+    device: Option<String>,
+    preflight: Measurables,
     nodes: u64,
     groups: u64,
     processes: bool,
+    /// The load, at the answer; at the first rate if there is none.
     workload: Workload,
     seconds: u64,
     warmup_seconds: u64,
     p99_bound_us: f64,
+    max_lag_us: f64,
     precision_percent: f64,
     confirm: u32,
     /// The answer; null if no rate holds the bound.
@@ -252,13 +257,16 @@ async fn search(
             kind: "find-max",
             engine: Engine::here(),
             machine: Hardware::of(&setting.preflight),
+            device: device_of(setting.dir.path()),
+            preflight: Measurables::of(&setting.preflight),
             nodes: shape.nodes,
             groups: shape.groups,
             processes: shape.processes,
-            workload: workload.clone(),
+            workload: at_rate(workload, args, answer.unwrap_or(from)),
             seconds: args.time.seconds,
             warmup_seconds: args.time.warmup,
             p99_bound_us: args.p99.as_secs_f64() * 1e6,
+            max_lag_us: args.time.max_lag.as_secs_f64() * 1e6,
             precision_percent: args.precision,
             confirm: args.confirm,
             max_rate: answer,
@@ -304,21 +312,25 @@ async fn a_tenth_of_the_most(
     Ok(measured.answered as f64 / measured.seconds / 10.0)
 }
 
+fn at_rate(workload: &Workload, args: &FindMaxArgs, per_second: f64) -> Workload {
+    let pace = Pace::Rate {
+        per_second,
+        arrivals: args.arrivals,
+    };
+    Workload {
+        pace,
+        ..workload.clone()
+    }
+}
+
 async fn probe(
     nodes: &Nodes,
     workload: &Workload,
     args: &FindMaxArgs,
     rate: f64,
 ) -> Result<(Probe, Times)> {
-    let pace = Pace::Rate {
-        per_second: rate,
-        arrivals: args.arrivals,
-    };
     let plan = Plan {
-        workload: Workload {
-            pace,
-            ..workload.clone()
-        },
+        workload: at_rate(workload, args, rate),
         warmup: args.time.warmup,
         seconds: args.time.seconds,
         faults: Vec::new(),

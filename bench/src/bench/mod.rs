@@ -4,6 +4,7 @@
 mod args;
 mod child;
 mod compare;
+mod device;
 mod faults;
 mod find_max;
 mod fleet;
@@ -36,6 +37,7 @@ use crate::workload::{ReadMode, Workload};
 use crate::{html, preflight, screen};
 use anyhow::{Result, bail};
 use args::{BenchCommand, OutputArgs, RunArgs};
+use device::device_of;
 use faults::Harm;
 use hlog::Hlog;
 use measure::{Part, Row, measure_intervals};
@@ -173,8 +175,6 @@ fn bench(args: &RunArgs) -> Result<Ending> {
 }
 
 fn check_faults(args: &RunArgs) -> Result<()> {
-    for fault in &args.faults {
-        if fault.at.as_secs_f64() >= args.time.seconds as f64 {
     if let Some((earlier, later)) = faults::overlap(&args.faults) {
         bail!("--fault {later} comes before --fault {earlier} is over; give each its own time");
     }
@@ -184,13 +184,15 @@ fn check_faults(args: &RunArgs) -> Result<()> {
             "--fault needs operations that a leader answers, and stale reads go on without: lower --reads, or choose another --read-mode"
         );
     }
+    for fault in &args.faults {
+        if fault.at.as_secs_f64() >= args.time.seconds as f64 {
             bail!("--fault {fault} comes after the end of the measurement; raise --seconds");
         }
-        if matches!(fault.harm, Harm::Pause(_)) && !args.cluster.processes {
-            bail!("--fault {fault} needs --processes: nodes in one process stand still together");
         if fault.end().as_secs_f64() > args.time.seconds as f64 {
             bail!("--fault {fault} lasts beyond the end of the measurement; raise --seconds");
         }
+        if matches!(fault.harm, Harm::Pause(_)) && !args.cluster.processes {
+            bail!("--fault {fault} needs --processes: nodes in one process stand still together");
         }
         if fault.harm == Harm::KillLeader && args.cluster.nodes < 3 {
             bail!("--fault {fault} needs 3 nodes: fewer cannot go on without one");
@@ -326,7 +328,9 @@ async fn measure_all(
         faults: args.faults.clone(),
         stages_one_in: args.stages,
         build: BUILD,
+        max_lag_us: args.time.max_lag.as_secs_f64() * 1e6,
         machine: Hardware::of(&setting.preflight),
+        device: device_of(setting.dir.path()),
         config,
     };
     let judgement = Judgement::of(&measured, workload, args.time.max_lag);

@@ -74,8 +74,12 @@ pub struct Setup {
     pub stages_one_in: u32,
     /// `release` or `debug`.
     pub build: &'static str,
+    /// An open loop is void if its generator was later than this, in microseconds.
+    pub max_lag_us: f64,
     /// The machine.
     pub machine: Hardware,
+    /// The block device of the data; null if there is none.
+    pub device: Option<String>,
     /// The whole configuration of the nodes.
     pub config: Config,
 }
@@ -117,6 +121,17 @@ pub struct Measurables {
     pub quic_round_trip_us: Option<u64>,
     /// Bytes free on the file system.
     pub free_bytes: u64,
+}
+
+impl Measurables {
+    /// The part of a preflight that does not stay.
+    pub fn of(preflight: &Preflight) -> Self {
+        Self {
+            fsync_us: preflight.fsync_us,
+            quic_round_trip_us: preflight.quic_round_trip_us,
+            free_bytes: preflight.free_bytes,
+        }
+    }
 }
 
 /// Which engine was measured.
@@ -362,11 +377,7 @@ impl BenchResult {
             setup,
             engine: Engine::here(),
             started: started.as_secs(),
-            preflight: Measurables {
-                fsync_us: preflight.fsync_us,
-                quic_round_trip_us: preflight.quic_round_trip_us,
-                free_bytes: preflight.free_bytes,
-            },
+            preflight: Measurables::of(preflight),
             valid: judgement.void.is_empty(),
             void: judgement.void,
             saturated: judgement.saturated,
