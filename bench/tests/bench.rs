@@ -143,6 +143,8 @@ fn a_killed_and_a_paused_process_show_as_outages() {
         assert!(fault["groups"].as_u64() > Some(0), "{fault}");
         assert!(fault["group_max_ms"].as_f64() > Some(0.0), "{fault}");
     }
+    let at: Vec<_> = faults.iter().map(|fault| &fault["at_seconds"]).collect();
+    assert_eq!(at, [0.5, 1.0, 2.0]);
     // A paused node answers nobody.
     assert!(
         faults[0]["unavailable_ms"].as_f64() >= Some(100.0),

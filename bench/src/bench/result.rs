@@ -245,6 +245,8 @@ impl Times {
 pub struct FaultReport {
     /// As it was asked for.
     pub fault: super::faults::Fault,
+    /// When, in seconds from the end of the warm-up.
+    pub at_seconds: f64,
     /// The node that was hit.
     pub node: u64,
     /// Groups that it led.
@@ -264,6 +266,7 @@ impl FaultReport {
         let at = |index: usize| each.get(index).map_or(0.0, |time| millis(*time));
         Self {
             fault: incident.fault,
+            at_seconds: incident.fault.at.as_secs_f64(),
             node: incident.node,
             groups: each.len() as u64,
             unavailable_ms: millis(incident.outage.all),
