@@ -391,3 +391,60 @@ impl Script {
         Ok(self.incidents)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::Shape;
+    use crate::workload::{Keys, Pace, ReadMode, Sizes};
+    use polyraft::Config;
+
+    #[test]
+    fn a_load_has_all_of_its_own_and_nothing_of_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.trace.one_in = 1;
+        let shape = Shape {
+            nodes: 1,
+            groups: 1,
+            config,
+            processes: false,
+        };
+        let plan = |reads| Plan {
+            workload: Workload {
+                pace: Pace::Inflight(64),
+                payload: Sizes::Fixed(16),
+                keys: Keys::Uniform,
+                active_groups: 1,
+                reads,
+                read_mode: ReadMode::Stale,
+                threads: 1,
+                seed: 1,
+            },
+            warmup: 0,
+            seconds: 1,
+            faults: Vec::new(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let nodes = Nodes::start(&shape, dir.path()).await.unwrap();
+            let mut latencies = 0;
+            let count = |_: &Row, interval: &Histogram<u64>| latencies += interval.len();
+            let proposals = measure_intervals(&nodes, &plan(0.0), count).await.unwrap();
+            let reads = measure(&nodes, &plan(1.0), |_| {}).await.unwrap();
+            nodes.stop().await.unwrap();
+            let parts: Vec<_> = proposals.rows.iter().map(|row| row.part).collect();
+            assert_eq!(parts, [Part::Window, Part::Drain]);
+            // The window and its drain have whatever was due in it.
+            let answered: u64 = proposals.rows.iter().map(|row| row.proposals).sum();
+            assert!(answered >= proposals.due.committed(), "{answered}");
+            assert_eq!(latencies, answered);
+            assert!(proposals.stages.summary().is_some());
+            // Proposals that were under way when the first load ended were traced after its window.
+            assert_eq!(reads.stages.summary(), None);
+        });
+    }
+}
