@@ -31,10 +31,10 @@ fn figure(goal: Goal, trial: &Trial) -> String {
     match goal {
         Goal::Throughput { .. } => format!(
             "{} op/s at p99 {}",
-            plus_minus(&trial.runs.rates, &|rate| screen::count(rate as u64)),
-            time(mean(&trial.runs.p99s))
+            plus_minus(&trial.runs().rates, &|rate| screen::count(rate as u64)),
+            time(mean(&trial.runs().p99s))
         ),
-        Goal::Latency { .. } => format!("p99 {}", plus_minus(&trial.runs.p99s, &time)),
+        Goal::Latency { .. } => format!("p99 {}", plus_minus(&trial.runs().p99s, &time)),
     }
 }
 
@@ -45,15 +45,12 @@ fn time(micros: f64) -> String {
 /// The best point's keys. What the sweep says of each is said of runs that differ in that key alone, if there are such.
 pub fn of_sweep(space: &Space, outcome: &Outcome, goal: Goal) -> Vec<Advice> {
     let best = &outcome.trials[outcome.best];
-    let Some(point) = &best.point else {
-        return Vec::new();
-    };
     let base = space.base_values();
-    let params = space.params().iter().zip(point).zip(base).enumerate();
+    let params = space.params().iter().zip(&best.point).zip(base).enumerate();
     params
         .map(|(at, ((param, chosen), base))| Advice {
             key: param.key.clone(),
-            value: param.values[*chosen].clone(),
+            value: chosen.map_or_else(|| base.clone(), |chosen| param.values[chosen].clone()),
             base,
             reason: reason(outcome, at, goal, &param.values),
         })
@@ -62,23 +59,14 @@ pub fn of_sweep(space: &Space, outcome: &Outcome, goal: Goal) -> Vec<Advice> {
 
 fn reason(outcome: &Outcome, param: usize, goal: Goal, values: &[String]) -> String {
     let best = &outcome.trials[outcome.best];
-    let Some(point) = &best.point else {
-        return String::new();
-    };
+    let point = &best.point;
     // Trials that differ in this key alone.
-    let differs_here = |other: &&Trial| {
-        other.point.as_ref().is_some_and(|other| {
-            (0..point.len()).all(|at| (at == param) == (other[at] != point[at]))
-        })
-    };
+    let differs_here =
+        |other: &&Trial| (0..point.len()).all(|at| (at == param) == (other.point[at] != point[at]));
     let mut others: Vec<&Trial> = outcome.trials.iter().filter(differs_here).collect();
-    others.sort_by(|a, b| b.runs.merit().total_cmp(&a.runs.merit()));
-    let value_of = |trial: &Trial| {
-        trial
-            .point
-            .as_ref()
-            .map_or("?", |point| values[point[param]].as_str())
-    };
+    others.sort_by(|a, b| b.runs().merit().total_cmp(&a.runs().merit()));
+    let value_of =
+        |trial: &Trial| trial.point[param].map_or("the value as it was", |at| values[at].as_str());
     let Some(next) = others.first() else {
         return format!(
             "{} with this value; it was not tried with another one and the rest equal.",
@@ -91,11 +79,11 @@ fn reason(outcome: &Outcome, param: usize, goal: Goal, values: &[String]) -> Str
         figure(goal, next),
         value_of(next)
     );
-    if differ(&best.runs.merits, &next.runs.merits) {
+    if differ(&best.runs().merits, &next.runs().merits) {
         format!("{compared}: more than the runs of one configuration differ by.")
     } else if let Some(worst) = others
         .last()
-        .filter(|worst| worst.runs.merit() < 0.9 * best.runs.merit())
+        .filter(|worst| worst.runs().merit() < 0.9 * best.runs().merit())
     {
         format!(
             "{compared}: about the same; {} was worse ({}).",
@@ -253,12 +241,16 @@ mod tests {
         }
     }
 
-    fn trial(point: Option<Vec<usize>>, rates: &[f64]) -> Trial {
-        let mut runs = Runs::default();
+    fn trial(point: [Option<usize>; 2], rates: &[f64]) -> Trial {
+        let mut raced = Runs::default();
         for rate in rates {
-            runs.add(Goal::Throughput { p99_us: 5e3 }, *rate, 1e3);
+            raced.add(Goal::Throughput { p99_us: 5e3 }, *rate, 1e3);
         }
-        Trial { point, runs }
+        Trial {
+            point: point.to_vec(),
+            tried: Runs::default(),
+            raced,
+        }
     }
 
     #[test]
@@ -270,14 +262,15 @@ mod tests {
         let space = Space::new(&Config::default(), &texts).unwrap();
         let outcome = Outcome {
             trials: vec![
-                trial(None, &[1000.0, 1010.0, 990.0]),
-                trial(Some(vec![1, 0]), &[1500.0, 1510.0, 1490.0]),
-                trial(Some(vec![0, 0]), &[1005.0, 1010.0, 995.0]),
-                trial(Some(vec![1, 1]), &[1495.0, 1505.0, 1500.0]),
+                trial([None, None], &[1000.0, 1010.0, 990.0]),
+                trial([Some(1), Some(0)], &[1500.0, 1510.0, 1490.0]),
+                trial([Some(0), Some(0)], &[1005.0, 1010.0, 995.0]),
+                trial([Some(1), Some(1)], &[1495.0, 1505.0, 1500.0]),
             ],
             best: 1,
             method: Method::Grid,
             stop: Stop::Decided,
+            untried: 0,
             skipped: Vec::new(),
         };
         let advice = of_sweep(&space, &outcome, Goal::Throughput { p99_us: 5e3 });

@@ -221,7 +221,7 @@ async fn tune(
         search(
             space,
             rules,
-            async |point: Option<&Point>| {
+            async |point: &Point| {
                 count += 1;
                 let started = Instant::now();
                 let seen = one_run(args, setting, space, workload, point, count).await?;
@@ -282,7 +282,7 @@ async fn one_run(
     setting: &Setting,
     space: &Space,
     workload: &Workload,
-    point: Option<&Point>,
+    point: &Point,
     number: u32,
 ) -> Result<Seen> {
     let shape = Shape {
@@ -315,15 +315,15 @@ async fn one_run(
     })
 }
 
-fn describe(space: &Space, point: Option<&Point>) -> String {
-    let Some(point) = point else {
-        return "as it is".to_owned();
-    };
+fn describe(space: &Space, point: &Point) -> String {
     let pairs = space.params().iter().zip(point);
     let pairs: Vec<String> = pairs
-        .map(|(param, at)| format!("{}={}", param.key, param.values[*at]))
+        .filter_map(|(param, at)| Some(format!("{}={}", param.key, param.values[(*at)?])))
         .collect();
-    pairs.join(" ")
+    match pairs.is_empty() {
+        true => "as it is".to_owned(),
+        false => pairs.join(" "),
+    }
 }
 
 fn micros(micros: f64) -> String {
@@ -340,9 +340,9 @@ fn conclude(
     (fsync, round_trip): (Times, Times),
 ) -> Result<Ending> {
     let (base, best) = (&outcome.trials[0], &outcome.trials[outcome.best]);
-    let is_met = goal.is_met(&best.runs);
-    let gain = 100.0 * (best.runs.merit() / base.runs.merit() - 1.0);
-    let is_clear = stats::differ(&base.runs.merits, &best.runs.merits);
+    let is_met = goal.is_met(best.runs());
+    let gain = 100.0 * (best.runs().merit() / base.runs().merit() - 1.0);
+    let is_clear = stats::differ(&base.runs().merits, &best.runs().merits);
     let advice = advice::of_sweep(space, outcome, goal);
     let timeouts = advice::of_machine(&fsync, &round_trip, |key| value_in(space, key));
     // Whoever sweeps a timeout has it measured under load, which says more.
@@ -411,7 +411,9 @@ fn conclude(
 
 /// What the base has for a key.
 fn value_in(space: &Space, key: &str) -> String {
-    let config = space.config(None).map(|config| config.to_toml_string());
+    let config = space
+        .config(&space.as_it_is())
+        .map(|config| config.to_toml_string());
     let table: Option<toml::Table> = config.ok().and_then(|text| text.parse().ok());
     let value = key
         .split_once('.')
@@ -428,11 +430,13 @@ fn words(goal: Goal) -> String {
 
 fn how(outcome: &Outcome) -> String {
     let method = match outcome.method {
-        Method::Grid => "every point of the space was tried".to_owned(),
+        Method::Grid => "the points of the space were tried one by one".to_owned(),
         Method::Coordinates => "the space is too large for the budget: one key at a time was varied around the best known point, then around random ones".to_owned(),
     };
     let stop = match outcome.stop {
-        Stop::Decided => "the best is clearly ahead of every other candidate (95 % confidence)",
+        Stop::Decided => {
+            "the best is ahead of every other candidate by more than their confidence intervals"
+        }
         Stop::Precise => "the best is known as closely as asked for; others near it may be as good",
         Stop::Budget => "the budget was used up (--budget)",
         Stop::Rounds => "each candidate had as many runs as allowed (--rounds)",
@@ -440,13 +444,19 @@ fn how(outcome: &Outcome) -> String {
     let runs: usize = outcome
         .trials
         .iter()
-        .map(|trial| trial.runs.merits.len())
+        .map(|trial| trial.tried.merits.len() + trial.raced.merits.len())
         .sum();
     let mut text = format!("{runs} runs: {method}; ended because {stop}.");
     if let Some((_, why)) = outcome.skipped.first() {
         text += &format!(
-            " {} points were left out because their keys do not go together, such as: {why}.",
+            " {} points were left out, because their keys do not go together or a run failed; the first: {why}.",
             outcome.skipped.len()
+        );
+    }
+    if outcome.untried > 0 {
+        text += &format!(
+            " There was no time to try {} points of it (--budget).",
+            outcome.untried
         );
     }
     text
@@ -478,7 +488,7 @@ fn verdict(outcome: &Outcome, goal: Goal, gain: f64, is_clear: bool, is_met: boo
 /// The best trials and the configuration as it is.
 fn table(space: &Space, outcome: &Outcome) -> String {
     let mut order: Vec<usize> = (0..outcome.trials.len()).collect();
-    let merit = |at: &usize| outcome.trials[*at].runs.merit();
+    let merit = |at: &usize| outcome.trials[*at].runs().merit();
     order.sort_by(|a, b| merit(b).total_cmp(&merit(a)));
     let mut shown: Vec<usize> = order.into_iter().take(8).collect();
     for at in [outcome.best, 0] {
@@ -490,7 +500,7 @@ fn table(space: &Space, outcome: &Outcome) -> String {
         .iter()
         .map(|at| {
             let trial = &outcome.trials[*at];
-            let width = stats::half_width(&trial.runs.rates);
+            let width = stats::half_width(&trial.runs().rates);
             let sure = if width.is_finite() {
                 format!("± {:>7}", screen::count(width as u64))
             } else {
@@ -498,10 +508,10 @@ fn table(space: &Space, outcome: &Outcome) -> String {
             };
             let figures = format!(
                 "{:>9} op/s {sure}  p99 {:>8}  {} runs  {}",
-                screen::count(mean(&trial.runs.rates) as u64),
-                micros(mean(&trial.runs.p99s)),
-                trial.runs.rates.len(),
-                describe(space, trial.point.as_ref())
+                screen::count(mean(&trial.runs().rates) as u64),
+                micros(mean(&trial.runs().p99s)),
+                trial.runs().rates.len(),
+                describe(space, &trial.point)
             );
             let name = if *at == outcome.best { "best" } else { "" };
             (name.to_owned(), figures)

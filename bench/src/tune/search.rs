@@ -4,6 +4,7 @@ use super::space::{Point, Space};
 use super::stats::{Goal, Runs, differ};
 use crate::workload::Rng;
 use anyhow::Result;
+use polyraft::Config;
 use serde::Serialize;
 
 /// What one run showed.
@@ -18,10 +19,22 @@ pub struct Seen {
 /// A configuration that was tried.
 #[derive(Clone, Debug, Serialize)]
 pub struct Trial {
-    /// None is the configuration without changes.
-    pub point: Option<Point>,
-    /// What its runs showed.
-    pub runs: Runs,
+    /// Its values.
+    pub point: Point,
+    /// What the first run showed. A candidate was chosen for it, so its luck must not count for the candidate again.
+    pub tried: Runs,
+    /// What the runs as a candidate showed; empty if it was none.
+    pub raced: Runs,
+}
+
+impl Trial {
+    /// What counts: the runs as a candidate, if there are such.
+    pub fn runs(&self) -> &Runs {
+        match self.raced.merits.is_empty() {
+            true => &self.tried,
+            false => &self.raced,
+        }
+    }
 }
 
 /// How the space was searched.
@@ -59,7 +72,9 @@ pub struct Outcome {
     pub method: Method,
     /// Why it ended.
     pub stop: Stop,
-    /// Points whose keys do not go together, with the reason.
+    /// Points of the space that were not tried, for lack of time.
+    pub untried: u64,
+    /// Points whose keys do not go together, or whose runs failed, with the reason.
     pub skipped: Vec<(Point, String)>,
 }
 
@@ -89,14 +104,18 @@ struct Search<'a, R, B> {
     /// Runs that the budget still allows for, about.
     left: B,
     trials: Vec<Trial>,
+    /// The configuration of each trial: two points may be the same one.
+    configs: Vec<Config>,
+    untried: u64,
     skipped: Vec<(Point, String)>,
 }
 
-/// Searches `space`. `run` makes one run of a point; `left` says for how many more runs there is time.
+/// Searches `space`. `run` makes one run of a point; `left` says for how many more runs there is time. A point whose run
+/// fails is left out. An error if the configuration without changes fails.
 pub async fn search(
     space: &Space,
     rules: Rules,
-    run: impl AsyncFnMut(Option<&Point>) -> Result<Seen>,
+    run: impl AsyncFnMut(&Point) -> Result<Seen>,
     left: impl Fn() -> f64,
 ) -> Result<Outcome> {
     let mut search = Search {
@@ -105,74 +124,91 @@ pub async fn search(
         run,
         left,
         trials: Vec::new(),
+        configs: Vec::new(),
+        untried: 0,
         skipped: Vec::new(),
     };
-    search.visit(None).await?;
+    search.visit(&space.as_it_is()).await?;
     let budget = (search.left)();
     let reserve = budget * (1.0 - SHARE_FOR_TRYING);
     let method = if space.size() as f64 <= budget - reserve {
-        search.grid().await?;
+        search.grid(reserve).await?;
         Method::Grid
     } else {
         search.coordinates(reserve).await?;
         Method::Coordinates
     };
-    let stop = search.race().await?;
-    let best = search.ranked()[0];
+    let (best, stop) = search.race().await?;
     Ok(Outcome {
         best,
         trials: search.trials,
         method,
         stop,
+        untried: search.untried,
         skipped: search.skipped,
     })
 }
 
-impl<R: AsyncFnMut(Option<&Point>) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B> {
-    /// Runs a point once, unless it was run before or its keys do not go together. Returns its merit.
-    async fn visit(&mut self, point: Option<&Point>) -> Result<Option<f64>> {
-        if let Some(known) = self
-            .trials
-            .iter()
-            .find(|trial| trial.point.as_ref() == point)
-        {
-            return Ok(Some(known.runs.merit()));
-        }
-        if let (Some(point), Err(error)) = (point, self.space.config(point)) {
-            if self.skipped.iter().all(|(skipped, _)| skipped != point) {
-                self.skipped.push((point.clone(), error.to_string()));
-            }
+impl<R: AsyncFnMut(&Point) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B> {
+    /// Runs a point once, unless its configuration was run before or its keys do not go together. Returns its merit.
+    async fn visit(&mut self, point: &Point) -> Result<Option<f64>> {
+        if self.skipped.iter().any(|(skipped, _)| skipped == point) {
             return Ok(None);
         }
+        let config = match self.space.config(point) {
+            Ok(config) => config,
+            Err(error) => {
+                self.skipped.push((point.clone(), error.to_string()));
+                return Ok(None);
+            }
+        };
+        if let Some(known) = self.configs.iter().position(|known| *known == config) {
+            return Ok(Some(self.trials[known].tried.merit()));
+        }
+        let Some(seen) = self.run(point).await? else {
+            return Ok(None);
+        };
+        let mut tried = Runs::default();
+        tried.add(self.rules.goal, seen.rate, seen.p99_us);
+        let merit = tried.merit();
         self.trials.push(Trial {
-            point: point.cloned(),
-            runs: Runs::default(),
+            point: point.clone(),
+            tried,
+            raced: Runs::default(),
         });
-        let at = self.trials.len() - 1;
-        self.again(at).await?;
-        Ok(Some(self.trials[at].runs.merit()))
+        self.configs.push(config);
+        Ok(Some(merit))
     }
 
-    async fn again(&mut self, at: usize) -> Result<()> {
-        let seen = (self.run)(self.trials[at].point.as_ref()).await?;
-        self.trials[at]
-            .runs
-            .add(self.rules.goal, seen.rate, seen.p99_us);
-        Ok(())
+    /// Makes one run. None if it failed: the reason is kept, and what is known of other points stays. Without the
+    /// configuration as it is there is nothing to compare with.
+    async fn run(&mut self, point: &Point) -> Result<Option<Seen>> {
+        match (self.run)(point).await {
+            Ok(seen) => Ok(Some(seen)),
+            Err(error) if *point == self.space.as_it_is() => Err(error),
+            Err(error) => {
+                self.skipped.push((point.clone(), format!("{error:#}")));
+                Ok(None)
+            }
+        }
     }
 
     /// Every point, in an order that has nothing to do with its place: what drifts over time must not look like an effect.
-    async fn grid(&mut self) -> Result<()> {
+    async fn grid(&mut self, reserve: f64) -> Result<()> {
         let mut order: Vec<u64> = (0..self.space.size()).collect();
         Rng::new(self.rules.seed, 1).shuffle(&mut order);
-        for number in order {
-            let point = self.space.point(number);
-            self.visit(Some(&point)).await?;
+        for (done, number) in (0..).zip(&order) {
+            // Runs may turn out to take longer than the first one did.
+            if (self.left)() < reserve {
+                self.untried = order.len() as u64 - done;
+                break;
+            }
+            self.visit(&self.space.point(*number)).await?;
         }
         Ok(())
     }
 
-    /// One parameter at a time from the middle of the space, then from points at random, while there is time.
+    /// One parameter at a time from the configuration as it is, then from points at random, while there is time.
     async fn coordinates(&mut self, reserve: f64) -> Result<()> {
         let counts: Vec<usize> = self
             .space
@@ -181,19 +217,11 @@ impl<R: AsyncFnMut(Option<&Point>) -> Result<Seen>, B: Fn() -> f64> Search<'_, R
             .map(|param| param.values.len())
             .collect();
         let mut rng = Rng::new(self.rules.seed, 2);
-        let base = self.space.base_values();
-        let nearest = |at: usize| {
-            let values = &self.space.params()[at].values;
-            values
-                .iter()
-                .position(|value| *value == base[at])
-                .unwrap_or(values.len() / 2)
-        };
-        let mut from: Point = (0..counts.len()).map(nearest).collect();
+        let mut from = self.space.as_it_is();
         // A space whose points do not go together must not be searched for ever.
         let mut tries = 0;
         while (self.left)() > reserve && tries < 10_000 {
-            let mut best = self.visit(Some(&from)).await?.unwrap_or(0.0);
+            let mut best = self.visit(&from).await?.unwrap_or(0.0);
             let mut order: Vec<usize> = (0..counts.len()).collect();
             loop {
                 let before = from.clone();
@@ -205,8 +233,8 @@ impl<R: AsyncFnMut(Option<&Point>) -> Result<Seen>, B: Fn() -> f64> Search<'_, R
                             return Ok(());
                         }
                         let mut point = from.clone();
-                        point[at] = value;
-                        if let Some(merit) = self.visit(Some(&point)).await?
+                        point[at] = Some(value);
+                        if let Some(merit) = self.visit(&point).await?
                             && merit > best
                         {
                             (best, from) = (merit, point);
@@ -219,63 +247,70 @@ impl<R: AsyncFnMut(Option<&Point>) -> Result<Seen>, B: Fn() -> f64> Search<'_, R
             }
             from = counts
                 .iter()
-                .map(|count| rng.below(*count as u64) as usize)
+                .map(|count| Some(rng.below(*count as u64) as usize))
                 .collect();
         }
         Ok(())
     }
 
-    /// Trials by their mean merit, the best first; those that keep the goal's condition before those that do not.
-    fn ranked(&self) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.trials.len()).collect();
+    /// Of these trials those that keep the goal's condition before those that do not, each by mean merit, the best first.
+    fn ranked(&self, mut trials: Vec<usize>) -> Vec<usize> {
         let key = |at: &usize| {
-            let runs = &self.trials[*at].runs;
+            let runs = self.trials[*at].runs();
             (self.rules.goal.is_met(runs), runs.merit())
         };
-        order.sort_by(|a, b| {
+        trials.sort_by(|a, b| {
             let ((a_met, a), (b_met, b)) = (key(a), key(b));
             b_met.cmp(&a_met).then(b.total_cmp(&a))
         });
-        order
+        trials
     }
 
-    /// Runs the best again, in turn with the configuration without changes, until it is clear who is ahead.
-    async fn race(&mut self) -> Result<Stop> {
+    /// Runs the best again, in turn with the configuration without changes, until it is clear who is ahead. Only these runs
+    /// count for who is the best. Returns the best candidate.
+    async fn race(&mut self) -> Result<(usize, Stop)> {
         let mut rng = Rng::new(self.rules.seed, 3);
-        let mut candidates: Vec<usize> = self
-            .ranked()
-            .into_iter()
-            .filter(|at| *at != 0)
-            .take(CANDIDATES)
-            .collect();
+        let mut candidates = self.ranked((1..self.trials.len()).collect());
+        candidates.truncate(CANDIDATES);
         candidates.push(0);
-        loop {
+        let stop = 'race: loop {
             if let Some(stop) = self.is_enough(&candidates) {
-                return Ok(stop);
+                break stop;
             }
             rng.shuffle(&mut candidates);
             for at in candidates.clone() {
                 if (self.left)() < 1.0 {
-                    return Ok(Stop::Budget);
+                    break 'race Stop::Budget;
                 }
-                self.again(at).await?;
+                let point = self.trials[at].point.clone();
+                match self.run(&point).await? {
+                    Some(seen) => {
+                        self.trials[at]
+                            .raced
+                            .add(self.rules.goal, seen.rate, seen.p99_us);
+                    }
+                    None => candidates.retain(|other| *other != at),
+                }
             }
-        }
+        };
+        // Whoever had no time to run again must not win by the run that it was chosen for.
+        let is_raced = |at: &usize| !self.trials[*at].raced.merits.is_empty();
+        let raced: Vec<usize> = candidates.iter().copied().filter(is_raced).collect();
+        let best = match raced.is_empty() {
+            true => 0,
+            false => self.ranked(raced)[0],
+        };
+        Ok((best, stop))
     }
 
     fn is_enough(&self, candidates: &[usize]) -> Option<Stop> {
-        let runs = |at: usize| &self.trials[at].runs;
-        let fewest = candidates
-            .iter()
-            .map(|at| runs(*at).merits.len())
-            .min()
-            .unwrap_or(0);
+        let runs = |at: usize| &self.trials[at].raced;
+        let counts = candidates.iter().map(|at| runs(*at).merits.len());
+        let fewest = counts.min().unwrap_or(0);
         if fewest < MIN_RUNS.min(self.rules.rounds) {
             return None;
         }
-        let best = *candidates
-            .iter()
-            .max_by(|a, b| runs(**a).merit().total_cmp(&runs(**b).merit()))?;
+        let best = *self.ranked(candidates.to_vec()).first()?;
         let is_ahead_of =
             |other: &usize| *other == best || differ(&runs(best).merits, &runs(*other).merits);
         if candidates.iter().all(is_ahead_of) {
@@ -291,7 +326,10 @@ impl<R: AsyncFnMut(Option<&Point>) -> Result<Seen>, B: Fn() -> f64> Search<'_, R
 /// Positions of the trials that no other one beats in both rate and latency, by rising rate.
 pub fn pareto(trials: &[Trial]) -> Vec<usize> {
     use super::stats::mean;
-    let place = |at: usize| (mean(&trials[at].runs.rates), mean(&trials[at].runs.p99s));
+    let place = |at: usize| {
+        let runs = trials[at].runs();
+        (mean(&runs.rates), mean(&runs.p99s))
+    };
     let mut front: Vec<usize> = (0..trials.len())
         .filter(|at| {
             let (rate, p99) = place(*at);
@@ -308,7 +346,6 @@ pub fn pareto(trials: &[Trial]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use polyraft::Config;
     use std::cell::Cell;
 
     fn space(texts: &[&str]) -> Space {
@@ -321,7 +358,7 @@ mod tests {
         space: &Space,
         budget: u64,
         seed: u64,
-        model: impl Fn(Option<&Point>) -> f64,
+        model: impl Fn(&Point) -> f64,
     ) -> (Outcome, u64) {
         let rules = Rules {
             goal: Goal::Throughput { p99_us: 5_000.0 },
@@ -357,15 +394,16 @@ mod tests {
             "batch.turn_events=1024..4096",
         ]);
         for seed in 0..10 {
-            let (outcome, _) = search_model(&space, 100, seed, |point| match point {
-                None => 1000.0,
-                Some(point) => 1000.0 + 100.0 * point[0] as f64 - 150.0 * point[1] as f64,
+            // As it is: 4MiB and 4096.
+            let (outcome, _) = search_model(&space, 100, seed, |point| {
+                let at = |param: usize, as_it_is: usize| point[param].unwrap_or(as_it_is) as f64;
+                1000.0 + 100.0 * at(0, 1) - 150.0 * at(1, 2)
             });
             assert_eq!(outcome.method, Method::Grid);
-            assert_eq!(outcome.trials.len(), 13);
+            assert_eq!(outcome.trials.len(), 12);
             assert_eq!(
                 outcome.trials[outcome.best].point,
-                Some(vec![3, 0]),
+                [Some(3), Some(0)],
                 "seed {seed}"
             );
             assert_ne!(outcome.stop, Stop::Budget);
@@ -381,14 +419,17 @@ mod tests {
         ]);
         assert!(space.size() > 800);
         let (outcome, runs) = search_model(&space, 120, 1, |point| {
-            point.map_or(1000.0, |point| {
-                let off = |at: usize, best: f64| (point[at] as f64 - best).powi(2);
-                3000.0 - 20.0 * (off(0, 5.0) + off(1, 9.0) + off(2, 7.0))
-            })
+            // As it is: 4MiB, 4096, 64.
+            let as_it_is = [3, 8, 6];
+            let off = |at: usize, best: f64| {
+                let place = point[at].unwrap_or(as_it_is[at]) as f64;
+                (place - best).powi(2)
+            };
+            3000.0 - 20.0 * (off(0, 5.0) + off(1, 12.0) + off(2, 2.0))
         });
         assert_eq!(outcome.method, Method::Coordinates);
         assert!(runs <= 121, "{runs}");
-        let best = outcome.trials[outcome.best].runs.merit();
+        let best = outcome.trials[outcome.best].runs().merit();
         assert!(best > 2700.0, "{best}");
     }
 
@@ -402,7 +443,80 @@ mod tests {
             "{:?}",
             outcome.skipped
         );
-        assert_eq!(outcome.trials.len(), 4);
+        // One shard with one lane is the configuration as it is.
+        assert_eq!(outcome.trials.len(), 3);
+    }
+
+    #[test]
+    fn luck_in_the_run_that_chose_a_candidate_does_not_make_it_the_best() {
+        let space = space(&["batch.turn_events=100..3200"]);
+        for seed in 0..30 {
+            // All are alike, so whoever seemed the fastest at first was lucky.
+            let (outcome, _) = search_model(&space, 60, seed, |_| 1000.0);
+            let best = &outcome.trials[outcome.best];
+            assert!(
+                !best.raced.merits.is_empty(),
+                "seed {seed}: the best had one run"
+            );
+            for other in &outcome.trials {
+                assert!(
+                    other.raced.merits.is_empty() || other.raced.merit() <= best.raced.merit(),
+                    "seed {seed}: {other:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_value_as_it_is_makes_no_second_candidate() {
+        // 4096KiB is 4MiB, which it is anyway.
+        let space = space(&["wal.max_batch_bytes=4096KiB,8MiB"]);
+        let (outcome, _) = search_model(&space, 100, 3, |_| 1000.0);
+        let points: Vec<_> = outcome.trials.iter().map(|trial| &trial.point).collect();
+        assert_eq!(points, [&vec![None], &vec![Some(1)]]);
+    }
+
+    fn search_failing(fails: impl Fn(&Point) -> bool, budget: f64) -> Result<Outcome> {
+        let rules = Rules {
+            goal: Goal::Throughput { p99_us: 5_000.0 },
+            seed: 1,
+            rounds: 3,
+            precision: 0.02,
+        };
+        let runs = Cell::new(0.0);
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        runtime.block_on(search(
+            &space(&["batch.turn_events=512..2048"]),
+            rules,
+            async |point| {
+                // Runs get slower and slower.
+                runs.set(runs.get() * 1.5 + 1.0);
+                anyhow::ensure!(!fails(point), "the disk is full");
+                Ok(Seen {
+                    rate: 1000.0,
+                    p99_us: 1_000.0,
+                })
+            },
+            || budget - runs.get(),
+        ))
+    }
+
+    #[test]
+    fn a_run_that_fails_takes_only_its_point_away() {
+        let outcome = search_failing(|point| *point == [Some(0)], 1e9).unwrap();
+        assert_eq!(outcome.skipped.len(), 1);
+        assert_eq!(outcome.skipped[0].0, [Some(0)]);
+        assert!(outcome.skipped[0].1.contains("disk is full"));
+        assert_eq!(outcome.trials.len(), 3);
+        let error = search_failing(|point| *point == [None], 1e9).unwrap_err();
+        assert!(error.to_string().contains("disk is full"), "{error}");
+    }
+
+    #[test]
+    fn a_grid_ends_when_its_time_is_up() {
+        let outcome = search_failing(|_| false, 6.0).unwrap();
+        assert_eq!(outcome.method, Method::Grid);
+        assert_eq!(outcome.untried, 1, "{outcome:?}");
     }
 
     #[test]
@@ -422,7 +536,7 @@ mod tests {
             &space,
             rules,
             async |point| {
-                let at = point.map_or(1, |point| point[0]) as f64;
+                let at = point[0].unwrap_or(2) as f64;
                 Ok(Seen {
                     rate: 1000.0 * (1.0 + at),
                     p99_us: 1_000.0 + 3_000.0 * at,
@@ -432,9 +546,10 @@ mod tests {
         ));
         let outcome = outcome.unwrap();
         // The third one is the fastest, but over the bound.
-        assert_ne!(outcome.trials[outcome.best].point, Some(vec![2]));
+        assert_eq!(outcome.trials[outcome.best].point, [Some(1)]);
         let front = pareto(&outcome.trials);
-        assert_eq!(outcome.trials[front[0]].point, Some(vec![0]));
-        assert_eq!(outcome.trials[*front.last().unwrap()].point, Some(vec![2]));
+        assert_eq!(outcome.trials[front[0]].point, [Some(0)]);
+        // As it is.
+        assert_eq!(outcome.trials[*front.last().unwrap()].point, [None]);
     }
 }

@@ -16,8 +16,8 @@ pub struct Param {
     pub values: Vec<String>,
 }
 
-/// Which value of each parameter: one position for each.
-pub type Point = Vec<usize>;
+/// Which value of each parameter: one position for each; None leaves the key as it is.
+pub type Point = Vec<Option<usize>>;
 
 /// The parameters, and the configuration that they change.
 #[derive(Clone, Debug)]
@@ -68,9 +68,14 @@ impl Space {
             let count = param.values.len() as u64;
             let digit = number % count;
             number /= count;
-            digit as usize
+            Some(digit as usize)
         });
         digits.collect()
+    }
+
+    /// The point that changes nothing.
+    pub fn as_it_is(&self) -> Point {
+        vec![None; self.params.len()]
     }
 
     /// What the base has for each parameter.
@@ -83,11 +88,13 @@ impl Space {
         values.collect()
     }
 
-    /// The configuration at a point; None is the base itself. An error says which keys do not go together.
-    pub fn config(&self, point: Option<&Point>) -> Result<Config, ConfigError> {
+    /// The configuration at a point. An error says which keys do not go together.
+    pub fn config(&self, point: &Point) -> Result<Config, ConfigError> {
         let mut table = self.base.clone();
-        for (param, at) in self.params.iter().zip(point.into_iter().flatten()) {
-            set(&mut table, &param.key, &param.values[*at]);
+        for (param, at) in self.params.iter().zip(point) {
+            if let Some(at) = at {
+                set(&mut table, &param.key, &param.values[*at]);
+            }
         }
         Config::from_toml_str(&table.to_string())
     }
@@ -364,17 +371,17 @@ mod tests {
         .unwrap();
         assert_eq!(space.size(), 8);
         let mut points: Vec<Point> = (0..8).map(|number| space.point(number)).collect();
-        assert_eq!(points[0], [0, 0, 0]);
+        assert_eq!(points[0], [Some(0); 3]);
         points.sort();
         points.dedup();
         assert_eq!(points.len(), 8);
-        assert_eq!(space.config(None).unwrap(), Config::default());
-        let config = space.config(Some(&vec![1, 1, 1])).unwrap();
+        assert_eq!(space.config(&space.as_it_is()).unwrap(), Config::default());
+        let config = space.config(&vec![Some(1); 3]).unwrap();
         assert_eq!((config.shards.count, config.wal.lanes), (2, 2));
         assert_eq!(config.wal.mode, polyraft::config::WalMode::Mapped);
         // One shard cannot write to two lanes.
         assert!(matches!(
-            space.config(Some(&vec![0, 1, 0])),
+            space.config(&vec![Some(0), Some(1), None]),
             Err(ConfigError::Conflict { .. })
         ));
         assert_eq!(space.base_values(), ["1", "1", "direct"]);
