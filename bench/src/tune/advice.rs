@@ -208,7 +208,7 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::super::search::{Method, Stop};
-    use super::super::stats::Runs;
+    use super::super::stats::{Runs, Seen};
     use super::*;
     use polyraft::Config;
 
@@ -241,10 +241,20 @@ mod tests {
         }
     }
 
+    fn seen(rate: f64) -> Seen {
+        Seen {
+            rate,
+            p99_us: 1e3,
+            answered: 1,
+            due: 1,
+            void: None,
+        }
+    }
+
     fn trial(point: [Option<usize>; 2], rates: &[f64]) -> Trial {
         let mut raced = Runs::default();
         for rate in rates {
-            raced.add(Goal::Throughput { p99_us: 5e3 }, *rate, 1e3);
+            raced.add(Goal::Throughput { p99_us: 5e3 }, &seen(*rate));
         }
         Trial {
             point: point.to_vec(),

@@ -17,10 +17,10 @@ use advice::Advice;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use polyraft::Config;
-use search::{Method, Outcome, Rules, Seen, Stop, pareto, search};
+use search::{Method, Outcome, Rules, Stop, pareto, search};
 use serde::Serialize;
 use space::{Param, Point, Space};
-use stats::{Goal, mean};
+use stats::{Goal, Seen, mean};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -221,17 +221,26 @@ async fn tune(
         search(
             space,
             rules,
-            async |point: &Point| {
+            async |point: &Point, round| {
                 count += 1;
                 let started = Instant::now();
-                let seen = one_run(args, setting, space, workload, point, count).await?;
+                let seen = {
+                    // Runs of one round get the same operations, those of another one others.
+                    let workload = Workload {
+                        seed: workload.seed.wrapping_add(round),
+                        ..workload.clone()
+                    };
+                    one_run(args, setting, space, &workload, point, count).await?
+                };
                 let (runs, time) = spent.get();
                 spent.set((runs + 1, time + started.elapsed()));
+                let void = seen.void.as_ref();
                 setting.screen.line(&format!(
-                    "{count:>4}  {:>9} op/s  p99 {:>8}  {}",
+                    "{count:>4}  {:>9} op/s  p99 {:>8}  {}{}",
                     screen::count(seen.rate as u64),
                     micros(seen.p99_us),
-                    describe(space, point)
+                    describe(space, point),
+                    void.map_or_else(String::new, |why| format!("  says nothing: {why}"))
                 ));
                 Ok(seen)
             },
@@ -309,9 +318,13 @@ async fn one_run(
     stopped?;
     drop(nodes);
     std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    let lag = Duration::from_nanos(measured.due.lag.value_at_quantile(0.99));
     Ok(Seen {
         rate: measured.answered as f64 / measured.seconds,
         p99_us: measured.due.all().value_at_quantile(0.99) as f64 / 1e3,
+        answered: measured.answered,
+        due: measured.due.operations(),
+        void: stats::void(workload.pace, measured.answered, lag),
     })
 }
 
@@ -444,7 +457,7 @@ fn how(outcome: &Outcome) -> String {
     let runs: usize = outcome
         .trials
         .iter()
-        .map(|trial| trial.tried.merits.len() + trial.raced.merits.len())
+        .map(|trial| trial.tried.count() + trial.raced.count())
         .sum();
     let mut text = format!("{runs} runs: {method}; ended because {stop}.");
     if let Some((_, why)) = outcome.skipped.first() {

@@ -1,20 +1,11 @@
 //! Which configurations to try, and when enough is known. It knows nothing of nodes; it asks for runs.
 
 use super::space::{Point, Space};
-use super::stats::{Goal, Runs, differ};
+use super::stats::{Goal, Runs, Seen, differ};
 use crate::workload::Rng;
 use anyhow::Result;
 use polyraft::Config;
 use serde::Serialize;
-
-/// What one run showed.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Seen {
-    /// Operations per second.
-    pub rate: f64,
-    /// 99th percentile in microseconds.
-    pub p99_us: f64,
-}
 
 /// A configuration that was tried.
 #[derive(Clone, Debug, Serialize)]
@@ -30,9 +21,9 @@ pub struct Trial {
 impl Trial {
     /// What counts: the runs as a candidate, if there are such.
     pub fn runs(&self) -> &Runs {
-        match self.raced.merits.is_empty() {
-            true => &self.tried,
-            false => &self.raced,
+        match self.raced.count() {
+            0 => &self.tried,
+            _ => &self.raced,
         }
     }
 }
@@ -110,12 +101,13 @@ struct Search<'a, R, B> {
     skipped: Vec<(Point, String)>,
 }
 
-/// Searches `space`. `run` makes one run of a point; `left` says for how many more runs there is time. A point whose run
+/// Searches `space`. `run` makes one run of a point, given a number that is equal for runs that are held against one another
+/// and new in each round; `left` says for how many more runs there is time. A point whose run
 /// fails is left out. An error if the configuration without changes fails.
 pub async fn search(
     space: &Space,
     rules: Rules,
-    run: impl AsyncFnMut(&Point) -> Result<Seen>,
+    run: impl AsyncFnMut(&Point, u64) -> Result<Seen>,
     left: impl Fn() -> f64,
 ) -> Result<Outcome> {
     let mut search = Search {
@@ -149,7 +141,7 @@ pub async fn search(
     })
 }
 
-impl<R: AsyncFnMut(&Point) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B> {
+impl<R: AsyncFnMut(&Point, u64) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B> {
     /// Runs a point once, unless its configuration was run before or its keys do not go together. Returns its merit.
     async fn visit(&mut self, point: &Point) -> Result<Option<f64>> {
         if self.skipped.iter().any(|(skipped, _)| skipped == point) {
@@ -165,11 +157,11 @@ impl<R: AsyncFnMut(&Point) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B> {
         if let Some(known) = self.configs.iter().position(|known| *known == config) {
             return Ok(Some(self.trials[known].tried.merit()));
         }
-        let Some(seen) = self.run(point).await? else {
+        let Some(seen) = self.run(point, 0).await? else {
             return Ok(None);
         };
         let mut tried = Runs::default();
-        tried.add(self.rules.goal, seen.rate, seen.p99_us);
+        tried.add(self.rules.goal, &seen);
         let merit = tried.merit();
         self.trials.push(Trial {
             point: point.clone(),
@@ -182,8 +174,8 @@ impl<R: AsyncFnMut(&Point) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B> {
 
     /// Makes one run. None if it failed: the reason is kept, and what is known of other points stays. Without the
     /// configuration as it is there is nothing to compare with.
-    async fn run(&mut self, point: &Point) -> Result<Option<Seen>> {
-        match (self.run)(point).await {
+    async fn run(&mut self, point: &Point, round: u64) -> Result<Option<Seen>> {
+        match (self.run)(point, round).await {
             Ok(seen) => Ok(Some(seen)),
             Err(error) if *point == self.space.as_it_is() => Err(error),
             Err(error) => {
@@ -273,7 +265,9 @@ impl<R: AsyncFnMut(&Point) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B> {
         let mut candidates = self.ranked((1..self.trials.len()).collect());
         candidates.truncate(CANDIDATES);
         candidates.push(0);
+        let mut round = 0;
         let stop = 'race: loop {
+            round += 1;
             if let Some(stop) = self.is_enough(&candidates) {
                 break stop;
             }
@@ -283,18 +277,16 @@ impl<R: AsyncFnMut(&Point) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B> {
                     break 'race Stop::Budget;
                 }
                 let point = self.trials[at].point.clone();
-                match self.run(&point).await? {
+                match self.run(&point, round).await? {
                     Some(seen) => {
-                        self.trials[at]
-                            .raced
-                            .add(self.rules.goal, seen.rate, seen.p99_us);
+                        self.trials[at].raced.add(self.rules.goal, &seen);
                     }
                     None => candidates.retain(|other| *other != at),
                 }
             }
         };
         // Whoever had no time to run again must not win by the run that it was chosen for.
-        let is_raced = |at: &usize| !self.trials[*at].raced.merits.is_empty();
+        let is_raced = |at: &usize| self.trials[*at].raced.count() > 0;
         let raced: Vec<usize> = candidates.iter().copied().filter(is_raced).collect();
         let best = match raced.is_empty() {
             true => 0,
@@ -305,7 +297,7 @@ impl<R: AsyncFnMut(&Point) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B> {
 
     fn is_enough(&self, candidates: &[usize]) -> Option<Stop> {
         let runs = |at: usize| &self.trials[at].raced;
-        let counts = candidates.iter().map(|at| runs(*at).merits.len());
+        let counts = candidates.iter().map(|at| runs(*at).count());
         let fewest = counts.min().unwrap_or(0);
         if fewest < MIN_RUNS.min(self.rules.rounds) {
             return None;
@@ -330,10 +322,12 @@ pub fn pareto(trials: &[Trial]) -> Vec<usize> {
         let runs = trials[at].runs();
         (mean(&runs.rates), mean(&runs.p99s))
     };
+    let says_something = |at: &usize| !trials[*at].runs().rates.is_empty();
     let mut front: Vec<usize> = (0..trials.len())
+        .filter(says_something)
         .filter(|at| {
             let (rate, p99) = place(*at);
-            (0..trials.len()).all(|other| {
+            (0..trials.len()).filter(says_something).all(|other| {
                 let (other_rate, other_p99) = place(other);
                 !(other_rate >= rate && other_p99 <= p99 && (other_rate > rate || other_p99 < p99))
             })
@@ -351,6 +345,16 @@ mod tests {
     fn space(texts: &[&str]) -> Space {
         let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
         Space::new(&Config::default(), &texts).unwrap()
+    }
+
+    fn seen(rate: f64, p99_us: f64) -> Seen {
+        Seen {
+            rate,
+            p99_us,
+            answered: 1,
+            due: 1,
+            void: None,
+        }
     }
 
     /// Searches a model with noise; returns the outcome and how many runs it took.
@@ -374,13 +378,10 @@ mod tests {
         let outcome = runtime.block_on(search(
             space,
             rules,
-            async |point| {
+            async |point, _| {
                 runs.set(runs.get() + 1);
                 let rate = model(point) * (0.97 + 0.06 * noise.unit());
-                Ok(Seen {
-                    rate,
-                    p99_us: 1_000.0,
-                })
+                Ok(seen(rate, 1_000.0))
             },
             || budget.saturating_sub(runs.get()) as f64,
         ));
@@ -476,6 +477,35 @@ mod tests {
         assert_eq!(points, [&vec![None], &vec![Some(1)]]);
     }
 
+    #[test]
+    fn each_round_of_the_race_has_a_number_of_its_own() {
+        let space = space(&["batch.turn_events=1024,2048"]);
+        let rules = Rules {
+            goal: Goal::Latency { rate: 1000.0 },
+            seed: 1,
+            rounds: 3,
+            precision: 0.0,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let mut rounds = Vec::new();
+        let run = async |point: &Point, round| {
+            rounds.push((point.clone(), round));
+            Ok(seen(1000.0, 1_000.0))
+        };
+        let outcome = runtime.block_on(search(&space, rules, run, || 100.0));
+        assert_eq!(outcome.unwrap().stop, Stop::Precise);
+        rounds.sort();
+        let of = |point: Option<usize>| {
+            let rounds = rounds.iter().filter(move |(of, _)| *of == [point]);
+            rounds.map(|(_, round)| *round).collect::<Vec<_>>()
+        };
+        for point in [None, Some(0), Some(1)] {
+            assert_eq!(of(point), [0, 1, 2, 3], "{point:?}");
+        }
+    }
+
     fn search_failing(fails: impl Fn(&Point) -> bool, budget: f64) -> Result<Outcome> {
         let rules = Rules {
             goal: Goal::Throughput { p99_us: 5_000.0 },
@@ -488,14 +518,11 @@ mod tests {
         runtime.block_on(search(
             &space(&["batch.turn_events=512..2048"]),
             rules,
-            async |point| {
+            async |point, _| {
                 // Runs get slower and slower.
                 runs.set(runs.get() * 1.5 + 1.0);
                 anyhow::ensure!(!fails(point), "the disk is full");
-                Ok(Seen {
-                    rate: 1000.0,
-                    p99_us: 1_000.0,
-                })
+                Ok(seen(1000.0, 1_000.0))
             },
             || budget - runs.get(),
         ))
@@ -535,12 +562,9 @@ mod tests {
         let outcome = runtime.block_on(search(
             &space,
             rules,
-            async |point| {
+            async |point, _| {
                 let at = point[0].unwrap_or(2) as f64;
-                Ok(Seen {
-                    rate: 1000.0 * (1.0 + at),
-                    p99_us: 1_000.0 + 3_000.0 * at,
-                })
+                Ok(seen(1000.0 * (1.0 + at), 1_000.0 + 3_000.0 * at))
             },
             || 50.0,
         ));

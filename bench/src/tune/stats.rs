@@ -1,6 +1,41 @@
 //! What repeated runs of one configuration say, and how sure that is.
 
+use crate::screen;
+use crate::workload::Pace;
 use serde::Serialize;
+use std::time::Duration;
+
+/// What one run showed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// Operations per second.
+    pub rate: f64,
+    /// 99th percentile in microseconds.
+    pub p99_us: f64,
+    /// Operations answered in the window, whenever they were due.
+    pub answered: u64,
+    /// Operations due in the window, whether they were answered or not.
+    pub due: u64,
+    /// Why the run says nothing; None if it says something.
+    pub void: Option<String>,
+}
+
+/// An open loop says nothing if the generator sent more than one operation in a hundred later than this after it was due.
+const MAX_LAG: Duration = Duration::from_millis(5);
+
+/// Why a run says nothing, if so. `lag` is the 99th percentile of how late the generator was.
+pub fn void(pace: Pace, answered: u64, lag: Duration) -> Option<String> {
+    if answered == 0 {
+        Some("no operation was answered".to_owned())
+    } else if matches!(pace, Pace::Rate { .. }) && lag > MAX_LAG {
+        Some(format!(
+            "the generator fell behind by {}; lower --rate, or give it more --threads or cores",
+            screen::time(lag)
+        ))
+    } else {
+        None
+    }
+}
 
 /// Runs of one configuration under one goal.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -11,6 +46,25 @@ pub struct Runs {
     pub p99s: Vec<f64>,
     /// What each run is worth; more is better.
     pub merits: Vec<f64>,
+    /// Operations answered in all of them.
+    pub answered: u64,
+    /// Operations due in all of them.
+    pub due: u64,
+    /// Why runs say nothing, one entry for each; they are in none of the above.
+    pub void: Vec<String>,
+}
+
+/// A rate is kept if this share of what was due was answered.
+const KEPT: f64 = 0.98;
+
+/// How much of the rate was kept, 1 if all of it. What is under way at either end of a window is counted on one side only;
+/// for few operations that is chance.
+fn kept(answered: u64, due: u64) -> f64 {
+    let needed = KEPT * due as f64 - (due as f64).sqrt();
+    match needed > 0.0 {
+        true => (answered as f64 / needed).min(1.0),
+        false => 1.0,
+    }
 }
 
 /// What is wanted.
@@ -26,30 +80,41 @@ pub enum Goal {
 impl Goal {
     /// What a run is worth. One that breaks the goal's condition counts for less, the more so the further it is off: then
     /// the search finds its way back.
-    pub fn merit(&self, rate: f64, p99_us: f64) -> f64 {
+    pub fn merit(&self, seen: &Seen) -> f64 {
+        let p99_us = seen.p99_us.max(1.0);
         match *self {
-            Goal::Throughput { p99_us: bound } => rate * (bound / p99_us.max(1.0)).min(1.0).powi(2),
-            Goal::Latency { rate: wanted } => {
-                1e6 / p99_us.max(1.0) * (rate / (0.97 * wanted)).min(1.0).powi(4)
-            }
+            Goal::Throughput { p99_us: bound } => seen.rate * (bound / p99_us).min(1.0).powi(2),
+            Goal::Latency { .. } => 1e6 / p99_us * kept(seen.answered, seen.due).powi(4),
         }
     }
 
-    /// Whether the runs of a configuration, taken together, keep the goal's condition.
+    /// Whether the runs of a configuration, taken together, keep the goal's condition. Runs that say nothing do not.
     pub fn is_met(&self, runs: &Runs) -> bool {
-        match *self {
-            Goal::Throughput { p99_us } => mean(&runs.p99s) <= p99_us,
-            Goal::Latency { rate } => mean(&runs.rates) >= 0.97 * rate,
-        }
+        !runs.merits.is_empty()
+            && match *self {
+                Goal::Throughput { p99_us } => mean(&runs.p99s) <= p99_us,
+                Goal::Latency { .. } => kept(runs.answered, runs.due) >= 1.0,
+            }
     }
 }
 
 impl Runs {
     /// Adds a run.
-    pub fn add(&mut self, goal: Goal, rate: f64, p99_us: f64) {
-        self.rates.push(rate);
-        self.p99s.push(p99_us);
-        self.merits.push(goal.merit(rate, p99_us));
+    pub fn add(&mut self, goal: Goal, seen: &Seen) {
+        if let Some(why) = &seen.void {
+            self.void.push(why.clone());
+            return;
+        }
+        self.rates.push(seen.rate);
+        self.p99s.push(seen.p99_us);
+        self.merits.push(goal.merit(seen));
+        self.answered += seen.answered;
+        self.due += seen.due;
+    }
+
+    /// How many there were, those that say nothing among them.
+    pub fn count(&self) -> usize {
+        self.merits.len() + self.void.len()
     }
 
     /// Mean worth.
@@ -124,24 +189,75 @@ mod tests {
         assert!(!differ(&[10.0], &[99.0]), "one run says nothing of noise");
     }
 
+    fn seen(rate: f64, p99_us: f64) -> Seen {
+        Seen {
+            rate,
+            p99_us,
+            answered: rate as u64,
+            due: rate as u64,
+            void: None,
+        }
+    }
+
     #[test]
     fn a_broken_bound_costs_more_than_it_gains() {
         let goal = Goal::Throughput { p99_us: 5_000.0 };
-        assert_eq!(goal.merit(1000.0, 4_000.0), 1000.0);
-        assert_eq!(goal.merit(1000.0, 5_000.0), 1000.0);
-        assert!(goal.merit(1500.0, 10_000.0) < goal.merit(500.0, 5_000.0));
+        let merit = |rate, p99_us| goal.merit(&seen(rate, p99_us));
+        assert_eq!(merit(1000.0, 4_000.0), 1000.0);
+        assert_eq!(merit(1000.0, 5_000.0), 1000.0);
+        assert!(merit(1500.0, 10_000.0) < merit(500.0, 5_000.0));
         let mut runs = Runs::default();
-        runs.add(goal, 900.0, 4_000.0);
-        runs.add(goal, 1100.0, 5_500.0);
+        runs.add(goal, &seen(900.0, 4_000.0));
+        runs.add(goal, &seen(1100.0, 5_500.0));
         assert!(goal.is_met(&runs));
-        runs.add(goal, 1100.0, 9_000.0);
+        runs.add(goal, &seen(1100.0, 9_000.0));
         assert!(!goal.is_met(&runs));
     }
 
     #[test]
-    fn a_rate_that_is_not_kept_makes_a_low_latency_worthless() {
+    fn a_rate_is_kept_if_what_was_due_was_answered_however_much_that_was() {
         let goal = Goal::Latency { rate: 1000.0 };
-        assert!(goal.merit(1000.0, 200.0) > goal.merit(1000.0, 400.0));
-        assert!(goal.merit(500.0, 200.0) < goal.merit(1000.0, 400.0));
+        let run = |answered, due, p99_us| Seen {
+            answered,
+            due,
+            ..seen(answered as f64, p99_us)
+        };
+        assert!(goal.merit(&run(1000, 1000, 200.0)) > goal.merit(&run(1000, 1000, 400.0)));
+        assert!(goal.merit(&run(500, 1000, 200.0)) < goal.merit(&run(1000, 1000, 400.0)));
+        let is_met = |answered, due| {
+            let mut runs = Runs::default();
+            runs.add(goal, &run(answered, due, 200.0));
+            goal.is_met(&runs)
+        };
+        // Few arrivals are due by chance; all of them were answered.
+        assert!(is_met(940, 940));
+        assert!(!is_met(900, 1000));
+        // Three of four, where one may be under way at the end.
+        assert!(is_met(3, 4));
+    }
+
+    #[test]
+    fn runs_that_say_nothing_keep_no_condition_and_are_worth_nothing() {
+        let closed = Pace::Inflight(1);
+        let open = Pace::Rate {
+            per_second: 10.0,
+            arrivals: crate::workload::Arrivals::Poisson,
+        };
+        let (early, late) = (Duration::from_millis(1), Duration::from_millis(6));
+        assert_eq!(void(closed, 10, late), None);
+        assert_eq!(void(open, 10, early), None);
+        assert!(void(open, 10, late).unwrap().contains("--threads"));
+        let goal = Goal::Throughput { p99_us: 5_000.0 };
+        let mut runs = Runs::default();
+        let none = Seen {
+            void: void(closed, 0, early),
+            ..seen(0.0, 0.0)
+        };
+        runs.add(goal, &none);
+        assert!(!goal.is_met(&runs));
+        assert_eq!((runs.merit(), runs.count()), (0.0, 1));
+        runs.add(goal, &seen(900.0, 4_000.0));
+        assert!(goal.is_met(&runs));
+        assert_eq!((runs.merit(), runs.count()), (900.0, 2));
     }
 }
