@@ -17,11 +17,12 @@ use advice::Advice;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use polyraft::Config;
-use search::{Method, Outcome, Rules, Stop, pareto, search};
+use search::{Method, Outcome, Rules, Stop, in_turn, pareto, search};
 use serde::Serialize;
 use space::{Param, Point, Space};
-use stats::{Goal, Seen, mean};
-use std::path::PathBuf;
+use stats::{Gain, Goal, Pairs, Runs, Seen, mean};
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Find the configuration that suits this machine and a load.
@@ -99,6 +100,8 @@ pub enum GoalName {
     Latency,
 }
 
+/// How often what is to be pasted is run in turn with the configuration as it is.
+const PAIRS: u32 = 5;
 /// How long round trips are measured.
 const ECHO_TIME: Duration = Duration::from_secs(2);
 /// How long syncs are measured.
@@ -149,12 +152,14 @@ struct Tuned<'a> {
     params: &'a [Param],
     base: Vec<String>,
     outcome: &'a Outcome,
-    /// Whether the best keeps the goal's condition.
+    /// What is to be pasted, in turn with the configuration as it is; null if it changes nothing.
+    pairs: Option<&'a Pairs>,
+    /// Whether what is to be pasted keeps the goal's condition.
     is_met: bool,
-    /// What the best gains over the configuration without changes, in percent.
-    improvement_percent: f64,
-    /// Whether that is more than runs of one configuration differ by.
-    is_improvement_clear: bool,
+    /// What it gains over the configuration as it is; null if one of them does not keep the condition.
+    gain: Option<Gain>,
+    /// The same in words.
+    verdict: &'a str,
     /// Positions of the trials that no other one beats in both rate and latency.
     pareto: Vec<usize>,
     advice: &'a [Advice],
@@ -175,6 +180,59 @@ pub fn run(args: &TuneArgs) -> Result<Ending> {
     )
 }
 
+/// Makes runs, and keeps count of their time.
+struct Runner<'a> {
+    args: &'a TuneArgs,
+    setting: &'a Setting,
+    workload: &'a Workload,
+    begun: Instant,
+    /// Runs that were begun.
+    begun_runs: Cell<u32>,
+    /// Runs that ended well, and the time that they took.
+    spent: Cell<(u32, Duration)>,
+}
+
+impl Runner<'_> {
+    /// For about how many more runs there is time. What one costs is learned from those that were made.
+    fn left(&self) -> f64 {
+        let (runs, time) = self.spent.get();
+        let rest = self.args.budget.saturating_sub(self.begun.elapsed());
+        match runs {
+            0 => f64::from(u8::from(!rest.is_zero())),
+            _ => rest.as_secs_f64() / (time.as_secs_f64() / f64::from(runs)),
+        }
+    }
+
+    /// Starts a cluster, runs the load once, and removes the cluster again. Runs of one round get the same operations,
+    /// those of another round others.
+    async fn run(&self, config: Config, what: &str, round: u64) -> Result<Seen> {
+        let started = Instant::now();
+        let number = self.begun_runs.get() + 1;
+        self.begun_runs.set(number);
+        let screen = &self.setting.screen;
+        screen.live(format!("{number:>4}  {what} ..."), false);
+        let workload = Workload {
+            seed: self.workload.seed.wrapping_add(round),
+            ..self.workload.clone()
+        };
+        let dir = self.setting.dir.fresh(&format!("run-{number}"))?;
+        let seen = one_run(self.args, config, &workload, &dir).await;
+        std::fs::remove_dir_all(&dir)
+            .with_context(|| format!("cannot remove {}", dir.display()))?;
+        let seen = seen.with_context(|| what.to_owned())?;
+        let (runs, time) = self.spent.get();
+        self.spent.set((runs + 1, time + started.elapsed()));
+        let void = seen.void.as_ref();
+        screen.line(&format!(
+            "{number:>4}  {:>9} op/s  p99 {:>8}  {what}{}",
+            screen::count(seen.rate as u64),
+            micros(seen.p99_us),
+            void.map_or_else(String::new, |why| format!("  says nothing: {why}"))
+        ));
+        Ok(seen)
+    }
+}
+
 async fn tune(
     args: &TuneArgs,
     setting: &mut Setting,
@@ -182,8 +240,7 @@ async fn tune(
     goal: Goal,
     workload: &Workload,
 ) -> Result<Ending> {
-    let (fsync, round_trip) = measure_machine(setting)?;
-    let begun = Instant::now();
+    let tails = measure_machine(setting)?;
     let names: Vec<&str> = space
         .params()
         .iter()
@@ -197,70 +254,66 @@ async fn tune(
             names.join(", ")
         ),
     );
-    let mut count = 0_u32;
-    // What a run costs is learned from those that were made.
-    let spent = std::cell::Cell::new((0_u32, Duration::ZERO));
-    let left = || {
-        let (runs, time) = spent.get();
-        let each = time.as_secs_f64() / f64::from(runs.max(1));
-        let rest = args.budget.saturating_sub(begun.elapsed()).as_secs_f64();
-        if runs == 0 {
-            f64::from(u32::from(rest > 0.0))
-        } else {
-            rest / each
-        }
+    let runner = Runner {
+        args,
+        setting,
+        workload,
+        begun: Instant::now(),
+        begun_runs: Cell::new(0),
+        spent: Cell::new((0, Duration::ZERO)),
     };
+    let pairs = args.rounds.min(PAIRS);
     let rules = Rules {
         goal,
         seed: args.work.seed,
         rounds: args.rounds as usize,
+        reserve: 2.0 * f64::from(pairs),
         precision: args.precision / 100.0,
     };
-    let outcome = {
-        let setting = &*setting;
-        search(
-            space,
-            rules,
-            async |point: &Point, round| {
-                count += 1;
-                let started = Instant::now();
-                let seen = {
-                    // Runs of one round get the same operations, those of another one others.
-                    let workload = Workload {
-                        seed: workload.seed.wrapping_add(round),
-                        ..workload.clone()
-                    };
-                    one_run(args, setting, space, &workload, point, count).await?
+    let run = async |point: &Point, round| {
+        let config = space.config(point)?;
+        runner.run(config, &describe(space, point), round).await
+    };
+    let outcome = search(space, rules, run, || runner.left()).await?;
+    let advised = advise(space, goal, &outcome, &tails)?;
+    let as_it_is = space.config(&space.as_it_is())?;
+    let pairs = match advised.config == as_it_is {
+        true => None,
+        false => {
+            let run = async |is_advised: bool, number| {
+                let (config, what) = match is_advised {
+                    true => (&advised.config, "to paste"),
+                    false => (&as_it_is, "as it is"),
                 };
-                let (runs, time) = spent.get();
-                spent.set((runs + 1, time + started.elapsed()));
-                let void = seen.void.as_ref();
-                setting.screen.line(&format!(
-                    "{count:>4}  {:>9} op/s  p99 {:>8}  {}{}",
-                    screen::count(seen.rate as u64),
-                    micros(seen.p99_us),
-                    describe(space, point),
-                    void.map_or_else(String::new, |why| format!("  says nothing: {why}"))
-                ));
-                Ok(seen)
-            },
-            left,
-        )
-        .await?
+                // Operations that the search has not seen.
+                runner.run(config.clone(), what, LAST_ROUNDS + number).await
+            };
+            // So many as there is time for, whatever they show: then they are no better than chance makes them.
+            let count = (runner.left() / 2.0).clamp(1.0, f64::from(pairs)) as u64;
+            Some(in_turn(goal, args.work.seed, count, run).await?)
+        }
     };
     conclude(
-        args,
-        setting,
+        &runner,
         space,
         goal,
-        workload,
         &outcome,
-        (fsync, round_trip),
+        &tails,
+        &advised,
+        pairs.as_ref(),
     )
 }
 
-/// The tails of fsync and of the round trip.
-fn measure_machine(setting: &Setting) -> Result<(Times, Times)> {
+/// The number of the first pair at the end; the rounds of a race have smaller ones.
+const LAST_ROUNDS: u64 = 1 << 32;
+
+/// What the disk and the network take.
+struct Tails {
+    fsync: Times,
+    round_trip: Times,
+}
+
+fn measure_machine(setting: &Setting) -> Result<Tails> {
     setting
         .screen
         .live("measuring fsync and round trips ...".into(), false);
@@ -282,42 +335,30 @@ fn measure_machine(setting: &Setting) -> Result<(Times, Times)> {
             ),
         );
     }
-    Ok((times[0], times[1]))
+    Ok(Tails {
+        fsync: times[0],
+        round_trip: times[1],
+    })
 }
 
-/// Starts a cluster with a point's configuration, runs the load once, and removes it again.
-async fn one_run(
-    args: &TuneArgs,
-    setting: &Setting,
-    space: &Space,
-    workload: &Workload,
-    point: &Point,
-    number: u32,
-) -> Result<Seen> {
+async fn one_run(args: &TuneArgs, config: Config, workload: &Workload, dir: &Path) -> Result<Seen> {
     let shape = Shape {
         nodes: args.cluster.nodes,
         groups: args.cluster.groups,
-        config: space.config(point)?,
+        config,
         processes: args.cluster.processes,
     };
-    let dir = setting.dir.fresh(&format!("run-{number}"))?;
     let plan = Plan {
         workload: workload.clone(),
         warmup: args.warmup,
         seconds: args.seconds,
         faults: Vec::new(),
     };
-    setting.screen.live(
-        format!("{number:>4}  {} ...", describe(space, point)),
-        false,
-    );
-    let nodes = Nodes::start(&shape, &dir).await?;
+    let nodes = Nodes::start(&shape, dir).await?;
     let measured = measure(&nodes, &plan, |_| {}).await;
     let stopped = nodes.stop().await;
-    let measured = measured.with_context(|| describe(space, point))?;
+    let measured = measured?;
     stopped?;
-    drop(nodes);
-    std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     let lag = Duration::from_nanos(measured.due.lag.value_at_quantile(0.99));
     Ok(Seen {
         rate: measured.answered as f64 / measured.seconds,
@@ -343,52 +384,72 @@ fn micros(micros: f64) -> String {
     screen::time(Duration::from_secs_f64(micros.max(0.0) / 1e6))
 }
 
-fn conclude(
-    args: &TuneArgs,
-    setting: &Setting,
-    space: &Space,
-    goal: Goal,
-    workload: &Workload,
-    outcome: &Outcome,
-    (fsync, round_trip): (Times, Times),
-) -> Result<Ending> {
-    let (base, best) = (&outcome.trials[0], &outcome.trials[outcome.best]);
-    let is_met = goal.is_met(best.runs());
-    let gain = 100.0 * (best.runs().merit() / base.runs().merit() - 1.0);
-    let is_clear = stats::differ(&base.runs().merits, &best.runs().merits);
-    let advice = advice::of_sweep(space, outcome, goal);
-    let timeouts = advice::of_machine(&fsync, &round_trip, |key| value_in(space, key));
+/// What is to be pasted.
+struct Advised {
+    /// Of the sweep.
+    sweep: Vec<Advice>,
+    /// Of the machine.
+    timeouts: Vec<Advice>,
+    toml: String,
+    /// The configuration as it is with the above pasted.
+    config: Config,
+}
+
+fn advise(space: &Space, goal: Goal, outcome: &Outcome, tails: &Tails) -> Result<Advised> {
+    let sweep = advice::of_sweep(space, outcome, goal);
+    let timeouts = advice::of_machine(&tails.fsync, &tails.round_trip, |key| value_in(space, key));
     // Whoever sweeps a timeout has it measured under load, which says more.
-    let all: Vec<&Advice> = advice
+    let all: Vec<&Advice> = sweep
         .iter()
         .chain(
             timeouts
                 .iter()
-                .filter(|timeout| advice.iter().all(|other| other.key != timeout.key)),
+                .filter(|timeout| sweep.iter().all(|other| other.key != timeout.key)),
         )
         .collect();
     let title = format!("polyraft tune: {}", words(goal));
     let toml = advice::toml(&title, &all);
-    if let Err(error) = Config::from_toml_str(&toml) {
-        setting.screen.line(&format!(
-            "note: the timeouts do not go with the swept values: {error}"
-        ));
-    }
+    let config = space.pasted(&toml)?;
+    Ok(Advised {
+        sweep,
+        timeouts,
+        toml,
+        config,
+    })
+}
+
+fn conclude(
+    runner: &Runner<'_>,
+    space: &Space,
+    goal: Goal,
+    outcome: &Outcome,
+    tails: &Tails,
+    advised: &Advised,
+    pairs: Option<&Pairs>,
+) -> Result<Ending> {
+    let Runner {
+        args,
+        setting,
+        workload,
+        ..
+    } = runner;
+    let judged = pairs.map_or(outcome.trials[outcome.best].runs(), |pairs| &pairs.after);
+    let is_met = goal.is_met(judged);
+    let toml = &advised.toml;
+    let verdict = verdict(goal, judged, pairs);
     setting.screen.clear();
     setting.screen.line(&format!("\n{}", table(space, outcome)));
-    setting.screen.line(&how(outcome));
-    setting
-        .screen
-        .line(&verdict(outcome, goal, gain, is_clear, is_met));
+    setting.screen.line(&how(outcome, runner.begun_runs.get()));
+    setting.screen.line(&verdict);
     setting.screen.line(&format!("\n{toml}"));
     let tuned = Tuned {
-        format: 1,
+        format: 2,
         kind: "tune",
         engine: Engine::here(),
         build: BUILD,
         machine: Hardware::of(&setting.preflight),
-        fsync_us: fsync,
-        round_trip_us: round_trip,
+        fsync_us: tails.fsync,
+        round_trip_us: tails.round_trip,
         nodes: args.cluster.nodes,
         groups: args.cluster.groups,
         processes: args.cluster.processes,
@@ -399,16 +460,17 @@ fn conclude(
         params: space.params(),
         base: space.base_values(),
         outcome,
+        pairs,
         is_met,
-        improvement_percent: gain,
-        is_improvement_clear: is_clear,
+        gain: pairs.and_then(|pairs| pairs.gain(goal)),
+        verdict: &verdict,
         pareto: pareto(&outcome.trials),
-        advice: &advice,
-        timeouts: &timeouts,
-        toml: &toml,
+        advice: &advised.sweep,
+        timeouts: &advised.timeouts,
+        toml,
     };
     if let Some(path) = &args.toml {
-        std::fs::write(path, &toml).with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::write(path, toml).with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &args.json {
         write_json(path, &tuned)?;
@@ -441,7 +503,7 @@ fn words(goal: Goal) -> String {
     }
 }
 
-fn how(outcome: &Outcome) -> String {
+fn how(outcome: &Outcome, runs: u32) -> String {
     let method = match outcome.method {
         Method::Grid => "the points of the space were tried one by one".to_owned(),
         Method::Coordinates => "the space is too large for the budget: one key at a time was varied around the best known point, then around random ones".to_owned(),
@@ -454,12 +516,7 @@ fn how(outcome: &Outcome) -> String {
         Stop::Budget => "the budget was used up (--budget)",
         Stop::Rounds => "each candidate had as many runs as allowed (--rounds)",
     };
-    let runs: usize = outcome
-        .trials
-        .iter()
-        .map(|trial| trial.tried.count() + trial.raced.count())
-        .sum();
-    let mut text = format!("{runs} runs: {method}; ended because {stop}.");
+    let mut text = format!("{runs} runs: {method}; the search ended because {stop}.");
     if let Some((_, why)) = outcome.skipped.first() {
         text += &format!(
             " {} points were left out, because their keys do not go together or a run failed; the first: {why}.",
@@ -475,27 +532,63 @@ fn how(outcome: &Outcome) -> String {
     text
 }
 
-fn verdict(outcome: &Outcome, goal: Goal, gain: f64, is_clear: bool, is_met: bool) -> String {
-    let what = match goal {
-        Goal::Throughput { .. } => "operations per second within the bound",
-        Goal::Latency { .. } => "1/p99 at the rate",
+/// What that which is to be pasted is worth, and whether it keeps the goal's condition. `judged` are its runs.
+fn verdict(goal: Goal, judged: &Runs, pairs: Option<&Pairs>) -> String {
+    let figures = |runs: &Runs| match runs.void.first() {
+        Some(why) if runs.rates.is_empty() => format!("nothing that counts, because {why}"),
+        _ => format!(
+            "{} op/s at p99 {}",
+            screen::count(mean(&runs.rates) as u64),
+            micros(mean(&runs.p99s))
+        ),
     };
-    let mut text = if outcome.best == 0 {
-        "Nothing that was tried is better than the configuration as it is.".to_owned()
-    } else if is_clear {
-        format!(
-            "The best is {gain:+.1} % ({what}) over the configuration as it is, more than equal runs differ by."
-        )
-    } else {
-        format!(
-            "The best is {gain:+.1} % ({what}) over the configuration as it is, but equal runs differ by as much."
-        )
+    let is_met = goal.is_met(judged);
+    let mut text = match pairs {
+        None => {
+            "Nothing that was tried is to be preferred to the configuration as it is.".to_owned()
+        }
+        Some(pairs) => match pairs.gain(goal) {
+            Some(gain) => gained(goal, &gain, pairs),
+            None if is_met => format!(
+                "The configuration as it is does not keep the goal's condition: {}. What is to be pasted does: {}.",
+                figures(&pairs.before),
+                figures(&pairs.after)
+            ),
+            None => format!(
+                "The configuration as it is: {}. What is to be pasted: {}.",
+                figures(&pairs.before),
+                figures(&pairs.after)
+            ),
+        },
     };
     if !is_met {
         text +=
             " It does not keep the goal's condition: lower --inflight or --rate, or allow more.";
     }
     text
+}
+
+fn gained(goal: Goal, gain: &Gain, pairs: &Pairs) -> String {
+    let (figure, is_better) = match goal {
+        Goal::Throughput { .. } => ("operations per second within the bound", gain.percent > 0.0),
+        Goal::Latency { .. } => ("p99 at the rate", gain.percent < 0.0),
+    };
+    let count = pairs.after.merits.len();
+    let sure = match gain.interval {
+        Some([low, high]) => {
+            format!("{low:+.1} to {high:+.1} % with 95 % confidence, {count} pairs of runs")
+        }
+        None => "a single pair of runs".to_owned(),
+    };
+    let judgement = match (gain.is_clear, is_better) {
+        (false, _) => "Equal runs differ by as much.",
+        (true, true) => "That is more than equal runs differ by.",
+        (true, false) => "That is worse: stay with the configuration as it is.",
+    };
+    format!(
+        "What is to be pasted changes {figure} by {:+.1} % ({sure}). {judgement}",
+        gain.percent
+    )
 }
 
 /// The best trials and the configuration as it is.
@@ -588,5 +681,45 @@ mod tests {
                 .to_string()
                 .contains("--goal latency")
         );
+    }
+
+    fn runs(goal: Goal, all: &[(f64, f64)]) -> Runs {
+        let mut runs = Runs::default();
+        for (rate, p99_us) in all {
+            let seen = Seen {
+                rate: *rate,
+                p99_us: *p99_us,
+                answered: 1000,
+                due: 1000,
+                void: None,
+            };
+            runs.add(goal, &seen);
+        }
+        runs
+    }
+
+    #[test]
+    fn a_percentage_is_said_only_of_what_keeps_the_bound() {
+        let goal = Goal::Throughput { p99_us: 5_000.0 };
+        let said = |before: &[(f64, f64)], after: &[(f64, f64)]| {
+            let pairs = Pairs {
+                before: runs(goal, before),
+                after: runs(goal, after),
+            };
+            verdict(goal, &pairs.after, Some(&pairs))
+        };
+        let fast = [(1050.0, 4e3), (1051.0, 4e3)];
+        let text = said(&[(1000.0, 4e3), (1001.0, 4e3)], &fast);
+        assert!(text.contains("+5.0 %"), "{text}");
+        assert!(text.contains("more than equal runs"), "{text}");
+        // By its penalty the first is worth a quarter.
+        let text = said(&[(1000.0, 1e4), (1000.0, 1e4)], &fast);
+        assert!(!text.contains('%'), "{text}");
+        assert!(text.contains("1,000 op/s at p99 10.0 ms"), "{text}");
+        assert!(text.contains("does: 1,050 op/s"), "{text}");
+        let text = said(&fast, &[(1000.0, 4e3), (1001.0, 4e3)]);
+        assert!(text.contains("worse"), "{text}");
+        let text = said(&[], &[]);
+        assert!(text.contains("does not keep"), "{text}");
     }
 }

@@ -1,7 +1,7 @@
 //! Which configurations to try, and when enough is known. It knows nothing of nodes; it asks for runs.
 
 use super::space::{Point, Space};
-use super::stats::{Goal, Runs, Seen, differ};
+use super::stats::{Goal, Pairs, Runs, Seen, differ};
 use crate::workload::Rng;
 use anyhow::Result;
 use polyraft::Config;
@@ -77,6 +77,8 @@ pub struct Rules {
     pub seed: u64,
     /// The most runs of one candidate.
     pub rounds: usize,
+    /// So many runs are left over for what comes after the search, but no more than a quarter of all.
+    pub reserve: f64,
     /// The best is known well enough when its confidence interval is this narrow, as a share of its mean.
     pub precision: f64,
 }
@@ -85,8 +87,8 @@ pub struct Rules {
 const CANDIDATES: usize = 4;
 /// At least so many runs of each candidate before anything is decided.
 const MIN_RUNS: usize = 3;
-/// This share of the budget goes to trying, the rest to running the best again.
-const SHARE_FOR_TRYING: f64 = 0.6;
+/// This share of the budget goes to trying, the rest to running the best again and to what comes after the search.
+const SHARE_FOR_TRYING: f64 = 0.5;
 
 struct Search<'a, R, B> {
     space: &'a Space,
@@ -99,6 +101,8 @@ struct Search<'a, R, B> {
     configs: Vec<Config>,
     untried: u64,
     skipped: Vec<(Point, String)>,
+    /// Runs that are not for the search.
+    reserve: f64,
 }
 
 /// Searches `space`. `run` makes one run of a point, given a number that is equal for runs that are held against one another
@@ -119,9 +123,11 @@ pub async fn search(
         configs: Vec::new(),
         untried: 0,
         skipped: Vec::new(),
+        reserve: 0.0,
     };
     search.visit(&space.as_it_is()).await?;
     let budget = (search.left)();
+    search.reserve = rules.reserve.min(0.25 * budget);
     let reserve = budget * (1.0 - SHARE_FOR_TRYING);
     let method = if space.size() as f64 <= budget - reserve {
         search.grid(reserve).await?;
@@ -273,7 +279,7 @@ impl<R: AsyncFnMut(&Point, u64) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B
             }
             rng.shuffle(&mut candidates);
             for at in candidates.clone() {
-                if (self.left)() < 1.0 {
+                if (self.left)() < self.reserve + 1.0 {
                     break 'race Stop::Budget;
                 }
                 let point = self.trials[at].point.clone();
@@ -313,6 +319,28 @@ impl<R: AsyncFnMut(&Point, u64) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B
         }
         (fewest >= self.rules.rounds).then_some(Stop::Rounds)
     }
+}
+
+/// Runs two configurations in turn, `count` times each, the order drawn anew each time. `run` makes one run of the second one
+/// if its first argument is true, else of the first; its second argument is the number of the pair.
+pub async fn in_turn(
+    goal: Goal,
+    seed: u64,
+    count: u64,
+    mut run: impl AsyncFnMut(bool, u64) -> Result<Seen>,
+) -> Result<Pairs> {
+    let mut rng = Rng::new(seed, 4);
+    let mut pairs = Pairs::default();
+    for number in 0..count {
+        let is_swapped = rng.below(2) == 1;
+        let one = run(is_swapped, number).await?;
+        let other = run(!is_swapped, number).await?;
+        match is_swapped {
+            true => pairs.add(goal, &other, &one),
+            false => pairs.add(goal, &one, &other),
+        }
+    }
+    Ok(pairs)
 }
 
 /// Positions of the trials that no other one beats in both rate and latency, by rising rate.
@@ -368,6 +396,7 @@ mod tests {
             goal: Goal::Throughput { p99_us: 5_000.0 },
             seed,
             rounds: 12,
+            reserve: 0.0,
             precision: 0.02,
         };
         let runs = Cell::new(0);
@@ -484,6 +513,7 @@ mod tests {
             goal: Goal::Latency { rate: 1000.0 },
             seed: 1,
             rounds: 3,
+            reserve: 0.0,
             precision: 0.0,
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -506,11 +536,36 @@ mod tests {
         }
     }
 
+    #[test]
+    fn pairs_are_runs_side_by_side() {
+        let goal = Goal::Throughput { p99_us: 5_000.0 };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let mut firsts = Vec::new();
+        let mut made = 0.0;
+        let pairs = runtime.block_on(in_turn(goal, 7, 20, async |is_second, number| {
+            if firsts.len() as u64 == number {
+                firsts.push(is_second);
+            }
+            made += 1.0;
+            let rate = if is_second { 2000.0 } else { 1000.0 };
+            Ok(seen(rate + made, 1_000.0))
+        }));
+        let pairs = pairs.unwrap();
+        assert_eq!((pairs.before.count(), pairs.after.count()), (20, 20));
+        for (before, after) in pairs.before.rates.iter().zip(&pairs.after.rates) {
+            assert_eq!((after - before - 1000.0).abs(), 1.0);
+        }
+        assert!(firsts.contains(&true) && firsts.contains(&false));
+    }
+
     fn search_failing(fails: impl Fn(&Point) -> bool, budget: f64) -> Result<Outcome> {
         let rules = Rules {
             goal: Goal::Throughput { p99_us: 5_000.0 },
             seed: 1,
             rounds: 3,
+            reserve: 0.0,
             precision: 0.02,
         };
         let runs = Cell::new(0.0);
@@ -541,7 +596,7 @@ mod tests {
 
     #[test]
     fn a_grid_ends_when_its_time_is_up() {
-        let outcome = search_failing(|_| false, 6.0).unwrap();
+        let outcome = search_failing(|_| false, 7.0).unwrap();
         assert_eq!(outcome.method, Method::Grid);
         assert_eq!(outcome.untried, 1, "{outcome:?}");
     }
@@ -554,6 +609,7 @@ mod tests {
             goal,
             seed: 1,
             rounds: 5,
+            reserve: 0.0,
             precision: 0.02,
         };
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -99,6 +99,18 @@ impl Space {
         Config::from_toml_str(&table.to_string())
     }
 
+    /// The base with these keys in place of its own.
+    pub fn pasted(&self, toml: &str) -> Result<Config> {
+        let mut table = self.base.clone();
+        for (section, keys) in toml.parse::<Table>()? {
+            if let (Some(Value::Table(into)), Value::Table(keys)) = (table.get_mut(&section), keys)
+            {
+                into.extend(keys);
+            }
+        }
+        Ok(Config::from_toml_str(&table.to_string())?)
+    }
+
     fn parse(&self, text: &str) -> Result<Param> {
         let (key, values) = text
             .split_once('=')

@@ -128,6 +128,64 @@ impl Runs {
     }
 }
 
+/// Runs of two configurations in turn, to tell what the second is worth against the first.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Pairs {
+    /// Of the configuration that is compared with.
+    pub before: Runs,
+    /// Of the other one: `after.merits[n]` was run next to `before.merits[n]`.
+    pub after: Runs,
+}
+
+/// What a change is worth: operations per second or 99th percentile, whichever the goal is about.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Gain {
+    /// By how much the figure changed, in percent of what it was.
+    pub percent: f64,
+    /// Where that is with 95 % confidence; None with a single pair.
+    pub interval: Option<[f64; 2]>,
+    /// Whether the interval leaves 0 out.
+    pub is_clear: bool,
+}
+
+impl Pairs {
+    /// Adds two runs. If one of them says nothing, the other one has nothing to be compared with.
+    pub fn add(&mut self, goal: Goal, before: &Seen, after: &Seen) {
+        for (runs, seen) in [(&mut self.before, before), (&mut self.after, after)] {
+            match before.void.as_ref().or(after.void.as_ref()) {
+                None => runs.add(goal, seen),
+                Some(why) => runs.void.push(why.clone()),
+            }
+        }
+    }
+
+    /// The change in what the goal asks for. None unless both keep the goal's condition: a rate beyond the bound, or a latency
+    /// at a lower rate, is not comparable.
+    pub fn gain(&self, goal: Goal) -> Option<Gain> {
+        if !goal.is_met(&self.before) || !goal.is_met(&self.after) {
+            return None;
+        }
+        let (before, after) = match goal {
+            Goal::Throughput { .. } => (&self.before.rates, &self.after.rates),
+            Goal::Latency { .. } => (&self.before.p99s, &self.after.p99s),
+        };
+        let ratios: Vec<f64> = after
+            .iter()
+            .zip(before)
+            .map(|(after, before)| (after / before).ln())
+            .collect();
+        let percent = |ratio: f64| 100.0 * ratio.exp_m1();
+        let (middle, width) = (mean(&ratios), half_width(&ratios));
+        Some(Gain {
+            percent: percent(middle),
+            interval: width
+                .is_finite()
+                .then(|| [percent(middle - width), percent(middle + width)]),
+            is_clear: middle.abs() > width,
+        })
+    }
+}
+
 /// The mean; 0 of nothing.
 pub fn mean(values: &[f64]) -> f64 {
     match values.len() {
@@ -259,5 +317,59 @@ mod tests {
         runs.add(goal, &seen(900.0, 4_000.0));
         assert!(goal.is_met(&runs));
         assert_eq!((runs.merit(), runs.count()), (900.0, 2));
+    }
+
+    fn pairs(goal: Goal, runs: &[((f64, f64), (f64, f64))]) -> Pairs {
+        let mut pairs = Pairs::default();
+        for (before, after) in runs {
+            pairs.add(goal, &seen(before.0, before.1), &seen(after.0, after.1));
+        }
+        pairs
+    }
+
+    #[test]
+    fn a_gain_is_that_of_the_figure_that_was_asked_for() {
+        let goal = Goal::Throughput { p99_us: 5_000.0 };
+        // The machine gets slower meanwhile; each pair says the same.
+        let same = [
+            ((1000.0, 4e3), (1050.0, 3e3)),
+            ((800.0, 4e3), (840.0, 3e3)),
+            ((600.0, 4e3), (630.0, 3e3)),
+        ];
+        let gain = pairs(goal, &same).gain(goal).unwrap();
+        assert!((gain.percent - 5.0).abs() < 1e-6, "{gain:?}");
+        assert!(gain.is_clear);
+        let [low, high] = gain.interval.unwrap();
+        assert!(low <= gain.percent && gain.percent <= high, "{gain:?}");
+        let goal = Goal::Latency { rate: 1000.0 };
+        let gain = pairs(goal, &same).gain(goal).unwrap();
+        assert!((gain.percent + 25.0).abs() < 1e-6, "{gain:?}");
+        let gain = pairs(goal, &same[..1]).gain(goal).unwrap();
+        assert_eq!((gain.interval, gain.is_clear), (None, false));
+    }
+
+    #[test]
+    fn there_is_no_gain_over_what_does_not_keep_the_bound() {
+        let goal = Goal::Throughput { p99_us: 5_000.0 };
+        let over = ((1000.0, 9e3), (1050.0, 4e3));
+        assert_eq!(pairs(goal, &[over, over]).gain(goal), None);
+        assert_eq!(Pairs::default().gain(goal), None);
+    }
+
+    #[test]
+    fn a_run_that_says_nothing_takes_its_pair_with_it() {
+        let goal = Goal::Throughput { p99_us: 5_000.0 };
+        let void = Seen {
+            void: Some("why".to_owned()),
+            ..seen(1.0, 1.0)
+        };
+        let mut pairs = Pairs::default();
+        pairs.add(goal, &seen(1000.0, 1e3), &void);
+        pairs.add(goal, &seen(2000.0, 1e3), &seen(4000.0, 1e3));
+        assert_eq!(
+            (&pairs.before.rates[..], &pairs.after.rates[..]),
+            (&[2000.0][..], &[4000.0][..])
+        );
+        assert_eq!((pairs.before.count(), pairs.after.count()), (2, 2));
     }
 }
