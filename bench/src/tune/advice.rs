@@ -1,10 +1,11 @@
 //! What follows from a sweep and from the machine: a configuration to paste, with a reason for each key.
 
 use super::search::{Outcome, Trial};
-use super::space::{Space, value_of};
+use super::space::{Space, micros_of, value_of};
 use super::stats::{Goal, differ, half_width, mean};
 use crate::bench::Times;
 use crate::screen;
+use polyraft::Config;
 use serde::Serialize;
 use std::fmt::Write;
 use std::time::Duration;
@@ -52,10 +53,17 @@ pub fn of_sweep(space: &Space, outcome: &Outcome, goal: Goal) -> Vec<Advice> {
             key: param.key.clone(),
             value: chosen.map_or_else(|| base.clone(), |chosen| param.values[chosen].clone()),
             base,
-            reason: reason(outcome, at, goal, &param.values),
+            reason: match chosen.is_some() && param.key == "wal.lanes" {
+                // A node with another number of lanes on its disk does not start.
+                true => format!("{} {NEW_LANES}", reason(outcome, at, goal, &param.values)),
+                false => reason(outcome, at, goal, &param.values),
+            },
         })
         .collect()
 }
+
+const NEW_LANES: &str =
+    "Only new data directories can have it: the number of lanes is fixed when one is made.";
 
 fn reason(outcome: &Outcome, param: usize, goal: Goal, values: &[String]) -> String {
     let best = &outcome.trials[outcome.best];
@@ -95,60 +103,109 @@ fn reason(outcome: &Outcome, param: usize, goal: Goal, values: &[String]) -> Str
     }
 }
 
-/// Timeouts from what the disk and the network of this machine take in their slow moments.
-pub fn of_machine(fsync: &Times, round_trip: &Times, base: impl Fn(&str) -> String) -> Vec<Advice> {
+/// The keys that [`of_machine`] speaks of.
+pub const TIMEOUTS: [&str; 4] = [
+    "election.timeout_min",
+    "election.timeout_max",
+    "liveness.beat_interval",
+    "replication.retry_interval",
+];
+
+/// The longest election timeout that a configuration may have, in microseconds.
+const LONGEST_TIMEOUT: f64 = 60e6;
+/// Above it QUIC acknowledges each beat with a packet of its own. In microseconds.
+const LONGEST_BEAT: f64 = 48e3;
+
+/// The shortest `election.timeout_min` that goes with these tails, in microseconds. A few seconds show no reason to go below the
+/// default: slower moments come.
+pub fn least_timeout(fsync: &Times, round_trip: &Times) -> f64 {
+    let default = Config::default().election.timeout_min.as_micros() as f64;
+    nice((10.0 * (fsync.p999 + round_trip.p999)).clamp(default, 10e6))
+}
+
+/// Timeouts from what the disk and the network take in their slow moments. They go together: where a sweep chose one
+/// (`swept`, in microseconds), the others follow it, as far as the tails allow.
+pub fn of_machine(
+    fsync: &Times,
+    round_trip: &Times,
+    swept: impl Fn(&str) -> Option<f64>,
+    base: impl Fn(&str) -> String,
+) -> Vec<Advice> {
     let slow = fsync.p999 + round_trip.p999;
     let tails = format!(
-        "fsync p99.9 {} and round trip p99.9 {}",
+        "fsync p99.9 {} and round trip p99.9 {}, under this load",
         time(fsync.p999),
         time(round_trip.p999)
     );
-    let min = nice((10.0 * slow).clamp(50_000.0, 10_000_000.0));
+    let [swept_min, swept_max, swept_beat, swept_retry] = TIMEOUTS.map(swept);
+    let for_beat = swept_beat.map_or(0.0, |beat| nice(beat / BEATS));
+    let min = least_timeout(fsync, round_trip).max(swept_min.unwrap_or(for_beat));
     // An election is a round of pre-votes and a round of votes that are synced at both ends.
     let election = 2.0 * round_trip.p999 + 2.0 * fsync.p999;
-    let max = nice(min + min.max(4.0 * election));
-    let beat = nice_down((min / 4.0).max(1_000.0));
-    let retry = nice((8.0 * slow).clamp(20_000.0, 5_000_000.0));
-    let advice = |key: &str, micros: f64, reason: String| Advice {
+    let max = swept_max
+        .filter(|max| *max > min)
+        .unwrap_or_else(|| nice(min + min.max(4.0 * election)).min(LONGEST_TIMEOUT));
+    let beat = swept_beat.unwrap_or_else(|| whole_millis(min * BEATS).min(LONGEST_BEAT));
+    let default_retry = Config::default().replication.retry_interval.as_micros() as f64;
+    let retry = swept_retry.unwrap_or_else(|| nice((8.0 * slow).clamp(default_retry, 5e6)));
+    let advice = |key: &str, micros: f64, swept: Option<f64>, reason: String| Advice {
         key: key.to_owned(),
-        value: format!("{}ms", (micros / 1e3).round()),
+        value: duration(micros),
         base: base(key),
-        reason,
+        reason: match swept == Some(micros) {
+            true => "the best of the values that were tried.".to_owned(),
+            false => reason,
+        },
     };
-    vec![
+    let mut all = vec![
         advice(
-            "election.timeout_min",
+            TIMEOUTS[0],
             min,
-            format!("ten times what a slow moment takes here ({tails}), and not below 50 ms, which a busy scheduler may take: a slow moment then costs no election."),
+            swept_min,
+            format!("at least ten times what a slow moment takes here ({tails}), and not below the default: a slow moment then costs no election."),
         ),
         advice(
-            "election.timeout_max",
+            TIMEOUTS[1],
             max,
+            swept_max,
             format!("the spread of {} holds four elections of two round trips and two syncs each ({}), so that two candidates seldom meet.", time(max - min), time(election)),
         ),
         advice(
-            "liveness.beat_interval",
+            TIMEOUTS[2],
             beat,
-            "a quarter of election.timeout_min: two lost beats in a row do not make a node count as silent.".to_owned(),
+            swept_beat,
+            "three of them fit into election.timeout_min, so that two lost beats in a row do not make a node count as silent; not above 48 ms, where QUIC acknowledges each with a packet of its own.".to_owned(),
         ),
         advice(
-            "replication.retry_interval",
+            TIMEOUTS[3],
             retry,
-            format!("eight times a slow acknowledgement ({tails}): what is only slow is not sent twice."),
+            swept_retry,
+            format!("at least eight times a slow acknowledgement ({tails}), and not below the default: what is only slow is not sent twice."),
         ),
-    ]
+    ];
+    if micros_of(&all[0].base).is_some_and(|base| min < base) {
+        all[0].reason += " It is shorter than it was: change it with all nodes stopped. In a rolling restart a node would keep the promise that lease reads rest on for the shorter time only.";
+    }
+    all
+}
+
+/// A beat's share of `election.timeout_min`: three fit, and a bit is left.
+const BEATS: f64 = 0.3;
+
+fn duration(micros: f64) -> String {
+    let micros = micros.round() as u64;
+    match micros.is_multiple_of(1_000) {
+        true => format!("{}ms", micros / 1_000),
+        false => format!("{micros}us"),
+    }
+}
+
+fn whole_millis(micros: f64) -> f64 {
+    (micros / 1e3).floor() * 1e3
 }
 
 /// The next number of milliseconds up that people would write.
 fn nice(micros: f64) -> f64 {
-    step(micros, f64::ceil)
-}
-
-fn nice_down(micros: f64) -> f64 {
-    step(micros, f64::floor).max(1_000.0)
-}
-
-fn step(micros: f64, round: fn(f64) -> f64) -> f64 {
     let millis = micros / 1e3;
     let step = match millis {
         m if m < 20.0 => 1.0,
@@ -156,7 +213,7 @@ fn step(micros: f64, round: fn(f64) -> f64) -> f64 {
         m if m < 2_000.0 => 50.0,
         _ => 500.0,
     };
-    round(millis / step) * step * 1e3
+    (millis / step).ceil() * step * 1e3
 }
 
 /// TOML with a comment above each key. Keys whose value is that of the base are left out, with a note.
@@ -210,7 +267,6 @@ mod tests {
     use super::super::search::{Method, Stop};
     use super::super::stats::{Runs, Seen};
     use super::*;
-    use polyraft::Config;
 
     fn times(p999: f64) -> Times {
         Times {
@@ -220,25 +276,63 @@ mod tests {
         }
     }
 
+    /// The timeouts that follow from tails in microseconds and from a sweep, as a node takes them.
+    fn timeouts(fsync: f64, trip: f64, swept: &[(&str, f64)]) -> Config {
+        let swept = |key: &str| swept.iter().find(|(of, _)| *of == key).map(|(_, at)| *at);
+        let advice = of_machine(&times(fsync), &times(trip), swept, |_| "?".to_owned());
+        let text = toml("Timeouts", &advice.iter().collect::<Vec<_>>());
+        Config::from_toml_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}"))
+    }
+
     #[test]
     fn timeouts_follow_the_tails_and_go_together() {
+        let default = Config::default();
         for (fsync, trip) in [
             (200.0, 100.0),
             (5_000.0, 800.0),
             (60_000.0, 20_000.0),
             (3_000_000.0, 100.0),
+            (30_000_000.0, 100.0),
         ] {
-            let advice = of_machine(&times(fsync), &times(trip), |_| "?".to_owned());
-            let text = toml("Timeouts", &advice.iter().collect::<Vec<_>>());
-            let config =
-                Config::from_toml_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+            let config = timeouts(fsync, trip, &[]);
             let min = config.election.timeout_min.as_micros() as f64;
-            assert!(
-                min >= 50_000.0 && min >= (10.0 * (fsync + trip)).min(10_000_000.0),
-                "{min}"
-            );
+            assert!(min >= (10.0 * (fsync + trip)).min(10_000_000.0), "{min}");
+            assert!(config.election.timeout_min >= default.election.timeout_min);
             assert!(config.election.timeout_max > config.election.timeout_min);
+            assert!(config.liveness.beat_interval <= Duration::from_millis(48));
         }
+        let fast = timeouts(200.0, 100.0, &[]);
+        assert_eq!(fast.election, default.election);
+        assert_eq!(fast.liveness, default.liveness);
+        assert_eq!(fast.replication, default.replication);
+    }
+
+    #[test]
+    fn timeouts_follow_the_one_that_was_swept_but_not_below_the_tails() {
+        let millis = Duration::from_millis;
+        let long = timeouts(200.0, 100.0, &[(TIMEOUTS[0], 900e3)]);
+        assert_eq!(long.election.timeout_min, millis(900));
+        assert!(long.election.timeout_max >= millis(1_800));
+        let short = timeouts(60_000.0, 20_000.0, &[(TIMEOUTS[0], 160e3)]);
+        assert_eq!(short.election.timeout_min, millis(800));
+        let max = timeouts(200.0, 100.0, &[(TIMEOUTS[1], 200e3)]);
+        assert_eq!(max.election.timeout_max, millis(200));
+        assert!(max.election.timeout_min < millis(200));
+        let beat = timeouts(200.0, 100.0, &[(TIMEOUTS[2], 400e3)]);
+        assert_eq!(beat.liveness.beat_interval, millis(400));
+        assert!(beat.election.timeout_min >= millis(1_200));
+        let longest = timeouts(200.0, 100.0, &[(TIMEOUTS[0], 50e6)]);
+        assert_eq!(longest.election.timeout_max, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn a_shorter_timeout_comes_with_a_warning() {
+        let reason = |base: &str| {
+            let advice = of_machine(&times(1.0), &times(1.0), |_| None, |_| base.to_owned());
+            advice[0].reason.clone()
+        };
+        assert!(reason("1s").contains("all nodes stopped"));
+        assert!(!reason("150ms").contains("all nodes stopped"));
     }
 
     fn seen(rate: f64) -> Seen {
@@ -247,6 +341,7 @@ mod tests {
             p99_us: 1e3,
             answered: 1,
             due: 1,
+            elections: 0,
             void: None,
         }
     }
@@ -309,5 +404,25 @@ mod tests {
             text.lines().all(|line| line.chars().count() <= 102),
             "{text}"
         );
+    }
+
+    #[test]
+    fn another_number_of_lanes_is_for_new_data_directories() {
+        let texts = ["shards.count=2,4".to_owned(), "wal.lanes=1,2".to_owned()];
+        let space = Space::new(&Config::default(), &texts).unwrap();
+        let outcome = |point| Outcome {
+            trials: vec![trial(point, &[1000.0])],
+            best: 0,
+            method: Method::Grid,
+            stop: Stop::Decided,
+            untried: 0,
+            skipped: Vec::new(),
+        };
+        let reason = |point| {
+            let goal = Goal::Throughput { p99_us: 5e3 };
+            of_sweep(&space, &outcome(point), goal)[1].reason.clone()
+        };
+        assert!(reason([Some(0), Some(1)]).contains("new data directories"));
+        assert!(!reason([Some(0), None]).contains("new data directories"));
     }
 }

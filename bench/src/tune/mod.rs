@@ -14,12 +14,12 @@ use crate::bench::{
 use crate::workload::{Arrivals, Pace, Workload};
 use crate::{html, preflight, screen};
 use advice::Advice;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use polyraft::Config;
 use search::{Method, Outcome, Rules, Stop, in_turn, pareto, search};
 use serde::Serialize;
-use space::{Param, Point, Space};
+use space::{Param, Point, Space, micros_of};
 use stats::{Gain, Goal, Pairs, Runs, Seen, mean};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -216,10 +216,12 @@ impl Runner<'_> {
             ..self.workload.clone()
         };
         let dir = self.setting.dir.fresh(&format!("run-{number}"))?;
-        let seen = one_run(self.args, config, &workload, &dir).await;
+        let args = self.args;
+        let nothing = std::future::ready(Ok(()));
+        let seen = one_run(args, config, &workload, args.seconds, &dir, nothing).await;
         std::fs::remove_dir_all(&dir)
             .with_context(|| format!("cannot remove {}", dir.display()))?;
-        let seen = seen.with_context(|| what.to_owned())?;
+        let (seen, ()) = seen.with_context(|| what.to_owned())?;
         let (runs, time) = self.spent.get();
         self.spent.set((runs + 1, time + started.elapsed()));
         let void = seen.void.as_ref();
@@ -240,7 +242,10 @@ async fn tune(
     goal: Goal,
     workload: &Workload,
 ) -> Result<Ending> {
-    let tails = measure_machine(setting)?;
+    let as_it_is = space.config(&space.as_it_is())?;
+    let tails = measure_machine(args, setting, &as_it_is, workload).await?;
+    let least =
+        Duration::from_secs_f64(advice::least_timeout(&tails.fsync, &tails.round_trip) / 1e6);
     let names: Vec<&str> = space
         .params()
         .iter()
@@ -272,27 +277,52 @@ async fn tune(
     };
     let run = async |point: &Point, round| {
         let config = space.config(point)?;
+        let timeout = config.election.timeout_min;
+        ensure!(
+            timeout >= least.min(as_it_is.election.timeout_min),
+            "election.timeout_min = {} is shorter than the tails of this machine call for: {}",
+            screen::time(timeout),
+            screen::time(least)
+        );
         runner.run(config, &describe(space, point), round).await
     };
     let outcome = search(space, rules, run, || runner.left()).await?;
-    let advised = advise(space, goal, &outcome, &tails)?;
-    let as_it_is = space.config(&space.as_it_is())?;
-    let pairs = match advised.config == as_it_is {
-        true => None,
-        false => {
-            let run = async |is_advised: bool, number| {
-                let (config, what) = match is_advised {
-                    true => (&advised.config, "to paste"),
-                    false => (&as_it_is, "as it is"),
-                };
-                // Operations that the search has not seen.
-                runner.run(config.clone(), what, LAST_ROUNDS + number).await
-            };
-            // So many as there is time for, whatever they show: then they are no better than chance makes them.
-            let count = (runner.left() / 2.0).clamp(1.0, f64::from(pairs)) as u64;
-            Some(in_turn(goal, args.work.seed, count, run).await?)
-        }
+    let run = async |config: &Config, what: &str, number: u64| {
+        // Operations that the search has not seen.
+        let round = LAST_ROUNDS + number;
+        runner.run(config.clone(), what, round).await
     };
+    let compare = async |advised: &Advised| {
+        // So many as there is time for, whatever they show: then they are no better than chance makes them.
+        let count = (runner.left() / 2.0).clamp(1.0, f64::from(pairs)) as u64;
+        in_turn(
+            goal,
+            args.work.seed,
+            count,
+            async |is_advised, number| match is_advised {
+                true => run(&advised.config, "to paste", number).await,
+                false => run(&as_it_is, "as it is", number).await,
+            },
+        )
+        .await
+    };
+    let mut advised = advise(space, goal, &outcome, Some(&tails))?;
+    let mut pairs = None;
+    if advised.config != as_it_is {
+        let seen = compare(&advised).await?;
+        if seen.after.elections > seen.before.elections && !advised.timeouts.is_empty() {
+            advised = advise(space, goal, &outcome, None)?;
+            advised.note = Some(format!(
+                "The timeouts that follow from the tails are left out: {} elections began under load with them, {} without.",
+                seen.after.elections, seen.before.elections
+            ));
+            if advised.config != as_it_is {
+                pairs = Some(compare(&advised).await?);
+            }
+        } else {
+            pairs = Some(seen);
+        }
+    }
     conclude(
         &runner,
         space,
@@ -307,20 +337,41 @@ async fn tune(
 /// The number of the first pair at the end; the rounds of a race have smaller ones.
 const LAST_ROUNDS: u64 = 1 << 32;
 
-/// What the disk and the network take.
+/// What the disk and the network take while the load runs.
 struct Tails {
     fsync: Times,
     round_trip: Times,
 }
 
-fn measure_machine(setting: &Setting) -> Result<Tails> {
-    setting
-        .screen
-        .live("measuring fsync and round trips ...".into(), false);
-    let fsync = preflight::sync_times(setting.dir.path(), SYNC_TIME)?;
+/// Measures both while a cluster with the configuration as it is is under the load: an idle machine has no slow moments. What
+/// that run shows of the load is not used; it warms up disk and caches.
+async fn measure_machine(
+    args: &TuneArgs,
+    setting: &Setting,
+    config: &Config,
+    workload: &Workload,
+) -> Result<Tails> {
+    setting.screen.live(
+        "measuring fsync and round trips under load ...".into(),
+        false,
+    );
+    let dir = setting.dir.fresh("tails")?;
     let ca = setting.dir.fresh("echo")?;
-    let round_trip =
-        echo::round_trips(&ca, ECHO_TIME).context("the round trip cannot be measured")?;
+    let path = setting.dir.path().to_owned();
+    let beside = async {
+        let fsync = tokio::task::spawn_blocking(move || preflight::sync_times(&path, SYNC_TIME));
+        let round_trip = tokio::task::spawn_blocking(move || echo::round_trips(&ca, ECHO_TIME));
+        let fsync = fsync.await??;
+        let round_trip = round_trip.await?;
+        Ok((
+            fsync,
+            round_trip.context("the round trip cannot be measured")?,
+        ))
+    };
+    let seconds = args.seconds.max(SYNC_TIME.as_secs());
+    let seen = one_run(args, config.clone(), workload, seconds, &dir, beside).await;
+    let (_, (fsync, round_trip)) = seen.context("as it is")?;
+    std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     let times = [Times::of(&fsync), Times::of(&round_trip)];
     for (name, times) in ["fsync tails", "round trip tails"].into_iter().zip(times) {
         setting.screen.done(
@@ -341,7 +392,15 @@ fn measure_machine(setting: &Setting) -> Result<Tails> {
     })
 }
 
-async fn one_run(args: &TuneArgs, config: Config, workload: &Workload, dir: &Path) -> Result<Seen> {
+/// Starts a cluster, runs the load once, and stops it. `beside` goes on while the load runs.
+async fn one_run<T>(
+    args: &TuneArgs,
+    config: Config,
+    workload: &Workload,
+    seconds: u64,
+    dir: &Path,
+    beside: impl Future<Output = Result<T>>,
+) -> Result<(Seen, T)> {
     let shape = Shape {
         nodes: args.cluster.nodes,
         groups: args.cluster.groups,
@@ -351,22 +410,24 @@ async fn one_run(args: &TuneArgs, config: Config, workload: &Workload, dir: &Pat
     let plan = Plan {
         workload: workload.clone(),
         warmup: args.warmup,
-        seconds: args.seconds,
+        seconds,
         faults: Vec::new(),
     };
     let nodes = Nodes::start(&shape, dir).await?;
-    let measured = measure(&nodes, &plan, |_| {}).await;
+    let (measured, beside) = tokio::join!(measure(&nodes, &plan, |_| {}), beside);
     let stopped = nodes.stop().await;
     let measured = measured?;
     stopped?;
     let lag = Duration::from_nanos(measured.due.lag.value_at_quantile(0.99));
-    Ok(Seen {
+    let seen = Seen {
         rate: measured.answered as f64 / measured.seconds,
         p99_us: measured.due.all().value_at_quantile(0.99) as f64 / 1e3,
         answered: measured.answered,
         due: measured.due.operations(),
+        elections: measured.totals.elections,
         void: stats::void(workload.pace, measured.answered, lag),
-    })
+    };
+    Ok((seen, beside?))
 }
 
 fn describe(space: &Space, point: &Point) -> String {
@@ -390,32 +451,50 @@ struct Advised {
     sweep: Vec<Advice>,
     /// Of the machine.
     timeouts: Vec<Advice>,
+    /// What was left out, and why.
+    note: Option<String>,
     toml: String,
     /// The configuration as it is with the above pasted.
     config: Config,
 }
 
-fn advise(space: &Space, goal: Goal, outcome: &Outcome, tails: &Tails) -> Result<Advised> {
+/// What follows from a search and, if they are given, from the tails. What a node would refuse is an error, or leaves the
+/// timeouts out.
+fn advise(space: &Space, goal: Goal, outcome: &Outcome, tails: Option<&Tails>) -> Result<Advised> {
     let sweep = advice::of_sweep(space, outcome, goal);
-    let timeouts = advice::of_machine(&tails.fsync, &tails.round_trip, |key| value_in(space, key));
-    // Whoever sweeps a timeout has it measured under load, which says more.
-    let all: Vec<&Advice> = sweep
-        .iter()
-        .chain(
-            timeouts
-                .iter()
-                .filter(|timeout| sweep.iter().all(|other| other.key != timeout.key)),
-        )
-        .collect();
-    let title = format!("polyraft tune: {}", words(goal));
-    let toml = advice::toml(&title, &all);
-    let config = space.pasted(&toml)?;
-    Ok(Advised {
-        sweep,
-        timeouts,
-        toml,
-        config,
-    })
+    let best = &outcome.trials[outcome.best].point;
+    let swept = |key: &str| {
+        let mut params = space.params().iter().zip(best);
+        let (param, at) = params.find(|(param, _)| param.key == key)?;
+        micros_of(&param.values[(*at)?])
+    };
+    let timeouts = tails.map_or_else(Vec::new, |tails| {
+        let base = |key: &str| value_in(space, key);
+        advice::of_machine(&tails.fsync, &tails.round_trip, swept, base)
+    });
+    // The timeouts go together, and they know of what the sweep says of them.
+    let is_timeout = |advice: &&Advice| timeouts.iter().any(|timeout| timeout.key == advice.key);
+    let rest = sweep.iter().filter(|advice| !is_timeout(advice));
+    let all: Vec<&Advice> = rest.chain(&timeouts).collect();
+    let toml = advice::toml(&format!("polyraft tune: {}", words(goal)), &all);
+    match space.pasted(&toml) {
+        Ok(config) => Ok(Advised {
+            sweep,
+            timeouts,
+            note: None,
+            toml,
+            config,
+        }),
+        Err(error) if tails.is_some() => {
+            let advised = advise(space, goal, outcome, None)?;
+            let note = format!("The timeouts that follow from the tails are left out: {error}.");
+            Ok(Advised {
+                note: Some(note),
+                ..advised
+            })
+        }
+        Err(error) => Err(error.context("a node would refuse what is to be pasted")),
+    }
 }
 
 fn conclude(
@@ -436,7 +515,10 @@ fn conclude(
     let judged = pairs.map_or(outcome.trials[outcome.best].runs(), |pairs| &pairs.after);
     let is_met = goal.is_met(judged);
     let toml = &advised.toml;
-    let verdict = verdict(goal, judged, pairs);
+    let mut verdict = verdict(goal, judged, pairs);
+    if let Some(note) = &advised.note {
+        verdict = format!("{verdict} {note}");
+    }
     setting.screen.clear();
     setting.screen.line(&format!("\n{}", table(space, outcome)));
     setting.screen.line(&how(outcome, runner.begun_runs.get()));
@@ -691,6 +773,7 @@ mod tests {
                 p99_us: *p99_us,
                 answered: 1000,
                 due: 1000,
+                elections: 0,
                 void: None,
             };
             runs.add(goal, &seen);
@@ -721,5 +804,55 @@ mod tests {
         assert!(text.contains("worse"), "{text}");
         let text = said(&[], &[]);
         assert!(text.contains("does not keep"), "{text}");
+    }
+
+    fn advised(base: &str, param: &str, value: usize, p999: f64) -> Result<Advised> {
+        let base = Config::from_toml_str(base)?;
+        let space = Space::new(&base, &[param.to_owned()])?;
+        let goal = Goal::Throughput { p99_us: 5_000.0 };
+        let trial = |point| search::Trial {
+            point,
+            tried: Runs::default(),
+            raced: runs(goal, &[(1000.0, 1e3)]),
+        };
+        let outcome = Outcome {
+            trials: vec![trial(vec![None]), trial(vec![Some(value)])],
+            best: 1,
+            method: Method::Grid,
+            stop: Stop::Decided,
+            untried: 0,
+            skipped: Vec::new(),
+        };
+        let times = Times {
+            p999,
+            ..Times::default()
+        };
+        let tails = Tails {
+            fsync: times,
+            round_trip: times,
+        };
+        advise(&space, goal, &outcome, Some(&tails))
+    }
+
+    #[test]
+    fn what_is_advised_is_what_a_node_takes() {
+        // The timeouts of the machine would be 150 and 300 ms.
+        for value in [0, 1] {
+            let advised = advised("", "election.timeout_min=200ms,290ms", value, 10.0).unwrap();
+            let election = &advised.config.election;
+            assert_eq!(election.timeout_min.as_millis(), [200, 290][value]);
+            assert!(election.timeout_max > election.timeout_min);
+            assert!(
+                advised.toml.matches("timeout_min =").count() == 1,
+                "{}",
+                advised.toml
+            );
+            assert!(advised.note.is_none());
+        }
+        // What the base has counts, not only what the defaults are.
+        let base = "[shards]\ncount = 4\n[wal]\nlanes = 2";
+        let four = advised(base, "shards.count=2,6", 1, 10.0).unwrap();
+        assert_eq!((four.config.shards.count, four.config.wal.lanes), (6, 2));
+        assert!(advised(base, "shards.count=1,2", 0, 10.0).is_err());
     }
 }

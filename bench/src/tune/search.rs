@@ -381,6 +381,7 @@ mod tests {
             p99_us,
             answered: 1,
             due: 1,
+            elections: 0,
             void: None,
         }
     }

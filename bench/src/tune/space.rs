@@ -241,6 +241,14 @@ fn number(text: &str) -> Option<(f64, Unit)> {
     })
 }
 
+/// Microseconds of a text such as `150ms`; None if it is no time.
+pub fn micros_of(text: &str) -> Option<f64> {
+    match number(text)? {
+        (nanos, Unit::Nanos) => Some(nanos / 1e3),
+        _ => None,
+    }
+}
+
 /// A number of the smallest unit with the largest unit that divides it.
 fn with_unit(number: f64, unit: Unit) -> String {
     let number = number.round() as u64;
@@ -397,5 +405,16 @@ mod tests {
             Err(ConfigError::Conflict { .. })
         ));
         assert_eq!(space.base_values(), ["1", "1", "direct"]);
+    }
+
+    #[test]
+    fn what_is_pasted_is_held_against_the_configuration_that_it_is_pasted_into() {
+        let text = "[shards]\ncount = 4\n[wal]\nlanes = 2";
+        let base = Config::from_toml_str(text).unwrap();
+        let space = Space::new(&base, &["batch.turn_events=1024,2048".to_owned()]).unwrap();
+        let config = space.pasted("[batch]\nturn_events = 1024").unwrap();
+        assert_eq!((config.shards.count, config.batch.turn_events), (4, 1024));
+        let error = space.pasted("[shards]\ncount = 1").unwrap_err().to_string();
+        assert!(error.contains("wal.lanes"), "{error}");
     }
 }

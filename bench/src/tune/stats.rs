@@ -16,6 +16,8 @@ pub struct Seen {
     pub answered: u64,
     /// Operations due in the window, whether they were answered or not.
     pub due: u64,
+    /// Elections that the nodes began in the window.
+    pub elections: u64,
     /// Why the run says nothing; None if it says something.
     pub void: Option<String>,
 }
@@ -50,7 +52,9 @@ pub struct Runs {
     pub answered: u64,
     /// Operations due in all of them.
     pub due: u64,
-    /// Why runs say nothing, one entry for each; they are in none of the above.
+    /// Elections in all of them, those that say nothing among them.
+    pub elections: u64,
+    /// Why runs say nothing, one entry for each; they are in none of the lists above.
     pub void: Vec<String>,
 }
 
@@ -101,6 +105,7 @@ impl Goal {
 impl Runs {
     /// Adds a run.
     pub fn add(&mut self, goal: Goal, seen: &Seen) {
+        self.elections += seen.elections;
         if let Some(why) = &seen.void {
             self.void.push(why.clone());
             return;
@@ -151,11 +156,16 @@ pub struct Gain {
 impl Pairs {
     /// Adds two runs. If one of them says nothing, the other one has nothing to be compared with.
     pub fn add(&mut self, goal: Goal, before: &Seen, after: &Seen) {
+        let void = before.void.as_ref().or(after.void.as_ref());
         for (runs, seen) in [(&mut self.before, before), (&mut self.after, after)] {
-            match before.void.as_ref().or(after.void.as_ref()) {
-                None => runs.add(goal, seen),
-                Some(why) => runs.void.push(why.clone()),
-            }
+            let void = void.cloned();
+            runs.add(
+                goal,
+                &Seen {
+                    void,
+                    ..seen.clone()
+                },
+            );
         }
     }
 
@@ -253,6 +263,7 @@ mod tests {
             p99_us,
             answered: rate as u64,
             due: rate as u64,
+            elections: 1,
             void: None,
         }
     }
@@ -371,5 +382,6 @@ mod tests {
             (&[2000.0][..], &[4000.0][..])
         );
         assert_eq!((pairs.before.count(), pairs.after.count()), (2, 2));
+        assert_eq!(pairs.after.elections, 2);
     }
 }
