@@ -1,8 +1,8 @@
 //! What follows from a sweep and from the machine: a configuration to paste, with a reason for each key.
 
-use super::search::{Outcome, Trial};
+use super::search::{Check, Outcome};
 use super::space::{Space, micros_of, value_of};
-use super::stats::{Goal, differ, half_width, mean};
+use super::stats::{Goal, Pairs, Runs, mean};
 use crate::bench::Times;
 use crate::screen;
 use polyraft::Config;
@@ -24,18 +24,14 @@ pub struct Advice {
 }
 
 /// What the goal's figure is, for people.
-fn figure(goal: Goal, trial: &Trial) -> String {
-    let plus_minus = |values: &[f64], show: &dyn Fn(f64) -> String| match half_width(values) {
-        width if width.is_finite() => format!("{} ± {}", show(mean(values)), show(width)),
-        _ => show(mean(values)),
-    };
+fn figure(goal: Goal, runs: &Runs) -> String {
     match goal {
         Goal::Throughput { .. } => format!(
             "{} op/s at p99 {}",
-            plus_minus(&trial.runs().rates, &|rate| screen::count(rate as u64)),
-            time(mean(&trial.runs().p99s))
+            screen::count(mean(&runs.rates) as u64),
+            time(mean(&runs.p99s))
         ),
-        Goal::Latency { .. } => format!("p99 {}", plus_minus(&trial.runs().p99s, &time)),
+        Goal::Latency { .. } => format!("p99 {}", time(mean(&runs.p99s))),
     }
 }
 
@@ -43,63 +39,51 @@ fn time(micros: f64) -> String {
     screen::time(Duration::from_secs_f64(micros.max(0.0) / 1e6))
 }
 
-/// The best point's keys. What the sweep says of each is said of runs that differ in that key alone, if there are such.
+/// The keys that were swept. What is said of each is said of runs that differ in that key alone.
 pub fn of_sweep(space: &Space, outcome: &Outcome, goal: Goal) -> Vec<Advice> {
-    let best = &outcome.trials[outcome.best];
     let base = space.base_values();
-    let params = space.params().iter().zip(&best.point).zip(base).enumerate();
+    let params = space.params().iter().zip(&outcome.chosen).zip(base);
     params
-        .map(|(at, ((param, chosen), base))| Advice {
-            key: param.key.clone(),
-            value: chosen.map_or_else(|| base.clone(), |chosen| param.values[chosen].clone()),
-            base,
-            reason: match chosen.is_some() && param.key == "wal.lanes" {
-                // A node with another number of lanes on its disk does not start.
-                true => format!("{} {NEW_LANES}", reason(outcome, at, goal, &param.values)),
-                false => reason(outcome, at, goal, &param.values),
-            },
+        .enumerate()
+        .map(|(at, ((param, chosen), base))| {
+            let check = outcome.checks.iter().find(|check| check.param == at);
+            let mut reason = check.map_or_else(
+                || "no value that was tried came out ahead of the one that it has.".to_owned(),
+                |check| reason(check, goal, &param.values[check.value], &base),
+            );
+            if chosen.is_some() && param.key == "wal.lanes" {
+                reason += " Only new data directories can have it: the number of lanes is fixed when one is made.";
+            }
+            Advice {
+                key: param.key.clone(),
+                value: chosen.map_or_else(|| base.clone(), |chosen| param.values[chosen].clone()),
+                base,
+                reason,
+            }
         })
         .collect()
 }
 
-const NEW_LANES: &str =
-    "Only new data directories can have it: the number of lanes is fixed when one is made.";
-
-fn reason(outcome: &Outcome, param: usize, goal: Goal, values: &[String]) -> String {
-    let best = &outcome.trials[outcome.best];
-    let point = &best.point;
-    // Trials that differ in this key alone.
-    let differs_here =
-        |other: &&Trial| (0..point.len()).all(|at| (at == param) == (other.point[at] != point[at]));
-    let mut others: Vec<&Trial> = outcome.trials.iter().filter(differs_here).collect();
-    others.sort_by(|a, b| b.runs().merit().total_cmp(&a.runs().merit()));
-    let value_of =
-        |trial: &Trial| trial.point[param].map_or("the value as it was", |at| values[at].as_str());
-    let Some(next) = others.first() else {
-        return format!(
-            "{} with this value; it was not tried with another one and the rest equal.",
-            figure(goal, best)
-        );
-    };
+fn reason(check: &Check, goal: Goal, value: &str, base: &str) -> String {
+    let Pairs { before, after } = &check.pairs;
+    if let Some(why) = &check.failed {
+        return format!("{value} could not be compared with {base}: {why}.");
+    }
+    if check.pairs == Pairs::default() {
+        return format!("there was no time to compare {value} with {base} (--budget).");
+    }
+    if after.merits.is_empty() {
+        return format!("no run of {value} next to one of {base} says anything.");
+    }
     let compared = format!(
-        "{} against {} with {}, the rest equal",
-        figure(goal, best),
-        figure(goal, next),
-        value_of(next)
+        "{} with {value} against {} with {base}, the rest equal, in {} pairs of runs",
+        figure(goal, after),
+        figure(goal, before),
+        after.merits.len()
     );
-    if differ(&best.runs().merits, &next.runs().merits) {
-        format!("{compared}: more than the runs of one configuration differ by.")
-    } else if let Some(worst) = others
-        .last()
-        .filter(|worst| worst.runs().merit() < 0.9 * best.runs().merit())
-    {
-        format!(
-            "{compared}: about the same; {} was worse ({}).",
-            value_of(worst),
-            figure(goal, worst)
-        )
-    } else {
-        format!("{compared}: no clear difference, so this key matters little here.")
+    match check.is_better {
+        true => format!("{compared}: more than equal runs differ by."),
+        false => format!("no measurable effect here: {compared}."),
     }
 }
 
@@ -148,38 +132,31 @@ pub fn of_machine(
     let beat = swept_beat.unwrap_or_else(|| whole_millis(min * BEATS).min(LONGEST_BEAT));
     let default_retry = Config::default().replication.retry_interval.as_micros() as f64;
     let retry = swept_retry.unwrap_or_else(|| nice((8.0 * slow).clamp(default_retry, 5e6)));
-    let advice = |key: &str, micros: f64, swept: Option<f64>, reason: String| Advice {
+    let advice = |key: &str, micros: f64, reason: String| Advice {
         key: key.to_owned(),
         value: duration(micros),
         base: base(key),
-        reason: match swept == Some(micros) {
-            true => "the best of the values that were tried.".to_owned(),
-            false => reason,
-        },
+        reason,
     };
     let mut all = vec![
         advice(
             TIMEOUTS[0],
             min,
-            swept_min,
             format!("at least ten times what a slow moment takes here ({tails}), and not below the default: a slow moment then costs no election."),
         ),
         advice(
             TIMEOUTS[1],
             max,
-            swept_max,
             format!("the spread of {} holds four elections of two round trips and two syncs each ({}), so that two candidates seldom meet.", time(max - min), time(election)),
         ),
         advice(
             TIMEOUTS[2],
             beat,
-            swept_beat,
             "three of them fit into election.timeout_min, so that two lost beats in a row do not make a node count as silent; not above 48 ms, where QUIC acknowledges each with a packet of its own.".to_owned(),
         ),
         advice(
             TIMEOUTS[3],
             retry,
-            swept_retry,
             format!("at least eight times a slow acknowledgement ({tails}), and not below the default: what is only slow is not sent twice."),
         ),
     ];
@@ -265,7 +242,7 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::super::search::{Method, Stop};
-    use super::super::stats::{Runs, Seen};
+    use super::super::stats::Seen;
     use super::*;
 
     fn times(p999: f64) -> Times {
@@ -346,83 +323,82 @@ mod tests {
         }
     }
 
-    fn trial(point: [Option<usize>; 2], rates: &[f64]) -> Trial {
-        let mut raced = Runs::default();
-        for rate in rates {
-            raced.add(Goal::Throughput { p99_us: 5e3 }, &seen(*rate));
+    fn check(param: usize, rates: &[(f64, f64)]) -> Check {
+        let goal = Goal::Throughput { p99_us: 5e3 };
+        let mut pairs = Pairs::default();
+        for (before, after) in rates {
+            pairs.add(goal, &seen(*before), &seen(*after));
         }
-        Trial {
-            point: point.to_vec(),
-            tried: Runs::default(),
-            raced,
+        Check {
+            param,
+            value: 1,
+            is_better: pairs.is_better(),
+            pairs,
+            failed: None,
         }
     }
 
-    #[test]
-    fn each_key_gets_its_value_and_a_reason_from_runs_that_differ_in_it_alone() {
-        let texts = [
-            "shards.count=1,2".to_owned(),
-            "batch.turn_events=1024,2048".to_owned(),
-        ];
-        let space = Space::new(&Config::default(), &texts).unwrap();
+    fn swept(texts: [&str; 2], chosen: [Option<usize>; 2], checks: Vec<Check>) -> Vec<Advice> {
+        let space = Space::new(&Config::default(), &texts.map(str::to_owned)).unwrap();
         let outcome = Outcome {
-            trials: vec![
-                trial([None, None], &[1000.0, 1010.0, 990.0]),
-                trial([Some(1), Some(0)], &[1500.0, 1510.0, 1490.0]),
-                trial([Some(0), Some(0)], &[1005.0, 1010.0, 995.0]),
-                trial([Some(1), Some(1)], &[1495.0, 1505.0, 1500.0]),
-            ],
-            best: 1,
+            trials: Vec::new(),
+            best: 0,
+            chosen: chosen.to_vec(),
+            checks,
             method: Method::Grid,
             stop: Stop::Decided,
             untried: 0,
             skipped: Vec::new(),
         };
-        let advice = of_sweep(&space, &outcome, Goal::Throughput { p99_us: 5e3 });
-        assert_eq!(
-            (
-                advice[0].key.as_str(),
-                advice[0].value.as_str(),
-                advice[0].base.as_str()
-            ),
-            ("shards.count", "2", "1")
-        );
+        of_sweep(&space, &outcome, Goal::Throughput { p99_us: 5e3 })
+    }
+
+    #[test]
+    fn each_key_gets_its_value_and_a_reason_from_runs_that_differ_in_it_alone() {
+        let texts = ["shards.count=1,2", "batch.turn_events=1024,2048"];
+        let clear = check(0, &[(1000.0, 1500.0), (1010.0, 1510.0), (990.0, 1490.0)]);
+        let unclear = check(1, &[(1000.0, 990.0), (1010.0, 1020.0), (990.0, 1000.0)]);
+        let advice = swept(texts, [Some(1), None], vec![clear, unclear]);
+        let shards = &advice[0];
+        assert_eq!((&shards.key[..], &shards.value[..]), ("shards.count", "2"));
+        assert_eq!(shards.base, "1");
         assert!(
-            advice[0].reason.contains("more than the runs"),
-            "{}",
-            advice[0].reason
+            shards
+                .reason
+                .contains("1,500 op/s at p99 1.00 ms with 2 against 1,000")
         );
-        assert!(
-            advice[1].reason.contains("matters little"),
-            "{}",
-            advice[1].reason
-        );
+        assert!(shards.reason.contains("more than equal runs"));
+        assert_eq!(advice[1].value, advice[1].base);
+        assert!(advice[1].reason.contains("no measurable effect"));
         let text = toml("Tuned", &advice.iter().collect::<Vec<_>>());
         let config = Config::from_toml_str(&text).unwrap();
-        assert_eq!((config.shards.count, config.batch.turn_events), (2, 1024));
+        assert_eq!((config.shards.count, config.batch.turn_events), (2, 4096));
+        let is_short = |line: &str| line.chars().count() <= 102;
+        assert!(text.lines().all(is_short), "{text}");
+    }
+
+    #[test]
+    fn a_key_that_was_not_compared_is_not_said_to_have_been() {
+        let texts = ["shards.count=1,2", "batch.turn_events=1024,2048"];
+        let advice = swept(texts, [None, None], vec![check(1, &[])]);
+        assert!(advice[0].reason.contains("no value that was tried"));
         assert!(
-            text.lines().all(|line| line.chars().count() <= 102),
-            "{text}"
+            advice[1]
+                .reason
+                .contains("no time to compare 2048 with 4096")
         );
     }
 
     #[test]
     fn another_number_of_lanes_is_for_new_data_directories() {
-        let texts = ["shards.count=2,4".to_owned(), "wal.lanes=1,2".to_owned()];
-        let space = Space::new(&Config::default(), &texts).unwrap();
-        let outcome = |point| Outcome {
-            trials: vec![trial(point, &[1000.0])],
-            best: 0,
-            method: Method::Grid,
-            stop: Stop::Decided,
-            untried: 0,
-            skipped: Vec::new(),
+        let reason = |chosen, rates: &[(f64, f64)]| {
+            let texts = ["shards.count=2,4", "wal.lanes=1,2"];
+            swept(texts, chosen, vec![check(1, rates)])[1]
+                .reason
+                .clone()
         };
-        let reason = |point| {
-            let goal = Goal::Throughput { p99_us: 5e3 };
-            of_sweep(&space, &outcome(point), goal)[1].reason.clone()
-        };
-        assert!(reason([Some(0), Some(1)]).contains("new data directories"));
-        assert!(!reason([Some(0), None]).contains("new data directories"));
+        let better = [(1.0, 2.0), (1.0, 2.0)];
+        assert!(reason([Some(0), Some(1)], &better).contains("new data directories"));
+        assert!(!reason([Some(0), None], &[]).contains("new data directories"));
     }
 }

@@ -462,17 +462,27 @@ struct Advised {
 /// timeouts out.
 fn advise(space: &Space, goal: Goal, outcome: &Outcome, tails: Option<&Tails>) -> Result<Advised> {
     let sweep = advice::of_sweep(space, outcome, goal);
-    let best = &outcome.trials[outcome.best].point;
+    let chosen = &outcome.chosen;
     let swept = |key: &str| {
-        let mut params = space.params().iter().zip(best);
+        let mut params = space.params().iter().zip(chosen);
         let (param, at) = params.find(|(param, _)| param.key == key)?;
         micros_of(&param.values[(*at)?])
     };
-    let timeouts = tails.map_or_else(Vec::new, |tails| {
+    let mut timeouts = tails.map_or_else(Vec::new, |tails| {
         let base = |key: &str| value_in(space, key);
         advice::of_machine(&tails.fsync, &tails.round_trip, swept, base)
     });
-    // The timeouts go together, and they know of what the sweep says of them.
+    // The timeouts go together, and follow what the sweep says of them.
+    for timeout in &mut timeouts {
+        if let Some(of_sweep) = sweep.iter().find(|advice| advice.key == timeout.key) {
+            let is_swept =
+                swept(&timeout.key).is_some_and(|at| Some(at) == micros_of(&timeout.value));
+            timeout.reason = match is_swept {
+                true => of_sweep.reason.clone(),
+                false => format!("{} So from the tails: {}", of_sweep.reason, timeout.reason),
+            };
+        }
+    }
     let is_timeout = |advice: &&Advice| timeouts.iter().any(|timeout| timeout.key == advice.key);
     let rest = sweep.iter().filter(|advice| !is_timeout(advice));
     let all: Vec<&Advice> = rest.chain(&timeouts).collect();
@@ -512,7 +522,7 @@ fn conclude(
         workload,
         ..
     } = runner;
-    let judged = pairs.map_or(outcome.trials[outcome.best].runs(), |pairs| &pairs.after);
+    let judged = pairs.map_or(outcome.trials[0].runs(), |pairs| &pairs.after);
     let is_met = goal.is_met(judged);
     let toml = &advised.toml;
     let mut verdict = verdict(goal, judged, pairs);
@@ -818,6 +828,8 @@ mod tests {
         let outcome = Outcome {
             trials: vec![trial(vec![None]), trial(vec![Some(value)])],
             best: 1,
+            chosen: vec![Some(value)],
+            checks: Vec::new(),
             method: Method::Grid,
             stop: Stop::Decided,
             untried: 0,

@@ -28,6 +28,21 @@ impl Trial {
     }
 }
 
+/// What one key of the best is worth.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// Position of the parameter.
+    pub param: usize,
+    /// Position of the value that it has in the best.
+    pub value: usize,
+    /// Runs with the key as it is, and with the value; the rest is equal. Empty if there was no time.
+    pub pairs: Pairs,
+    /// Whether the value is clearly better. If not, the key stays as it is.
+    pub is_better: bool,
+    /// Why a run failed, if one did.
+    pub failed: Option<String>,
+}
+
 /// How the space was searched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -59,6 +74,10 @@ pub struct Outcome {
     pub trials: Vec<Trial>,
     /// Position of the best in `trials`.
     pub best: usize,
+    /// The best, but for keys whose values are not clearly better than what they are anyway.
+    pub chosen: Point,
+    /// What each key of the best that differs from what it is anyway is worth.
+    pub checks: Vec<Check>,
     /// How the space was searched.
     pub method: Method,
     /// Why it ended.
@@ -77,7 +96,7 @@ pub struct Rules {
     pub seed: u64,
     /// The most runs of one candidate.
     pub rounds: usize,
-    /// So many runs are left over for what comes after the search, but no more than a quarter of all.
+    /// So many runs are left over for what comes after the search, if the budget allows.
     pub reserve: f64,
     /// The best is known well enough when its confidence interval is this narrow, as a share of its mean.
     pub precision: f64,
@@ -88,7 +107,13 @@ const CANDIDATES: usize = 4;
 /// At least so many runs of each candidate before anything is decided.
 const MIN_RUNS: usize = 3;
 /// This share of the budget goes to trying, the rest to running the best again and to what comes after the search.
-const SHARE_FOR_TRYING: f64 = 0.5;
+const SHARE_FOR_TRYING: f64 = 0.4;
+/// No more than this share of the budget is kept for what comes after the race.
+const SHARE_AFTER_RACE: f64 = 0.4;
+/// How often each key of the best is compared with what it is anyway.
+const CHECKS: usize = 5;
+/// The number of the first run of these; the rounds of a race have smaller ones.
+const CHECK_ROUNDS: u64 = 1 << 31;
 
 struct Search<'a, R, B> {
     space: &'a Space,
@@ -127,7 +152,8 @@ pub async fn search(
     };
     search.visit(&space.as_it_is()).await?;
     let budget = (search.left)();
-    search.reserve = rules.reserve.min(0.25 * budget);
+    let checks = 2 * rules.rounds.min(CHECKS) * space.params().len();
+    search.reserve = (rules.reserve + checks as f64).min(SHARE_AFTER_RACE * budget);
     let reserve = budget * (1.0 - SHARE_FOR_TRYING);
     let method = if space.size() as f64 <= budget - reserve {
         search.grid(reserve).await?;
@@ -137,8 +163,12 @@ pub async fn search(
         Method::Coordinates
     };
     let (best, stop) = search.race().await?;
+    search.reserve = rules.reserve.min(0.5 * (search.left)());
+    let (chosen, checks) = search.take_back(best).await;
     Ok(Outcome {
         best,
+        chosen,
+        checks,
         trials: search.trials,
         method,
         stop,
@@ -301,6 +331,57 @@ impl<R: AsyncFnMut(&Point, u64) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B
         Ok((best, stop))
     }
 
+    /// Compares each key of the best with what it is anyway, the rest equal, and takes it back if it is not clearly better:
+    /// among many values one is the best by chance. One key after the other, so that of two that do the same one stays.
+    async fn take_back(&mut self, best: usize) -> (Point, Vec<Check>) {
+        let mut chosen = self.trials[best].point.clone();
+        let mut checks: Vec<Check> = Vec::new();
+        let count = self.rules.rounds.min(CHECKS) as u64;
+        for param in 0..chosen.len() {
+            let Some(value) = chosen[param] else {
+                continue;
+            };
+            let mut without = chosen.clone();
+            without[param] = None;
+            let (with, same) = (self.space.config(&chosen), self.space.config(&without));
+            if with.ok() == same.ok() {
+                chosen = without;
+                continue;
+            }
+            let mut check = Check {
+                param,
+                value,
+                pairs: Pairs::default(),
+                is_better: false,
+                failed: None,
+            };
+            if (self.left)() >= self.reserve + 2.0 * count as f64 {
+                let first = CHECK_ROUNDS + checks.len() as u64 * count;
+                let run = async |is_with: bool, number| {
+                    let point = if is_with { &chosen } else { &without };
+                    (self.run)(point, first + number).await
+                };
+                match in_turn(
+                    self.rules.goal,
+                    self.rules.seed.wrapping_add(first),
+                    count,
+                    run,
+                )
+                .await
+                {
+                    Ok(pairs) => check.pairs = pairs,
+                    Err(error) => check.failed = Some(format!("{error:#}")),
+                }
+            }
+            check.is_better = check.pairs.is_better();
+            if !check.is_better {
+                chosen = without;
+            }
+            checks.push(check);
+        }
+        (chosen, checks)
+    }
+
     fn is_enough(&self, candidates: &[usize]) -> Option<Stop> {
         let runs = |at: usize| &self.trials[at].raced;
         let counts = candidates.iter().map(|at| runs(*at).count());
@@ -438,6 +519,7 @@ mod tests {
                 "seed {seed}"
             );
             assert_ne!(outcome.stop, Stop::Budget);
+            assert_eq!(outcome.chosen, [Some(3), Some(0)], "seed {seed}");
         }
     }
 
@@ -499,6 +581,52 @@ mod tests {
     }
 
     #[test]
+    fn a_key_without_effect_stays_as_it_is() {
+        let space = space(&[
+            "wal.max_batch_bytes=2MiB..16MiB",
+            "batch.turn_events=512..2048",
+        ]);
+        let mut taken = [0, 0];
+        for seed in 0..20 {
+            // Only the first key does anything.
+            let (outcome, _) = search_model(&space, 150, seed, |point| {
+                1000.0 + 100.0 * point[0].unwrap_or(1) as f64
+            });
+            for (taken, value) in taken.iter_mut().zip(&outcome.chosen) {
+                *taken += u32::from(value.is_some());
+            }
+        }
+        // One key in forty may seem to have an effect by chance.
+        assert!(taken[0] == 20 && taken[1] <= 2, "{taken:?}");
+    }
+
+    #[test]
+    fn of_two_keys_that_do_the_same_one_stays() {
+        let space = space(&[
+            "batch.turn_events=1024,2048",
+            "replication.inflight_messages=32,128",
+        ]);
+        let (outcome, _) = search_model(&space, 200, 4, |point| match point[..] {
+            [None, None] => 1000.0,
+            _ => 2000.0,
+        });
+        let stays = outcome.chosen.iter().filter(|value| value.is_some());
+        assert_eq!(stays.count(), 1, "{:?}", outcome.chosen);
+    }
+
+    #[test]
+    fn what_there_was_no_time_to_compare_stays_as_it_is() {
+        let space = space(&["batch.turn_events=1024,2048"]);
+        let (outcome, _) = search_model(&space, 14, 5, |point| match point[..] {
+            [None] => 1000.0,
+            _ => 2000.0,
+        });
+        assert_ne!(outcome.best, 0);
+        assert_eq!(outcome.chosen, [None]);
+        assert_eq!(outcome.checks[0].pairs, Pairs::default());
+    }
+
+    #[test]
     fn the_value_as_it_is_makes_no_second_candidate() {
         // 4096KiB is 4MiB, which it is anyway.
         let space = space(&["wal.max_batch_bytes=4096KiB,8MiB"]);
@@ -533,7 +661,12 @@ mod tests {
             rounds.map(|(_, round)| *round).collect::<Vec<_>>()
         };
         for point in [None, Some(0), Some(1)] {
-            assert_eq!(of(point), [0, 1, 2, 3], "{point:?}");
+            let all = of(point);
+            let race: Vec<u64> = all
+                .into_iter()
+                .filter(|round| *round < CHECK_ROUNDS)
+                .collect();
+            assert_eq!(race, [0, 1, 2, 3], "{point:?}");
         }
     }
 
@@ -597,7 +730,7 @@ mod tests {
 
     #[test]
     fn a_grid_ends_when_its_time_is_up() {
-        let outcome = search_failing(|_| false, 7.0).unwrap();
+        let outcome = search_failing(|_| false, 9.0).unwrap();
         assert_eq!(outcome.method, Method::Grid);
         assert_eq!(outcome.untried, 1, "{outcome:?}");
     }

@@ -169,6 +169,13 @@ impl Pairs {
         }
     }
 
+    /// Whether the second configuration is worth more, by more than equal runs differ by.
+    pub fn is_better(&self) -> bool {
+        let both = self.after.merits.iter().zip(&self.before.merits);
+        let gains: Vec<f64> = both.map(|(after, before)| after - before).collect();
+        mean(&gains) > half_width(&gains)
+    }
+
     /// The change in what the goal asks for. None unless both keep the goal's condition: a rate beyond the bound, or a latency
     /// at a lower rate, is not comparable.
     pub fn gain(&self, goal: Goal) -> Option<Gain> {
@@ -350,6 +357,11 @@ mod tests {
         let gain = pairs(goal, &same).gain(goal).unwrap();
         assert!((gain.percent - 5.0).abs() < 1e-6, "{gain:?}");
         assert!(gain.is_clear);
+        assert!(pairs(goal, &same).is_better());
+        assert!(
+            !pairs(goal, &same[..1]).is_better(),
+            "one pair says nothing of noise"
+        );
         let [low, high] = gain.interval.unwrap();
         assert!(low <= gain.percent && gain.percent <= high, "{gain:?}");
         let goal = Goal::Latency { rate: 1000.0 };
