@@ -32,8 +32,8 @@ use std::time::{Duration, Instant};
 /// paste with a reason for each key. Exit codes: 0 done; 1 failed; 3 done, but nothing keeps the goal's condition.
 #[derive(Clone, Debug, Args)]
 pub struct TuneArgs {
-    /// A key of the configuration with the values to try: wal.lanes=1,2 or wal.max_batch_bytes=64KiB..4MiB (powers of two)
-    /// or election.timeout_min=50ms..400ms/4 (four values in equal ratios); may be repeated
+    /// A key of the configuration with the values to try: wal.mode=direct,mapped or wal.max_batch_bytes=2MiB..16MiB (powers
+    /// of two) or replication.retry_interval=50ms..400ms/4 (four values in equal ratios); may be repeated
     #[arg(long = "param", value_name = "KEY=VALUES", required = true)]
     pub params: Vec<String>,
 
@@ -255,7 +255,7 @@ async fn tune(
         "space",
         &format!(
             "{} points of {}",
-            screen::count(space.size()),
+            screen::count(space.feasible()),
             names.join(", ")
         ),
     );
@@ -866,5 +866,35 @@ mod tests {
         let four = advised(base, "shards.count=2,6", 1, 10.0).unwrap();
         assert_eq!((four.config.shards.count, four.config.wal.lanes), (6, 2));
         assert!(advised(base, "shards.count=1,2", 0, 10.0).is_err());
+    }
+
+    #[test]
+    fn the_documented_examples_are_taken() {
+        let guide = include_str!("../../../docs/how-to/tune.md");
+        let readme = include_str!("../../../README.md");
+        let mut commands = 0;
+        for text in [guide, readme] {
+            let text = text.replace("\\\n", " ");
+            let lines = text.lines().filter_map(|line| line.split_once("-- tune "));
+            for (_, line) in lines {
+                let line = line.split_once('#').map_or(line, |(line, _)| line);
+                let args = parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+                args.goal().unwrap();
+                let space = Space::new(&Config::default(), &args.params);
+                space.unwrap_or_else(|error| panic!("{line}: {error:#}"));
+                commands += 1;
+            }
+        }
+        assert_eq!(commands, 2);
+        let params = guide.split('`').filter(|text| {
+            let key = text.split_once('=').map(|(key, _)| key);
+            key.is_some_and(|key| key.contains('.') && !key.contains(' '))
+        });
+        let params: Vec<String> = params.map(str::to_owned).collect();
+        assert!(params.len() >= 3, "{params:?}");
+        for param in params {
+            let space = Space::new(&Config::default(), std::slice::from_ref(&param));
+            space.unwrap_or_else(|error| panic!("{param}: {error:#}"));
+        }
     }
 }

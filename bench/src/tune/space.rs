@@ -24,19 +24,24 @@ pub type Point = Vec<Option<usize>>;
 pub struct Space {
     base: Table,
     params: Vec<Param>,
+    feasible: u64,
 }
 
 /// More values than this make a sweep of one key pointless.
 const MAX_VALUES: usize = 64;
+/// A space of up to so many points is looked at point by point before anything runs.
+const LOOKED_AT: u64 = 4096;
 
 impl Space {
-    /// Reads parameters such as `wal.lanes=1,2`, `wal.max_batch_bytes=64KiB..4MiB` (powers of two) and
-    /// `election.timeout_min=50ms..400ms/4` (four values, in equal ratios). Everything else is as in `base`.
+    /// Reads parameters such as `wal.mode=direct,mapped`, `wal.max_batch_bytes=2MiB..16MiB` (powers of two) and
+    /// `replication.retry_interval=50ms..400ms/4` (four values, in equal ratios). Everything else is as in `base`. An error if a
+    /// value goes with no value of the other keys: whoever gives it means it to be tried.
     pub fn new(base: &Config, texts: &[String]) -> Result<Self> {
         let table = Table::try_from(base).context("a configuration has a TOML form")?;
         let mut space = Self {
             base: table,
             params: Vec::new(),
+            feasible: 0,
         };
         for text in texts {
             let param = space
@@ -48,7 +53,80 @@ impl Space {
             );
             space.params.push(param);
         }
+        space.feasible = space.look()?;
         Ok(space)
+    }
+
+    /// How many points have keys that go together; all where there are too many to look at each.
+    pub fn feasible(&self) -> u64 {
+        self.feasible
+    }
+
+    /// Counts the points whose keys go together, and refuses a value that occurs in none of them. In a space of more than
+    /// [`LOOKED_AT`] points it looks at each value alone: whether that goes with the keys that are not swept.
+    fn look(&self) -> Result<u64> {
+        let is_small = self.size() <= LOOKED_AT;
+        let points: Vec<Point> = match is_small {
+            true => (0..self.size()).map(|number| self.point(number)).collect(),
+            false => self.single_values(),
+        };
+        let is_swept = |key: &str| self.params.iter().any(|param| param.key == key);
+        // For each value why it was refused so far; None once it was not.
+        let unknown = |param: &Param| vec![Some(String::new()); param.values.len()];
+        let mut refused: Vec<Vec<Option<String>>> = self.params.iter().map(unknown).collect();
+        let mut feasible = 0;
+        for point in points {
+            let error = self.config(&point).err();
+            feasible += u64::from(error.is_none());
+            for (param, at) in point.iter().enumerate() {
+                let Some(at) = at else { continue };
+                let key = self.params[param].key.as_str();
+                let why = &mut refused[param][*at];
+                match &error {
+                    None => *why = None,
+                    Some(ConfigError::Conflict {
+                        key: one, other, ..
+                    }) if !is_small
+                        && [*one, *other].iter().any(|of| *of != key && is_swept(of)) =>
+                    {
+                        *why = None;
+                    }
+                    // A reason that names the key says more than one that speaks of others.
+                    Some(error) => {
+                        if let Some(why) = why.as_mut().filter(|why| !why.contains(key)) {
+                            *why = error.to_string();
+                        }
+                    }
+                }
+            }
+        }
+        for (param, refused) in self.params.iter().zip(&refused) {
+            for (value, why) in param.values.iter().zip(refused) {
+                if let Some(why) = why {
+                    bail!(
+                        "--param {}: {value} goes with none of the other values: {why}",
+                        param.key
+                    );
+                }
+            }
+        }
+        Ok(match is_small {
+            true => feasible,
+            false => self.size(),
+        })
+    }
+
+    /// Each value of each parameter, the others as they are.
+    fn single_values(&self) -> Vec<Point> {
+        let mut points = Vec::new();
+        for (at, param) in self.params.iter().enumerate() {
+            for value in 0..param.values.len() {
+                let mut point = self.as_it_is();
+                point[at] = Some(value);
+                points.push(point);
+            }
+        }
+        points
     }
 
     /// The parameters in the order in which they were given.
@@ -325,7 +403,8 @@ mod tests {
     }
 
     fn values(text: &str) -> Vec<String> {
-        space(&[text]).unwrap().params[0].values.clone()
+        let any = space(&["batch.turn_events=1,2"]).unwrap();
+        any.parse(text).unwrap().values
     }
 
     #[test]
@@ -373,6 +452,9 @@ mod tests {
             ("wal.max_batch_bytes=1MiB..64KiB", "below"),
             ("wal.max_batch_bytes=64KiB..1s", "kinds of units"),
             ("election.timeout_min=50..100", "allowed is"),
+            ("wal.max_batch_bytes=1MiB,4MiB", "batch.max_proposal_bytes"),
+            ("wal.lanes=1,2", "2 goes with none of the other values"),
+            ("wal.lanes=1,2", "shards.count"),
         ] {
             let error = space(&[text]).unwrap_err();
             assert!(error.contains(hint), "{text}: {error}");
@@ -389,7 +471,7 @@ mod tests {
             "wal.mode=direct,mapped",
         ])
         .unwrap();
-        assert_eq!(space.size(), 8);
+        assert_eq!((space.size(), space.feasible()), (8, 6));
         let mut points: Vec<Point> = (0..8).map(|number| space.point(number)).collect();
         assert_eq!(points[0], [Some(0); 3]);
         points.sort();
@@ -405,6 +487,24 @@ mod tests {
             Err(ConfigError::Conflict { .. })
         ));
         assert_eq!(space.base_values(), ["1", "1", "direct"]);
+    }
+
+    #[test]
+    fn in_a_large_space_each_value_is_held_against_the_keys_that_are_not_swept() {
+        let many = |last: &str| {
+            space(&[
+                "batch.turn_events=1..1048576",
+                "replication.inflight_messages=1..1024",
+                "shards.count=1..64",
+                "wal.lanes=1,2,4",
+                last,
+            ])
+        };
+        let fits = many("wal.max_batch_bytes=2MiB,8MiB").unwrap();
+        assert!(fits.size() > LOOKED_AT);
+        assert_eq!(fits.feasible(), fits.size());
+        let error = many("wal.max_batch_bytes=1MiB,8MiB").unwrap_err();
+        assert!(error.contains("batch.max_proposal_bytes"), "{error}");
     }
 
     #[test]
