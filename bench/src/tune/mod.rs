@@ -49,9 +49,9 @@ pub struct TuneArgs {
     #[arg(long, value_name = "R", value_parser = parse_rate, required_if_eq("goal", "latency"))]
     pub rate: Option<f64>,
 
-    /// Operations in flight with `--goal throughput`
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
-    pub inflight: u64,
+    /// Operations in flight with `--goal throughput`; 1024 if it is left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
+    pub inflight: Option<u64>,
 
     /// Stop after so long, with what is known then
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_time)]
@@ -62,7 +62,7 @@ pub struct TuneArgs {
     pub rounds: u32,
 
     /// Stop when the best is known this closely (95 % confidence), in percent
-    #[arg(long, value_name = "PERCENT", default_value_t = 2.0)]
+    #[arg(long, value_name = "PERCENT", default_value_t = 2.0, value_parser = parse_percent)]
     pub precision: f64,
 
     /// Seconds of load before each measurement
@@ -100,6 +100,8 @@ pub enum GoalName {
     Latency,
 }
 
+/// Operations in flight unless others are given.
+const INFLIGHT: u64 = 1024;
 /// How often what is to be pasted is run in turn with the configuration as it is.
 const PAIRS: u32 = 5;
 /// How long round trips are measured.
@@ -107,12 +109,23 @@ const ECHO_TIME: Duration = Duration::from_secs(2);
 /// How long syncs are measured.
 const SYNC_TIME: Duration = Duration::from_secs(3);
 
+fn parse_percent(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(percent),
+        _ => Err("a percentage is a number above 0 and not above 100, such as 2.5".to_owned()),
+    }
+}
+
 impl TuneArgs {
     fn goal(&self) -> Result<(Goal, Pace)> {
+        if self.goal == GoalName::Latency && self.inflight.is_some() {
+            bail!("--goal latency goes with --rate; --inflight belongs to --goal throughput");
+        }
         match (self.goal, self.p99, self.rate) {
             (GoalName::Throughput, Some(p99), None) => {
                 let p99_us = p99.as_secs_f64() * 1e6;
-                Ok((Goal::Throughput { p99_us }, Pace::Inflight(self.inflight)))
+                let inflight = self.inflight.unwrap_or(INFLIGHT);
+                Ok((Goal::Throughput { p99_us }, Pace::Inflight(inflight)))
             }
             (GoalName::Latency, None, Some(rate)) => {
                 let arrivals = Arrivals::Poisson;
@@ -766,6 +779,15 @@ mod tests {
                 .unwrap_err()
                 .contains("--rate")
         );
+        let args = parse("--param wal.lanes=1,2 --p99 5ms").unwrap();
+        assert_eq!(args.goal().unwrap().1, Pace::Inflight(1024));
+        let closed = parse("--param wal.lanes=1,2 --goal latency --rate 100 --inflight 8").unwrap();
+        let error = closed.goal().unwrap_err().to_string();
+        assert!(error.contains("--inflight"), "{error}");
+        for precision in ["0", "-1", "NaN", "inf", "101", "much"] {
+            let line = format!("--param wal.lanes=1,2 --p99 5ms --precision={precision}");
+            assert!(parse(&line).unwrap_err().contains("above 0"), "{precision}");
+        }
         let both = parse("--param wal.lanes=1,2 --p99 5ms --rate 100").unwrap();
         assert!(
             both.goal()
