@@ -290,13 +290,7 @@ async fn tune(
     };
     let run = async |point: &Point, round| {
         let config = space.config(point)?;
-        let timeout = config.election.timeout_min;
-        ensure!(
-            timeout >= least.min(as_it_is.election.timeout_min),
-            "election.timeout_min = {} is shorter than the tails of this machine call for: {}",
-            screen::time(timeout),
-            screen::time(least)
-        );
+        outlasts_tails(&config, &as_it_is, least)?;
         runner.run(config, &describe(space, point), round).await
     };
     let outcome = search(space, rules, run, || runner.left()).await?;
@@ -345,6 +339,19 @@ async fn tune(
         &advised,
         pairs.as_ref(),
     )
+}
+
+/// Refuses an election timeout that was swept and is shorter than the tails allow: however well a run of seconds goes with it,
+/// slower moments come.
+fn outlasts_tails(config: &Config, as_it_is: &Config, least: Duration) -> Result<()> {
+    let timeout = config.election.timeout_min;
+    ensure!(
+        timeout >= least || timeout == as_it_is.election.timeout_min,
+        "election.timeout_min = {} is shorter than the tails of this machine call for: {}",
+        screen::time(timeout),
+        screen::time(least)
+    );
+    Ok(())
 }
 
 /// The number of the first pair at the end; the rounds of a race have smaller ones.
@@ -918,5 +925,20 @@ mod tests {
             let space = Space::new(&Config::default(), std::slice::from_ref(&param));
             space.unwrap_or_else(|error| panic!("{param}: {error:#}"));
         }
+    }
+
+    #[test]
+    fn a_swept_timeout_must_outlast_the_tails() {
+        let with = |millis: u64| {
+            let mut config = Config::default();
+            config.election.timeout_min = Duration::from_millis(millis);
+            config
+        };
+        let least = Duration::from_millis(250);
+        let error = outlasts_tails(&with(200), &with(150), least).unwrap_err();
+        assert!(error.to_string().contains("250 ms"), "{error}");
+        assert!(outlasts_tails(&with(250), &with(150), least).is_ok());
+        // What is there anyway is what the others are compared with.
+        assert!(outlasts_tails(&with(150), &with(150), least).is_ok());
     }
 }

@@ -337,7 +337,10 @@ mod tests {
         assert_eq!((runs.merit(), runs.count()), (900.0, 2));
     }
 
-    fn pairs(goal: Goal, runs: &[((f64, f64), (f64, f64))]) -> Pairs {
+    /// Rate and 99th percentile.
+    type Figures = (f64, f64);
+
+    fn pairs(goal: Goal, runs: &[(Figures, Figures)]) -> Pairs {
         let mut pairs = Pairs::default();
         for (before, after) in runs {
             pairs.add(goal, &seen(before.0, before.1), &seen(after.0, after.1));
