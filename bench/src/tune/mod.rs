@@ -27,9 +27,10 @@ use std::time::{Duration, Instant};
 
 /// Find the configuration that suits this machine and a load.
 ///
-/// Measures the tails of fsync and of the round trip, then runs the load with every combination of the given values, or
-/// with some of them where there are too many, runs the best again until it is clear which is best, and prints TOML to
-/// paste with a reason for each key. Exit codes: 0 done; 1 failed; 3 done, but nothing keeps the goal's condition.
+/// Measures the tails of fsync and of the round trip under the load, then runs it with every combination of the given
+/// values, or with some of them where there are too many, runs the best again until it is clear which is best, and prints
+/// TOML to paste with a reason for each key. Exit codes: 0 done; 1 failed; 3 done, but what is printed does not keep the
+/// goal's condition, or a run with it failed.
 #[derive(Clone, Debug, Args)]
 pub struct TuneArgs {
     /// A key of the configuration with the values to try: wal.mode=direct,mapped or wal.max_batch_bytes=2MiB..16MiB (powers
@@ -57,7 +58,7 @@ pub struct TuneArgs {
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_time)]
     pub budget: Duration,
 
-    /// The most runs of one configuration
+    /// The most runs of each of the best, and the most pairs of runs in each comparison after that
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
 
@@ -315,19 +316,22 @@ async fn tune(
     };
     let mut advised = advise(space, goal, &outcome, Some(&tails))?;
     let mut pairs = None;
-    if advised.config != as_it_is {
-        let seen = compare(&advised).await?;
-        if seen.after.elections > seen.before.elections && !advised.timeouts.is_empty() {
-            advised = advise(space, goal, &outcome, None)?;
-            advised.note = Some(format!(
-                "The timeouts that follow from the tails are left out: {} elections began under load with them, {} without.",
-                seen.after.elections, seen.before.elections
-            ));
-            if advised.config != as_it_is {
-                pairs = Some(compare(&advised).await?);
+    while advised.config != as_it_is && pairs.is_none() {
+        match compare(&advised).await {
+            Ok(seen)
+                if seen.after.elections > seen.before.elections && !advised.timeouts.is_empty() =>
+            {
+                advised = advise(space, goal, &outcome, None)?;
+                advised.note = Some(format!(
+                    "The timeouts that follow from the tails are left out: {} elections began under load with them, {} without.",
+                    seen.after.elections, seen.before.elections
+                ));
             }
-        } else {
-            pairs = Some(seen);
+            Ok(seen) => pairs = Some(seen),
+            Err(error) => {
+                advised.failed = Some(format!("{error:#}"));
+                break;
+            }
         }
     }
     conclude(
@@ -473,6 +477,8 @@ struct Advised {
     timeouts: Vec<Advice>,
     /// What was left out, and why.
     note: Option<String>,
+    /// Why it could not be run in turn with the configuration as it is, if a run failed.
+    failed: Option<String>,
     toml: String,
     /// The configuration as it is with the above pasted.
     config: Config,
@@ -512,6 +518,7 @@ fn advise(space: &Space, goal: Goal, outcome: &Outcome, tails: Option<&Tails>) -
             sweep,
             timeouts,
             note: None,
+            failed: None,
             toml,
             config,
         }),
@@ -542,13 +549,8 @@ fn conclude(
         workload,
         ..
     } = runner;
-    let judged = pairs.map_or(outcome.trials[0].runs(), |pairs| &pairs.after);
-    let is_met = goal.is_met(judged);
+    let (is_met, verdict) = judge(goal, outcome.trials[0].runs(), advised, pairs);
     let toml = &advised.toml;
-    let mut verdict = verdict(goal, judged, pairs);
-    if let Some(note) = &advised.note {
-        verdict = format!("{verdict} {note}");
-    }
     setting.screen.clear();
     setting.screen.line(&format!("\n{}", table(space, outcome)));
     setting.screen.line(&how(outcome, runner.begun_runs.get()));
@@ -642,6 +644,25 @@ fn how(outcome: &Outcome, runs: u32) -> String {
         );
     }
     text
+}
+
+/// Whether what is to be pasted keeps the goal's condition, and what there is to say of it. It is `as_it_is` if there are no
+/// `pairs`.
+fn judge(goal: Goal, as_it_is: &Runs, advised: &Advised, pairs: Option<&Pairs>) -> (bool, String) {
+    let judged = pairs.map_or(as_it_is, |pairs| &pairs.after);
+    let (is_met, mut text) = match &advised.failed {
+        None => (goal.is_met(judged), verdict(goal, judged, pairs)),
+        Some(why) => (
+            false,
+            format!(
+                "A run failed when what is to be pasted was held against the configuration as it is: {why}. What it gains is not known."
+            ),
+        ),
+    };
+    if let Some(note) = &advised.note {
+        text = format!("{text} {note}");
+    }
+    (is_met, text)
 }
 
 /// What that which is to be pasted is worth, and whether it keeps the goal's condition. `judged` are its runs.
@@ -940,5 +961,18 @@ mod tests {
         assert!(outlasts_tails(&with(250), &with(150), least).is_ok());
         // What is there anyway is what the others are compared with.
         assert!(outlasts_tails(&with(150), &with(150), least).is_ok());
+    }
+
+    #[test]
+    fn a_run_that_fails_at_the_end_leaves_the_rest_known() {
+        let goal = Goal::Throughput { p99_us: 5_000.0 };
+        let as_it_is = runs(goal, &[(1000.0, 4e3)]);
+        let mut advised = advised("", "batch.turn_events=1024,2048", 0, 10.0).unwrap();
+        assert!(judge(goal, &as_it_is, &advised, None).0);
+        advised.failed = Some("the disk is full".to_owned());
+        advised.note = Some("Something is left out.".to_owned());
+        let (is_met, text) = judge(goal, &as_it_is, &advised, None);
+        assert!(!is_met && text.contains("the disk is full"), "{text}");
+        assert!(text.ends_with("Something is left out."), "{text}");
     }
 }
