@@ -447,7 +447,7 @@ async fn one_run<T>(
         rate: measured.answered as f64 / measured.seconds,
         p99_us: measured.due.all().value_at_quantile(0.99) as f64 / 1e3,
         answered: measured.answered,
-        due: measured.due.operations(),
+        due: measured.due.proposals.len() + measured.due.reads.len(),
         elections: measured.totals.elections,
         void: stats::void(workload.pace, measured.answered, lag),
     };

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use polyraft::{Error, GroupId, Index, Role, Term};
+use polyraft::{Error, GroupId, Index, Life, Role, Term};
 use polyraft_raft::LogPosition;
 use polyraft_storage::sim::{Keep, KeepNames};
 use polyraft_storage::{Disk, exported};
@@ -14,12 +14,15 @@ use super::machine;
 use super::pending::Pending;
 use super::world::{Phase, World};
 
+/// A group that a node leads, in which life and in which term.
+type Reign = (GroupId, Option<Life>, Term);
+
 /// What was asked and not answered.
 #[derive(Default)]
 pub(super) struct Requests {
     snapshots: Pending<GroupId, LogPosition>,
     /// With what the node led when it was asked.
-    drains: Pending<Vec<(GroupId, Term)>, u64>,
+    drains: Pending<Vec<Reign>, u64>,
 }
 
 impl Requests {
@@ -129,7 +132,7 @@ impl World {
             if answer == Ok(0) {
                 // What it was given since then does not count.
                 let now = self.led_by(node);
-                if let Some((group, term)) = led.iter().find(|led| now.contains(led)) {
+                if let Some((group, _, term)) = led.iter().find(|led| now.contains(led)) {
                     let what = format!("node {node} was drained, and leads term {term} still");
                     self.fail(broken("drain", *group, what));
                 }
@@ -142,15 +145,16 @@ impl World {
         }
     }
 
-    /// The groups that a node leads, and the terms.
-    fn led_by(&self, node: u64) -> Vec<(GroupId, Term)> {
+    /// The groups that a node leads. A later life begins with the first term again.
+    fn led_by(&self, node: u64) -> Vec<Reign> {
         let Some(sim) = &self.hosts[node as usize].node else {
             return Vec::new();
         };
         let groups = (1..=self.plan.members.len() as u64).map(GroupId);
         let replicas = groups.filter_map(|group| sim.replica(group));
         let led = replicas.filter(|(core, fault)| fault.is_none() && core.role() == Role::Leader);
-        led.map(|(core, _)| (core.id(), core.term())).collect()
+        led.map(|(core, _)| (core.id(), sim.life(core.id()), core.term()))
+            .collect()
     }
 
     /// Nobody waits for anything any more.
