@@ -54,6 +54,7 @@ impl World {
             // Whoever is down comes back, and groups elect leaders.
             let most = self.plan.config.election.timeout_max.as_micros() as u64;
             wait = wait * SELDOM + self.plan.downtime_us + 4 * most;
+            self.end_of_unnoticed_bad_disks();
         }
         self.push(self.now + wait, Event::Fault);
         let weights = self.plan.weights;
@@ -573,6 +574,17 @@ impl World {
         if host.has_bad_disk && (self.is_healed || self.now >= host.bad_until) {
             host.disk.heal();
             host.has_bad_disk = false;
+        }
+    }
+
+    /// A node whose log writes nothing does not fail with its disk, and is not restarted for it; but it remembers no peers, and so
+    /// takes none.
+    fn end_of_unnoticed_bad_disks(&mut self) {
+        for node in 1..=self.plan.nodes {
+            let sim = self.hosts[node as usize].node.as_ref();
+            if sim.is_some_and(|sim| sim.fault().is_none()) {
+                self.end_of_bad_disk(node);
+            }
         }
     }
 
