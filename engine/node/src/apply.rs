@@ -279,14 +279,16 @@ pub(crate) struct Applier<M> {
     held: FxHashMap<GroupId, Index>,
     /// Groups that take nothing any more, because they are to be merged.
     frozen: FxHashMap<GroupId, Frozen>,
+    /// Why replicas were taken out of service whose state machines keepers have.
+    quarantined: FxHashMap<GroupId, String>,
     /// Empty between groups.
     dedup: Deduplication,
 }
 
 enum Machine<M> {
     Running(M),
-    /// A keeper has it. If the replica was taken out of service since: why.
-    Lent(Life, Option<String>),
+    /// A keeper has it.
+    Lent(Life),
     Stopped(String),
 }
 
@@ -311,6 +313,7 @@ impl<M: StateMachine> Applier<M> {
             witnesses: FxHashSet::default(),
             held: FxHashMap::default(),
             frozen: FxHashMap::default(),
+            quarantined: FxHashMap::default(),
             dedup: Deduplication::default(),
         }
     }
@@ -365,7 +368,7 @@ impl<M: StateMachine> Applier<M> {
                 guarded(|| machine.snapshot().map_err(|error| error.to_string()))
             }
             Some(Machine::Stopped(reason)) => Err(reason.clone()),
-            Some(Machine::Lent(..)) | None => Err("the state machine is being replaced".to_owned()),
+            Some(Machine::Lent(_)) | None => Err("the state machine is being replaced".to_owned()),
         };
         match frozen {
             Ok(state) => {
@@ -386,9 +389,11 @@ impl<M: StateMachine> Applier<M> {
 
     /// A replica was taken out of service, for whatever reason: nobody may be shown its state any more.
     fn quarantine(&mut self, group: GroupId, reason: String) {
-        match self.machines.get_mut(group) {
+        match self.machines.get(group) {
             Some(Machine::Running(_)) => self.stop(group, &reason),
-            Some(Machine::Lent(_, fault)) => *fault = Some(reason),
+            Some(Machine::Lent(_)) => {
+                self.quarantined.insert(group, reason);
+            }
             Some(Machine::Stopped(_)) | None => {}
         }
     }
@@ -408,7 +413,7 @@ impl<M: StateMachine> Applier<M> {
     fn lend(&mut self, file: SnapshotFile, held: Index) {
         let group = file.meta.group;
         let life = file.meta.life().unwrap_or_default();
-        match self.machines.insert(group, Machine::Lent(life, None)) {
+        match self.machines.insert(group, Machine::Lent(life)) {
             Some(Machine::Running(machine)) => {
                 let machine = Box::new(machine);
                 let job = Job::Restore {
@@ -449,12 +454,9 @@ impl<M: StateMachine> Applier<M> {
             }
             Err(reason) => (Machine::Stopped(reason), None),
         };
-        if let Some(Machine::Lent(lent, fault)) = self.machines.get_mut(group)
-            && *lent == life
-        {
-            let fault = fault.take();
+        if matches!(self.machines.get(group), Some(Machine::Lent(lent)) if *lent == life) {
             self.machines.insert(group, machine);
-            if let Some(reason) = fault {
+            if let Some(reason) = self.quarantined.remove(&group) {
                 return self.stop(group, &reason);
             }
             self.sessions.remove(&group);
@@ -483,9 +485,10 @@ impl<M: StateMachine> Applier<M> {
         self.forget_sessions(group);
         self.lives.remove(&group);
         self.witnesses.remove(&group);
+        self.quarantined.remove(&group);
         match self.machines.remove(group) {
             // A keeper is using it. The rest is done when it comes back.
-            Some(Machine::Lent(..)) => return self.leaving.push((group, life, slot)),
+            Some(Machine::Lent(_)) => return self.leaving.push((group, life, slot)),
             Some(machine) => drop_guarded(machine),
             None => {}
         }
@@ -640,7 +643,7 @@ impl<M: StateMachine> Applier<M> {
         let applied = match self.machines.get_mut(work.group) {
             Some(Machine::Running(machine)) => run(machine, entries, &mut self.replies),
             Some(Machine::Stopped(reason)) => Err(reason.clone()),
-            Some(Machine::Lent(..)) | None => {
+            Some(Machine::Lent(_)) | None => {
                 unreachable!("a group is applied only while its state machine is open")
             }
         };
@@ -676,10 +679,13 @@ impl<M: StateMachine> Applier<M> {
                 guarded(|| machine.query(query).map_err(|error| error.to_string()))
                     .map_err(Error::Query)
             }
-            Some(Machine::Stopped(reason) | Machine::Lent(_, Some(reason))) => Err(Error::Fault {
+            Some(Machine::Stopped(reason)) => Err(Error::Fault {
                 reason: reason.clone(),
             }),
-            Some(Machine::Lent(_, None)) => Err(Error::Restoring { group }),
+            Some(Machine::Lent(_)) => match self.quarantined.get(&group).cloned() {
+                Some(reason) => Err(Error::Fault { reason }),
+                None => Err(Error::Restoring { group }),
+            },
             None if self.witnesses.contains(&group) => Err(Error::Witness { hint: None }),
             None => Err(Error::NoSuchGroup { group }),
         }

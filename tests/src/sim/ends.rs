@@ -222,7 +222,7 @@ impl World {
                     let may_have_it = |host: &Host| match &host.node {
                         Some(node) => node.life(group).is_some_and(|life| life.get() >= next),
                         // Who told of it may be down by now.
-                        None => true,
+                        None => !host.is_dead,
                     };
                     if !hosts.into_iter().any(may_have_it) {
                         let what = format!("it is there already, and nobody has its life {next}");

@@ -187,6 +187,10 @@ impl State {
                     self.delays.samples += 1;
                     self.delays.total_us += micros_since(since);
                 }
+                // Nothing more may come: then what is left is all that waits.
+                if !self.frames.is_empty() {
+                    *sample = Some((self.frames.len(), Instant::now()));
+                }
             }
         }
     }
@@ -248,19 +252,19 @@ mod tests {
         queue.push(frame(1)).unwrap();
         poll(queue.next(1, 1, &mut batch));
         assert_eq!(queue.delays().samples, 1);
-        // The first of three is looked at; the others leave without.
+        // Of three the first is looked at, and then the last.
         (0..3).for_each(|_| queue.push(frame(1)).unwrap());
-        for samples in [2, 2, 2] {
+        for samples in [2, 2, 3] {
             batch.clear();
             poll(queue.next(1, 1, &mut batch));
             assert_eq!(queue.delays().samples, samples);
         }
-        // One that comes while others wait leaves behind them.
+        // Those that come while one is looked at leave behind it.
         (0..2).for_each(|_| queue.push(frame(1)).unwrap());
         batch.clear();
         poll(queue.next(1, 1, &mut batch));
         (0..2).for_each(|_| queue.push(frame(1)).unwrap());
-        for samples in [3, 4, 4] {
+        for samples in [5, 5, 6] {
             batch.clear();
             poll(queue.next(1, 1, &mut batch));
             assert_eq!(queue.delays().samples, samples);
@@ -269,7 +273,7 @@ mod tests {
         queue.push(frame(1)).unwrap();
         queue.close();
         let delays = queue.delays();
-        assert_eq!((delays.samples, delays.oldest_us), (4, 0));
+        assert_eq!((delays.samples, delays.oldest_us), (6, 0));
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(super) struct Shared {
     pub counters: Counters,
     pub doorbell: Arc<Doorbell>,
     peers: RwLock<HashMap<NodeId, Arc<Peer>>>,
+    /// Delays in front of the lanes to nodes that are no peers any more: counters must not go back.
+    former: Mutex<NetworkStats>,
     next_link: AtomicU64,
     stopping: watch::Sender<bool>,
     /// The last refusal of a node that nothing is known of.
@@ -49,6 +51,7 @@ impl Shared {
             counters: Counters::default(),
             doorbell: Arc::default(),
             peers: RwLock::default(),
+            former: Mutex::default(),
             next_link: AtomicU64::new(1),
             stopping: watch::Sender::new(false),
             last_stranger: Mutex::default(),
@@ -85,7 +88,13 @@ impl Shared {
 
     /// Everything that is counted, of the links and of their lanes.
     pub fn stats(&self) -> NetworkStats {
-        let mut stats = self.counters.read();
+        let former = *self.former.lock();
+        let mut stats = NetworkStats {
+            liveness_delays: former.liveness_delays,
+            append_delays: former.append_delays,
+            snapshot_delays: former.snapshot_delays,
+            ..self.counters.read()
+        };
         for peer in self.peers.read().values() {
             peer.add_delays(&mut stats);
         }
@@ -110,7 +119,21 @@ impl Shared {
 
     /// Takes a peer out of the table.
     pub fn remove_peer(&self, node: NodeId) -> Option<Arc<Peer>> {
-        self.peers.write().remove(&node)
+        let peer = self.peers.write().remove(&node)?;
+        let mut former = self.former.lock();
+        peer.add_delays(&mut former);
+        // Nothing waits there any more.
+        let NetworkStats {
+            liveness_delays,
+            append_delays,
+            snapshot_delays,
+            ..
+        } = &mut *former;
+        for delays in [liveness_delays, append_delays, snapshot_delays] {
+            delays.oldest_us = 0;
+        }
+        drop(former);
+        Some(peer)
     }
 
     pub fn client_config(

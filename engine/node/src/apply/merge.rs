@@ -133,7 +133,7 @@ impl<M: StateMachine> Applier<M> {
                 let is_welcome = match self.machines.get(group) {
                     Some(Machine::Running(machine)) => guarded(|| Ok(machine.can_merge(&merge)))?,
                     Some(Machine::Stopped(reason)) => return Err(reason.clone()),
-                    Some(Machine::Lent(..)) | None => false,
+                    Some(Machine::Lent(_)) | None => false,
                 };
                 Ok(MergeAnswer::Opened {
                     attempt,
@@ -172,7 +172,7 @@ impl<M: StateMachine> Applier<M> {
                     merged.map_err(|error| error.to_string())
                 })?,
                 Some(Machine::Stopped(reason)) => return Err(reason.clone()),
-                Some(Machine::Lent(..)) | None => {
+                Some(Machine::Lent(_)) | None => {
                     unreachable!("a group is applied only while its state machine is open")
                 }
             }

@@ -42,7 +42,7 @@ impl<M: StateMachine> Applier<M> {
                 frozen.map_err(|error| error.to_string())
             }),
             // It is restored from a snapshot of a later place, or gone.
-            Some(Machine::Lent(..)) | None => return,
+            Some(Machine::Lent(_)) | None => return,
             Some(Machine::Stopped(reason)) => Err(reason.clone()),
         };
         let news = match frozen {
@@ -96,7 +96,7 @@ impl<M: StateMachine> Applier<M> {
                 Ok(true)
             }),
             Some(Machine::Stopped(reason)) => Err(reason.clone()),
-            Some(Machine::Lent(..)) | None => {
+            Some(Machine::Lent(_)) | None => {
                 unreachable!("a group is applied only while its state machine is open")
             }
         };

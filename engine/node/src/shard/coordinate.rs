@@ -573,8 +573,13 @@ impl Shard {
                 found.extend(more);
                 self.finish_request(at);
             }
-            // Members that took over before a majority of those before them ended are known to one of that majority.
-            What::Destroy { members, .. } => {
+            // Members that took over before a majority of those before them ended are known to one of that majority. Those of a
+            // group that was merged were settled before.
+            What::Destroy {
+                members,
+                only_this_life: false,
+                ..
+            } => {
                 let now_known = lives_found(&more).into_values();
                 add_members(members, now_known.flat_map(|known| known.members));
             }

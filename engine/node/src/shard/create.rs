@@ -144,6 +144,7 @@ impl Shard {
         grounds: EndGrounds,
     ) {
         let (mut later, mut former) = (Vec::new(), Vec::new());
+        self.ends.forget_former(self.now);
         for (group, life) in self.mine(groups) {
             if grounds == EndGrounds::Word && self.log.has_lost_life(group) {
                 // What the log lost may be a later life, which must not begin a second time. The replica is known to whoever asks.
@@ -153,6 +154,7 @@ impl Shard {
             let here = self.life_of(group);
             later.extend(here.map(|here| (group.0, here)));
             let members = self.ends.former_members(group, life);
+            let members = members.filter(|_| grounds == EndGrounds::Survey);
             former.extend(members.map(|members| Found {
                 groups: group.0..group.0 + 1,
                 life,

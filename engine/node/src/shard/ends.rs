@@ -4,8 +4,10 @@
 
 use std::collections::VecDeque;
 
-use polyraft_raft::{Configuration, Env, Group, GroupId, Life, Restored, Role, Tick, WriteId};
-use polyraft_storage::{Lsn, Tombstone};
+use polyraft_raft::{
+    Configuration, Env, Group, GroupId, Life, NodeId, Restored, Role, Tick, WriteId,
+};
+use polyraft_storage::{Ending, Lsn, Tombstone};
 use rustc_hash::FxHashMap;
 
 use super::coordinate::TIMEOUT;
@@ -19,6 +21,13 @@ use crate::wire::Fate;
 
 /// For how long the members of a group are kept whose replica ended, in microseconds: longer than anybody waits for its end.
 const KEPT_FOR: u64 = 4 * TIMEOUT;
+
+/// Who belonged to a group whose replica has ended.
+struct Former {
+    life: Life,
+    members: Configuration,
+    until: Tick,
+}
 
 /// What ended on a shard, until nothing is left of it.
 #[derive(Default)]
@@ -35,10 +44,10 @@ pub(super) struct Ends {
     husks: VecDeque<(Lsn, u32)>,
     /// When a replica ended the last time.
     last_at: Option<Tick>,
-    /// The members of the groups whose replicas ended not long ago, as those knew them last.
-    former: FxHashMap<GroupId, (Life, Configuration)>,
-    /// Until when these are kept, in order.
-    former_until: VecDeque<(Tick, GroupId, Life)>,
+    /// The members of the groups whose replicas ended not long ago, as those knew them last, and until when that is kept.
+    former: FxHashMap<GroupId, Former>,
+    /// The same times, in order.
+    former_until: VecDeque<(Tick, GroupId)>,
     /// A tombstone was written that has no batch yet.
     has_fresh_tombstone: bool,
     /// The batch of the newest one that has.
@@ -85,25 +94,36 @@ impl Ends {
     /// The members of a group as the replica knew them that ended here in this life. Whoever has to know of its end asks again for
     /// a while, and the tombstone does not say it.
     pub(super) fn former_members(&self, group: GroupId, life: Life) -> Option<&Configuration> {
-        let (of, members) = self.former.get(&group)?;
-        (*of == life).then_some(members)
+        let former = self.former.get(&group)?;
+        (former.life == life).then_some(&former.members)
     }
 
     /// Forgets the members of groups whose replicas ended long ago.
     pub(super) fn forget_former(&mut self, now: Tick) {
-        let is_old = |(until, ..): &mut (Tick, GroupId, Life)| *until <= now;
-        while let Some((_, group, life)) = self.former_until.pop_front_if(is_old) {
-            if self.former.get(&group).is_some_and(|(of, _)| *of == life) {
+        let is_old = |(until, _): &mut (Tick, GroupId)| *until <= now;
+        while let Some((until, group)) = self.former_until.pop_front_if(is_old) {
+            // It may have ended again since.
+            if (self.former.get(&group)).is_some_and(|former| former.until == until) {
                 self.former.remove(&group);
             }
         }
     }
 
+    /// When the members of a group are to be forgotten next.
+    pub(super) fn forgets_at(&self) -> Option<Tick> {
+        self.former_until.front().map(|(until, _)| *until)
+    }
+
     fn keep_members(&mut self, group: GroupId, life: Life, members: Configuration, now: Tick) {
         self.forget_former(now);
-        self.former.insert(group, (life, members));
         let until = now.after(KEPT_FOR);
-        self.former_until.push_back((until, group, life));
+        let former = Former {
+            life,
+            members,
+            until,
+        };
+        self.former.insert(group, former);
+        self.former_until.push_back((until, group));
     }
 
     /// A slot to use again.
@@ -128,6 +148,18 @@ impl Ends {
             .extend(fresh.map(|(group, task)| (lsn, group, task)));
         self.husks
             .extend(self.left.drain(..).map(|slot| (lsn, slot)));
+    }
+}
+
+/// Who may go on without a replica that ends with these members in its log, as far as it can tell.
+fn members_after(members: Configuration, ending: Ending, node: NodeId) -> Option<Configuration> {
+    match ending {
+        Ending::Destroyed => Some(members),
+        // That it was removed is committed, so those that it knows from before decide nothing any more.
+        Ending::Removed if members.is_joint() => {
+            Some(Configuration::simple(members.voters().iter().copied()))
+        }
+        Ending::Removed => Some(members).filter(|members| !members.contains(node)),
     }
 }
 
@@ -166,7 +198,9 @@ impl Shard {
             self.told.note(group, over, self.now);
         }
         let Some(ended) = here else { return };
-        if let Some((_, Fate::Here(members) | Fate::Stays(members))) = self.fate_of(group) {
+        if let Some((_, Fate::Here(members) | Fate::Stays(members))) = self.fate_of(group)
+            && let Some(members) = members_after(members, ending, self.shared.node)
+        {
             self.ends.keep_members(group, ended, members, self.now);
         }
         #[cfg(feature = "sim")]

@@ -268,6 +268,8 @@ pub(crate) struct Shard {
     durable: Lsn,
     /// When the shard first wrote into each batch that is not durable yet.
     submissions: VecDeque<(Lsn, Tick)>,
+    /// Replicas that this turn took out of service: their state machines are stopped behind what it hands out.
+    quarantined: Vec<(GroupId, String)>,
     /// When the batches were handed over that the apply workers have, in that order.
     applying: VecDeque<Tick>,
     /// The proposal whose commit is waited for, to know how long that takes.
@@ -434,6 +436,7 @@ impl Shard {
             submitted: Lsn(0),
             durable: Lsn(0),
             submissions: VecDeque::new(),
+            quarantined: Vec::new(),
             applying: VecDeque::new(),
             sample: None,
             deferred: VecDeque::new(),
@@ -826,7 +829,8 @@ impl Shard {
         }
         self.outbox.clear();
         self.ready = None;
-        // It leads nobody and hears nobody any more, whatever was shown last.
+        // It leads nobody, hears nobody and counts no answer any more, whatever was shown last.
+        self.shared.counters.waiting(self.index).apply.set(0);
         let counters = self.counters();
         counters.led.set(0);
         counters.leaderless.set(counters.groups.get());

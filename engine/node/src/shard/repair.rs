@@ -20,7 +20,6 @@ use polyraft_raft::{Event, GroupId, Index, NodeId, Removed, Role, Term, Tick, vo
 use polyraft_storage::{Ending, ReadError, Tombstone};
 
 use super::{Payloads, Shard, leads};
-use crate::apply::Task;
 use crate::error::Error;
 use crate::event::Claim;
 use crate::wire::{Grounds, Wants, Welcome};
@@ -122,8 +121,7 @@ impl Shard {
         self.members.fail(group, &error);
         self.merges.fail(group, &error);
         replica.fault = Some(reason.clone());
-        let task = Task::Quarantine { group, reason };
-        self.shared.worker_of(group).send(task);
+        self.quarantined.push((group, reason));
         self.answer_snapshot(slot, Err(error));
         self.forget_transfers(group);
         let replica = &mut self.replicas[slot as usize];

@@ -1,6 +1,6 @@
 //! What a burst leaves behind: lists as long as there are groups, frames, turns that nobody will read again. A shard that has
 //! written nothing for a while gives it back, so that an idle group costs its own state and nothing else.
-//! It must never touch what is under way, nor come back before something was written again.
+//! It must never touch what is under way, nor come back before something was written again, unless there is something to forget.
 
 use polyraft_raft::Tick;
 
@@ -16,7 +16,7 @@ const KEPT: usize = 64;
 /// When a shard gives memory back.
 #[derive(Debug)]
 pub(super) struct Trim {
-    /// Unless something is written before. Absent: nothing was since the last time.
+    /// Unless something is written before. Absent: nothing was since the last time, and there is nothing to forget.
     due_at: Option<Tick>,
 }
 
@@ -65,6 +65,7 @@ impl Shard {
         self.queues.trim();
         self.outgoing.trim();
         self.ends.forget_former(self.now);
+        self.trim.due_at = self.ends.forgets_at();
         self.ends.shrink_to(KEPT);
         self.log.trim();
         self.wal.trim();

@@ -306,7 +306,9 @@ impl Shard {
         self.histograms()
             .apply_us
             .record(self.now.since(batch.sent));
-        self.applying.pop_front();
+        // Workers need not end in the order in which they began.
+        let sent = self.applying.iter().position(|sent| *sent == batch.sent);
+        sent.and_then(|at| self.applying.remove(at));
         batch.clear();
         self.spare_batches.push(batch);
     }
@@ -484,6 +486,11 @@ impl Shard {
                 self.applying.push_back(self.now);
                 self.shared.workers[worker].send(Task::Apply(full));
             }
+        }
+        // What was committed before is applied, and its callers are answered.
+        for (group, reason) in self.quarantined.drain(..) {
+            let task = Task::Quarantine { group, reason };
+            self.shared.worker_of(group).send(task);
         }
     }
 

@@ -320,3 +320,35 @@ fn an_id_is_not_used_again_while_a_group_waits_for_whoever_had_it() {
     create(&mut alone).unwrap();
     assert_eq!(alone.shard.life_of(TARGET), Life::FIRST.next().into());
 }
+
+/// Whoever was removed knows of members who decide nothing any more, and may be switched off.
+#[test]
+fn who_was_removed_tells_only_of_those_that_go_on_without_it() {
+    let nodes = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
+    let simple = |ids: &[u64]| Configuration::simple(nodes(ids));
+    let joint = Configuration::joint(nodes(&[4, 5]), nodes(&[1, 2, 3]), [], []);
+    let node = NodeId(1);
+    let after = |members: &Configuration, ending| members_after(members.clone(), ending, node);
+    for members in [simple(&[1, 2, 3]), joint.clone(), simple(&[4, 5])] {
+        let told = after(&members, Ending::Destroyed);
+        assert_eq!(told, Some(members));
+    }
+    assert_eq!(after(&simple(&[1, 2, 3]), Ending::Removed), None);
+    assert_eq!(after(&joint, Ending::Removed), Some(simple(&[4, 5])));
+    let without = simple(&[4, 5]);
+    assert_eq!(after(&without, Ending::Removed), Some(without));
+}
+
+/// Before, the first time of two was when the second end was forgotten.
+#[test]
+fn the_members_of_a_replica_that_ended_twice_are_kept_from_its_second_end_on() {
+    let mut ends = Ends::default();
+    let members = || Configuration::simple([NodeId(1)]);
+    let [first, second] = [Tick(1), Tick(KEPT_FOR)];
+    ends.keep_members(GROUP, Life::FIRST, members(), first);
+    ends.keep_members(GROUP, Life::FIRST, members(), second);
+    ends.forget_former(first.after(KEPT_FOR));
+    assert!(ends.former_members(GROUP, Life::FIRST).is_some());
+    ends.forget_former(second.after(KEPT_FOR));
+    assert!(ends.former_members(GROUP, Life::FIRST).is_none());
+}
