@@ -46,10 +46,18 @@ pub fn of_sweep(space: &Space, outcome: &Outcome, goal: Goal) -> Vec<Advice> {
     params
         .enumerate()
         .map(|(at, ((param, chosen), base))| {
-            let check = outcome.checks.iter().find(|check| check.param == at);
+            let mut checks = outcome.checks.iter().filter(|check| {
+                let mut keys = check.keys.iter();
+                keys.any(|(param, _)| *param == at)
+            });
+            // What was compared alone may have gone back with another key later.
+            let check = match chosen {
+                Some(_) => checks.next(),
+                None => checks.next_back(),
+            };
             let mut reason = check.map_or_else(
                 || "no value that was tried came out ahead of the one that it has.".to_owned(),
-                |check| reason(check, goal, &param.values[check.value], &base),
+                |check| of_check(space, check, goal),
             );
             if chosen.is_some() && param.key == "wal.lanes" {
                 reason += " Only new data directories can have it: the number of lanes is fixed when one is made.";
@@ -62,6 +70,28 @@ pub fn of_sweep(space: &Space, outcome: &Outcome, goal: Goal) -> Vec<Advice> {
             }
         })
         .collect()
+}
+
+/// What the runs of a check say.
+fn of_check(space: &Space, check: &Check, goal: Goal) -> String {
+    let (params, base) = (space.params(), space.base_values());
+    let value = |of: &(usize, usize)| params[of.0].values[of.1].as_str();
+    if let [only] = &check.keys[..] {
+        return reason(check, goal, value(only), &base[only.0]);
+    }
+    let list = |value: &dyn Fn(&(usize, usize)) -> String| {
+        let texts = check
+            .keys
+            .iter()
+            .map(|of| format!("{}={}", params[of.0].key, value(of)));
+        texts.collect::<Vec<_>>().join(" ")
+    };
+    let with = list(&|of| value(of).to_owned());
+    let as_it_is = list(&|of| base[of.0].clone());
+    format!(
+        "these keys were compared together: {}",
+        reason(check, goal, &with, &as_it_is)
+    )
 }
 
 fn reason(check: &Check, goal: Goal, value: &str, base: &str) -> String {
@@ -330,8 +360,7 @@ mod tests {
             pairs.add(goal, &seen(*before), &seen(*after));
         }
         Check {
-            param,
-            value: 1,
+            keys: vec![(param, 1)],
             is_better: pairs.is_better(),
             pairs,
             failed: None,
@@ -375,6 +404,34 @@ mod tests {
         assert_eq!((config.shards.count, config.batch.turn_events), (2, 4096));
         let is_short = |line: &str| line.chars().count() <= 102;
         assert!(text.lines().all(is_short), "{text}");
+    }
+
+    #[test]
+    fn keys_that_were_compared_together_are_said_to_have_been() {
+        let texts = ["shards.count=1,2", "wal.lanes=1,2"];
+        let lanes = check(1, &[(1000.0, 1500.0), (1010.0, 1510.0)]);
+        let together = |rates: &[(f64, f64)]| Check {
+            keys: vec![(0, 1), (1, 1)],
+            ..check(0, rates)
+        };
+        let better = together(&[(1000.0, 1700.0), (1010.0, 1710.0)]);
+        let advice = swept(texts, [Some(1); 2], vec![lanes.clone(), better]);
+        let both = "with shards.count=2 wal.lanes=2 against 1,005 op/s at p99 1.00 ms with shards.count=1 wal.lanes=1";
+        assert!(advice[0].reason.contains(both), "{}", advice[0].reason);
+        assert!(
+            advice[1].reason.contains("with 2 against"),
+            "{}",
+            advice[1].reason
+        );
+        // Whatever the lanes showed alone, they went back with the shards.
+        let equal = together(&[(1000.0, 1010.0), (1010.0, 1000.0)]);
+        for advice in swept(texts, [None; 2], vec![lanes, equal]) {
+            assert!(
+                advice.reason.contains("no measurable effect"),
+                "{}",
+                advice.reason
+            );
+        }
     }
 
     #[test]

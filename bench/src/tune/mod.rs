@@ -557,7 +557,7 @@ fn conclude(
     setting.screen.line(&verdict);
     setting.screen.line(&format!("\n{toml}"));
     let tuned = Tuned {
-        format: 2,
+        format: 3,
         kind: "tune",
         engine: Engine::here(),
         build: BUILD,

@@ -28,16 +28,14 @@ impl Trial {
     }
 }
 
-/// What one key of the best is worth.
+/// What one key of the best is worth, or several that go back together only.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
-    /// Position of the parameter.
-    pub param: usize,
-    /// Position of the value that it has in the best.
-    pub value: usize,
-    /// Runs with the key as it is, and with the value; the rest is equal. Empty if there was no time.
+    /// Positions of the parameters, one at least, each with that of the value that it has in the best.
+    pub keys: Vec<(usize, usize)>,
+    /// Runs with the keys as they are, and with the values; the rest is equal. Empty if there was no time.
     pub pairs: Pairs,
-    /// Whether the value is clearly better. If not, the key stays as it is.
+    /// Whether the values are clearly better. If not, the keys stay as they are.
     pub is_better: bool,
     /// Why a run failed, if one did.
     pub failed: Option<String>,
@@ -332,25 +330,25 @@ impl<R: AsyncFnMut(&Point, u64) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B
     }
 
     /// Compares each key of the best with what it is anyway, the rest equal, and takes it back if it is not clearly better:
-    /// among many values one is the best by chance. One key after the other, so that of two that do the same one stays.
+    /// among many values one is the best by chance. One key after the other, so that of two that do the same one stays. What
+    /// is chosen goes together at every step.
     async fn take_back(&mut self, best: usize) -> (Point, Vec<Check>) {
         let mut chosen = self.trials[best].point.clone();
         let mut checks: Vec<Check> = Vec::new();
         let count = self.rules.rounds.min(CHECKS) as u64;
-        for param in 0..chosen.len() {
-            let Some(value) = chosen[param] else {
-                continue;
-            };
-            let mut without = chosen.clone();
-            without[param] = None;
-            let (with, same) = (self.space.config(&chosen), self.space.config(&without));
-            if with.ok() == same.ok() {
+        let mut open = changed(&chosen);
+        while let Some(keys) = self.next_back(&chosen, &open) {
+            open.retain(|param| !keys.contains(param));
+            let without = without(&chosen, &keys);
+            if self.space.config(&chosen).ok() == self.space.config(&without).ok() {
                 chosen = without;
                 continue;
             }
+            let values = keys
+                .iter()
+                .filter_map(|param| Some((*param, chosen[*param]?)));
             let mut check = Check {
-                param,
-                value,
+                keys: values.collect(),
                 pairs: Pairs::default(),
                 is_better: false,
                 failed: None,
@@ -382,6 +380,19 @@ impl<R: AsyncFnMut(&Point, u64) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B
         (chosen, checks)
     }
 
+    /// Which keys of `chosen` to compare next: the first open one that the others go without. One that they do not go without
+    /// waits until the others are decided; then it goes back with as few of them as that takes.
+    fn next_back(&self, chosen: &Point, open: &[usize]) -> Option<Vec<usize>> {
+        let goes_back = |keys: &Vec<usize>| self.space.config(&without(chosen, keys)).is_ok();
+        let first = *open.first()?;
+        let changed = changed(chosen);
+        let alone = open.iter().map(|param| vec![*param]);
+        let others = changed.iter().filter(|param| **param != first);
+        let in_twos = others.map(|other| vec![first, *other]);
+        let found = alone.chain(in_twos).find(goes_back);
+        Some(found.unwrap_or(changed))
+    }
+
     fn is_enough(&self, candidates: &[usize]) -> Option<Stop> {
         let runs = |at: usize| &self.trials[at].raced;
         let counts = candidates.iter().map(|at| runs(*at).count());
@@ -400,6 +411,21 @@ impl<R: AsyncFnMut(&Point, u64) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B
         }
         (fewest >= self.rules.rounds).then_some(Stop::Rounds)
     }
+}
+
+/// The parameters that a point changes.
+fn changed(point: &Point) -> Vec<usize> {
+    let params = (0..point.len()).filter(|param| point[*param].is_some());
+    params.collect()
+}
+
+/// The point with these keys as they are.
+fn without(point: &Point, keys: &[usize]) -> Point {
+    let mut point = point.clone();
+    for key in keys {
+        point[*key] = None;
+    }
+    point
 }
 
 /// Runs two configurations in turn, `count` times each, the order drawn anew each time. `run` makes one run of the second one
@@ -490,6 +516,10 @@ mod tests {
             space,
             rules,
             async |point, _| {
+                assert!(
+                    space.config(point).is_ok(),
+                    "{point:?} does not go together"
+                );
                 runs.set(runs.get() + 1);
                 let rate = model(point) * (0.97 + 0.06 * noise.unit());
                 Ok(seen(rate, 1_000.0))
@@ -612,6 +642,33 @@ mod tests {
         });
         let stays = outcome.chosen.iter().filter(|value| value.is_some());
         assert_eq!(stays.count(), 1, "{:?}", outcome.chosen);
+    }
+
+    #[test]
+    fn keys_that_need_one_another_are_compared_without_leaving_what_goes_together() {
+        // Both are 1 as it is, and one shard cannot write to two lanes.
+        let texts = ["shards.count=1,2", "wal.lanes=1,2"];
+        for (shards, lanes) in [(0, 1), (1, 0)] {
+            let space = space(&[texts[shards], texts[lanes]]);
+            let chosen = |model: fn(usize, usize) -> f64| {
+                let of = |point: &Point| {
+                    let at = |param: usize| point[param].unwrap_or(0) + 1;
+                    model(at(shards), at(lanes))
+                };
+                let (outcome, _) = search_model(&space, 200, 6, of);
+                let values = [shards, lanes].map(|param| outcome.chosen[param]);
+                (values, outcome.checks)
+            };
+            let both = |shards, lanes| if shards * lanes == 4 { 2000.0 } else { 1000.0 };
+            let (values, checks) = chosen(both);
+            assert_eq!(values, [Some(1), Some(1)]);
+            assert_eq!(checks[0].keys, [(lanes, 1)]);
+            assert_eq!(checks[1].keys, [(shards, 1), (lanes, 1)]);
+            // The lanes do nothing.
+            let (values, checks) = chosen(|shards, lanes| 1000.0 * shards as f64 + lanes as f64);
+            assert_eq!(values, [Some(1), None]);
+            assert_eq!(checks.last().unwrap().keys, [(shards, 1)]);
+        }
     }
 
     #[test]
