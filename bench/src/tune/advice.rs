@@ -89,7 +89,7 @@ fn of_check(space: &Space, check: &Check, goal: Goal) -> String {
     let with = list(&|of| value(of).to_owned());
     let as_it_is = list(&|of| base[of.0].clone());
     format!(
-        "these keys were compared together: {}",
+        "these keys together: {}",
         reason(check, goal, &with, &as_it_is)
     )
 }

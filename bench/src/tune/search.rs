@@ -108,9 +108,11 @@ const MIN_RUNS: usize = 3;
 const SHARE_FOR_TRYING: f64 = 0.4;
 /// No more than this share of the budget is kept for what comes after the race.
 const SHARE_AFTER_RACE: f64 = 0.4;
-/// How often each key of the best is compared with what it is anyway.
+/// How often each key of the best is compared with what it is anyway, at most.
 const CHECKS: usize = 5;
-/// The number of the first run of these; the rounds of a race have smaller ones.
+/// How often at least: fewer pairs of runs hardly tell anything from noise.
+const LEAST_CHECKS: usize = 3;
+/// The number of the first run of these, each check has [`CHECKS`] numbers; the rounds of a race have smaller ones.
 const CHECK_ROUNDS: u64 = 1 << 31;
 
 struct Search<'a, R, B> {
@@ -161,7 +163,6 @@ pub async fn search(
         Method::Coordinates
     };
     let (best, stop) = search.race().await?;
-    search.reserve = rules.reserve.min(0.5 * (search.left)());
     let (chosen, checks) = search.take_back(best).await;
     Ok(Outcome {
         best,
@@ -335,9 +336,9 @@ impl<R: AsyncFnMut(&Point, u64) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B
     async fn take_back(&mut self, best: usize) -> (Point, Vec<Check>) {
         let mut chosen = self.trials[best].point.clone();
         let mut checks: Vec<Check> = Vec::new();
-        let count = self.rules.rounds.min(CHECKS) as u64;
         let mut open = changed(&chosen);
         while let Some(keys) = self.next_back(&chosen, &open) {
+            let count = self.pairs_of_check(open.len());
             open.retain(|param| !keys.contains(param));
             let without = without(&chosen, &keys);
             if self.space.config(&chosen).ok() == self.space.config(&without).ok() {
@@ -353,8 +354,8 @@ impl<R: AsyncFnMut(&Point, u64) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B
                 is_better: false,
                 failed: None,
             };
-            if (self.left)() >= self.reserve + 2.0 * count as f64 {
-                let first = CHECK_ROUNDS + checks.len() as u64 * count;
+            if let Some(count) = count {
+                let first = CHECK_ROUNDS + (checks.len() * CHECKS) as u64;
                 let run = async |is_with: bool, number| {
                     let point = if is_with { &chosen } else { &without };
                     (self.run)(point, first + number).await
@@ -380,8 +381,34 @@ impl<R: AsyncFnMut(&Point, u64) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B
         (chosen, checks)
     }
 
+    /// The fewest pairs of runs of a check.
+    fn least_pairs(&self) -> usize {
+        self.rules.rounds.min(LEAST_CHECKS)
+    }
+
+    /// Runs that there is time for beyond the fewest that are kept for what comes after the search.
+    fn left_for_checks(&self) -> f64 {
+        let least = 2.0 * self.least_pairs() as f64;
+        (self.left)() - self.rules.reserve.min(least)
+    }
+
+    /// How many pairs of runs the next of so many checks gets: each has an equal share of the time left, and so has what comes
+    /// after the search, if it needs as much. None if there is no time for the fewest.
+    fn pairs_of_check(&self, checks: usize) -> Option<u64> {
+        let least = self.least_pairs();
+        if self.left_for_checks() < 2.0 * least as f64 {
+            return None;
+        }
+        let left = (self.left)();
+        let after = self.rules.reserve.min(left / (checks + 1) as f64);
+        let share = (left - after) / checks as f64;
+        let pairs = (share / 2.0) as usize;
+        Some(pairs.clamp(least, self.rules.rounds.min(CHECKS)) as u64)
+    }
+
     /// Which keys of `chosen` to compare next: the first open one that the others go without. One that they do not go without
-    /// waits until the others are decided; then it goes back with as few of them as that takes.
+    /// waits until the others are decided; then it goes back with as few of them as that takes. All open ones together if there
+    /// is no time to compare each: a winner far ahead is not to be lost for that.
     fn next_back(&self, chosen: &Point, open: &[usize]) -> Option<Vec<usize>> {
         let goes_back = |keys: &Vec<usize>| self.space.config(&without(chosen, keys)).is_ok();
         let first = *open.first()?;
@@ -389,7 +416,13 @@ impl<R: AsyncFnMut(&Point, u64) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B
         let alone = open.iter().map(|param| vec![*param]);
         let others = changed.iter().filter(|param| **param != first);
         let in_twos = others.map(|other| vec![first, *other]);
-        let found = alone.chain(in_twos).find(goes_back);
+        let is_short = self.left_for_checks() < 2.0 * (self.least_pairs() * open.len()) as f64;
+        let at_once = is_short.then(|| open.to_vec());
+        let found = at_once
+            .into_iter()
+            .chain(alone)
+            .chain(in_twos)
+            .find(goes_back);
         Some(found.unwrap_or(changed))
     }
 
@@ -500,11 +533,22 @@ mod tests {
         seed: u64,
         model: impl Fn(&Point) -> f64,
     ) -> (Outcome, u64) {
+        search_model_keeping(0.0, space, budget, seed, model)
+    }
+
+    /// The same with so many runs to be left over, if the budget allows.
+    fn search_model_keeping(
+        reserve: f64,
+        space: &Space,
+        budget: u64,
+        seed: u64,
+        model: impl Fn(&Point) -> f64,
+    ) -> (Outcome, u64) {
         let rules = Rules {
             goal: Goal::Throughput { p99_us: 5_000.0 },
             seed,
             rounds: 12,
-            reserve: 0.0,
+            reserve,
             precision: 0.02,
         };
         let runs = Cell::new(0);
@@ -674,13 +718,43 @@ mod tests {
     #[test]
     fn what_there_was_no_time_to_compare_stays_as_it_is() {
         let space = space(&["batch.turn_events=1024,2048"]);
-        let (outcome, _) = search_model(&space, 14, 5, |point| match point[..] {
+        let (outcome, _) = search_model(&space, 8, 5, |point| match point[..] {
             [None] => 1000.0,
             _ => 2000.0,
         });
         assert_ne!(outcome.best, 0);
         assert_eq!(outcome.chosen, [None]);
         assert_eq!(outcome.checks[0].pairs, Pairs::default());
+    }
+
+    #[test]
+    fn a_winner_far_ahead_is_kept_when_the_race_ends_by_the_budget() {
+        let texts = [
+            "batch.turn_events=512,1024,2048",
+            "replication.inflight_messages=32,128,256",
+            "wal.max_batch_bytes=2MiB,8MiB,16MiB",
+            "replication.retry_interval=100ms,400ms,800ms",
+        ];
+        for keys in 2..=texts.len() {
+            let space = space(&texts[..keys]);
+            for (seed, budget) in (0..10).flat_map(|seed| [(seed, 30), (seed, 50)]) {
+                // Each key does the same good with one of its values. With the smaller budget no race is decided.
+                let model = |point: &Point| {
+                    let is_good = |value: &&Option<usize>| **value == Some(1);
+                    1000.0 + 1000.0 * point.iter().filter(is_good).count() as f64
+                };
+                let (outcome, runs) = search_model_keeping(10.0, &space, budget, seed, model);
+                let best = &outcome.trials[outcome.best].point;
+                let context = format!(
+                    "{keys} keys, seed {seed}, budget {budget}: {:?}",
+                    outcome.checks
+                );
+                assert!(outcome.stop == Stop::Budget || budget == 50, "{context}");
+                assert_ne!(*best, space.as_it_is(), "{context}");
+                assert_eq!(outcome.chosen, *best, "{context}");
+                assert!(budget - runs >= 6, "{runs} runs, {context}");
+            }
+        }
     }
 
     #[test]
