@@ -29,7 +29,8 @@ use std::time::{Duration, Instant};
 ///
 /// Measures the tails of fsync and of the round trip under the load, then runs it with every combination of the given
 /// values, or with some of them where there are too many, runs the best again until it is clear which is best, and prints
-/// TOML to paste with a reason for each key. Exit codes: 0 done; 1 failed; 3 done, but what is printed does not keep the
+/// TOML to paste with a reason for each key. What loses against the configuration as it is in the last runs is not printed:
+/// then the TOML has the keys as they are. Exit codes: 0 done; 1 failed; 3 done, but what is printed does not keep the
 /// goal's condition, or a run with it failed.
 #[derive(Clone, Debug, Args)]
 pub struct TuneArgs {
@@ -166,11 +167,13 @@ struct Tuned<'a> {
     params: &'a [Param],
     base: Vec<String>,
     outcome: &'a Outcome,
-    /// What is to be pasted, in turn with the configuration as it is; null if it changes nothing.
+    /// What was found, in turn with the configuration as it is; null if it changes nothing.
     pairs: Option<&'a Pairs>,
+    /// Whether what was found lost clearly, so that what is to be pasted is the configuration as it is.
+    is_loss: bool,
     /// Whether what is to be pasted keeps the goal's condition.
     is_met: bool,
-    /// What it gains over the configuration as it is; null if one of them does not keep the condition.
+    /// What was found gains over the configuration as it is; null if one of them does not keep the condition.
     gain: Option<Gain>,
     /// The same in words.
     verdict: &'a str,
@@ -334,6 +337,9 @@ async fn tune(
             }
         }
     }
+    if pairs.as_ref().is_some_and(|pairs| pairs.is_loss(goal)) {
+        advised = advised.taken_back(goal, as_it_is);
+    }
     conclude(
         &runner,
         space,
@@ -484,6 +490,32 @@ struct Advised {
     config: Config,
 }
 
+impl Advised {
+    /// The keys as they are in `config`, each with the reason why: all of this together lost against it.
+    fn taken_back(mut self, goal: Goal, config: Config) -> Self {
+        for advice in self.sweep.iter_mut().chain(&mut self.timeouts) {
+            if advice.value != advice.base {
+                advice.reason = format!(
+                    "as it was, because what was found lost against that in the last runs. What was found is {}: {}",
+                    advice.value, advice.reason
+                );
+                advice.value.clone_from(&advice.base);
+            }
+        }
+        self.toml = toml_of(goal, &self.sweep, &self.timeouts);
+        self.config = config;
+        self
+    }
+}
+
+/// What is to be pasted as text. What is said of a timeout is said once.
+fn toml_of(goal: Goal, sweep: &[Advice], timeouts: &[Advice]) -> String {
+    let is_timeout = |advice: &&Advice| timeouts.iter().any(|timeout| timeout.key == advice.key);
+    let rest = sweep.iter().filter(|advice| !is_timeout(advice));
+    let all: Vec<&Advice> = rest.chain(timeouts).collect();
+    advice::toml(&format!("polyraft tune: {}", words(goal)), &all)
+}
+
 /// What follows from a search and, if they are given, from the tails. What a node would refuse is an error, or leaves the
 /// timeouts out.
 fn advise(space: &Space, goal: Goal, outcome: &Outcome, tails: Option<&Tails>) -> Result<Advised> {
@@ -509,10 +541,7 @@ fn advise(space: &Space, goal: Goal, outcome: &Outcome, tails: Option<&Tails>) -
             };
         }
     }
-    let is_timeout = |advice: &&Advice| timeouts.iter().any(|timeout| timeout.key == advice.key);
-    let rest = sweep.iter().filter(|advice| !is_timeout(advice));
-    let all: Vec<&Advice> = rest.chain(&timeouts).collect();
-    let toml = advice::toml(&format!("polyraft tune: {}", words(goal)), &all);
+    let toml = toml_of(goal, &sweep, &timeouts);
     match space.pasted(&toml) {
         Ok(config) => Ok(Advised {
             sweep,
@@ -575,6 +604,7 @@ fn conclude(
         base: space.base_values(),
         outcome,
         pairs,
+        is_loss: pairs.is_some_and(|pairs| pairs.is_loss(goal)),
         is_met,
         gain: pairs.and_then(|pairs| pairs.gain(goal)),
         verdict: &verdict,
@@ -647,9 +677,12 @@ fn how(outcome: &Outcome, runs: u32) -> String {
 }
 
 /// Whether what is to be pasted keeps the goal's condition, and what there is to say of it. It is `as_it_is` if there are no
-/// `pairs`.
+/// `pairs`, and the first of these if the second lost.
 fn judge(goal: Goal, as_it_is: &Runs, advised: &Advised, pairs: Option<&Pairs>) -> (bool, String) {
-    let judged = pairs.map_or(as_it_is, |pairs| &pairs.after);
+    let judged = pairs.map_or(as_it_is, |pairs| match pairs.is_loss(goal) {
+        true => &pairs.before,
+        false => &pairs.after,
+    });
     let (is_met, mut text) = match &advised.failed {
         None => (goal.is_met(judged), verdict(goal, judged, pairs)),
         Some(why) => (
@@ -681,6 +714,11 @@ fn verdict(goal: Goal, judged: &Runs, pairs: Option<&Pairs>) -> String {
             "Nothing that was tried is to be preferred to the configuration as it is.".to_owned()
         }
         Some(pairs) => match pairs.gain(goal) {
+            None if pairs.is_loss(goal) => format!(
+                "What was found does not keep the goal's condition: {}. What is to be pasted is the configuration as it is, which does: {}.",
+                figures(&pairs.after),
+                figures(&pairs.before)
+            ),
             Some(gain) => gained(goal, &gain, pairs),
             None if is_met => format!(
                 "The configuration as it is does not keep the goal's condition: {}. What is to be pasted does: {}.",
@@ -702,9 +740,9 @@ fn verdict(goal: Goal, judged: &Runs, pairs: Option<&Pairs>) -> String {
 }
 
 fn gained(goal: Goal, gain: &Gain, pairs: &Pairs) -> String {
-    let (figure, is_better) = match goal {
-        Goal::Throughput { .. } => ("operations per second within the bound", gain.percent > 0.0),
-        Goal::Latency { .. } => ("p99 at the rate", gain.percent < 0.0),
+    let figure = match goal {
+        Goal::Throughput { .. } => "operations per second within the bound",
+        Goal::Latency { .. } => "p99 at the rate",
     };
     let count = pairs.after.merits.len();
     let sure = match gain.interval {
@@ -713,13 +751,19 @@ fn gained(goal: Goal, gain: &Gain, pairs: &Pairs) -> String {
         }
         None => "a single pair of runs".to_owned(),
     };
-    let judgement = match (gain.is_clear, is_better) {
-        (false, _) => "Equal runs differ by as much.",
-        (true, true) => "That is more than equal runs differ by.",
-        (true, false) => "That is worse: stay with the configuration as it is.",
+    let (what, judgement) = match (gain.is_clear, gain.is_loss(goal)) {
+        (_, true) => (
+            "What was found",
+            "That is worse, so what is to be pasted is the configuration as it is.",
+        ),
+        (false, _) => ("What is to be pasted", "Equal runs differ by as much."),
+        (true, false) => (
+            "What is to be pasted",
+            "That is more than equal runs differ by.",
+        ),
     };
     format!(
-        "What is to be pasted changes {figure} by {:+.1} % ({sure}). {judgement}",
+        "{what} changes {figure} by {:+.1} % ({sure}). {judgement}",
         gain.percent
     )
 }
@@ -862,6 +906,8 @@ mod tests {
         assert!(text.contains("does: 1,050 op/s"), "{text}");
         let text = said(&fast, &[(1000.0, 4e3), (1001.0, 4e3)]);
         assert!(text.contains("worse"), "{text}");
+        let text = said(&fast, &[(1200.0, 1e4), (1201.0, 1e4)]);
+        assert!(text.contains("What was found does not keep"), "{text}");
         let text = said(&[], &[]);
         assert!(text.contains("does not keep"), "{text}");
     }
@@ -916,6 +962,38 @@ mod tests {
         let four = advised(base, "shards.count=2,6", 1, 10.0).unwrap();
         assert_eq!((four.config.shards.count, four.config.wal.lanes), (6, 2));
         assert!(advised(base, "shards.count=1,2", 0, 10.0).is_err());
+    }
+
+    #[test]
+    fn what_lost_in_the_last_runs_is_not_to_be_pasted() {
+        let goal = Goal::Throughput { p99_us: 5_000.0 };
+        let slow = 30_000.0;
+        let found = advised("", "batch.turn_events=1024,2048", 0, slow).unwrap();
+        let base = Config::default();
+        assert!(found.config.batch != base.batch && found.config.election != base.election);
+        let pairs = Pairs {
+            before: runs(goal, &[(1050.0, 4e3), (1051.0, 4e3)]),
+            after: runs(goal, &[(1000.0, 1e4), (1001.0, 1e4)]),
+        };
+        assert!(pairs.is_loss(goal));
+        let advised = found.taken_back(goal, base.clone());
+        assert_eq!(Config::from_toml_str(&advised.toml).unwrap(), base);
+        assert!(
+            advised.toml.contains("turn_events = 4096 # as it was"),
+            "{}",
+            advised.toml
+        );
+        assert!(
+            advised.toml.contains("because what was found lost"),
+            "{}",
+            advised.toml
+        );
+        // What is to be pasted keeps the condition.
+        let (is_met, text) = judge(goal, &pairs.after, &advised, Some(&pairs));
+        assert!(
+            is_met && text.contains("the configuration as it is"),
+            "{text}"
+        );
     }
 
     #[test]

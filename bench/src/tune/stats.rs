@@ -176,6 +176,15 @@ impl Pairs {
         mean(&gains) > half_width(&gains)
     }
 
+    /// Whether the second configuration is not to be taken: it is clearly worse, or breaks the goal's condition where the first
+    /// one keeps it.
+    pub fn is_loss(&self, goal: Goal) -> bool {
+        match self.gain(goal) {
+            Some(gain) => gain.is_loss(goal),
+            None => goal.is_met(&self.before) && !goal.is_met(&self.after),
+        }
+    }
+
     /// The change in what the goal asks for. None unless both keep the goal's condition: a rate beyond the bound, or a latency
     /// at a lower rate, is not comparable.
     pub fn gain(&self, goal: Goal) -> Option<Gain> {
@@ -200,6 +209,15 @@ impl Pairs {
                 .then(|| [percent(middle - width), percent(middle + width)]),
             is_clear: middle.abs() > width,
         })
+    }
+}
+
+impl Gain {
+    /// Whether the change is for the worse, by more than equal runs differ by.
+    pub fn is_loss(&self, goal: Goal) -> bool {
+        let is_less = self.percent < 0.0;
+        let is_wanted_less = matches!(goal, Goal::Latency { .. });
+        self.is_clear && is_less != is_wanted_less
     }
 }
 
@@ -380,6 +398,22 @@ mod tests {
         let over = ((1000.0, 9e3), (1050.0, 4e3));
         assert_eq!(pairs(goal, &[over, over]).gain(goal), None);
         assert_eq!(Pairs::default().gain(goal), None);
+    }
+
+    #[test]
+    fn a_loss_is_clear_or_breaks_the_condition() {
+        let throughput = Goal::Throughput { p99_us: 5_000.0 };
+        let latency = Goal::Latency { rate: 1000.0 };
+        let is_loss = |goal, before, after| pairs(goal, &[(before, after); 2]).is_loss(goal);
+        assert!(is_loss(throughput, (1000.0, 1e3), (900.0, 1e3)));
+        assert!(!is_loss(throughput, (900.0, 1e3), (1000.0, 1e3)));
+        assert!(is_loss(latency, (1000.0, 1e3), (1000.0, 2e3)));
+        assert!(!is_loss(latency, (1000.0, 2e3), (1000.0, 1e3)));
+        assert!(is_loss(throughput, (1000.0, 1e3), (1200.0, 9e3)));
+        // Neither keeps the bound.
+        assert!(!is_loss(throughput, (1200.0, 9e3), (1000.0, 9e3)));
+        let unclear = [((1000.0, 1e3), (900.0, 1e3)), ((900.0, 1e3), (950.0, 1e3))];
+        assert!(!pairs(throughput, &unclear).is_loss(throughput));
     }
 
     #[test]
