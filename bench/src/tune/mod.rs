@@ -796,7 +796,11 @@ fn table(space: &Space, outcome: &Outcome) -> String {
                 trial.runs().rates.len(),
                 describe(space, &trial.point)
             );
-            let name = if *at == outcome.best { "best" } else { "" };
+            let name = if *at == outcome.best {
+                "best in the race"
+            } else {
+                ""
+            };
             (name.to_owned(), figures)
         })
         .collect();
