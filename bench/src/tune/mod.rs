@@ -321,13 +321,11 @@ async fn tune(
     let mut pairs = None;
     while advised.config != as_it_is && pairs.is_none() {
         match compare(&advised).await {
-            Ok(seen)
-                if seen.after.elections > seen.before.elections && !advised.timeouts.is_empty() =>
-            {
+            Ok(seen) if seen.begins_elections() && !advised.timeouts.is_empty() => {
                 advised = advise(space, goal, &outcome, None)?;
                 advised.note = Some(format!(
-                    "The timeouts that follow from the tails are left out: {} elections began under load with them, {} without.",
-                    seen.after.elections, seen.before.elections
+                    "The timeouts that follow from the tails are left out: {} elections began under load with them, none without.",
+                    seen.after.elections
                 ));
             }
             Ok(seen) => pairs = Some(seen),

@@ -169,6 +169,11 @@ impl Pairs {
         }
     }
 
+    /// Whether elections began with the second configuration and none with the first.
+    pub fn begins_elections(&self) -> bool {
+        self.before.elections == 0 && self.after.elections > 0
+    }
+
     /// Whether the second configuration is worth more, by more than equal runs differ by.
     pub fn is_better(&self) -> bool {
         let both = self.after.merits.iter().zip(&self.before.merits);
@@ -398,6 +403,22 @@ mod tests {
         let over = ((1000.0, 9e3), (1050.0, 4e3));
         assert_eq!(pairs(goal, &[over, over]).gain(goal), None);
         assert_eq!(Pairs::default().gain(goal), None);
+    }
+
+    #[test]
+    fn elections_are_held_against_a_configuration_only_if_there_are_none_without() {
+        let goal = Goal::Throughput { p99_us: 5_000.0 };
+        let begins = |before, after| {
+            let of = |elections| Seen {
+                elections,
+                ..seen(1000.0, 1e3)
+            };
+            let mut pairs = Pairs::default();
+            pairs.add(goal, &of(before), &of(after));
+            pairs.begins_elections()
+        };
+        assert!(begins(0, 1));
+        assert!(!begins(0, 0) && !begins(1, 2));
     }
 
     #[test]
