@@ -147,7 +147,7 @@ pub struct RunArgs {
     #[command(flatten)]
     pub time: TimeArgs,
 
-    /// Run this very set-up 2 N times beforehand, each a quarter as long: what equal runs differ by is noise
+    /// Run this very set-up 2 N times beforehand, each a quarter as long, 5 s at most: what equal runs differ by is noise
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(0..=100), help_heading = "Measurement")]
     pub noise_rounds: u64,
 
