@@ -223,7 +223,7 @@ fn nice(micros: f64) -> f64 {
     (millis / step).ceil() * step * 1e3
 }
 
-/// TOML with a comment above each key. Keys whose value is that of the base are left out, with a note.
+/// TOML with a comment above each key. A key whose value is that of the base is written too, with a note.
 pub fn toml(title: &str, advice: &[&Advice]) -> String {
     let mut text = format!("# {title}\n");
     let mut sections: Vec<&str> = Vec::new();
