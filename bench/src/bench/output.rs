@@ -1,9 +1,9 @@
 //! The files of a result: tried before anything is measured, so that a wrong path costs no run, and in their place only
 //! once they are whole.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 /// A file to be. Dropping it leaves nothing behind, and what was there before untouched.
@@ -52,7 +52,14 @@ impl Output {
         let name = format!(".{}.{}.part", name.to_string_lossy(), std::process::id());
         let temporary = place.with_file_name(name);
         let mut made = OpenOptions::new();
-        let file = made.write(true).create_new(true).open(&temporary)?;
+        let file = match made.write(true).create_new(true).open(&temporary) {
+            // A process that was killed leaves it, and its number may come again.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => bail!(
+                "{} is there already: it was given twice, or a former process left it; then remove it",
+                temporary.display()
+            ),
+            opened => opened.with_context(|| format!("cannot make {}", temporary.display()))?,
+        };
         let beside = Some(Beside { temporary, place });
         Ok(Self { path, file, beside })
     }
@@ -82,7 +89,6 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyhow::bail;
 
     fn names(dir: &Path) -> Vec<String> {
         let entries = fs::read_dir(dir).unwrap();
@@ -111,6 +117,20 @@ mod tests {
         whole.write(|out| Ok(out.write_all(b"after")?)).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "after");
         assert_eq!(names(dir.path()), ["a.json"]);
+    }
+
+    #[test]
+    fn what_a_former_process_left_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let left = dir
+            .path()
+            .join(format!(".a.json.{}.part", std::process::id()));
+        fs::write(&left, "half").unwrap();
+        let error = Output::open(&dir.path().join("a.json")).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(error.contains(left.to_str().unwrap()), "{error}");
+        assert!(error.contains("former process"), "{error}");
+        assert_eq!(fs::read_to_string(&left).unwrap(), "half");
     }
 
     #[test]
