@@ -80,7 +80,7 @@ pub struct Outcome {
     pub method: Method,
     /// Why it ended.
     pub stop: Stop,
-    /// Points of the space that were not tried, for lack of time.
+    /// Configurations of the space that were not tried, for lack of time.
     pub untried: u64,
     /// Points whose keys do not go together, or whose runs failed, with the reason.
     pub skipped: Vec<(Point, String)>,
@@ -224,15 +224,35 @@ impl<R: AsyncFnMut(&Point, u64) -> Result<Seen>, B: Fn() -> f64> Search<'_, R, B
     async fn grid(&mut self, reserve: f64) -> Result<()> {
         let mut order: Vec<u64> = (0..self.space.size()).collect();
         Rng::new(self.rules.seed, 1).shuffle(&mut order);
-        for (done, number) in (0..).zip(&order) {
+        for (done, number) in order.iter().enumerate() {
             // Runs may turn out to take longer than the first one did.
             if (self.left)() < reserve {
-                self.untried = order.len() as u64 - done;
+                self.untried = self.not_known(&order[done..]);
                 break;
             }
             self.visit(&self.space.point(*number)).await?;
         }
         Ok(())
+    }
+
+    /// How many configurations these points are, but for those that were tried or have keys that do not go together.
+    fn not_known(&self, numbers: &[u64]) -> u64 {
+        let mut unknown: Vec<Config> = Vec::new();
+        for number in numbers {
+            let point = self.space.point(*number);
+            let is_skipped = self.skipped.iter().any(|(skipped, _)| *skipped == point);
+            match self.space.config(&point) {
+                Ok(config)
+                    if !is_skipped
+                        && !self.configs.contains(&config)
+                        && !unknown.contains(&config) =>
+                {
+                    unknown.push(config);
+                }
+                _ => {}
+            }
+        }
+        unknown.len() as u64
     }
 
     /// One parameter at a time from the configuration as it is, then from points at random, while there is time.
@@ -826,6 +846,14 @@ mod tests {
     }
 
     fn search_failing(fails: impl Fn(&Point) -> bool, budget: f64) -> Result<Outcome> {
+        search_failing_in(&space(&["batch.turn_events=512..2048"]), fails, budget)
+    }
+
+    fn search_failing_in(
+        space: &Space,
+        fails: impl Fn(&Point) -> bool,
+        budget: f64,
+    ) -> Result<Outcome> {
         let rules = Rules {
             goal: Goal::Throughput { p99_us: 5_000.0 },
             seed: 1,
@@ -836,7 +864,7 @@ mod tests {
         let runs = Cell::new(0.0);
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         runtime.block_on(search(
-            &space(&["batch.turn_events=512..2048"]),
+            space,
             rules,
             async |point, _| {
                 // Runs get slower and slower.
@@ -864,6 +892,18 @@ mod tests {
         let outcome = search_failing(|_| false, 9.0).unwrap();
         assert_eq!(outcome.method, Method::Grid);
         assert_eq!(outcome.untried, 1, "{outcome:?}");
+    }
+
+    #[test]
+    fn what_there_is_no_time_for_are_configurations_that_could_be_tried() {
+        // Of twelve points three do not go together, and one is as it is.
+        let space = space(&["shards.count=1,2,4,8", "wal.lanes=1,2,4"]);
+        let outcome = search_failing_in(&space, |_| false, 24.0).unwrap();
+        assert_eq!(outcome.method, Method::Grid);
+        assert!(outcome.skipped.len() < 3, "{outcome:?}");
+        let tried = outcome.trials.len() as u64 - 1;
+        assert!(outcome.untried > 0, "{outcome:?}");
+        assert_eq!(tried + outcome.untried, 8, "{outcome:?}");
     }
 
     #[test]
