@@ -76,6 +76,10 @@ fn refusals_come_before_anything_starts() {
             "did you mean `wal.lanes`",
         ),
         ("tune --p99 5ms --param wal.lanes=2", "two values"),
+        (
+            "tune --p99 5ms --param batch.turn_events=1024,2048 --json no/such.json",
+            "no/such.json",
+        ),
         ("tune --p99 5ms --param wal.lanes=1,2", "shards.count"),
         (
             "tune --goal latency --rate 5 --p99 5ms --param wal.lanes=1,2",

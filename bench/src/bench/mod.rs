@@ -29,7 +29,8 @@ pub use args::{BenchArgs, ClusterArgs, WorkArgs, parse_rate, parse_time};
 pub use child::{ChildArgs, run as run_child};
 pub use measure::{Plan, measure};
 pub use nodes::{Nodes, Shape};
-pub use result::{BUILD, Engine, Hardware, Times, write_json};
+pub use output::{Output, Writer};
+pub use result::{BUILD, Engine, Hardware, Times, put_json, write_json};
 
 use crate::screen::Screen;
 use crate::signal::interruption;
@@ -42,7 +43,6 @@ use faults::Harm;
 use hlog::Hlog;
 use measure::{Part, Row, measure_intervals};
 use noise::Noise;
-use output::Output;
 use polyraft::Config;
 use preflight::Preflight;
 use result::{BenchResult, Judgement, Setup};
@@ -229,27 +229,16 @@ impl Files {
         hlog: &Hlog,
         started: SystemTime,
     ) -> Result<()> {
-        let mut ending = Ok(());
-        let mut write = |file: Option<Output>, fill: &dyn Fn(&mut dyn Write) -> Result<()>| {
-            let Some(file) = file else {
-                return;
-            };
-            let path = file.path().to_owned();
-            match file.write(|out| fill(out)) {
-                Ok(()) => screen.line(&format!("written: {}", path.display())),
-                Err(error) if ending.is_ok() => ending = Err(error),
-                Err(error) => screen.line(&format!("error: {error:#}")),
-            }
-        };
-        write(self.json, &|out| result::put_json(out, result));
-        write(self.csv, &|out| {
+        let mut writer = Writer::new(screen);
+        writer.write(self.json, |out| put_json(out, result));
+        writer.write(self.csv, |out| {
             Ok(out.write_all(rows::csv(&result.seconds)?.as_bytes())?)
         });
-        write(self.hlog, &|out| hlog.write(out, started));
-        write(self.html, &|out| {
+        writer.write(self.hlog, |out| hlog.write(out, started));
+        writer.write(self.html, |out| {
             Ok(out.write_all(html::fill(html::BENCH, result)?.as_bytes())?)
         });
-        ending
+        writer.end()
     }
 }
 

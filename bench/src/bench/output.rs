@@ -1,6 +1,7 @@
 //! The files of a result: tried before anything is measured, so that a wrong path costs no run, and in their place only
 //! once they are whole.
 
+use crate::screen::Screen;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write};
@@ -83,6 +84,42 @@ impl Output {
             fs::rename(temporary, place)?;
         }
         Ok(())
+    }
+}
+
+/// Writes one file after the other, all that can be written, and tells which.
+pub struct Writer<'a> {
+    screen: &'a Screen,
+    ending: Result<()>,
+}
+
+impl<'a> Writer<'a> {
+    /// Nothing is written yet.
+    pub fn new(screen: &'a Screen) -> Self {
+        let ending = Ok(());
+        Self { screen, ending }
+    }
+
+    /// Has `fill` write a file, if there is one.
+    pub fn write(
+        &mut self,
+        file: Option<Output>,
+        fill: impl FnOnce(&mut BufWriter<&File>) -> Result<()>,
+    ) {
+        let Some(file) = file else {
+            return;
+        };
+        let path = file.path().to_owned();
+        match file.write(fill) {
+            Ok(()) => self.screen.line(&format!("written: {}", path.display())),
+            Err(error) if self.ending.is_ok() => self.ending = Err(error),
+            Err(error) => self.screen.line(&format!("error: {error:#}")),
+        }
+    }
+
+    /// Fails with the first file that could not be written.
+    pub fn end(self) -> Result<()> {
+        self.ending
     }
 }
 

@@ -3,7 +3,6 @@
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use std::path::Path;
 
 const STYLE: &str = include_str!("style.css");
 const KIT: &str = include_str!("kit.js");
@@ -11,12 +10,6 @@ const KIT: &str = include_str!("kit.js");
 pub const BENCH: &str = include_str!("bench.html");
 /// The page of `polyraft tune`.
 pub const TUNE: &str = include_str!("tune.html");
-
-/// Writes a page with its data.
-pub fn write(path: &Path, page: &str, data: &impl Serialize) -> Result<()> {
-    std::fs::write(path, fill(page, data)?)
-        .with_context(|| format!("cannot write the page to {}", path.display()))
-}
 
 /// A page with its data as text.
 pub fn fill(page: &str, data: &impl Serialize) -> Result<String> {

@@ -8,9 +8,10 @@ mod space;
 mod stats;
 
 use crate::bench::{
-    BUILD, ClusterArgs, Ending, Engine, Hardware, Nodes, Plan, Setting, Shape, Times, WorkArgs,
-    measure, parse_rate, parse_time, until_interrupted, write_json,
+    BUILD, ClusterArgs, Ending, Engine, Hardware, Nodes, Output, Plan, Setting, Shape, Times,
+    WorkArgs, Writer, measure, parse_rate, parse_time, put_json, until_interrupted,
 };
+use crate::screen::Screen;
 use crate::workload::{Arrivals, Pace, Workload};
 use crate::{html, preflight, screen};
 use advice::Advice;
@@ -22,6 +23,7 @@ use serde::Serialize;
 use space::{Param, Point, Space, micros_of};
 use stats::{Gain, Goal, Pairs, Runs, Seen, mean};
 use std::cell::Cell;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -190,16 +192,49 @@ pub fn run(args: &TuneArgs) -> Result<Ending> {
     let (goal, pace) = args.goal()?;
     let workload = args.work.workload(pace, &args.cluster, &config)?;
     let space = Space::new(&config, &args.params)?;
+    let files = Files::open(args)?;
     let mut setting = Setting::new(&args.cluster)?;
     until_interrupted(
-        tune(args, &mut setting, &space, goal, &workload),
+        tune(args, files, &mut setting, &space, goal, &workload),
         Ending::Interrupted,
     )
+}
+
+/// The files to be.
+struct Files {
+    toml: Option<Output>,
+    json: Option<Output>,
+    html: Option<Output>,
+}
+
+impl Files {
+    /// Tries all paths.
+    fn open(args: &TuneArgs) -> Result<Self> {
+        let open = |path: &Option<PathBuf>| path.as_deref().map(Output::open).transpose();
+        Ok(Self {
+            toml: open(&args.toml)?,
+            json: open(&args.json)?,
+            html: open(&args.html)?,
+        })
+    }
+
+    /// Writes all of them that can be written, and tells which. Fails with the first that cannot.
+    fn write(self, screen: &Screen, tuned: &Tuned<'_>) -> Result<()> {
+        let mut writer = Writer::new(screen);
+        writer.write(self.toml, |out| Ok(out.write_all(tuned.toml.as_bytes())?));
+        writer.write(self.json, |out| put_json(out, tuned));
+        writer.write(self.html, |out| {
+            Ok(out.write_all(html::fill(html::TUNE, tuned)?.as_bytes())?)
+        });
+        writer.end()
+    }
 }
 
 /// Makes runs, and keeps count of their time.
 struct Runner<'a> {
     args: &'a TuneArgs,
+    /// What is to be written at last.
+    files: Files,
     setting: &'a Setting,
     workload: &'a Workload,
     begun: Instant,
@@ -254,6 +289,7 @@ impl Runner<'_> {
 
 async fn tune(
     args: &TuneArgs,
+    files: Files,
     setting: &mut Setting,
     space: &Space,
     goal: Goal,
@@ -278,6 +314,7 @@ async fn tune(
     );
     let runner = Runner {
         args,
+        files,
         setting,
         workload,
         begun: Instant::now(),
@@ -339,7 +376,7 @@ async fn tune(
         advised = advised.taken_back(goal, as_it_is);
     }
     conclude(
-        &runner,
+        runner,
         space,
         goal,
         &outcome,
@@ -562,7 +599,7 @@ fn advise(space: &Space, goal: Goal, outcome: &Outcome, tails: Option<&Tails>) -
 }
 
 fn conclude(
-    runner: &Runner<'_>,
+    runner: Runner<'_>,
     space: &Space,
     goal: Goal,
     outcome: &Outcome,
@@ -570,8 +607,10 @@ fn conclude(
     advised: &Advised,
     pairs: Option<&Pairs>,
 ) -> Result<Ending> {
+    let begun_runs = runner.begun_runs.get();
     let Runner {
         args,
+        files,
         setting,
         workload,
         ..
@@ -580,7 +619,7 @@ fn conclude(
     let toml = &advised.toml;
     setting.screen.clear();
     setting.screen.line(&format!("\n{}", table(space, outcome)));
-    setting.screen.line(&how(outcome, runner.begun_runs.get()));
+    setting.screen.line(&how(outcome, begun_runs));
     setting.screen.line(&verdict);
     setting.screen.line(&format!("\n{toml}"));
     let tuned = Tuned {
@@ -611,18 +650,7 @@ fn conclude(
         timeouts: &advised.timeouts,
         toml,
     };
-    if let Some(path) = &args.toml {
-        std::fs::write(path, toml).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    if let Some(path) = &args.json {
-        write_json(path, &tuned)?;
-    }
-    if let Some(path) = &args.html {
-        html::write(path, html::TUNE, &tuned)?;
-    }
-    for path in [&args.toml, &args.json, &args.html].into_iter().flatten() {
-        setting.screen.line(&format!("written: {}", path.display()));
-    }
+    files.write(&setting.screen, &tuned)?;
     Ok(if is_met { Ending::Good } else { Ending::Bad })
 }
 
