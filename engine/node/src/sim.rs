@@ -368,11 +368,9 @@ impl<M: StateMachine> SimNode<M> {
         self.node.inner().shared.fault.lock().clone()
     }
 
-    /// Stops the node in order, as [`Node::shutdown`] does: everything submitted is written, and the log's end is marked.
-    ///
-    /// # Errors
-    /// Says why the log could not be closed.
-    pub fn close(mut self) -> Result<(), polyraft_storage::StorageError> {
+    /// Runs the last turns of a node that stops in order, as [`Node::shutdown`] does: everything submitted is written. What
+    /// they did can be looked at before [`SimNode::close`].
+    pub fn finish(&mut self) {
         let shared = Arc::clone(&self.node.inner().shared);
         shared.is_closed.store(true, Ordering::Release);
         shared.tell_all(|| ShardEvent::Shutdown);
@@ -381,6 +379,13 @@ impl<M: StateMachine> SimNode<M> {
                 self.turn(shard);
             }
         }
+    }
+
+    /// Marks the end of the log of a node that has [finished](SimNode::finish), and gives it up.
+    ///
+    /// # Errors
+    /// Says why the log could not be closed.
+    pub fn close(self) -> Result<(), polyraft_storage::StorageError> {
         self.wals.iter().try_for_each(Wal::close)
     }
 }

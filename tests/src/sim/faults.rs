@@ -591,6 +591,12 @@ impl World {
     /// A node is stopped in order.
     pub(super) fn restart(&mut self, id: u64) {
         self.set_clock(id);
+        let node = self.hosts[id as usize].node.as_mut();
+        node.expect("it runs").finish();
+        if !self.has_lost_power(id) {
+            // A replica may have ended in the last turns.
+            self.look_at_replicas(id);
+        }
         let host = &mut self.hosts[id as usize];
         let node = host.node.take().expect("it runs");
         let closed = node.close();

@@ -43,7 +43,7 @@ impl World {
         self.schedule(id);
     }
 
-    fn has_lost_power(&self, id: u64) -> bool {
+    pub(super) fn has_lost_power(&self, id: u64) -> bool {
         let host = &self.hosts[id as usize];
         host.cut_at.is_some_and(|cut| host.disk.operations() >= cut)
     }
@@ -155,7 +155,7 @@ impl World {
         }
     }
 
-    fn look_at_replicas(&mut self, id: u64) {
+    pub(super) fn look_at_replicas(&mut self, id: u64) {
         let mut stepped = std::mem::take(&mut self.stepped);
         let node = self.hosts[id as usize].node.as_mut();
         let node = node.expect("it has just run");
