@@ -17,6 +17,7 @@ mod recover;
 mod screen;
 mod signal;
 mod snapshot;
+mod statistics;
 mod tally;
 mod totals;
 mod tune;

@@ -3,10 +3,11 @@
 
 use super::args::FindMaxArgs;
 use super::device::device_of;
+use super::judgement::Judgement;
 use super::measure::{Plan, measure};
 use super::nodes::{Nodes, Shape};
 use super::output::Output;
-use super::result::{Engine, Hardware, Judgement, Measurables, Summary, Times, put_json};
+use super::result::{Engine, Hardware, Measurables, Summary, Times, put_json};
 use super::{Ending, Setting, until_interrupted};
 use crate::screen;
 use crate::workload::{Pace, Workload};

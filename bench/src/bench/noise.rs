@@ -2,6 +2,7 @@
 
 use super::measure::{Measured, Plan, measure};
 use super::nodes::Nodes;
+use crate::statistics::{spread_percent, t99};
 use anyhow::Result;
 use serde::Serialize;
 
@@ -62,7 +63,10 @@ impl Noise {
 
     /// The spread of runs of so many seconds.
     pub fn of(seconds: u64, runs: Vec<Run>) -> Self {
-        let spread = |value: fn(&Run) -> f64| spread_percent(runs.iter().map(value));
+        let spread = |value: fn(&Run) -> f64| {
+            let values: Vec<f64> = runs.iter().map(value).collect();
+            spread_percent(&values)
+        };
         Self {
             seconds,
             throughput_percent: spread(|run| run.operations_per_second),
@@ -90,18 +94,6 @@ impl Run {
     }
 }
 
-/// Standard deviation of a sample in percent of its mean; 0 of fewer than two values.
-fn spread_percent(values: impl ExactSizeIterator<Item = f64> + Clone) -> f64 {
-    let count = values.len() as f64;
-    let mean = values.clone().sum::<f64>() / count;
-    let squares: f64 = values.map(|value| (value - mean).powi(2)).sum();
-    if count < 2.0 || mean == 0.0 {
-        0.0
-    } else {
-        100.0 * (squares / (count - 1.0)).sqrt() / mean
-    }
-}
-
 /// How far apart two values are, in percent of their mean.
 pub fn apart(a: f64, b: f64) -> f64 {
     match a + b {
@@ -111,38 +103,24 @@ pub fn apart(a: f64, b: f64) -> f64 {
 }
 
 /// With fewer degrees of freedom than this nothing is judged: the spread itself is hardly known.
-pub const LEAST_FREEDOM: u64 = 4;
+const LEAST_FREEDOM: u64 = 4;
 
 /// No difference below this is told from noise, in percent: a rate that is given, or a latency of few microseconds, has
 /// next to no spread of its own.
 const LEAST_PERCENT: f64 = 1.0;
 
-/// Student's t, by degrees of freedom: by chance, it is beyond this once in a hundred times, above or below. Four figures
-/// are compared, so at most four comparisons of equals in a hundred find a difference in any of them.
-const T: [(u64, f64); 12] = [
-    (LEAST_FREEDOM, 4.604),
-    (5, 4.032),
-    (6, 3.707),
-    (7, 3.499),
-    (8, 3.355),
-    (9, 3.250),
-    (10, 3.169),
-    (12, 3.055),
-    (15, 2.947),
-    (20, 2.845),
-    (30, 2.750),
-    (60, 2.660),
-];
-
 /// How far apart two runs may be, in percent, before they differ by more than noise, by what the runs before each of them
-/// were spread: (number of runs, standard deviation in percent). None if there were too few.
+/// were spread: (number of runs, standard deviation in percent). None if there were too few. Equal runs are further apart once in
+/// a hundred times; four figures are compared, so at most four comparisons of equals in a hundred find a difference in any.
 pub fn limit(before: (u64, f64), after: (u64, f64)) -> Option<f64> {
     let [before, after] = [before, after].map(|(runs, spread)| (runs.saturating_sub(1), spread));
     let freedom = before.0 + after.0;
-    let (_, t) = T.iter().rev().find(|(least, _)| *least <= freedom)?;
+    if freedom < LEAST_FREEDOM {
+        return None;
+    }
     let squares = before.0 as f64 * before.1.powi(2) + after.0 as f64 * after.1.powi(2);
     // A difference of two runs is spread by the square root of two times as much as one of them.
-    let limit = t * (2.0 * squares / freedom as f64).sqrt();
+    let limit = t99(freedom as usize) * (2.0 * squares / freedom as f64).sqrt();
     Some(limit.max(LEAST_PERCENT))
 }
 
@@ -157,15 +135,6 @@ mod tests {
         assert!((apart(90.0, 110.0) - 20.0).abs() < 1e-9);
         assert_eq!(apart(110.0, 90.0), apart(90.0, 110.0));
         assert_eq!(apart(0.0, 5.0), 200.0);
-    }
-
-    #[test]
-    fn the_spread_is_that_of_a_sample() {
-        let spread = |values: &[f64]| spread_percent(values.iter().copied());
-        assert_eq!(spread(&[5.0]), 0.0);
-        assert_eq!(spread(&[0.0, 0.0]), 0.0);
-        // The variance of 90, 100, 110 is 200 / 2.
-        assert!((spread(&[90.0, 100.0, 110.0]) - 10.0).abs() < 1e-9);
     }
 
     #[test]

@@ -57,6 +57,11 @@ impl Figures {
         self.committed() + self.reads.len() - self.unfinished_reads
     }
 
+    /// Operations that were due, whether they were answered or given up.
+    pub fn due(&self) -> u64 {
+        self.proposals.len() + self.reads.len()
+    }
+
     /// Operations given up.
     pub fn unfinished(&self) -> u64 {
         self.unfinished_proposals + self.unfinished_reads

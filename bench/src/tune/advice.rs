@@ -2,9 +2,10 @@
 
 use super::search::{Check, Outcome};
 use super::space::{Space, micros_of, value_of};
-use super::stats::{Goal, Pairs, Runs, mean};
+use super::stats::{Goal, Pairs, Runs};
 use crate::bench::Times;
 use crate::screen;
+use crate::statistics::mean;
 use polyraft::Config;
 use serde::Serialize;
 use std::fmt::Write;

@@ -9,8 +9,8 @@ mod space;
 mod stats;
 
 use crate::bench::{
-    BUILD, ClusterArgs, Ending, Engine, Hardware, Nodes, Output, Plan, Setting, Shape, Times,
-    WorkArgs, Writer, measure, parse_rate, parse_time, put_json, until_interrupted,
+    BUILD, ClusterArgs, Ending, Engine, Hardware, Judgement, Nodes, Output, Plan, Setting, Shape,
+    Times, WorkArgs, Writer, measure, parse_rate, parse_time, put_json, until_interrupted,
 };
 use crate::screen::Screen;
 use crate::workload::{Arrivals, Pace, Workload};
@@ -171,6 +171,8 @@ struct Tuned<'a> {
     params: &'a [Param],
     base: Vec<String>,
     outcome: &'a Outcome,
+    /// Which of the trials keep the goal's condition, by what counts of their runs.
+    keeps: Vec<bool>,
     /// What was found, in turn with the configuration as it is; null if it changes nothing.
     pairs: Option<&'a Pairs>,
     /// Whether what was found lost clearly, so that what is to be pasted is the configuration as it is.
@@ -231,6 +233,9 @@ impl Files {
         writer.end()
     }
 }
+
+/// A run at a rate says nothing if the generator sent more than one operation in a hundred later than this after it was due.
+const MAX_LAG: Duration = Duration::from_millis(5);
 
 /// Makes runs, and keeps count of their time.
 struct Runner<'a> {
@@ -485,14 +490,14 @@ async fn one_run<T>(
     let stopped = nodes.stop().await;
     let measured = measured?;
     stopped?;
-    let lag = Duration::from_nanos(measured.due.lag.value_at_quantile(0.99));
+    let judgement = Judgement::of(&measured, workload, MAX_LAG);
     let seen = Seen {
         rate: measured.answered as f64 / measured.seconds,
         p99_us: measured.due.all().value_at_quantile(0.99) as f64 / 1e3,
         answered: measured.answered,
-        due: measured.due.proposals.len() + measured.due.reads.len(),
+        due: measured.due.due(),
         elections: measured.totals.elections,
-        void: stats::void(workload.pace, measured.answered, lag),
+        void: judgement.void.into_iter().next(),
     };
     Ok((seen, beside?))
 }
@@ -627,6 +632,7 @@ fn conclude(
         params: space.params(),
         base: space.base_values(),
         outcome,
+        keeps: Vec::from_iter(outcome.trials.iter().map(|trial| goal.is_met(trial.runs()))),
         pairs,
         is_loss: pairs.is_some_and(|pairs| pairs.is_loss(goal)),
         is_met,

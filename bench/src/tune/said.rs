@@ -4,8 +4,9 @@
 use super::Advised;
 use super::search::{Method, Outcome, Stop};
 use super::space::{Point, Space};
-use super::stats::{self, Gain, Goal, Pairs, Runs, mean};
+use super::stats::{Gain, Goal, Pairs, Runs};
 use crate::screen;
+use crate::statistics::{half_width, mean};
 use std::time::Duration;
 
 pub(super) fn describe(space: &Space, point: &Point) -> String {
@@ -171,7 +172,7 @@ pub(super) fn table(space: &Space, outcome: &Outcome) -> String {
         .iter()
         .map(|at| {
             let trial = &outcome.trials[*at];
-            let width = stats::half_width(&trial.runs().rates);
+            let width = half_width(&trial.runs().rates);
             let sure = if width.is_finite() {
                 format!("± {:>7}", screen::count(width as u64))
             } else {

@@ -1,7 +1,8 @@
 //! Which configurations to try, and when enough is known. It knows nothing of nodes; it asks for runs.
 
 use super::space::{Point, Space};
-use super::stats::{Goal, Pairs, Runs, Seen, differ};
+use super::stats::{Goal, Pairs, Runs, Seen};
+use crate::statistics::differ;
 use crate::workload::Rng;
 use anyhow::Result;
 use polyraft::Config;
@@ -505,7 +506,7 @@ pub async fn in_turn(
 
 /// Positions of the trials that no other one beats in both rate and latency, by rising rate.
 pub fn pareto(trials: &[Trial]) -> Vec<usize> {
-    use super::stats::mean;
+    use crate::statistics::mean;
     let place = |at: usize| {
         let runs = trials[at].runs();
         (mean(&runs.rates), mean(&runs.p99s))

@@ -1,9 +1,8 @@
 //! What repeated runs of one configuration say, and how sure that is.
 
-use crate::screen;
-use crate::workload::Pace;
+use crate::bench::kept;
+use crate::statistics::{half_width, mean};
 use serde::Serialize;
-use std::time::Duration;
 
 /// What one run showed.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,23 +19,6 @@ pub struct Seen {
     pub elections: u64,
     /// Why the run says nothing; None if it says something.
     pub void: Option<String>,
-}
-
-/// An open loop says nothing if the generator sent more than one operation in a hundred later than this after it was due.
-const MAX_LAG: Duration = Duration::from_millis(5);
-
-/// Why a run says nothing, if so. `lag` is the 99th percentile of how late the generator was.
-pub fn void(pace: Pace, answered: u64, lag: Duration) -> Option<String> {
-    if answered == 0 {
-        Some("no operation was answered".to_owned())
-    } else if matches!(pace, Pace::Rate { .. }) && lag > MAX_LAG {
-        Some(format!(
-            "the generator fell behind by {}; lower --rate, or give it more --threads or cores",
-            screen::time(lag)
-        ))
-    } else {
-        None
-    }
 }
 
 /// Runs of one configuration under one goal.
@@ -56,19 +38,6 @@ pub struct Runs {
     pub elections: u64,
     /// Why runs say nothing, one entry for each; they are in none of the lists above.
     pub void: Vec<String>,
-}
-
-/// A rate is kept if this share of what was due was answered.
-const KEPT: f64 = 0.98;
-
-/// How much of the rate was kept, 1 if all of it. What is under way at either end of a window is counted on one side only;
-/// for few operations that is chance.
-fn kept(answered: u64, due: u64) -> f64 {
-    let needed = KEPT * due as f64 - (due as f64).sqrt();
-    match needed > 0.0 {
-        true => (answered as f64 / needed).min(1.0),
-        false => 1.0,
-    }
 }
 
 /// What is wanted.
@@ -226,66 +195,9 @@ impl Gain {
     }
 }
 
-/// The mean; 0 of nothing.
-pub fn mean(values: &[f64]) -> f64 {
-    match values.len() {
-        0 => 0.0,
-        count => values.iter().sum::<f64>() / count as f64,
-    }
-}
-
-/// Half the width of the 95 % confidence interval of the mean, by Student's distribution.
-pub fn half_width(values: &[f64]) -> f64 {
-    let count = values.len();
-    if count < 2 {
-        return f64::INFINITY;
-    }
-    let mean = mean(values);
-    let variance = values
-        .iter()
-        .map(|value| (value - mean).powi(2))
-        .sum::<f64>()
-        / (count - 1) as f64;
-    student(count - 1) * (variance / count as f64).sqrt()
-}
-
-/// Two-sided 95 % quantile of Student's distribution.
-fn student(degrees: usize) -> f64 {
-    const TABLE: [f64; 10] = [
-        12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    ];
-    TABLE.get(degrees - 1).copied().unwrap_or(match degrees {
-        11..=20 => 2.1,
-        21..=60 => 2.0,
-        _ => 1.96,
-    })
-}
-
-/// Whether the means of two lists differ by more than their confidence intervals (Welch) allow for, and by how much.
-pub fn differ(a: &[f64], b: &[f64]) -> bool {
-    let (a_width, b_width) = (half_width(a), half_width(b));
-    (mean(a) - mean(b)).abs() > a_width.hypot(b_width)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn intervals_are_those_of_the_tables() {
-        assert_eq!(half_width(&[5.0]), f64::INFINITY);
-        // Mean 3, standard deviation sqrt(2.5), n = 5, t = 2.776.
-        let width = half_width(&[1.0, 2.0, 3.0, 4.0, 5.0]);
-        assert!((width - 1.963).abs() < 0.001, "{width}");
-        assert_eq!(half_width(&[2.0, 2.0, 2.0]), 0.0);
-    }
-
-    #[test]
-    fn only_clear_differences_count() {
-        assert!(differ(&[10.0, 10.1, 9.9], &[12.0, 12.1, 11.9]));
-        assert!(!differ(&[10.0, 12.0, 8.0], &[11.0, 13.0, 9.0]));
-        assert!(!differ(&[10.0], &[99.0]), "one run says nothing of noise");
-    }
 
     fn seen(rate: f64, p99_us: f64) -> Seen {
         Seen {
@@ -337,19 +249,10 @@ mod tests {
 
     #[test]
     fn runs_that_say_nothing_keep_no_condition_and_are_worth_nothing() {
-        let closed = Pace::Inflight(1);
-        let open = Pace::Rate {
-            per_second: 10.0,
-            arrivals: crate::workload::Arrivals::Poisson,
-        };
-        let (early, late) = (Duration::from_millis(1), Duration::from_millis(6));
-        assert_eq!(void(closed, 10, late), None);
-        assert_eq!(void(open, 10, early), None);
-        assert!(void(open, 10, late).unwrap().contains("--threads"));
         let goal = Goal::Throughput { p99_us: 5_000.0 };
         let mut runs = Runs::default();
         let none = Seen {
-            void: void(closed, 0, early),
+            void: Some("no operation was answered".to_owned()),
             ..seen(0.0, 0.0)
         };
         runs.add(goal, &none);
