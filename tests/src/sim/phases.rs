@@ -336,19 +336,19 @@ impl World {
         led.map(|(core, _)| core.id()).collect()
     }
 
-    /// A group that could be led without a node, and is not.
+    /// A group that could be led without a node, and is not. A replica that was left behind when its group got other members may
+    /// still wait until it asks.
     fn orphan(&self, lost: u64) -> Option<GroupId> {
         let led = self.led_without(lost);
-        let nodes: Vec<_> = self
-            .standing()
-            .filter_map(|host| host.node.as_ref())
-            .collect();
         let groups = (1..=self.plan.members.len() as u64).map(GroupId);
         let mut goes_on = groups.filter(|group| {
             self.splits.has_begun(*group) && self.merges.target_of(*group).is_none()
         });
         goes_on.find(|group| {
-            let mut replicas = nodes.iter().filter_map(|node| node.replica(*group));
+            let members = self.members_of(*group).into_iter();
+            let hosts = members.map(|member| &self.hosts[member as usize]);
+            let standing = hosts.filter(|host| !host.is_outcast);
+            let mut replicas = standing.filter_map(|host| host.node.as_ref()?.replica(*group));
             !led.contains(group) && replicas.any(|(core, _)| self.is_left_without(core, lost))
         })
     }
