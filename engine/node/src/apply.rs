@@ -20,7 +20,7 @@ use polyraft_storage::{
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::completion::{self, Outcome, ReplyTo};
+use crate::completion::{self, Outcome, ReplyTo, Together};
 use crate::error::Error;
 use crate::event::ShardEvent;
 use crate::keeper::Job;
@@ -326,6 +326,7 @@ impl<M: StateMachine> Applier<M> {
             Task::Apply(work) => self.apply(work),
             Task::Query(query) => self.answer_query(query),
             Task::Queries(queries) => {
+                let _together = Together::begin();
                 let bytes = queries.iter().map(Query::bytes).sum();
                 for query in queries {
                     self.answer_query(query);
@@ -529,6 +530,7 @@ impl<M: StateMachine> Applier<M> {
     }
 
     fn apply(&mut self, mut batch: ApplyBatch) {
+        let _together = Together::begin();
         let mut waiting = batch.waiting.drain(..);
         let mut next = 0;
         let mut entries = reuse(std::mem::take(&mut self.entries));

@@ -2,8 +2,10 @@
 //! proposals in flight, or the node that forwarded it.
 //! A reply must never be lost: dropping an unanswered [`ReplyTo`] answers it with an error.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -114,12 +116,67 @@ impl CompletionQueue {
 }
 
 impl QueueInner {
-    fn push(&self, completion: Completion) {
+    fn push(self: &Arc<Self>, completion: Completion) {
         let mut done = self.done.lock();
         done.completions.push_back(completion);
-        if done.waiting {
+        let is_awaited = done.waiting;
+        drop(done);
+        if is_awaited && !Together::puts_off(self) {
             self.arrived.notify_one();
         }
+    }
+}
+
+/// So many answers at most are there before whoever waits for the first of them is woken.
+const MOST_TOGETHER: usize = 64;
+
+thread_local! {
+    /// Queues whose owners are not woken yet, and how many answers that is about; None while each answer wakes.
+    static UNWOKEN: RefCell<Option<(Vec<Arc<QueueInner>>, usize)>> = const { RefCell::new(None) };
+}
+
+/// While it lives, answers that this thread puts into queues wake their owners together: at its end, and after
+/// [`MOST_TOGETHER`] answers. An owner that is woken by the first of many takes the processor, or the queue's lock, from the
+/// thread that has the others, and comes back with a few proposals in place of many.
+#[must_use]
+pub(crate) struct Together(PhantomData<*const ()>);
+
+impl Together {
+    pub(crate) fn begin() -> Self {
+        UNWOKEN.set(Some((Vec::new(), 0)));
+        Together(PhantomData)
+    }
+
+    /// Whether the owner of a queue is woken later on. If not, the caller has to.
+    fn puts_off(queue: &Arc<QueueInner>) -> bool {
+        UNWOKEN.with_borrow_mut(|unwoken| {
+            let Some((queues, answers)) = unwoken else {
+                return false;
+            };
+            if !queues.iter().any(|known| Arc::ptr_eq(known, queue)) {
+                queues.push(Arc::clone(queue));
+            }
+            *answers += 1;
+            if *answers >= MOST_TOGETHER {
+                *answers = 0;
+                wake_all(queues);
+            }
+            true
+        })
+    }
+}
+
+impl Drop for Together {
+    fn drop(&mut self) {
+        if let Some((mut queues, _)) = UNWOKEN.take() {
+            wake_all(&mut queues);
+        }
+    }
+}
+
+fn wake_all(queues: &mut Vec<Arc<QueueInner>>) {
+    for queue in queues.drain(..) {
+        queue.arrived.notify_one();
     }
 }
 
@@ -222,10 +279,13 @@ impl ReplyTo {
     fn settle(&mut self, outcome: Outcome) {
         match std::mem::replace(&mut self.0, Sink::Answered) {
             Sink::Slot(slot) => slot.fill(outcome),
-            Sink::Queue { queue, tag } => queue.push(Completion {
-                tag,
-                result: outcome,
-            }),
+            Sink::Queue { queue, tag } => QueueInner::push(
+                &queue,
+                Completion {
+                    tag,
+                    result: outcome,
+                },
+            ),
             Sink::Part { many, at } => many.fill(at, outcome),
             Sink::Forwarded {
                 group,
@@ -449,6 +509,44 @@ mod tests {
             started.elapsed() >= Duration::from_millis(1),
             "a wake counts once"
         );
+    }
+
+    #[test]
+    fn answers_that_are_given_together_wake_once() {
+        let queue = CompletionQueue::new();
+        let other = queue.clone();
+        let waiter = std::thread::spawn(move || {
+            let mut out = Vec::new();
+            other.drain(&mut out, Duration::from_secs(3600))
+        });
+        while !queue.inner.done.lock().waiting {
+            std::thread::yield_now();
+        }
+        let together = Together::begin();
+        for tag in 1..MOST_TOGETHER as u64 {
+            queue.reply_to(tag).answer(committed(tag));
+        }
+        drop(together);
+        assert_eq!(waiter.join().unwrap(), MOST_TOGETHER - 1);
+        assert!(UNWOKEN.take().is_none(), "the next answer wakes at once");
+    }
+
+    #[test]
+    fn nobody_waits_for_the_last_of_very_many_answers() {
+        let queue = CompletionQueue::new();
+        let other = queue.clone();
+        let waiter = std::thread::spawn(move || {
+            let mut out = Vec::new();
+            other.drain(&mut out, Duration::from_secs(3600))
+        });
+        while !queue.inner.done.lock().waiting {
+            std::thread::yield_now();
+        }
+        let _together = Together::begin();
+        for tag in 0..MOST_TOGETHER as u64 {
+            queue.reply_to(tag).answer(committed(tag));
+        }
+        assert_eq!(waiter.join().unwrap(), MOST_TOGETHER);
     }
 
     #[test]
