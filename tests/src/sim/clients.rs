@@ -24,10 +24,12 @@ pub(super) struct Clients {
     waiting: BTreeMap<u64, Waiting>,
     last_tag: u64,
     last_request: u64,
+    /// The last operation that was begun before the world was healed.
+    last_in_storm: u64,
     pub(super) history: History,
     /// The creations of groups that nobody has confirmed yet.
     pub(super) creations: Vec<Creation>,
-    /// By group: whether it has committed since the world was healed.
+    /// By group: whether it has acknowledged a proposal that somebody made since the world was healed.
     pub(super) has_served: Vec<bool>,
     /// By register: a value that was there a short while ago.
     seen: BTreeMap<u64, u64>,
@@ -161,6 +163,7 @@ impl Clients {
             waiting: BTreeMap::new(),
             last_tag: 0,
             last_request: 0,
+            last_in_storm: 0,
             history: History::new(),
             creations: creations.collect(),
             // Nobody waits for what has not begun.
@@ -226,6 +229,7 @@ impl World {
 
     /// The clients that make sure of every group begin.
     pub(super) fn start_finishers(&mut self) {
+        self.clients.last_in_storm = self.clients.last_request;
         for client in self.plan.clients as u32..self.clients.clients.len() as u32 {
             let step = self.clients.clients[client as usize].step;
             let at = self.now + self.rng.within(1, 5 * MILLI);
@@ -561,7 +565,9 @@ impl World {
                 let verdict =
                     self.check_acknowledged(waiting.group, committed.index, waiting.request.id);
                 self.judge(verdict);
-                if self.is_healed && !self.ends.is_changing(waiting.group) {
+                // What was begun earlier may have been committed earlier.
+                let is_new = self.is_healed && waiting.request.id > self.clients.last_in_storm;
+                if is_new && !self.ends.is_changing(waiting.group) {
                     self.clients.has_served[waiting.group.0 as usize - 1] = true;
                 }
                 if waiting.asked == Asked::Numbered {
