@@ -132,6 +132,17 @@ impl LifeChecks {
         checks.acknowledged(group, index, request)
     }
 
+    /// A client was told that its operation was not taken, and never will be.
+    pub(super) fn refused(&self, group: GroupId, request: u64) -> Verdict {
+        match self.life_of(request) {
+            None => Ok(()),
+            Some(life) => {
+                let what = format!("operation {request:x} was refused, and applied in life {life}");
+                Err(broken("acknowledged operations", group, what))
+            }
+        }
+    }
+
     /// A node begins anew; whatever its replicas promised it must have found on its disk, unless their life was over: then it must
     /// have found that.
     pub(super) fn recovered(

@@ -520,9 +520,13 @@ impl World {
         if operation.is_numbered && self.numbered_client_crashes(client) {
             return true;
         }
-        let is_sent = operation.is_sent || operation.number.is_some();
+        // What was sent in a session may be on its way still.
+        let may_be_taken = match operation.is_numbered {
+            true => operation.number.is_some() || operation.attempts > 0,
+            false => operation.is_sent,
+        };
         self.end_operation(client, |world, operation| {
-            if is_sent {
+            if may_be_taken {
                 world.counts.unknown += 1;
                 world.clients.history.unknown(operation.id, world.now);
             } else {

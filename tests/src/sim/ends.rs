@@ -244,6 +244,19 @@ impl World {
         self.counts.lives += 1;
     }
 
+    /// No operation was applied anywhere of which a client was told that it was not taken.
+    pub(super) fn check_refused(&self) -> Verdict {
+        let commands = self.ends.asked.iter().filter(|asked| !asked.is_query);
+        for asked in commands {
+            if self.clients.history.operation(asked.id).outcome == Outcome::Failed {
+                for (group, checks) in (1..).map(GroupId).zip(&self.checks) {
+                    checks.refused(group, asked.request)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Puts each operation to the life that it belongs to. None may have seen one that was confirmed to be over when it began.
     pub(super) fn put_to_lives(&mut self) -> Verdict {
         for asked in std::mem::take(&mut self.ends.asked) {

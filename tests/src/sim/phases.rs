@@ -485,6 +485,7 @@ impl World {
         }
         self.check_merged()?;
         self.check_old_states()?;
+        self.check_refused()?;
         self.put_to_lives()?;
         self.check_history()?;
         self.check_weight()

@@ -322,6 +322,23 @@ fn state_machines_that_differ_are_noticed() {
 }
 
 #[test]
+fn a_refused_operation_that_was_applied_is_noticed() {
+    let mut lives = LifeChecks::new(3);
+    *lives.of(2) = four_committed();
+    let refused = Applied {
+        is_refused: true,
+        ..applied(1, 2, 72)
+    };
+    for entry in [applied(1, 1, 71), refused] {
+        lives.of(2).applied(entry).unwrap();
+    }
+    for request in [72, 73] {
+        assert_eq!(lives.refused(GROUP, request), Ok(()));
+    }
+    assert_eq!(checker(lives.refused(GROUP, 71)), "acknowledged operations");
+}
+
+#[test]
 fn a_state_that_is_not_that_of_its_place_is_noticed() {
     let mut checks = four_committed();
     for index in 1..=3 {
