@@ -152,9 +152,8 @@ fn run_one(seed: u64, arguments: &Arguments) -> io::Result<bool> {
     writeln!(out, "{} us of simulated time", report.micros)?;
     writeln!(out, "trace hash {:016x}", report.hash)?;
     if arguments.trace {
-        let failed = report.failure.as_ref().and_then(|failure| failure.group);
         let wanted: Vec<GroupId> = match arguments.group.is_empty() {
-            true => failed.into_iter().collect(),
+            true => report.concerned.clone(),
             false => arguments.group.iter().copied().map(GroupId).collect(),
         };
         for line in sim::run(seed, Some(wanted)).lines {

@@ -56,6 +56,8 @@ pub struct Report {
     pub counts: Counts,
     /// The rule that was broken, if one was.
     pub failure: Option<Failure>,
+    /// The groups whose events tell the story of that; none: those of all.
+    pub concerned: Vec<GroupId>,
     /// The events in words, if they were asked for.
     pub lines: Vec<String>,
 }
@@ -81,6 +83,7 @@ pub fn run(seed: u64, words: Option<Vec<GroupId>>) -> Report {
         micros: world.now,
         counts: world.counts.clone(),
         failure: world.failure.clone(),
+        concerned: world.concerned(),
         lines: std::mem::take(&mut world.trace).into_lines(),
         plan,
     }

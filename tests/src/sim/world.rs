@@ -425,6 +425,18 @@ impl World {
         }
     }
 
+    /// The group of the rule that was broken, with the one that it was split off, and those that it was merged with.
+    pub(super) fn concerned(&self) -> Vec<GroupId> {
+        let group = self.failure.as_ref().and_then(|failure| failure.group);
+        let around = |group| {
+            let of = self.splits.parent_of(group);
+            let into = self.merges.target_of(group);
+            let sources = self.merges.sources_of(group);
+            [group].into_iter().chain(of).chain(into).chain(sources)
+        };
+        group.into_iter().flat_map(around).collect()
+    }
+
     fn happen(&mut self, event: Event) {
         match event {
             Event::Turn { host, life, .. }
