@@ -1,4 +1,4 @@
-//! Every interleaving of small cases, by loom: `RUSTFLAGS="--cfg polyraft_loom" cargo test -p polyraft --lib mailbox`.
+//! Small cases in every interleaving of at most three preemptions, by loom: `RUSTFLAGS="--cfg polyraft_loom" cargo test -p polyraft --lib mailbox`.
 //! A wake-up that is lost shows as a deadlock. Nothing here may depend on time.
 
 use loom::thread;
