@@ -33,7 +33,7 @@ use loss::mix;
 pub use loss::{Keep, KeepNames};
 use names::Names;
 use pages::{Pages, SECTOR};
-pub use records::payloads;
+pub use records::{Payload, payloads};
 use segment::SimSegment;
 pub use stall::StallDisk;
 

@@ -89,6 +89,8 @@ pub(super) struct GroupChecks {
     pub(super) promises: Vec<Promise>,
     /// By node: what its replica found the last time.
     found: Vec<FoundThere>,
+    /// By node: its replica's log was damaged the last time that somebody looked, and may be another one since.
+    is_damaged: Vec<bool>,
     /// By node: its state machine is on stable storage as of here.
     saved: Vec<Index>,
 }
@@ -163,6 +165,13 @@ impl LifeChecks {
         Ok(())
     }
 
+    /// A fault has hit the log of a node's replica, which is out of service: it may come back without that log.
+    pub(super) fn damaged(&mut self, node: u64) {
+        for checks in self.lives.values_mut() {
+            checks.damaged(node);
+        }
+    }
+
     /// A node begins anew: what it knew in memory is gone.
     pub(super) fn reborn(&mut self, node: u64) {
         for checks in self.lives.values_mut() {
@@ -197,6 +206,7 @@ impl GroupChecks {
             members: vec![None; nodes as usize + 1],
             promises: vec![Promise::default(); nodes as usize + 1],
             found: vec![FoundThere::default(); nodes as usize + 1],
+            is_damaged: vec![false; nodes as usize + 1],
             saved: vec![Index::ZERO; nodes as usize + 1],
             ..GroupChecks::default()
         }
@@ -236,6 +246,12 @@ impl GroupChecks {
     pub(super) fn left(&mut self, node: u64) {
         self.is_out[node as usize] = true;
         self.promises[node as usize].matched = LogPosition::ZERO;
+        self.found[node as usize] = FoundThere::default();
+    }
+
+    /// See [`LifeChecks::damaged`]. Term and vote stay as they were promised.
+    fn damaged(&mut self, node: u64) {
+        self.is_damaged[node as usize] = true;
         self.found[node as usize] = FoundThere::default();
     }
 
@@ -284,6 +300,7 @@ impl GroupChecks {
         if !is_passed && core.term_at(promise.matched.index) != Some(promise.matched.term) {
             promise.matched = position(core, committed.min(core.durable()));
         }
+        self.is_damaged[node.0 as usize] = false;
         Ok(())
     }
 
@@ -594,7 +611,8 @@ impl GroupChecks {
         let matched = promise.matched;
         let run = found.runs.partition_point(|run| run.first <= matched.index);
         let term = run.checked_sub(1).map(|run| found.runs[run].term);
-        let is_held = matched.index <= found.base.index
+        let is_held = self.is_damaged[node as usize]
+            || matched.index <= found.base.index
             || matched.index <= found.last && term == Some(matched.term);
         if !is_held {
             return lost(format!(

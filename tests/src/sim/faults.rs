@@ -8,8 +8,11 @@ use std::time::Duration;
 use polyraft::{MemberChange, NodeId, Role};
 use polyraft_raft::Configuration;
 use polyraft_storage::Disk as _;
-use polyraft_storage::sim::{Astray, Failure as DiskFailure, Keep, KeepNames, SimDisk, payloads};
+use polyraft_storage::sim::{
+    Astray, Failure as DiskFailure, Keep, KeepNames, Payload, SimDisk, payloads,
+};
 
+use super::damage::Damage;
 use super::machine::{self, Saved};
 use super::plan::{Fault, MILLI};
 use super::rng::mix;
@@ -35,6 +38,7 @@ pub(super) enum Disturbance {
 pub(super) struct Kept {
     disk: SimDisk,
     machines: Saved,
+    damage: Damage,
 }
 
 impl World {
@@ -392,6 +396,7 @@ impl World {
         let seed = self.rng.bits();
         let host = &mut self.hosts[victim as usize];
         host.disk = SimDisk::new(seed);
+        host.damage = Damage::new(&self.plan.config);
         (host.cut_at, host.is_outcast) = (None, true);
         (host.has_bad_disk, host.bad_until) = (false, 0);
         host.failed = host.disk.failed();
@@ -407,12 +412,17 @@ impl World {
         }
         self.drop_node(victim);
         let kept = self.hosts[victim as usize].kept.clone();
-        let Kept { disk, machines } = self.rng.pick(&kept).clone();
+        let Kept {
+            disk,
+            machines,
+            damage,
+        } = self.rng.pick(&kept).clone();
         let seed = self.rng.bits();
         let host = &mut self.hosts[victim as usize];
         // A copy of its own, whose chance goes another way than the first time.
         host.disk = disk.after_power_cut_with(Keep::Everything, KeepNames::Everything);
         host.disk.reseed(seed);
+        host.damage = damage;
         // It may have been kept while the device failed.
         host.disk.heal();
         (host.has_bad_disk, host.bad_until) = (false, 0);
@@ -429,8 +439,8 @@ impl World {
         let files = host.disk.files();
         let is_segment =
             |path: &&std::path::PathBuf| path.extension().is_some_and(|end| end == "seg");
-        let mut full: Vec<(std::path::PathBuf, u64)> = Vec::new();
-        for lane in 0..self.plan.config.wal.lanes {
+        let mut full: Vec<(usize, std::path::PathBuf, u64)> = Vec::new();
+        for lane in 0..self.plan.config.wal.lanes as usize {
             let inside = format!("wal/{lane}/");
             let segments = files
                 .iter()
@@ -442,14 +452,14 @@ impl World {
                     .synced_pages(path)
                     .last()
                     .map_or(0, |page| page.end);
-                full.push((path.clone(), used));
+                full.push((lane, path.clone(), used));
             }
         }
-        full.retain(|(_, used)| *used + 16_384 >= self.plan.config.wal.segment_bytes.as_u64());
+        full.retain(|(.., used)| *used + 16_384 >= self.plan.config.wal.segment_bytes.as_u64());
         let disk = &self.hosts[victim as usize].disk;
-        let payloads_of = |(path, _): (std::path::PathBuf, u64)| {
+        let payloads_of = |(lane, path, _): (usize, std::path::PathBuf, u64)| {
             let found = payloads(&disk.read(&path).ok()?);
-            (!found.is_empty()).then_some((path, found))
+            (!found.is_empty()).then_some((lane, path, found))
         };
         let known: Vec<_> = full.into_iter().filter_map(payloads_of).collect();
         if known.is_empty() {
@@ -457,32 +467,35 @@ impl World {
         }
         // Most of a segment is padding, and much of the rest is over. What was written last is needed, and found at a start.
         let is_aimed = self.rng.chance(700_000);
-        let (path, offset) = if is_aimed {
+        let (lane, path, offset, hit) = if is_aimed {
             let mut places = Vec::new();
-            for (path, found) in &known {
-                places.extend(found.iter().map(|(lsn, place)| (*lsn, path, place.clone())));
+            for (lane, path, found) in &known {
+                places.extend(found.iter().map(|payload| (*lane, path, payload)));
             }
-            places.sort_by_key(|(lsn, ..)| *lsn);
+            places.sort_by_key(|(.., payload)| payload.lsn);
             let newest = &places[places.len().saturating_sub(NEWEST)..];
-            let (_, path, place) = self.rng.pick(newest).clone();
-            (
-                path.clone(),
-                place.start + self.rng.below(place.end - place.start),
-            )
+            let (lane, path, Payload { group, place, .. }) = *self.rng.pick(newest);
+            let offset = place.start + self.rng.below(place.end - place.start);
+            (lane, path.clone(), offset, Some(*group))
         } else {
-            let (path, found) = self.rng.pick(&known).clone();
-            let end = found.last().map_or(0, |(_, place)| place.end);
-            (path, 4096 + self.rng.below(end - 4096))
+            let (lane, path, found) = self.rng.pick(&known);
+            let end = found.last().map_or(0, |payload| payload.place.end);
+            let offset = 4096 + self.rng.below(end - 4096);
+            let hit = found.iter().find(|one| one.place.contains(&offset));
+            (*lane, path.clone(), offset, hit.map(|one| one.group))
         };
         let mask = 1 << self.rng.below(8);
         let host = &mut self.hosts[victim as usize];
         host.disk.flip_bits(&path, offset, mask);
-        host.is_rotten = true;
+        match hit {
+            Some(group) => host.damage.hit_group(group),
+            None => host.damage.hit_lane(lane),
+        }
         if is_aimed && self.rng.chance(500_000) {
             self.kill(victim);
         }
         self.trace.event(self.now, victim, || {
-            format!("rot in {} at {offset}", path.display())
+            format!("rot in {} at {offset}: {hit:?}", path.display())
         });
         true
     }
@@ -492,7 +505,7 @@ impl World {
     /// promised. No log can tell that.
     fn misdirect(&mut self, victim: u64) -> bool {
         let host = &self.hosts[victim as usize];
-        let may_stop = host.has_bad_disk || host.is_disk_full || host.is_rotten;
+        let may_stop = host.has_bad_disk || host.is_disk_full || !host.damage.is_none();
         if may_stop || host.cut_at.is_some() || host.cut_after_promise {
             return false;
         }
@@ -622,7 +635,12 @@ impl World {
             let disk = &host.disk;
             let disk = disk.after_power_cut_with(Keep::Everything, KeepNames::Everything);
             let machines = machine::saved(id);
-            host.kept.push(Kept { disk, machines });
+            let damage = host.damage.clone();
+            host.kept.push(Kept {
+                disk,
+                machines,
+                damage,
+            });
         }
     }
 

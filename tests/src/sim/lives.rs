@@ -114,7 +114,7 @@ impl World {
             self.end_of_bad_disk(id);
             return self.boot_at(id, at);
         }
-        if host.is_rotten {
+        if host.damage.may_stop_node() {
             host.is_dead = true;
             return;
         }
@@ -129,7 +129,7 @@ impl World {
     fn check_recovered(&mut self, id: u64) {
         let host = &self.hosts[id as usize];
         let node = host.node.as_ref().expect("it was just started");
-        if host.is_outcast || host.is_rotten {
+        if host.is_outcast {
             return;
         }
         let all = node.recovered();
@@ -139,11 +139,17 @@ impl World {
             let found = all.binary_search_by_key(&group, |found| found.group);
             let found = found.ok().map(|at| all[at]);
             let over = node.over(group).map(|life| life.get());
-            verdict = verdict.and_then(|()| checks.recovered(group, id, found, over));
+            // What was hit has to be known as damaged, or be whole.
+            let is_damaged = found.is_some_and(|found| found.fault.is_some());
+            if is_damaged && host.damage.may_hit(group) {
+                checks.damaged(id);
+            } else {
+                verdict = verdict.and_then(|()| checks.recovered(group, id, found, over));
+            }
         }
         let has = |group| {
             let is_gone = node.removed_from(group).or(node.over(group));
-            node.life(group).or(is_gone).is_some()
+            node.life(group).or(is_gone).is_some() || host.damage.may_hit(group)
         };
         let verdict = verdict.and_then(|()| self.splits.check_recovered(id, has));
         self.judge(verdict);

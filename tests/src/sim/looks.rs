@@ -199,8 +199,11 @@ impl World {
             return Ok(());
         };
         if let Some(fault) = fault {
-            if host.is_rotten
-                || machine::has_poisoned_entry(id, group)
+            if host.damage.may_hit(group) {
+                self.checks[group.0 as usize - 1].damaged(id);
+                return Ok(());
+            }
+            if machine::has_poisoned_entry(id, group)
                 || host
                     .node
                     .as_ref()
@@ -236,7 +239,7 @@ impl World {
                 || core.term_at(position.index) == Some(position.term);
             let holds = has && core.durable() >= position.index;
             // What rot has taken was there when it was promised.
-            (holds || !host.is_rotten).then_some(holds)
+            (holds || !host.damage.may_hit(group)).then_some(holds)
         };
         let life = life.unwrap_or_default().get();
         let checks = self.checks[group.0 as usize - 1].of(life);
@@ -290,7 +293,7 @@ impl World {
         match unproven.since {
             None if !host.disk.is_misdirecting() => {
                 unproven.since = Some(durable);
-                host.is_rotten = true;
+                host.damage.hit_lane(unproven.lane);
                 self.fired(Fault::Misdirect);
                 self.trace
                     .event(self.now, id, || "a write went astray".to_owned());
@@ -319,7 +322,7 @@ impl World {
         let Some(reason) = host.node.as_ref().and_then(SimNode::fault) else {
             return;
         };
-        if !host.has_bad_disk && !host.is_rotten {
+        if !host.has_bad_disk && !host.damage.may_stop_node() {
             return self.fail(Failure {
                 checker: "node health",
                 what: format!("node {id} stopped serving: {reason}"),

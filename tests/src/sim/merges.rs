@@ -236,16 +236,11 @@ impl World {
         groups.find(|group| {
             let is_merged = self.merges.target_of(*group).is_some();
             let waits = |node: &SimNode<Registers>| node.merging_into(*group).is_some();
-            // What is quarantined hears of nothing, and may never have been repaired.
-            let is_damaged = |node: &SimNode<Registers>| {
-                let replica = node.replica(*group);
-                replica.is_some_and(|(_, fault)| fault.is_some())
-            };
             self.standing().any(|host| match is_merged {
                 true => self.is_left(host, *group),
                 false => {
-                    let node = host.node.as_ref();
-                    node.is_some_and(|node| waits(node) && !(host.is_rotten && is_damaged(node)))
+                    // What is quarantined hears of nothing, and may never have been repaired.
+                    host.node.as_ref().is_some_and(waits) && !host.has_damaged(*group)
                 }
             })
         })
@@ -261,8 +256,11 @@ impl World {
 
     /// Whether a replica is here of a group that was merged, in the life in which it was.
     fn is_left(&self, host: &Host, source: GroupId) -> bool {
+        // It ends with what its target applies.
+        let mut concerned = [Some(source), self.merges.target_of(source)].into_iter();
+        let may_be_hit = concerned.any(|group| group.is_some_and(|one| host.damage.may_hit(one)));
         let node = host.node.as_ref();
-        let node = node.filter(|_| !host.is_outcast && !host.is_rotten);
+        let node = node.filter(|_| !host.is_outcast && !may_be_hit);
         let merged = self.merges.merged.get(&source);
         let over = merged.map(|merged| merged.life);
         let here = node.and_then(|node| node.life(source));

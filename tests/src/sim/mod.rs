@@ -7,6 +7,7 @@
 pub mod campaign;
 mod checks;
 mod clients;
+mod damage;
 mod ends;
 mod failing;
 mod faults;

@@ -486,14 +486,8 @@ impl World {
     /// Whether nothing is expected of a node any more, or not of each of its replicas.
     fn is_beyond_help(&self, node: u64) -> bool {
         let host = &self.hosts[node as usize];
-        let is_damaged = |group: u64| {
-            let replica = host.node.as_ref()?.replica(GroupId(group))?;
-            replica.1
-        };
-        let mut groups = 1..=self.plan.members.len() as u64;
-        host.is_outcast
-            || host.is_dead
-            || host.is_rotten && groups.any(|group| is_damaged(group).is_some())
+        let mut groups = (1..=self.plan.members.len() as u64).map(GroupId);
+        host.is_outcast || host.is_dead || groups.any(|group| host.has_damaged(group))
     }
 
     /// Whether everybody who can know does know who is a peer and where.

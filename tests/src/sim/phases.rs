@@ -394,7 +394,7 @@ impl World {
             let Some((core, fault)) = node.replica(group) else {
                 return false;
             };
-            if fault.is_some() && host.is_rotten {
+            if fault.is_some() && host.damage.may_hit(group) {
                 // What can be repaired has to be.
                 match node.is_repairable(group) {
                     true => return false,
@@ -438,13 +438,9 @@ impl World {
 
     /// Whether a replica was taken out of service because of its log, and stays so.
     fn has_damaged(&self) -> bool {
-        let rotten = self.hosts.iter().filter(|host| host.is_rotten);
-        let mut nodes = rotten.filter_map(|host| host.node.as_ref());
         let groups = || (1..=self.plan.members.len() as u64).map(GroupId);
-        nodes.any(|node| {
-            let mut replicas = groups().filter_map(|group| node.replica(group));
-            replicas.any(|(_, fault)| fault.is_some())
-        })
+        let mut hosts = self.hosts.iter();
+        hosts.any(|host| groups().any(|group| host.has_damaged(group)))
     }
 
     /// What the replicas of a group are doing, for a report.
@@ -507,7 +503,7 @@ impl World {
             }
             let entries = match node.entries(group) {
                 Ok(entries) => entries,
-                Err(_) if host.is_rotten => continue,
+                Err(_) if host.damage.may_hit(group) => continue,
                 Err(error) => {
                     let what = format!("node {member} can't read its log: {error}");
                     return Err(broken("equal logs", group, what));
@@ -561,16 +557,10 @@ impl World {
         }
         for member in members {
             let host = &mut self.hosts[member as usize];
-            if host.is_outcast || host.is_dead {
+            if host.is_outcast || host.is_dead || host.has_damaged(group) {
                 continue;
             }
             let Some(node) = &mut host.node else { continue };
-            let is_damaged = node
-                .replica(group)
-                .is_some_and(|(_, fault)| fault.is_some());
-            if host.is_rotten && is_damaged {
-                continue;
-            }
             if node
                 .replica(group)
                 .is_some_and(|(core, _)| core.is_witness())

@@ -94,11 +94,11 @@ impl World {
         let left: Arc<dyn Disk> = Arc::new(left);
         let found = match exported::list(&left, &machine::data_dir(id)) {
             Ok(found) => found,
-            Err(_) if host.is_rotten || host.has_bad_disk => return Ok(()),
+            Err(_) if host.has_bad_disk => return Ok(()),
             Err(error) => return told(format!("and none can be listed: {error}")),
         };
         let mut found = found.iter().filter(|file| file.meta.group == group);
-        match found.any(|file| file.meta.last >= last) || host.is_rotten {
+        match found.any(|file| file.meta.last >= last) || host.damage.may_hit(group) {
             true => Ok(()),
             false => told("which is not durable".to_owned()),
         }

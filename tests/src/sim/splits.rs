@@ -270,7 +270,7 @@ impl World {
         let has = |sim: &SimNode<Registers>| sim.life(child).is_some();
         let has_it =
             host.node.as_ref().is_some_and(has) || self.splits.made.contains(&(node, child));
-        if !host.is_outcast && !host.is_rotten && host.node.is_some() && has_it {
+        if !host.is_outcast && host.node.is_some() && has_it {
             self.splits.kept.insert((node, child));
         }
     }

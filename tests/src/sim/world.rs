@@ -14,6 +14,7 @@ use polyraft_storage::sim::SimDisk;
 
 use super::checks::{Failure, LifeChecks, Verdict};
 use super::clients::Clients;
+use super::damage::Damage;
 use super::ends::Ends;
 use super::failing::Failing;
 use super::machine::{self, Applied, Registers};
@@ -103,8 +104,8 @@ pub(super) struct Host {
     pub(super) is_disk_full: bool,
     /// Its data was wiped or rolled back: the others refuse it for ever.
     pub(super) is_outcast: bool,
-    /// Parts of its log were damaged.
-    pub(super) is_rotten: bool,
+    /// What was hit of its log.
+    pub(super) damage: Damage,
     /// A write of its log that goes elsewhere, until what it may have hit is proved by later log.
     pub(super) unproven: Option<Unproven>,
     /// It can't be started any more, because of that.
@@ -311,7 +312,7 @@ impl World {
             failed: (0, 0),
             is_disk_full: false,
             is_outcast: false,
-            is_rotten: false,
+            damage: Damage::new(&plan.config),
             unproven: None,
             is_dead: false,
             met: BTreeSet::new(),
@@ -548,6 +549,13 @@ impl World {
 }
 
 impl Host {
+    /// Whether the replica of a group here was taken out of service because of its log, as a fault has hit it.
+    pub(super) fn has_damaged(&self, group: GroupId) -> bool {
+        let replica = self.node.as_ref().and_then(|node| node.replica(group));
+        let is_out = replica.is_some_and(|(_, fault)| fault.is_some());
+        is_out && self.damage.may_hit(group)
+    }
+
     fn local(&self, now: u64) -> u64 {
         let since = now - self.started_at;
         let skew = i128::from(since) * i128::from(self.ppm) / 1_000_000;

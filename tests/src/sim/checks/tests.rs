@@ -416,10 +416,10 @@ fn what_a_disk_lost_is_noticed() {
     );
 }
 
-#[test]
-fn what_is_known_to_be_committed_or_purged_on_a_disk_never_falls() {
-    let found = |commit, base| RecoveredGroup {
-        group: GroupId(1),
+/// What a disk has of a replica whose log is purged through `base`, and has nothing behind it.
+fn found(commit: u64, base: u64) -> RecoveredGroup {
+    RecoveredGroup {
+        group: GROUP,
         life: polyraft::Life::FIRST,
         joined: Index::ZERO,
         removed_in: Term::ZERO,
@@ -439,7 +439,45 @@ fn what_is_known_to_be_committed_or_purged_on_a_disk_never_falls() {
         last: Index(base),
         fault: None,
         may_return: None,
+    }
+}
+
+#[test]
+fn who_lost_its_log_to_a_fault_keeps_its_votes_and_what_it_acknowledges_afterwards() {
+    let acknowledge = |checks: &mut GroupChecks| {
+        let like = Like {
+            term: 1,
+            runs: &[(1, 1)],
+            ..Like::default()
+        };
+        let message = Message::Matched {
+            term: Term(1),
+            matched: Index(4),
+            commit: Index(0),
+        };
+        with(&[1, 2, 3], 1, like, |core, _| {
+            checks.sent(core, NodeId(2), &message).unwrap();
+            checks.observe(core, &|_, _| Some(true)).unwrap();
+        });
     };
+    let mut checks = GroupChecks::new(3);
+    acknowledge(&mut checks);
+    let empty = found(0, 0);
+    let starts = |checks: &mut GroupChecks| checks.recovered(GROUP, 1, Some(&empty));
+    assert_eq!(checker(starts(&mut checks)), "durable promises");
+    checks.damaged(1);
+    assert_eq!(starts(&mut checks), Ok(()));
+    acknowledge(&mut checks);
+    assert_eq!(checker(starts(&mut checks)), "durable promises");
+    checks.damaged(1);
+    checks
+        .gave_vote(GROUP, NodeId(1), Term(2), NodeId(3))
+        .unwrap();
+    assert_eq!(checker(starts(&mut checks)), "durable promises");
+}
+
+#[test]
+fn what_is_known_to_be_committed_or_purged_on_a_disk_never_falls() {
     let starts = |all: &[(u64, u64)]| {
         let mut checks = GroupChecks::new(1);
         let mut starts = all.iter().map(|(commit, base)| found(*commit, *base));

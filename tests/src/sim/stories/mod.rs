@@ -62,7 +62,7 @@ mod watch;
 use polyraft::sim::SimNode;
 use polyraft::{Config, GroupId, Role};
 use polyraft_storage::Disk as _;
-use polyraft_storage::sim::payloads;
+use polyraft_storage::sim::{Payload, payloads};
 
 use self::calls::Calls;
 use self::commands::{Command, Condition, Request, What};
@@ -296,16 +296,16 @@ impl Story {
                 continue;
             }
             let segment = host.disk.read(&path).expect("a file of the log");
-            for (_, place) in payloads(&segment) {
+            for Payload { group, place, .. } in payloads(&segment) {
                 let record = &segment[place.start as usize..place.end as usize];
                 let places = record.windows(entry.len()).enumerate();
                 for (at, _) in places.filter(|(_, found)| *found == entry) {
                     host.disk.flip_bits(&path, place.start + at as u64, 1);
+                    host.damage.hit_group(group);
                     hits += 1;
                 }
             }
         }
         assert!(hits > 0, "the log has no such entry before its last batch");
-        host.is_rotten = true;
     }
 }
