@@ -93,7 +93,7 @@ enum How {
 #[derive(Debug)]
 pub(super) struct Ready {
     index: Index,
-    /// Everything through the index was all that was committed at this moment; 0: that is not known.
+    /// Everything through the index was all that was committed at this moment.
     fresh_at: Tick,
     pub(super) query: Query,
     gives_up_at: Tick,
@@ -278,6 +278,7 @@ impl Shard {
     fn open_reads(&mut self, slot: u32, now: Tick) -> Vec<Reading> {
         let mut open = std::mem::take(&mut self.reads.scratch);
         let replica = &mut self.replicas[slot as usize];
+        let worker = polyraft_raft::shard_of(replica.group.id(), self.reads.queries.len());
         let fresh_at = replica.fresh_at;
         let has_leader = replica.group.leader().is_some();
         let mut given_up = 0;
@@ -287,14 +288,10 @@ impl Shard {
             let is_fresh =
                 is_known && matches!(reading.how, How::Since(since) if since <= fresh_at);
             match reading.who {
+                // What is handed out will do, whatever reads wait for that must see more.
                 Who::Caller(query) if is_fresh => {
-                    let ready = Ready {
-                        index: Index::ZERO,
-                        fresh_at: Tick(0),
-                        query,
-                        gives_up_at: reading.gives_up_at,
-                    };
-                    self.queues.ready.push(&mut replica.ready, ready);
+                    self.reads.bytes -= query.bytes();
+                    self.reads.queries[worker].push((slot, query));
                 }
                 _ if reading.gives_up_at <= now => {
                     self.reads.bytes -= reading.bytes();
@@ -578,12 +575,18 @@ impl Shard {
         let replica = &mut self.replicas[slot as usize];
         let handed_out = handed_out(replica);
         let worker = polyraft_raft::shard_of(replica.group.id(), self.reads.queries.len());
-        while let Some(ready) = self
-            .queues
-            .ready
-            .pop_if(&mut replica.ready, |ready| ready.index <= handed_out)
-        {
+        let now = self.now;
+        // One that is late must not stand before another whose state is there.
+        while let Some(ready) = self.queues.ready.pop_if(&mut replica.ready, |ready| {
+            ready.index <= handed_out || ready.gives_up_at <= now
+        }) {
             self.reads.bytes -= ready.query.bytes();
+            if ready.index > handed_out {
+                let counters = self.shared.counters.shard(self.index);
+                counters.unconfirmed_reads.add(1);
+                ready.query.reply.answer(Err(Error::Unconfirmed));
+                continue;
+            }
             replica.fresh_at = replica.fresh_at.max(ready.fresh_at);
             let index = ready.index;
             let query = Query {
@@ -591,20 +594,6 @@ impl Shard {
                 ..ready.query
             };
             self.reads.queries[worker].push((slot, query));
-        }
-        let now = self.now;
-        while let Some(late) = self
-            .queues
-            .ready
-            .pop_if(&mut replica.ready, |ready| ready.gives_up_at <= now)
-        {
-            self.reads.bytes -= late.query.bytes();
-            self.shared
-                .counters
-                .shard(self.index)
-                .unconfirmed_reads
-                .add(1);
-            late.query.reply.answer(Err(Error::Unconfirmed));
         }
         let has_reads = !replica.reads.is_empty() || !replica.ready.is_empty();
         if has_reads && !replica.is_reading {
@@ -686,5 +675,79 @@ fn handed_out(replica: &Replica) -> Index {
         Index::ZERO
     } else {
         replica.group.handed_out()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use polyraft_storage::EntryKind;
+
+    use super::*;
+    use crate::shard::split::tests::Alone;
+    use crate::shard::tests::GROUP;
+
+    const STALE: Read = Read::Stale {
+        max_lag: Duration::from_secs(3600),
+    };
+
+    fn read(alone: &mut Alone, how: Read, tag: u64) {
+        let reply = alone.queue.reply_to(tag);
+        alone.shard.read(GROUP, how, Bytes::new(), reply);
+    }
+
+    /// A read of which it is known that it must see an entry.
+    fn read_through(alone: &mut Alone, index: Index, tag: u64) {
+        let query = Query {
+            group: GROUP,
+            index: Index::ZERO,
+            query: Bytes::new(),
+            reply: alone.queue.reply_to(tag),
+        };
+        let (shard, came) = (&mut alone.shard, alone.shard.now);
+        let reading = Reading {
+            who: Who::Caller(query),
+            how: How::Standing,
+            came,
+            gives_up_at: came.after(shard.limits.proposal_timeout),
+        };
+        shard.reads.bytes += reading.bytes();
+        let slot = shard.slot(GROUP).unwrap();
+        shard.read_confirmed(slot, reading, index, came);
+        shard.touch(slot);
+    }
+
+    /// Which reads were answered, and whether with a state.
+    fn answered(alone: &Alone) -> Vec<(u64, bool)> {
+        let mut done = Vec::new();
+        alone.queue.drain(&mut done, Duration::ZERO);
+        let answers = done.iter().map(|done| (done.tag, done.result.is_ok()));
+        answers.collect()
+    }
+
+    #[test]
+    fn a_read_that_waits_for_an_entry_holds_up_none_whose_state_is_there() {
+        let mut alone = Alone::with(&[(EntryKind::Normal, b"before")]);
+        alone.elect();
+        alone.settle();
+        read(&mut alone, Read::Linearizable, 1);
+        alone.settle();
+        assert_eq!(answered(&alone), [(1, true)]);
+
+        // What is here is new enough for the second one, and is not for the first.
+        read_through(&mut alone, Index(99), 2);
+        read(&mut alone, STALE, 3);
+        alone.settle();
+        assert_eq!(answered(&alone), [(3, true)]);
+
+        // The time of both is over when they are looked at again, and what the second one must see has been here for long.
+        read_through(&mut alone, Index(1), 4);
+        alone.settle();
+        assert_eq!(answered(&alone), []);
+        alone.pass(alone.shard.limits.proposal_timeout);
+        alone.settle();
+        assert_eq!(answered(&alone), [(2, false), (4, true)]);
+        assert_eq!(alone.shard.reads.bytes, 0);
     }
 }
