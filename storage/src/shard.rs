@@ -1,6 +1,7 @@
 //! Owns one shard's view of the log: the index of its groups, the turn being filled, and reading back.
 //! Must never do file I/O while writing: a turn goes to the lane's group commit as one copy.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -770,6 +771,16 @@ impl ShardLog {
             }
         }
         (reached, bytes)
+    }
+
+    /// How large the blocks are that have entries of a range: those of them that were not purged, each as a whole.
+    pub fn bytes_of(&self, group: GroupId, range: Range<Index>) -> u64 {
+        let Some(log) = self.groups.get(group) else {
+            return 0;
+        };
+        let blocks = log.blocks.from(range.start.max(log.base.index.next()));
+        let blocks = blocks.take_while(|block| block.first < range.end);
+        blocks.map(|block| u64::from(block.bytes)).sum()
     }
 
     /// One group's sizes, for the core.

@@ -271,3 +271,26 @@ async fn a_node_that_stops_inside_a_restore_comes_up_with_all_of_the_state() {
     cluster.agree(GROUP, ENTRIES as usize + 3).await;
     cluster.stop_all().await;
 }
+
+#[tokio::test]
+async fn what_was_applied_before_a_restart_counts_for_the_next_snapshot() {
+    let mut config = config();
+    // Of the entries of three runs no two are enough.
+    config.snapshot.bytes = ByteSize::b(10 * ENTRY_BYTES as u64);
+    let mut cluster = Cluster::<Filed>::of_machines(1, config).await;
+    cluster.node(1).create_groups(1..2, &[1]).await.unwrap();
+    for run in 0..3 {
+        if run > 0 {
+            cluster.stop(1).await;
+            cluster.open(1).await.unwrap();
+        }
+        cluster.led(1..2).await;
+        assert_eq!(cluster.node(1).status().counters.snapshots, 0);
+        propose(&cluster, GROUP, 4 * run..4 * run + 4).await;
+    }
+    until("a snapshot is taken", async || {
+        cluster.node(1).status().counters.snapshots > 0
+    })
+    .await;
+    cluster.stop_all().await;
+}

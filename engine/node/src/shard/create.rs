@@ -414,6 +414,11 @@ impl Shard {
             (*husk, self.marks[slot as usize]) = (replica, marks);
         } else {
             self.replicas.push(replica);
+        if self.snapshots.policy.bytes > 0 {
+            // What was applied since the snapshot, before the node was opened, counts like what comes.
+            let unsaved = replica.saved.next()..applied.next();
+            replica.unsaved_bytes = self.log.bytes_of(group, unsaved);
+        }
             self.marks.push(marks);
         }
         self.counters().groups.add(1);
