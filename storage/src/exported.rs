@@ -2,7 +2,7 @@
 //! Must never change a data directory that a node has open, nor take a file for a snapshot before every byte of it was held
 //! against its checksum.
 
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,6 +23,10 @@ const PIECE_BYTES: u64 = 1 << 20;
 /// How often a snapshot is looked for again that a newer one has just replaced.
 const ATTEMPTS: usize = 8;
 
+/// Looks at what a group wrote into a snapshot, whose bytes are those that were written, and says if it is of no use to another
+/// group.
+pub type Look = fn(&mut dyn Read) -> Result<(), String>;
+
 /// The snapshots in a data directory that are whole, by group: the newest of each. Works while a node has it open.
 ///
 /// # Errors
@@ -31,24 +35,44 @@ pub fn list(disk: &Arc<dyn Disk>, data_dir: &Path) -> Result<Vec<SnapshotFile>, 
     SnapshotStore::at(disk, data_dir.join(DIRECTORY)).newest()
 }
 
-/// Checks every byte of a snapshot's file, wherever it is.
+/// Checks every byte of a snapshot's file, wherever it is, and looks at it.
 ///
 /// # Errors
 /// Says what is wrong with it.
-pub fn verify(disk: &Arc<dyn Disk>, file: &Path) -> Result<SnapshotFile, SnapshotError> {
-    SnapshotStore::at(disk, file.parent().unwrap_or(Path::new(""))).verify(file, None)
+pub fn verify(
+    disk: &Arc<dyn Disk>,
+    file: &Path,
+    look: Look,
+) -> Result<SnapshotFile, SnapshotError> {
+    let store = SnapshotStore::at(disk, file.parent().unwrap_or(Path::new("")));
+    verified(&store, file, None, look)
+}
+
+fn verified(
+    store: &SnapshotStore,
+    path: &Path,
+    expected: Option<&SnapshotFile>,
+    look: Look,
+) -> Result<SnapshotFile, SnapshotError> {
+    let found = store.verify(path, expected)?;
+    look(&mut store.reader(path, &found)).map_err(|why| SnapshotError::Useless {
+        path: path.to_owned(),
+        why,
+    })?;
+    Ok(found)
 }
 
 /// Copies the newest snapshot of a group to a file, which is whole and durable when this returns, or not there. Works while a
 /// node has the data directory open.
 ///
 /// # Errors
-/// When there is none, it is damaged, or `to` is there already or can't be written.
+/// When there is none, it is damaged or of no use elsewhere, or `to` is there already or can't be written.
 pub fn export(
     disk: &Arc<dyn Disk>,
     data_dir: &Path,
     group: GroupId,
     to: &Path,
+    look: Look,
 ) -> Result<SnapshotFile, SnapshotError> {
     if disk.file_bytes(to).is_ok() {
         let error = io::Error::from(io::ErrorKind::AlreadyExists);
@@ -63,7 +87,7 @@ pub fn export(
             let error = io::Error::new(io::ErrorKind::NotFound, what);
             return Err(failed(&data_dir.join(DIRECTORY), "searching", &error));
         };
-        match copy(&store, file, to) {
+        match copy(&store, file, to, look) {
             Err(SnapshotError::Io { kind, .. })
                 if kind == io::ErrorKind::NotFound && attempt < ATTEMPTS =>
             {
@@ -75,7 +99,12 @@ pub fn export(
     }
 }
 
-fn copy(store: &SnapshotStore, file: &SnapshotFile, to: &Path) -> Result<(), SnapshotError> {
+fn copy(
+    store: &SnapshotStore,
+    file: &SnapshotFile,
+    to: &Path,
+    look: Look,
+) -> Result<(), SnapshotError> {
     let disk = &store.disk;
     let io = |error: io::Error| failed(to, "writing", &error);
     let mut name = to.as_os_str().to_owned();
@@ -91,7 +120,7 @@ fn copy(store: &SnapshotStore, file: &SnapshotFile, to: &Path) -> Result<(), Sna
         }
         disk.sync_file(temporary).map_err(io)?;
         // What was copied is what counts, wherever a bit may have changed.
-        store.verify(temporary, Some(file))?;
+        verified(store, temporary, Some(file), look)?;
         disk.rename(temporary, to).map_err(io)?;
         let parent = to.parent().filter(|path| !path.as_os_str().is_empty());
         disk.sync_dir(parent.unwrap_or(Path::new("."))).map_err(io)
@@ -128,7 +157,7 @@ pub enum ImportError {
 pub fn import(
     data_dir: &DataDir,
     (log, wal): (&mut ShardLog, &Wal),
-    from: &Path,
+    (from, look): (&Path, Look),
     group: GroupId,
     configuration: Configuration,
 ) -> Result<SnapshotFile, ImportError> {
@@ -137,7 +166,7 @@ pub fn import(
     }
     let (store, _) = SnapshotStore::open(data_dir)?;
     let theirs = SnapshotStore::at(data_dir.disk(), from.parent().unwrap_or(Path::new("")));
-    let found = theirs.verify(from, None)?;
+    let found = verified(&theirs, from, None, look)?;
     let meta = SnapshotMeta {
         group,
         incarnation: 0,
@@ -215,10 +244,12 @@ mod tests {
         (dir, opened)
     }
 
+    const ANY: Look = |_| Ok(());
+
     fn bring(disk: &Arc<dyn Disk>, from: &str) -> Result<SnapshotFile, ImportError> {
         let (dir, mut opened) = open(disk);
         let place = (&mut opened.logs[0], &opened.wals[0]);
-        import(&dir, place, Path::new(from), GROUP, members())
+        import(&dir, place, (Path::new(from), ANY), GROUP, members())
     }
 
     #[test]
@@ -227,9 +258,12 @@ mod tests {
         let to = Path::new("/out/7.snap");
         let files = list(&disk, Path::new("/a")).unwrap();
         assert_eq!(files, std::slice::from_ref(&file));
-        assert_eq!(export(&disk, Path::new("/a"), GROUP, to).unwrap(), file);
-        assert_eq!(verify(&disk, to).unwrap(), file);
-        let there = export(&disk, Path::new("/a"), GROUP, to).unwrap_err();
+        assert_eq!(
+            export(&disk, Path::new("/a"), GROUP, to, ANY).unwrap(),
+            file
+        );
+        assert_eq!(verify(&disk, to, ANY).unwrap(), file);
+        let there = export(&disk, Path::new("/a"), GROUP, to, ANY).unwrap_err();
         assert!(matches!(
             there,
             SnapshotError::Io {
@@ -261,10 +295,10 @@ mod tests {
     fn a_damaged_file_is_not_imported() {
         let (sim, disk, _) = with_snapshot();
         let to = Path::new("/out/7.snap");
-        export(&disk, Path::new("/a"), GROUP, to).unwrap();
+        export(&disk, Path::new("/a"), GROUP, to, ANY).unwrap();
         sim.damage(to, |bytes| bytes[1000] ^= 1);
         assert!(matches!(
-            verify(&disk, to),
+            verify(&disk, to, ANY),
             Err(SnapshotError::Damaged { .. })
         ));
         let refused = bring(&disk, "/out/7.snap").unwrap_err();
@@ -279,7 +313,13 @@ mod tests {
     #[test]
     fn a_group_without_a_snapshot_is_not_exported() {
         let (_, disk, _) = with_snapshot();
-        let error = export(&disk, Path::new("/a"), GroupId(8), Path::new("/out/8.snap"));
+        let error = export(
+            &disk,
+            Path::new("/a"),
+            GroupId(8),
+            Path::new("/out/8.snap"),
+            ANY,
+        );
         let error = error.unwrap_err().to_string();
         assert!(error.contains("no snapshot of group g8"), "{error}");
         assert!(disk.file_bytes(Path::new("/out/8.snap")).is_err());

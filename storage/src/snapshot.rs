@@ -83,6 +83,14 @@ pub enum SnapshotError {
         reason: &'static str,
     },
     /// The state machine did not give its state.
+    /// The bytes are those that were written, and no other group can begin with them.
+    #[error("{path}: of no use to another group: {why}")]
+    Useless {
+        /// The file.
+        path: PathBuf,
+        /// Why, and what to do.
+        why: String,
+    },
     #[error("the state machine gave no snapshot: {0}")]
     Machine(String),
 }
@@ -608,7 +616,7 @@ impl From<SnapshotError> for StorageError {
             SnapshotError::Io {
                 path, action, kind, ..
             } => (path.clone(), *action, *kind),
-            SnapshotError::Damaged { path, .. } => (
+            SnapshotError::Damaged { path, .. } | SnapshotError::Useless { path, .. } => (
                 path.clone(),
                 "reading a snapshot",
                 io::ErrorKind::InvalidData,

@@ -1,5 +1,6 @@
 //! Snapshots as files for people: listed, checked, exported and imported. It must never touch a node that runs.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use polyraft_storage::{
 use crate::assembly;
 use crate::config::Config;
 use crate::error::OpenError;
+use crate::sessions;
 use crate::wire::MAX_MEMBERS;
 
 /// What a snapshot is of.
@@ -41,6 +43,21 @@ fn disk() -> Arc<dyn Disk> {
     Arc::new(FileDisk)
 }
 
+/// Whether a group can begin with what stands in a snapshot. One that was to be merged waits for a group that need not be where it
+/// begins, or is the wrong one there.
+fn can_begin(mut from: &mut dyn Read) -> Result<(), String> {
+    let table = sessions::read_section(&mut from)?;
+    let merges = table.as_ref().and_then(|table| table.merges());
+    match merges.and_then(|merges| merges.frozen()) {
+        None => Ok(()),
+        Some(frozen) => Err(format!(
+            "it was taken while the group was frozen, to be merged into group {}; export that one once the merge is over, or this one \
+             again if it was refused",
+            frozen.target
+        )),
+    }
+}
+
 /// The newest snapshot of each group in the data directory of a node, which may run.
 ///
 /// # Errors
@@ -50,25 +67,25 @@ pub fn snapshots_in(data_dir: &Path) -> Result<Vec<SnapshotInfo>, SnapshotError>
     Ok(found.into_iter().map(SnapshotInfo::from).collect())
 }
 
-/// Checks every byte of an exported snapshot.
+/// Checks every byte of an exported snapshot, and that a group can begin with it.
 ///
 /// # Errors
 /// Says what is wrong with it.
 pub fn verify_snapshot(file: &Path) -> Result<SnapshotInfo, SnapshotError> {
-    exported::verify(&disk(), file).map(SnapshotInfo::from)
+    exported::verify(&disk(), file, can_begin).map(SnapshotInfo::from)
 }
 
 /// Copies the newest snapshot of a group to the file `to`. The node may run: have it take one first with
 /// [`GroupHandle::snapshot`](crate::GroupHandle::snapshot), to export what is applied now.
 ///
 /// # Errors
-/// When there is no snapshot, it is damaged, or the file exists or can't be written.
+/// When there is no snapshot, it is damaged or that of a group which was about to be merged, or the file exists or can't be written.
 pub fn export_snapshot(
     data_dir: &Path,
     group: u64,
     to: &Path,
 ) -> Result<SnapshotInfo, SnapshotError> {
-    exported::export(&disk(), data_dir, GroupId(group), to).map(SnapshotInfo::from)
+    exported::export(&disk(), data_dir, GroupId(group), to, can_begin).map(SnapshotInfo::from)
 }
 
 /// A node that does not run: what it is going to be opened with.
@@ -92,7 +109,7 @@ impl NodePlace {
     /// that one promised would be forgotten.
     ///
     /// # Errors
-    /// When the node runs, the file is damaged, the group was ever here, or the members can't form a group with this node.
+    /// When the node runs, the file is damaged or that of a group which was about to be merged, the group was ever here, or the members can't form a group with this node.
     pub fn import_snapshot(
         &self,
         file: &Path,
@@ -121,12 +138,69 @@ impl NodePlace {
         let group = GroupId(group);
         let shard = shard_of(group, shards);
         let place = (&mut opened.logs[shard], &opened.wals[shard % lanes]);
-        let imported = exported::import(&dir, place, file, group, configuration);
+        let imported = exported::import(&dir, place, (file, can_begin), group, configuration);
         imported
             .map(SnapshotInfo::from)
             .map_err(|error| match error {
                 ImportError::Storage(error) => OpenError::Storage(error),
                 other => OpenError::Builder(other.to_string()),
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polyraft_raft::{Index, Life, Term};
+    use polyraft_storage::{SnapshotMeta, SnapshotStore};
+
+    use super::*;
+    use crate::merge::MergeCommand;
+    use crate::sessions::Table;
+
+    #[test]
+    fn a_group_that_is_to_be_merged_begins_nowhere_else() {
+        let out = tempfile::tempdir().unwrap();
+        let (data, to) = (out.path().join("a"), out.path().join("7.snap"));
+        let last = LogPosition {
+            term: Term(3),
+            index: Index(90),
+        };
+        let meta = SnapshotMeta {
+            group: GroupId(7),
+            incarnation: 0,
+            last,
+            configuration: Configuration::simple([NodeId(1)]),
+        };
+        let mut table = Table::default();
+        let freeze = MergeCommand::Freeze {
+            target: GroupId(9),
+            life: Life::FIRST,
+            attempt: Index(4),
+        };
+        table.with_merges(|merges| merges.decide(Life::FIRST, Index(80), &freeze));
+        let dir = DataDir::open(disk(), &data, "c", NodeId(1), 1).unwrap();
+        let (store, _) = SnapshotStore::open(&dir).unwrap();
+        let section = sessions::section(Some(&table));
+        let written = store.write(&meta, |out| {
+            out.write_all(&section).map_err(|error| error.to_string())
+        });
+        written.unwrap();
+        drop(dir);
+        let is_said = |error: String| assert!(error.contains("merged into group g9"), "{error}");
+        is_said(export_snapshot(&data, 7, &to).unwrap_err().to_string());
+        assert!(!to.exists());
+
+        // One that came out otherwise.
+        std::fs::copy(data.join("snapshots/7-90-3.snap"), &to).unwrap();
+        is_said(verify_snapshot(&to).unwrap_err().to_string());
+        let place = NodePlace {
+            data_dir: out.path().join("b"),
+            cluster: "other".to_owned(),
+            node: 4,
+            config: Config::default(),
+        };
+        let imported = place.import_snapshot(&to, 7, &[4]).unwrap_err();
+        assert!(matches!(imported, OpenError::Builder(_)), "{imported}");
+        is_said(imported.to_string());
     }
 }
