@@ -72,6 +72,70 @@ async fn fault(cluster: &Cluster, node: u64, group: u64) -> Option<String> {
     status.ok().and_then(|status| status.fault)
 }
 
+/// Flips a bit of the snapshot of a group on a node that is stopped, so far from its beginning.
+fn rot_snapshot(cluster: &Cluster, node: u64, group: u64, at: u64) {
+    let files = std::fs::read_dir(cluster.data_dir(node).join("snapshots")).expect("snapshots");
+    let names = files.map(|file| file.expect("a snapshot").path());
+    let is_wanted = |path: &PathBuf| {
+        let name = path.file_name().expect("a name").to_string_lossy();
+        name.starts_with(&format!("{group}-"))
+    };
+    let path = names.filter(is_wanted).next().expect("a snapshot of it");
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    let (file, mut byte) = (file.unwrap(), [0]);
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+#[tokio::test]
+async fn a_replica_whose_snapshot_rots_gets_it_back_from_its_peers() {
+    let mut config = small_config();
+    config.snapshot.keep_entries = 0;
+    let mut cluster = loaded(config, GROUPS).await;
+    for group in GROUPS {
+        let handle = cluster.node(3).group(group);
+        until("the log is purged", async || {
+            let last = handle.snapshot().await.unwrap();
+            let status = handle.status().await.unwrap();
+            last.index.0 > 20 && status.purged == last.index
+        })
+        .await;
+    }
+    cluster.stop(3).await;
+    // In the header, where nothing can be said of it any more, and in the state.
+    rot_snapshot(&cluster, 3, 1, 20);
+    rot_snapshot(&cluster, 3, 2, 400);
+    cluster.open(3).await.unwrap();
+    for group in GROUPS {
+        until("the state is there again", async || {
+            let status = cluster.node(3).group(group).status().await;
+            status.is_ok_and(|status| status.fault.is_none() && status.returning.is_none())
+        })
+        .await;
+        assert_eq!(cluster.agree(group, 20).await.len(), 20);
+    }
+    let status = cluster.node(3).status();
+    assert_eq!((status.quarantined, status.counters.repairs), (0, 2));
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_that_rots_without_repair_says_what_to_do() {
+    let mut config = small_config();
+    config.snapshot.keep_entries = 0;
+    config.wal.repair = false;
+    let mut cluster = loaded(config, 0..1).await;
+    let last = cluster.node(3).group(0).snapshot().await.unwrap();
+    assert!(last.index.0 > 20);
+    cluster.stop(3).await;
+    rot_snapshot(&cluster, 3, 0, 20);
+    cluster.open(3).await.unwrap();
+    let reason = fault(&cluster, 3, 0).await.expect("a fault");
+    assert!(reason.contains("missing or damaged"), "{reason}");
+    assert!(reason.contains("add it anew"), "{reason}");
+    cluster.stop_all().await;
+}
+
 #[tokio::test]
 async fn a_replica_whose_log_rots_gets_it_back_from_its_peers() {
     let mut cluster = loaded(small_config(), GROUPS).await;

@@ -129,6 +129,24 @@ impl Held {
     }
 }
 
+/// Why a state machine does not hold what its replica has to begin with.
+#[derive(Debug, Clone)]
+pub(crate) enum Unheld {
+    /// The snapshot that stands for the front of the log is damaged or gone; the log is not. The peers have both.
+    Snapshot(String),
+    /// Something that somebody has to look at.
+    Other(String),
+}
+
+impl Unheld {
+    /// In words.
+    pub(crate) fn reason(self) -> String {
+        match self {
+            Unheld::Snapshot(reason) | Unheld::Other(reason) => reason,
+        }
+    }
+}
+
 /// A read that nothing is in the way of.
 #[derive(Debug)]
 pub(crate) struct Query {
@@ -434,7 +452,7 @@ impl<M: StateMachine> Applier<M> {
                 let event = ShardEvent::Restored {
                     group,
                     life,
-                    result: Err(reason),
+                    result: Err(Unheld::Other(reason)),
                 };
                 self.tell(self.shard_of(group), event);
             }

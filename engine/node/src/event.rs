@@ -9,7 +9,7 @@ use polyraft_raft::{GroupId, Index, Life, LogPosition, MemberChange, NodeId, Ter
 use polyraft_storage::{Durable, EntryKind, SnapshotError, SnapshotFile};
 use smallvec::SmallVec;
 
-use crate::apply::{ApplyBatch, Held};
+use crate::apply::{ApplyBatch, Held, Unheld};
 use crate::completion::{Outcome, ReplyTo};
 use crate::error::Error;
 use crate::group::Read;
@@ -193,7 +193,7 @@ pub(crate) enum ShardEvent {
     Restored {
         group: GroupId,
         life: Life,
-        result: Result<Held, String>,
+        result: Result<Held, Unheld>,
     },
     /// A keeper has read a part of a snapshot for a follower.
     ChunkRead { wanted: Wanted, chunk: Chunk },

@@ -10,9 +10,9 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{GroupId, Index, Life};
-use polyraft_storage::{SnapshotFile, SnapshotMeta, SnapshotStore};
+use polyraft_storage::{SnapshotError, SnapshotFile, SnapshotMeta, SnapshotStore};
 
-use crate::apply::{Gathered, Held, Returned, Task, guarded};
+use crate::apply::{Gathered, Held, Returned, Task, Unheld, guarded};
 use crate::event::ShardEvent;
 use crate::machine::{FrozenState, StateMachine};
 use crate::mailbox::Mailbox;
@@ -270,14 +270,11 @@ impl<M: StateMachine> Keeper<M> {
     }
 
     /// The sessions in a snapshot; nothing else of it is looked at.
-    fn sessions(&self, file: &SnapshotFile) -> Result<Option<Box<Table>>, String> {
-        let peek = |bytes| {
-            let found = self.store.peek(file, bytes);
-            found.map_err(|error| error.to_string())
-        };
+    fn sessions(&self, file: &SnapshotFile) -> Result<Option<Box<Table>>, Unheld> {
+        let peek = |bytes| self.store.peek(file, bytes).map_err(unread);
         let head = peek(sessions::SECTION_HEAD_BYTES)?;
         let section = peek(sessions::section_bytes(&head))?;
-        sessions::read_section(&mut &section[..])
+        sessions::read_section(&mut &section[..]).map_err(Unheld::Snapshot)
     }
 
     /// Gives a state machine the state of a snapshot, or leaves it what it holds. Returns the sessions that belong to it.
@@ -286,7 +283,7 @@ impl<M: StateMachine> Keeper<M> {
         file: &SnapshotFile,
         machine: &mut M,
         held: Index,
-    ) -> Result<(Held, Option<Box<Table>>), String> {
+    ) -> Result<(Held, Option<Box<Table>>), Unheld> {
         let last = file.meta.last.index;
         if held > Index::ZERO {
             let sessions = self.sessions(file)?;
@@ -299,13 +296,14 @@ impl<M: StateMachine> Keeper<M> {
                 return Ok((found, sessions));
             }
         }
-        let mut from = self.store.read(file).map_err(|error| error.to_string())?;
-        let sessions = sessions::read_section(&mut from)?;
+        let mut from = self.store.read(file).map_err(unread)?;
+        let sessions = sessions::read_section(&mut from).map_err(Unheld::Other)?;
         guarded(|| {
             machine
                 .restore(last, &mut from)
                 .map_err(|error| error.to_string())
-        })?;
+        })
+        .map_err(Unheld::Other)?;
         let held = Held {
             is_restored: true,
             ..Held::all(last)
@@ -350,6 +348,16 @@ impl<M: StateMachine> Keeper<M> {
             result,
         };
         self.tell(group, event);
+    }
+}
+
+/// Why a snapshot that is here can't be given to a state machine.
+fn unread(error: SnapshotError) -> Unheld {
+    let is_gone =
+        matches!(error, SnapshotError::Io { kind, .. } if kind == std::io::ErrorKind::NotFound);
+    match is_gone || matches!(error, SnapshotError::Damaged { .. }) {
+        true => Unheld::Snapshot(error.to_string()),
+        false => Unheld::Other(error.to_string()),
     }
 }
 

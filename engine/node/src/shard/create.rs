@@ -15,7 +15,7 @@ use super::balance::rightful_of;
 use super::coordinate::joined;
 use super::replica::Replica;
 use super::{Deferred, Marks, Shard};
-use crate::apply::{Held, Task};
+use crate::apply::{Held, Task, Unheld};
 use crate::error::Error;
 use crate::event::{CreateOrigin, EndGrounds, GroupRanges, LifeRanges, ShardEvent, life_ranges};
 use crate::status::{GroupStatus, Membership};
@@ -292,7 +292,7 @@ impl Shard {
     /// holds something gets the group's sessions, which are as old as the snapshot: the log behind it is handed out for them.
     pub(super) fn opened(&mut self, group: GroupId, applied: Result<Index, String>) {
         let (Some((found, _)), Ok(machine)) = (self.opening.get(&group), &applied) else {
-            return self.open_replica(group, applied.map(Held::all));
+            return self.open_replica(group, applied.map(Held::all).map_err(Unheld::Other));
         };
         let (machine, base) = (*machine, found.base.index);
         if found.is_witness {
@@ -322,26 +322,31 @@ impl Shard {
             None => {
                 let reason = format!(
                     "the log starts after {base}, and the snapshot with the client sessions of that place is missing or \
-                     damaged. Remove this replica and add it anew"
+                     damaged. {FROM_PEERS}"
                 );
-                self.open_replica(group, Err(reason));
+                self.open_replica(group, Err(Unheld::Snapshot(reason)));
             }
         }
     }
 
     /// A state machine is ready, or not: its replica starts, or is quarantined.
-    pub(super) fn open_replica(&mut self, group: GroupId, held: Result<Held, String>) {
+    pub(super) fn open_replica(&mut self, group: GroupId, held: Result<Held, Unheld>) {
         let Some((found, campaigns)) = self.opening.remove(&group) else {
             return;
         };
         self.opening_ended();
-        let is_damaged = found.fault.is_some();
-        let fault = found.fault.clone().or_else(|| why_not(&found, &held));
+        let unheld = why_not(&found, &held);
+        // Then its log, its term and its vote are as they were, and what it lacks the peers have.
+        let has_lost_snapshot =
+            found.fault.is_none() && matches!(unheld, Some(Unheld::Snapshot(_)));
+        let is_damaged = found.fault.is_some() || has_lost_snapshot;
+        let fault = found.fault.clone().or(unheld.map(Unheld::reason));
         // A snapshot that came was acknowledged before the log said so.
         let saved = self.snapshots.file(group);
         let saved = saved.map_or(Index::ZERO, |file| file.meta.last.index);
         let promised = found.joined.max(saved).max(found.hard_state.commit);
-        let may_return = found.may_return.map(|last| last.max(promised));
+        let acknowledged = found.may_return.or(has_lost_snapshot.then_some(found.last));
+        let may_return = acknowledged.map(|last| last.max(promised));
         // A state machine that is ahead of all that the log can have had comes from a later log.
         let through = found.may_return.unwrap_or(found.last);
         let is_newest = held.as_ref().map_or(true, |held| held.machine <= through);
@@ -409,16 +414,16 @@ impl Shard {
             .snapshots
             .file(group)
             .map_or(Index::ZERO, |file| file.meta.last.index);
-        let marks = Marks::new(group, found.life);
-        if let Some(husk) = self.replicas.get_mut(slot as usize) {
-            (*husk, self.marks[slot as usize]) = (replica, marks);
-        } else {
-            self.replicas.push(replica);
         if self.snapshots.policy.bytes > 0 {
             // What was applied since the snapshot, before the node was opened, counts like what comes.
             let unsaved = replica.saved.next()..applied.next();
             replica.unsaved_bytes = self.log.bytes_of(group, unsaved);
         }
+        let marks = Marks::new(group, found.life);
+        if let Some(husk) = self.replicas.get_mut(slot as usize) {
+            (*husk, self.marks[slot as usize]) = (replica, marks);
+        } else {
+            self.replicas.push(replica);
             self.marks.push(marks);
         }
         self.counters().groups.add(1);
@@ -517,22 +522,25 @@ fn status_while_opening(found: &RecoveredGroup) -> GroupStatus {
     }
 }
 
+/// What to do about a snapshot that is lost.
+const FROM_PEERS: &str = "With wal.repair the replica gets it from its peers, if a quorum of them is there; else remove this \
+                          replica and add it anew, or restore the whole data directory from one moment";
+
 /// Why a replica can't go on from where its log and its state machine are.
-fn why_not(found: &RecoveredGroup, held: &Result<Held, String>) -> Option<String> {
+fn why_not(found: &RecoveredGroup, held: &Result<Held, Unheld>) -> Option<Unheld> {
     match held.as_ref().map(|held| held.machine) {
-        Err(reason) => Some(reason.clone()),
-        Ok(applied) if applied > found.last => Some(format!(
+        Err(why) => Some(why.clone()),
+        Ok(applied) if applied > found.last => Some(Unheld::Other(format!(
             "the state machine holds index {applied}, but the log ends at {}: the WAL is older than the state \
              machine, as after restoring a backup of it alone. Restore both from the same moment, or remove this \
              replica and add it anew",
             found.last
-        )),
-        Ok(applied) if applied < found.base.index => Some(format!(
-            "the state machine holds index {applied}, but the log starts after {}: the state machine's files are \
-             older than the log, or were removed. Restore both from the same moment, or remove this replica and add \
-             it anew",
+        ))),
+        Ok(applied) if applied < found.base.index => Some(Unheld::Snapshot(format!(
+            "the state machine holds index {applied}, the log starts after {}, and the snapshot of what was before is \
+             missing or damaged. {FROM_PEERS}",
             found.base.index
-        )),
+        ))),
         Ok(_) => None,
     }
 }

@@ -1,4 +1,4 @@
-//! Replicas that are taken out of service, and how those whose log is damaged come back without it: from their peers, by the leave
+//! Replicas that are taken out of service, and how those whose log or snapshot is damaged come back without it: from their peers, by the leave
 //! of a leader.
 //! It must never drop a damaged log before a quorum is known to go on without it, nor let the replica vote for anybody who
 //! may lack what it may have acknowledged.
@@ -159,13 +159,20 @@ impl Shard {
 
     /// A block of a replica's log can't be read. If that is because of the disk, its peers have the entries.
     pub(super) fn quarantine_unreadable(&mut self, slot: u32, what: &str, error: &ReadError) {
+        if matches!(error, ReadError::Damaged { .. }) {
+            self.note_lost(slot);
+        }
+        self.quarantine(slot, format!("{what}: {error}"));
+    }
+
+    /// A replica that served lost what its peers have, and nothing that only it knows. It is about to be quarantined.
+    pub(super) fn note_lost(&mut self, slot: u32) {
         let replica = &self.replicas[slot as usize];
-        if matches!(error, ReadError::Damaged { .. }) && replica.fault.is_none() {
+        if replica.fault.is_none() {
             let last = replica.group.last().index;
             let last = last.max(replica.group.returning().unwrap_or_default());
             self.note_damaged(slot, Some(last));
         }
-        self.quarantine(slot, format!("{what}: {error}"));
     }
 
     /// The log of a replica that is about to be quarantined is damaged. It may have acknowledged everything through `last`, if

@@ -9,7 +9,7 @@ use polyraft_storage::{RecoveredGroup, ShardLog, SnapshotFile, SnapshotMeta, Sto
 use rustc_hash::FxHashMap;
 
 use super::{Payloads, Shard};
-use crate::apply::{Held, Task};
+use crate::apply::{Held, Task, Unheld};
 use crate::error::Error;
 use crate::event::SnapshotReply;
 use crate::keeper::Job;
@@ -332,7 +332,7 @@ impl Shard {
     }
 
     /// A state machine has the state of a snapshot, or could not take it.
-    pub(super) fn restored(&mut self, group: GroupId, result: Result<Held, String>) {
+    pub(super) fn restored(&mut self, group: GroupId, result: Result<Held, Unheld>) {
         if result.as_ref().map_or(true, |held| held.is_restored) {
             self.counters().restores.add(1);
         }
@@ -341,10 +341,13 @@ impl Shard {
         };
         match result {
             Ok(_) => self.release(slot),
-            Err(reason) => {
+            Err(why) => {
                 self.snapshots.held.remove(&slot);
                 self.release(slot);
-                self.quarantine(slot, reason);
+                if let Unheld::Snapshot(_) = why {
+                    self.note_lost(slot);
+                }
+                self.quarantine(slot, why.reason());
             }
         }
     }
