@@ -164,7 +164,7 @@ pub fn import(
     if log.contains(group) || log.tombstone_of(group).is_some() {
         return Err(ImportError::Used { group });
     }
-    let (store, _) = SnapshotStore::open(data_dir)?;
+    let (store, _) = SnapshotStore::open(data_dir, 0)?;
     let theirs = SnapshotStore::at(data_dir.disk(), from.parent().unwrap_or(Path::new("")));
     let found = verified(&theirs, from, None, look)?;
     let meta = SnapshotMeta {
@@ -218,7 +218,7 @@ mod tests {
         let disk = SimDisk::new(1);
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
         let dir = DataDir::open(Arc::clone(&shared), "/a", "c", NodeId(1), 1).unwrap();
-        let (store, _) = SnapshotStore::open(&dir).unwrap();
+        let (store, _) = SnapshotStore::open(&dir, 0).unwrap();
         let meta = SnapshotMeta {
             group: GROUP,
             incarnation: 0,
@@ -280,7 +280,7 @@ mod tests {
         assert_eq!((found[0].base, found[0].last), (last(), last().index));
         assert_eq!(found[0].hard_state.term, Term(3));
         assert_eq!(found[0].configuration, members());
-        let (store, files) = SnapshotStore::open(&dir).unwrap();
+        let (store, files) = SnapshotStore::open(&dir, 0).unwrap();
         assert_eq!(files, std::slice::from_ref(&imported));
         let mut state = Vec::new();
         io::copy(&mut store.read(&imported).unwrap(), &mut state).unwrap();

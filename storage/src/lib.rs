@@ -43,6 +43,7 @@ mod pool;
 mod prefetch;
 mod recovery;
 mod replay;
+mod room;
 mod shard;
 pub mod sim;
 mod snapshot;

@@ -16,6 +16,7 @@ use crate::disk::Disk;
 use crate::error::StorageError;
 use crate::format::{parse_configuration, put_configuration};
 use crate::places::Places;
+use crate::room::Room;
 
 /// The directory of the snapshots in a data directory.
 pub(crate) const DIRECTORY: &str = "snapshots";
@@ -82,7 +83,6 @@ pub enum SnapshotError {
         /// What does not fit.
         reason: &'static str,
     },
-    /// The state machine did not give its state.
     /// The bytes are those that were written, and no other group can begin with them.
     #[error("{path}: of no use to another group: {why}")]
     Useless {
@@ -91,6 +91,7 @@ pub enum SnapshotError {
         /// Why, and what to do.
         why: String,
     },
+    /// The state machine did not give its state.
     #[error("the state machine gave no snapshot: {0}")]
     Machine(String),
 }
@@ -183,20 +184,23 @@ pub struct SnapshotStore {
     dir: PathBuf,
     /// None where somebody else may make files.
     places: Option<Arc<Places>>,
+    room: Arc<Room>,
 }
 
 impl SnapshotStore {
     /// Opens the directory, removes what an earlier life left unfinished, and finds the newest snapshot of each group.
     ///
-    /// A snapshot whose header or end is damaged is left where it is and not among the results.
+    /// A snapshot whose header or end is damaged is left where it is and not among the results. Those that are written and
+    /// received leave `kept` bytes of the disk to the log.
     ///
     /// # Errors
     /// When the directory can't be made, synced or read.
-    pub fn open(data_dir: &DataDir) -> Result<(Self, Vec<SnapshotFile>), SnapshotError> {
+    pub fn open(data_dir: &DataDir, kept: u64) -> Result<(Self, Vec<SnapshotFile>), SnapshotError> {
         let store = Self {
             disk: Arc::clone(data_dir.disk()),
             dir: data_dir.path().join(DIRECTORY),
             places: Some(Arc::default()),
+            room: Arc::new(Room::keeping(kept)),
         };
         let (disk, dir) = (&store.disk, &store.dir);
         disk.create_dir(dir)
@@ -233,6 +237,7 @@ impl SnapshotStore {
             disk: Arc::clone(disk),
             dir: dir.into(),
             places: None,
+            room: Arc::default(),
         }
     }
 
@@ -326,7 +331,7 @@ impl SnapshotStore {
         let io = |error: io::Error| failed(path, "writing", &error);
         self.disk.create(path).map_err(io)?;
         let mut out = Writer {
-            disk: &*self.disk,
+            store: self,
             path,
             buffer: meta.encode(),
             written: 0,
@@ -392,6 +397,7 @@ impl SnapshotStore {
             }
             Ok(file)
         });
+        self.room.end(temporary);
         match &published {
             Ok(file) => {
                 self.note(file.meta.group, file.meta.last);
@@ -527,27 +533,23 @@ impl SnapshotStore {
             .map_err(|error| failed(&path, "reading", &error))
     }
 
-    /// Begins to take a snapshot from elsewhere, if `needs` bytes are free. What came of an earlier attempt for the group is
-    /// lost.
+    /// Begins to take a snapshot of `needs` bytes from elsewhere, if there is room for it beside the others that come. What came of
+    /// an earlier attempt for the group is lost.
     ///
     /// # Errors
     /// When there is no room, or the file can't be made.
     pub fn begin_receiving(&self, group: GroupId, needs: u64) -> Result<(), SnapshotError> {
         let path = self.part(group);
         let _ = self.disk.remove(&path);
+        self.room.end(&path);
         let free = self
             .disk
             .free_bytes(&self.dir)
             .map_err(|error| failed(&self.dir, "measuring", &error))?;
-        if free < needs {
-            let error = io::Error::new(
-                io::ErrorKind::StorageFull,
-                format!("{needs} bytes are needed, and {free} are free"),
-            );
-            return Err(failed(&path, "creating", &error));
-        }
-        self.disk
-            .create(&path)
+        self.room
+            .reserve(&path, needs, free)
+            .and_then(|()| self.disk.create(&path))
+            .inspect_err(|_| self.room.end(&path))
             .map_err(|error| failed(&path, "creating", &error))
     }
 
@@ -559,7 +561,7 @@ impl SnapshotStore {
         let path = self.part(group);
         self.disk
             .write_at(&path, offset, bytes)
-            .and_then(|()| sync_by_pieces(&*self.disk, &path, offset, bytes.len()))
+            .and_then(|()| self.sync_by_pieces(&path, offset, bytes.len()))
             .map_err(|error| failed(&path, "writing", &error))
     }
 
@@ -580,7 +582,21 @@ impl SnapshotStore {
 
     /// Forgets what came of a snapshot.
     pub fn abandon_receiving(&self, group: GroupId) {
-        let _ = self.disk.remove(&self.part(group));
+        let path = self.part(group);
+        let _ = self.disk.remove(&path);
+        self.room.end(&path);
+    }
+
+    /// Syncs a long file bit by bit while it is written: a gigabyte that goes to the device at once holds up the log's syncs. The
+    /// file goes on only while there is room.
+    fn sync_by_pieces(&self, path: &Path, offset: u64, bytes: usize) -> io::Result<()> {
+        let end = offset + bytes as u64;
+        if offset / SYNC_BYTES == end / SYNC_BYTES {
+            return Ok(());
+        }
+        self.disk.sync_file(path)?;
+        let free = self.disk.free_bytes(&self.dir)?;
+        self.room.take(path, end, free)
     }
 
     fn path(&self, group: GroupId, last: LogPosition) -> PathBuf {
@@ -589,15 +605,6 @@ impl SnapshotStore {
 
     fn part(&self, group: GroupId) -> PathBuf {
         self.dir.join(format!("{}.part", group.0))
-    }
-}
-
-/// Syncs a long file bit by bit while it is written: a gigabyte that goes to the device at once holds up the log's syncs.
-fn sync_by_pieces(disk: &dyn Disk, path: &Path, offset: u64, bytes: usize) -> io::Result<()> {
-    let end = offset + bytes as u64;
-    match offset / SYNC_BYTES == end / SYNC_BYTES {
-        true => Ok(()),
-        false => disk.sync_file(path),
     }
 }
 
@@ -653,7 +660,7 @@ fn parse_name(name: &str) -> Option<(GroupId, LogPosition)> {
 
 /// Collects what a state machine writes into pieces.
 struct Writer<'a> {
-    disk: &'a dyn Disk,
+    store: &'a SnapshotStore,
     path: &'a Path,
     buffer: Vec<u8>,
     /// Bytes of the file that were written.
@@ -666,8 +673,9 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn spill(&mut self) -> io::Result<()> {
-        self.disk.write_at(self.path, self.written, &self.buffer)?;
-        sync_by_pieces(self.disk, self.path, self.written, self.buffer.len())?;
+        let (at, bytes) = (self.written, self.buffer.len());
+        self.store.disk.write_at(self.path, at, &self.buffer)?;
+        self.store.sync_by_pieces(self.path, at, bytes)?;
         self.checksum = crc32c::crc32c_append(self.checksum, &self.buffer);
         self.written += self.buffer.len() as u64;
         self.buffer.clear();

@@ -81,7 +81,8 @@ impl Assembly {
         let data_dir = Arc::new(data_dir);
         let opened = polyraft_storage::open(&data_dir, &wal_options(config), shards)?;
         tracing::info!(node = %place.node, report = ?opened.report, "the log is recovered");
-        let (store, snapshots) = SnapshotStore::open(&data_dir).map_err(StorageError::from)?;
+        let (store, snapshots) = SnapshotStore::open(&data_dir, kept_by_snapshots(config))
+            .map_err(StorageError::from)?;
 
         let (inbox_senders, inboxes): (Vec<_>, Vec<_>) = (0..shards).map(|_| mailbox()).unzip();
         let (worker_senders, tasks): (Vec<_>, Vec<_>) =
@@ -286,7 +287,6 @@ fn limits(config: &Config) -> Limits {
         transfers: TransferLimits {
             chunk: config.snapshot.chunk_bytes.as_u64(),
             bytes_per_second: config.snapshot.rate.as_u64(),
-            min_free: config.wal.min_free_bytes.as_u64(),
             at_once: config.snapshot.concurrent as usize,
         },
     }
@@ -309,6 +309,16 @@ pub(crate) fn wal_options(config: &Config) -> WalOptions {
         lanes: wal.lanes as usize,
         min_free_bytes: wal.min_free_bytes.as_u64(),
     }
+}
+
+/// What snapshots leave free: each lane of the log can make a segment.
+fn kept_by_snapshots(config: &Config) -> u64 {
+    let wal = &config.wal;
+    let segments = wal
+        .segment_bytes
+        .as_u64()
+        .saturating_mul(u64::from(wal.lanes));
+    segments.saturating_add(wal.min_free_bytes.as_u64())
 }
 
 /// A configured size, which validation keeps far below the address space.

@@ -52,7 +52,7 @@ pub(crate) enum Job {
     },
     /// Read a part of a snapshot that a follower wants.
     Read { file: SnapshotFile, wanted: Wanted },
-    /// A snapshot of a group is going to come. It begins only where so many bytes are free.
+    /// A snapshot of a group is going to come. It begins only where there is room for so many bytes.
     Begin {
         group: GroupId,
         number: u64,
@@ -329,7 +329,7 @@ impl<M: StateMachine> Keeper<M> {
                     drop(machine);
                     Ok(())
                 });
-                Err(reason.clone())
+                Err(reason.clone().reason())
             }
         };
         // The worker gets it first: what the shard has it apply from now on comes after.

@@ -179,7 +179,7 @@ mod tests {
         };
         table.with_merges(|merges| merges.decide(Life::FIRST, Index(80), &freeze));
         let dir = DataDir::open(disk(), &data, "c", NodeId(1), 1).unwrap();
-        let (store, _) = SnapshotStore::open(&dir).unwrap();
+        let (store, _) = SnapshotStore::open(&dir, 0).unwrap();
         let section = sessions::section(Some(&table));
         let written = store.write(&meta, |out| {
             out.write_all(&section).map_err(|error| error.to_string())

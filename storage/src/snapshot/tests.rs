@@ -23,7 +23,7 @@ fn state(bytes: usize) -> Vec<u8> {
 
 fn open(disk: &SimDisk) -> (SnapshotStore, Vec<SnapshotFile>) {
     let data_dir = DataDir::open(Arc::new(disk.clone()), "/n", "c", NodeId(1), 1).unwrap();
-    SnapshotStore::open(&data_dir).unwrap()
+    SnapshotStore::open(&data_dir, 0).unwrap()
 }
 
 fn write(store: &SnapshotStore, index: u64, state: &[u8]) -> Result<SnapshotFile, SnapshotError> {
@@ -236,4 +236,41 @@ fn a_failure_leaves_nothing_behind() {
         left.filter(|path| path.starts_with("/n/snapshots")).count(),
         0
     );
+}
+
+#[test]
+fn a_snapshot_that_would_take_the_room_of_the_log_is_given_up_and_others_go_on() {
+    const KEPT: u64 = 8 << 20;
+    let disk = SimDisk::new(1);
+    let data_dir = DataDir::open(Arc::new(disk.clone()), "/n", "c", NodeId(1), 1).unwrap();
+    let (store, _) = SnapshotStore::open(&data_dir, KEPT).unwrap();
+    let used = disk.used();
+    disk.set_capacity(used + 32 * (1 << 20));
+    let large = state(30 << 20);
+    let refused = write(&store, 5, &large).unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            SnapshotError::Io {
+                kind: io::ErrorKind::StorageFull,
+                ..
+            }
+        ),
+        "{refused}"
+    );
+    assert_eq!(disk.used(), used, "nothing is left of it");
+    write(&store, 5, &large[..20 << 20]).unwrap();
+
+    // Both would fit alone.
+    store.remove(GroupId(7), Life::LAST);
+    store.begin_receiving(GroupId(1), 14 << 20).unwrap();
+    let second = store.begin_receiving(GroupId(2), 14 << 20);
+    assert!(second.unwrap_err().to_string().contains("bytes are needed"));
+    store.abandon_receiving(GroupId(1));
+    store.begin_receiving(GroupId(2), 14 << 20).unwrap();
+    store.abandon_receiving(GroupId(2));
+
+    // The log has no room already: this one may be what it is purged for.
+    disk.set_capacity(disk.used() + KEPT - 1);
+    write(&store, 9, &large[..6 << 20]).unwrap();
 }

@@ -580,7 +580,7 @@ fn an_installed_snapshot_is_what_the_entry_follows() {
         index: Index(90),
     };
     {
-        let (store, _) = SnapshotStore::open(&open(&disk, 1)).unwrap();
+        let (store, _) = SnapshotStore::open(&open(&disk, 1), 0).unwrap();
         let meta = SnapshotMeta {
             group: GROUP,
             incarnation: 0,

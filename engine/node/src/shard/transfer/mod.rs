@@ -37,8 +37,6 @@ pub(crate) struct TransferLimits {
     pub(crate) chunk: u64,
     /// Bytes a second that the node sends; 0: no limit.
     pub(crate) bytes_per_second: u64,
-    /// What a snapshot that comes has to leave free on the disk.
-    pub(crate) min_free: u64,
     /// Transfers that the node sends, and as many again that it receives.
     pub(crate) at_once: usize,
 }

@@ -151,7 +151,7 @@ impl Shard {
         let begin = Job::Begin {
             group,
             number,
-            needs: file.bytes.saturating_add(limits.min_free),
+            needs: file.bytes,
         };
         let receiving = Receiving {
             number,
