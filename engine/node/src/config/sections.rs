@@ -366,7 +366,9 @@ pub struct Snapshot {
     /// Default `10000`; allowed `0` to `1099511627776`; takes effect at restart.
     pub keep_entries: u64,
     /// How many threads write snapshots and restore state machines from them. Each shard has as many
-    /// frozen states in memory at most.
+    /// frozen states in memory at most. Each group belongs to one of them, which does one thing after
+    /// the other: while it writes a large state, what other groups of it need waits: a split (and with
+    /// it the parent's proposals), a merge, a restore, the parts of snapshots on their way.
     ///
     /// Default `1`; allowed `1` to `16`; takes effect at restart.
     pub workers: u32,
