@@ -200,7 +200,7 @@ impl Shard {
             Err(ChangeRefused::Unchanged) => None,
             Err(why) => Some(refused(words(why))),
             Ok(changed) if changed.nodes().count() > MAX_MEMBERS => Some(refused(format!(
-                "a group has at most {MAX_MEMBERS} members"
+                "a change names at most {MAX_MEMBERS} nodes, those before and after it together; make it in two"
             ))),
             Ok(_) => None,
         }
