@@ -310,7 +310,7 @@ fn a_follower_keeps_its_place_while_parts_wait_for_the_rate() {
         "it needs more than {WINDOW} seconds"
     );
     assert!(pair.needs(G));
-    let (mut came, mut asked_at) = (Vec::new(), None);
+    let (mut came, mut asked_at, began) = (Vec::new(), None, pair.alone.shard.now);
     for interval in 0.. {
         // The follower has patience, and asks for what did not come, and not for more.
         if asked_at.is_none_or(|at| interval >= at + 10) && (interval == 0 || pair.needs(G)) {
@@ -329,6 +329,8 @@ fn a_follower_keeps_its_place_while_parts_wait_for_the_rate() {
         assert_eq!(pair.taken(), (1, 0), "{came:?}");
     }
     assert_eq!(came, [0, CHUNK, 2 * CHUNK, 3 * CHUNK], "each of them once");
+    let took = pair.alone.shard.now.since(began);
+    assert!(took >= (WINDOW - 1) * 1_000_000, "one a second, not {took}");
 }
 
 #[test]
