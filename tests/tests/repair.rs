@@ -104,7 +104,7 @@ async fn a_replica_whose_snapshot_rots_gets_it_back_from_its_peers() {
     cluster.stop(3).await;
     // In the header, where nothing can be said of it any more, and in the state.
     rot_snapshot(&cluster, 3, 1, 20);
-    rot_snapshot(&cluster, 3, 2, 400);
+    rot_snapshot(&cluster, 3, 2, 200);
     cluster.open(3).await.unwrap();
     for group in GROUPS {
         until("the state is there again", async || {
