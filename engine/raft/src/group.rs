@@ -571,7 +571,8 @@ impl Group {
     }
 
     /// Whether the nodes believed to be alive could commit anything.
-    pub(crate) fn has_live_quorum(&self, env: &Env<'_>) -> bool {
+    #[must_use]
+    pub fn has_live_quorum(&self, env: &Env<'_>) -> bool {
         self.configuration.has_quorum(|n| env.alive.contains(n))
     }
 

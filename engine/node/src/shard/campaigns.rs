@@ -118,5 +118,6 @@ impl Shard {
             replica.is_in_round = true;
             self.campaigns.rounds += 1;
         }
+        self.note_lonely(slot);
     }
 }

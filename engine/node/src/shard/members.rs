@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{
-    ChangeRefused, Configuration, Event, GroupId, Index, Life, MemberChange, Message, NodeId,
+    ChangeRefused, Configuration, Env, Event, GroupId, Index, Life, MemberChange, Message, NodeId,
     Removed, Role, Term, Tick,
 };
 use polyraft_storage::{Creation, Ending, Tombstone};
@@ -527,6 +527,20 @@ impl Shard {
         if let Some(slot) = self.slot(group)
             && self.replicas[slot as usize].group.leader().is_none()
         {
+            self.doubt_membership(slot);
+        }
+    }
+
+    /// The time of a replica has come to stand, and it asks nobody for a vote: too few live of those whom it knows. Its group may have
+    /// moved on before they were lost, and nobody is left of them who could say so.
+    pub(super) fn note_lonely(&mut self, slot: u32) {
+        let core = &self.replicas[slot as usize].group;
+        let env = Env {
+            now: self.now,
+            settings: &self.settings,
+            alive: &self.alive,
+        };
+        if core.leader().is_none() && !core.has_live_quorum(&env) {
             self.doubt_membership(slot);
         }
     }
