@@ -58,11 +58,7 @@ pub fn writes_on(disk: &SimDisk, shape: Shape, mut log: Log) -> Result<(), Strin
                 log.write(shape, model, &op).map_err(failed("writing"))?;
                 op.apply(model);
             }
-            match log.logs[shard].submit() {
-                // A full disk has no room for entries, and nothing is lost that was not taken.
-                Err(StorageError::DiskFull { .. }) => return Ok(()),
-                submitted => submitted.map_err(failed("submitting"))?,
-            };
+            submit(disk, &mut log, shard)?;
         }
         log.flush().map_err(failed("syncing"))?;
     }
@@ -76,6 +72,17 @@ pub fn writes_on(disk: &SimDisk, shape: Shape, mut log: Log) -> Result<(), Strin
     opens_as(&again, shape, &models)
         .map(|_| ())
         .map_err(|reason| format!("writes after recovery are lost: {reason}"))
+}
+
+/// Hands a shard's turn in. Where a full disk has no room for entries, it gets some: the turn was kept.
+fn submit(disk: &SimDisk, log: &mut Log, shard: usize) -> Result<(), String> {
+    let mut submitted = log.logs[shard].submit();
+    if let Err(StorageError::DiskFull { .. }) = submitted {
+        disk.set_capacity(u64::MAX);
+        log.settle().map_err(failed("background work"))?;
+        submitted = log.logs[shard].submit();
+    }
+    submitted.map(|_| ()).map_err(failed("submitting"))
 }
 
 /// Turns after which every file of a log has been used again.
@@ -103,10 +110,7 @@ pub fn goes_on(disk: &SimDisk, shape: Shape, allowed: &[&[Model]]) -> Result<u64
                 op.apply(&mut model);
                 states.push(model);
             }
-            match log.logs[shard].submit() {
-                Err(StorageError::DiskFull { .. }) => return Ok(0),
-                submitted => submitted.map_err(failed("submitting"))?,
-            };
+            submit(disk, &mut log, shard)?;
         }
         log.flush().map_err(failed("syncing"))?;
         let lasting = states.iter().map(|states| states.len() - 1);
