@@ -106,10 +106,17 @@ async fn a_replica_whose_snapshot_rots_gets_it_back_from_its_peers() {
     rot_snapshot(&cluster, 3, 1, 20);
     rot_snapshot(&cluster, 3, 2, 200);
     cluster.open(3).await.unwrap();
+    until("both have dropped what they had", async || {
+        cluster.node(3).status().counters.repairs == 2
+    })
+    .await;
     for group in GROUPS {
         until("the state is there again", async || {
             let status = cluster.node(3).group(group).status().await;
-            status.is_ok_and(|status| status.fault.is_none() && status.returning.is_none())
+            status.is_ok_and(|status| {
+                let is_back = status.fault.is_none() && status.returning.is_none();
+                is_back && status.applied >= status.last.index && status.last.index.0 > 20
+            })
         })
         .await;
         assert_eq!(cluster.agree(group, 20).await.len(), 20);

@@ -705,7 +705,7 @@ mod tests {
             query: Bytes::new(),
             reply: alone.queue.reply_to(tag),
         };
-        let (shard, came) = (&mut alone.shard, alone.shard.now);
+        let (came, shard) = (alone.shard.now, &mut alone.shard);
         let reading = Reading {
             who: Who::Caller(query),
             how: How::Standing,
