@@ -534,13 +534,16 @@ impl Shard {
     /// The time of a replica has come to stand, and it asks nobody for a vote: too few live of those whom it knows. Its group may have
     /// moved on before they were lost, and nobody is left of them who could say so.
     pub(super) fn note_lonely(&mut self, slot: u32) {
-        let core = &self.replicas[slot as usize].group;
+        let replica = &self.replicas[slot as usize];
+        let core = &replica.group;
         let env = Env {
             now: self.now,
             settings: &self.settings,
             alive: &self.alive,
         };
-        if core.leader().is_none() && !core.has_live_quorum(&env) {
+        // One that has ended may have a timer yet, and one that is out of service asks in any case.
+        let is_running = replica.fault.is_none();
+        if is_running && core.leader().is_none() && !core.has_live_quorum(&env) {
             self.doubt_membership(slot);
         }
     }
