@@ -67,9 +67,10 @@ pub struct SurveyedReplica {
     pub base: LogPosition,
     /// The last entry; the base when there is none.
     pub last: LogPosition,
-    /// The members as of what it knows to be committed, and all that later entries name: any of them may be in force. The
-    /// last is the newest; there is always one.
-    pub configurations: Vec<Configuration>,
+    /// The members as of what it knows to be committed, and all that later entries name, each with the index of its entry, or with a
+    /// later one as of which they are known. Any of them may be in force, and a joint one may have been left already, as only others
+    /// know. The last is the newest; there is always one.
+    pub configurations: Vec<(Index, Configuration)>,
     /// Whether its log has an entry by which the group is split.
     pub has_splits: bool,
     /// The first [`MERGE_HEAD_BYTES`] of each entry of its log about a merge, each of them once.
@@ -83,7 +84,10 @@ pub struct SurveyedReplica {
 impl SurveyedReplica {
     /// The newest members that it knows.
     pub fn configuration(&self) -> &Configuration {
-        self.configurations.last().expect("there is always one")
+        let newest = self.configurations.last();
+        newest
+            .map(|(_, members)| members)
+            .expect("there is always one")
     }
 }
 
@@ -166,12 +170,12 @@ fn look(
             fault.get_or_insert(reason);
         }
     }
-    let mut configurations = vec![found.configuration.clone()];
+    let mut configurations = vec![(found.base.index, found.configuration.clone())];
     for (index, configuration) in &found.configurations {
         if *index <= found.hard_state.commit {
             configurations.clear();
         }
-        configurations.push(configuration.clone());
+        configurations.push((*index, configuration.clone()));
     }
     let mut replica = SurveyedReplica {
         life: found.life,
@@ -192,7 +196,7 @@ fn look(
         let last = file.meta.last;
         (replica.base, replica.last) = (last, last);
         replica.installed = Some(last);
-        replica.configurations = vec![file.meta.configuration.clone()];
+        replica.configurations = vec![(last.index, file.meta.configuration.clone())];
         if replica.hard_state.term < last.term {
             replica.hard_state.term = last.term;
             replica.hard_state.vote = None;

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use polyraft_raft::{Configuration, GroupId, NodeId};
+use polyraft_raft::{Configuration, GroupId, Index, NodeId};
 use polyraft_storage::{Survey, SurveyedReplica, Tombstone};
 
 use super::RecoveryError;
@@ -173,7 +173,7 @@ fn decide(
     let is_missing = |node: &NodeId| !given.contains(node) && !lost.contains(node);
     // Any of them may be in force, so anybody in one may have what was committed.
     let possible = &newest.configurations;
-    let nodes = possible.iter().flat_map(Configuration::nodes);
+    let nodes = possible.iter().flat_map(|(_, members)| members.nodes());
     let missing: BTreeSet<NodeId> = nodes.filter(is_missing).collect();
     if !missing.is_empty() {
         return Decision::Missing(missing);
@@ -198,10 +198,7 @@ fn decide(
         .max();
     let known = known.unwrap_or_default();
     // What a witness that is left knows of may have been committed with its help.
-    let may_have_lost = knows_more
-        || possible
-            .iter()
-            .any(|members| members.has_quorum(|node| !usable.contains_key(&node)));
+    let may_have_lost = knows_more || could_commit_alone(possible, &usable);
     let loses_any = may_have_lost || known > last.0;
     Decision::Recover(Box::new(SurvivingGroup {
         group: group.0,
@@ -220,6 +217,20 @@ fn decide(
         may_forget_merge: loses_any && merging.contains(&group),
         may_forget_split: loses_any && replicas.values().any(|one| one.has_splits),
     }))
+}
+
+/// Whether all that are lost could commit without those that are left, with some of these members, or with those that follow a joint
+/// configuration of theirs: that is left as soon as it is committed, and whoever is in both halves need not hear of it.
+fn could_commit_alone(possible: &[(Index, Configuration)], usable: &Replicas<'_>) -> bool {
+    let is_lost = |node| !usable.contains_key(&node);
+    possible.iter().any(|(index, members)| {
+        // Whose log ends before it has had no part in its commit.
+        let may_have_it = |node| {
+            let left = usable.get(&node);
+            left.is_none_or(|one| one.last.index >= *index)
+        };
+        members.has_quorum(may_have_it) && members.left().has_quorum(is_lost)
+    })
 }
 
 /// All groups that take part in merges, as the log of one of the two says.

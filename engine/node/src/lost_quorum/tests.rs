@@ -192,6 +192,17 @@ fn groups_with_a_quorum_are_left_alone_and_half_of_the_members_lose_nothing() {
     );
 }
 
+/// An entry by which a group is split.
+fn split() -> Option<(EntryKind, Bytes)> {
+    let entry = SplitEntry {
+        child: GroupId(70),
+        life: Life::FIRST,
+        members: voters([1, 2, 3, 4, 5]),
+        argument: Bytes::new(),
+    };
+    Some((EntryKind::Split, entry.encode()))
+}
+
 /// A group that forgets a merge or a split may serve the keys of another one.
 #[test]
 fn a_plan_says_where_a_merge_or_a_split_may_be_forgotten() {
@@ -207,15 +218,6 @@ fn a_plan_says_where_a_merge_or_a_split_may_be_forgotten() {
             attempt: Index(1),
         };
         Some((EntryKind::Merge, command.encode()))
-    };
-    let split = || {
-        let entry = SplitEntry {
-            child: GroupId(70),
-            life: Life::FIRST,
-            members: voters([1, 2, 3, 4, 5]),
-            argument: Bytes::new(),
-        };
-        Some((EntryKind::Split, entry.encode()))
     };
     let disk = SimDisk::new(1);
     // Half of the last one's members are left: nothing of it is lost.
@@ -327,6 +329,43 @@ fn members_that_an_open_change_names_count_too() {
         group.may_have_lost,
         "2 and 3 were a quorum before the change"
     );
+}
+
+/// Before, only members counted that a survivor's log names: who is lost had left the joint configuration, and committed alone.
+#[test]
+fn a_joint_configuration_at_the_end_of_the_log_may_have_been_left() {
+    /// Who has the joint entry, who has all before it, and the lost.
+    type Nodes<'a> = (&'a [u64], &'a [u64], &'a [u64]);
+    let cases: [(&[u64], &[u64], Nodes<'_>, bool); 6] = [
+        // With 3 and 4 all that the others had acknowledged is lost.
+        (&[1, 2, 3], &[2, 3, 4], (&[1, 2], &[], &[3, 4]), true),
+        (&[1, 2], &[2, 3], (&[1], &[], &[2, 3]), true),
+        (&[1, 2, 3], &[2, 3, 4], (&[1], &[2], &[3, 4]), true),
+        // Both of the members before would have to have it.
+        (&[1, 2], &[1, 3, 4], (&[1], &[2], &[3, 4]), false),
+        (&[1, 2], &[1, 3, 4], (&[1, 2], &[], &[3, 4]), true),
+        // Nobody commits without 1 or 2 afterwards.
+        (&[1, 2, 3], &[1, 2, 3, 4], (&[1, 2], &[], &[3, 4]), false),
+    ];
+    for (before, after, (have, behind, lost), is_lost) in cases {
+        let disk = SimDisk::new(1);
+        let nodes = |nodes: &[u64]| nodes.iter().copied().map(NodeId).collect::<Vec<_>>();
+        let joint = Configuration::joint(nodes(after), nodes(before), [], []);
+        for node in have.iter().chain(behind) {
+            let mut one = replica([1], 1, 0, &[1]);
+            one.members = Configuration::simple(nodes(before));
+            one.begins_with = split();
+            if have.contains(node) {
+                one.entries.push((1, Some(joint.clone())));
+            }
+            write(&disk, *node, &[one]);
+        }
+        let plan = plan(&disk, &[have, behind].concat(), lost).unwrap();
+        let group = &plan.groups[0];
+        assert_eq!(group.index, 3);
+        let told = (group.may_have_lost, group.may_forget_split);
+        assert_eq!(told, (is_lost, is_lost), "{before:?} to {after:?}");
+    }
 }
 
 #[test]
