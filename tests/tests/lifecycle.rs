@@ -33,6 +33,57 @@ fn listed(cluster: &Cluster, asked: u64) -> Vec<u64> {
     groups.into_iter().map(|group| group.0).collect()
 }
 
+/// Before, both calls began their groups, and one of them said so.
+#[tokio::test]
+async fn groups_that_two_callers_create_at_the_same_time_are_there_once() {
+    let cluster = Cluster::start(5, small_config()).await;
+    let (some, others) = ([1, 2, 3], [3, 4, 5]);
+    let callers = [(1, 5), (2, 2), (5, 4), (3, 1), (4, 4), (5, 2)];
+    for (round, (one, other)) in (0..).zip(callers) {
+        let start = 100 * round;
+        // Not only with the same groups.
+        let (first, second) = (start..start + 20, start + 10 * (round % 2)..start + 30);
+        let (one, other) = (cluster.node(one), cluster.node(other));
+        let outcomes = tokio::join!(
+            one.create_groups(first.clone(), &some),
+            other.create_groups(second.clone(), &others),
+        );
+        let (groups, members, nobodys, error) = match outcomes {
+            (Ok(()), Err(error)) => (first, some, second, error),
+            (Err(error), Ok(())) => (second, others, first, error),
+            both => panic!("{both:?}"),
+        };
+        let Error::GroupExists { group, members: of } = &error else {
+            panic!("{error}");
+        };
+        assert!(groups.contains(&group.0));
+        assert_eq!(*of, members.map(NodeId));
+        until("it is served", async || {
+            let node = cluster.node(members[0]);
+            groups
+                .clone()
+                .all(|group| node.group(group).leader().is_some())
+        })
+        .await;
+        for id in 1..=5 {
+            let there: Vec<u64> = match members.contains(&id) {
+                true => groups.clone().collect(),
+                false => Vec::new(),
+            };
+            let all = groups.start.min(nobodys.start)..groups.end.max(nobodys.end);
+            let here = listed(&cluster, id).into_iter();
+            let here = here.filter(|group| all.contains(group));
+            assert_eq!(here.collect::<Vec<_>>(), there, "node {id}");
+        }
+    }
+    // Whoever wants the same has it.
+    let create = |id| cluster.node(id).create_groups(1000..1020, &some);
+    let outcomes = tokio::join!(create(1), create(3), create(3), create(5));
+    assert_eq!(outcomes, (Ok(()), Ok(()), Ok(()), Ok(())));
+    let life = life(&cluster, 1, 1000).await;
+    assert_eq!(life, Some(Life::FIRST));
+}
+
 #[tokio::test]
 async fn a_destroyed_group_is_gone_and_its_id_begins_anew_with_other_members() {
     let mut cluster = Cluster::start(4, small_config()).await;

@@ -14,7 +14,7 @@ use crate::options::{
 };
 
 /// Version of all that crosses a connection: hello, frame header and group messages.
-pub const FORMAT_VERSION: u16 = 5;
+pub const FORMAT_VERSION: u16 = 6;
 
 /// Earlier incarnations in a hello, at most. With all of them, a hello still fits what a link may buffer before it is up.
 pub const MAX_PAST: usize = 1024;

@@ -75,6 +75,14 @@ pub enum Error {
         /// The members that have not answered.
         missing: Vec<NodeId>,
     },
+    /// Another call of `create_groups`, here or on another node, was creating a group of this one all the time, or not long ago on a node
+    /// that is gone. What was to be created with the group it names was not begun by this call, unless an earlier attempt of it was
+    /// interrupted. Calling again is safe.
+    #[error("group {group} is being created by another call; call create_groups again")]
+    CreationUnderWay {
+        /// The group in question.
+        group: GroupId,
+    },
     /// Not enough nodes have ended their replicas in time. Those that did tell the others, so the groups may be over later, or
     /// live on if nobody has. Calling again is safe.
     #[error(
@@ -226,6 +234,7 @@ impl Error {
             Error::NotLeader { .. }
                 | Error::Busy { .. }
                 | Error::CreateTimeout { .. }
+                | Error::CreationUnderWay { .. }
                 | Error::DestroyTimeout { .. }
                 | Error::Ending { .. }
                 | Error::Needed { .. }

@@ -2,6 +2,7 @@
 //! Nothing may reach a shard by another way, so that a node without its edges is a function of its events.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU64;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -283,6 +284,20 @@ pub(crate) enum EndGrounds {
     Survey,
     /// A peer keeps that it is over.
     Word,
+}
+
+/// Names a creation, together with the node that coordinates it.
+pub(crate) type CreationId = NonZeroU64;
+
+/// Under what a node holds ids for a creation. It never uses one again.
+pub(crate) type Ticket = NonZeroU64;
+
+/// Whoever asks which lives groups have wants to create them: they are to be held for that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hold {
+    pub(crate) creation: CreationId,
+    /// They are held under this one already, or were.
+    pub(crate) ticket: Option<Ticket>,
 }
 
 /// Who waits for a creation: a request number of the node that coordinates it.

@@ -99,13 +99,23 @@ fn encode(out: &mut BytesMut, record: &Record<'_>) {
         Record::ClaimsRequest => wire::put_claims_request(out),
         Record::Create {
             request,
+            ticket,
             groups,
             members,
-        } => wire::put_create(out, *request, groups, members),
+        } => wire::put_create(out, *request, *ticket, groups, members),
         Record::CreateReply { request, result } => wire::put_create_reply(out, *request, result),
         Record::LifeOver { group } => wire::put_life_over(out, *group),
-        Record::Survey { request, groups } => wire::put_survey(out, *request, groups),
-        Record::SurveyReply { request, found } => wire::put_survey_reply(out, *request, found),
+        Record::Survey {
+            request,
+            hold,
+            groups,
+        } => wire::put_survey(out, *request, *hold, groups),
+        Record::SurveyReply {
+            request,
+            ticket,
+            found,
+        } => wire::put_survey_reply(out, *request, *ticket, found),
+        Record::Release { creation } => wire::put_release(out, *creation),
         Record::Destroy { request, groups } => wire::put_destroy(out, *request, groups),
         Record::Ends { request, groups } => wire::put_ends(out, *request, groups),
     }
@@ -189,7 +199,7 @@ mod tests {
     use super::*;
     use crate::completion::Committed;
     use crate::error::Error;
-    use crate::event::Reign;
+    use crate::event::{CreationId, Hold, Reign, Ticket};
     use crate::liveness::Beat;
     use crate::merge::Step;
     use crate::sessions::{Deduplication, Opener, Payload, Position, ProposalNumber, SessionId};
@@ -398,6 +408,7 @@ mod tests {
             },
             Error::Merging { into: group },
             Error::TooLarge { bytes: 9, limit: 8 },
+            Error::CreationUnderWay { group },
         ];
         let mut forwards = BytesMut::new();
         wire::put_unknown_group(&mut forwards, group);
@@ -458,12 +469,23 @@ mod tests {
         wire::put_claims_table(&mut node, 4, true, 2, &claims);
         wire::put_claims_request(&mut node);
         let lives = vec![(1..4, Life::FIRST), (9..10, Life::LAST)];
-        wire::put_create(&mut node, 5, &lives, &[NodeId(1), NodeId(2)]);
+        wire::put_create(
+            &mut node,
+            5,
+            Ticket::new(8),
+            &lives,
+            &[NodeId(1), NodeId(2)],
+        );
         wire::put_create_reply(&mut node, 5, &Ok(vec![]));
         wire::put_create_reply(&mut node, 5, &Ok(lives.clone()));
         let mut ends = BytesMut::new();
         wire::put_life_over(&mut ends, (group, Life::LAST));
-        wire::put_survey(&mut ends, 6, &vec![1..4, 9..10]);
+        let hold = Hold {
+            creation: CreationId::MIN,
+            ticket: Ticket::new(8),
+        };
+        wire::put_survey(&mut ends, 6, Some(hold), &vec![1..4, 9..10]);
+        wire::put_release(&mut ends, CreationId::MIN);
         let found = |groups, fate| Found {
             groups,
             life: Life::FIRST,
@@ -477,7 +499,7 @@ mod tests {
             found(9..10, Fate::Target(GroupId(70))),
             found(10..11, Fate::Parent(GroupId(80))),
         ];
-        wire::put_survey_reply(&mut ends, 6, &found);
+        wire::put_survey_reply(&mut ends, 6, Ticket::new(8), &found);
         wire::put_destroy(&mut ends, 7, &lives);
         let mut snapshots = BytesMut::new();
         let file = SnapshotFile {

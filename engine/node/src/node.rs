@@ -407,9 +407,15 @@ impl<M: StateMachine> Node<M> {
     /// Calling it again with the same members does nothing; that holds after a restart too. Any node may be asked,
     /// whether it is a member or not. Groups that were destroyed are created anew, as other groups with the same ids.
     ///
+    /// Of two calls at the same time with a group in common, here or on different nodes, one waits for the other. With the same
+    /// members both succeed. With others one fails with [`Error::GroupExists`], and has begun none of the 8,192 groups, at most, among which it
+    /// met the one that it names: a node holds an id for one call at a time, and a call begins nothing before all that answer have held its
+    /// ids together. Only nodes that can't be heard may have begun something of which nobody is told.
+    ///
     /// # Errors
     /// [`Error::BadMembers`]; [`Error::GroupExists`] with other members, whether those given are among the nodes that have it or
-    /// not, before anything is begun; [`Error::Ending`] when it is there with the members given, and was destroyed, as somebody knows;
+    /// not, before anything is begun; [`Error::CreationUnderWay`] when another call, or what one that was interrupted has left, is in the way for ten
+    /// seconds and two election timeouts; [`Error::Ending`] when it is there with the members given, and was destroyed, as somebody knows;
     /// [`Error::Needed`] while a group that was to be merged into one that had the id is frozen; [`Error::CreateTimeout`] when too
     /// few nodes answer within ten seconds and two election timeouts; [`Error::Fault`] when this node has stopped serving, or
     /// another one could not begin a group; or [`Error::Closed`] after a shutdown. After the last three the groups may exist, and after

@@ -16,9 +16,9 @@ mod snapshot;
 
 use self::errors::put_error;
 pub(crate) use self::groups::{
-    Fate, Found, create_bytes, destroy_bytes, found_bytes, put_claims_delta, put_claims_table,
-    put_create, put_create_reply, put_destroy, put_ends, put_life_over, put_survey,
-    put_survey_reply, reply_bytes,
+    Fate, Found, RELEASE_BYTES, create_bytes, destroy_bytes, found_bytes, put_claims_delta,
+    put_claims_table, put_create, put_create_reply, put_destroy, put_ends, put_life_over,
+    put_release, put_survey, put_survey_reply, reply_bytes,
 };
 pub(crate) use self::members::{
     Grounds, MEMBER_ASK_BYTES, REMOVED_BYTES, Wants, Welcome, configuration_and_rest, join_bytes,
@@ -31,7 +31,7 @@ pub(crate) use self::snapshot::{
 };
 use crate::completion::{Committed, Outcome};
 use crate::error::Error;
-use crate::event::{GroupRanges, LifeRanges, Members, Reign};
+use crate::event::{CreationId, GroupRanges, Hold, LifeRanges, Members, Reign, Ticket};
 use crate::liveness::Beat;
 use crate::merge::MergeCommand;
 use crate::sessions::Command;
@@ -86,6 +86,7 @@ enum Kind {
     SurveyReply = 39,
     Destroy = 40,
     Ends = 41,
+    Release = 42,
 }
 
 impl Kind {
@@ -128,6 +129,7 @@ impl Kind {
             SurveyReply,
             Destroy,
             Ends,
+            Release,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -256,6 +258,8 @@ pub(crate) enum Record<'a> {
     /// Create these groups with these members.
     Create {
         request: u64,
+        /// What the receiver holds them under.
+        ticket: Option<Ticket>,
         groups: LifeRanges,
         members: Members,
     },
@@ -265,10 +269,20 @@ pub(crate) enum Record<'a> {
         request: u64,
         result: Result<LifeRanges, Error>,
     },
-    /// The sender wants to know which lives these groups have.
-    Survey { request: u64, groups: GroupRanges },
-    /// The answer, without the groups that are not known.
-    SurveyReply { request: u64, found: Vec<Found> },
+    /// The sender wants to know which lives these groups have, and may want them to be held for a creation.
+    Survey {
+        request: u64,
+        hold: Option<Hold>,
+        groups: GroupRanges,
+    },
+    /// The answer, without the groups that are not known; and under what they are held.
+    SurveyReply {
+        request: u64,
+        ticket: Option<Ticket>,
+        found: Vec<Found>,
+    },
+    /// Nothing is held any more for a creation of the sender.
+    Release { creation: CreationId },
     /// These lives of groups are over, and all before them.
     Destroy { request: u64, groups: LifeRanges },
     /// The same, as the sender keeps it: nobody has asked just now which lives there are.
@@ -820,7 +834,8 @@ fn decode<'a>(
         | Kind::Survey
         | Kind::SurveyReply
         | Kind::Destroy
-        | Kind::Ends => return groups::decode(kind, body),
+        | Kind::Ends
+        | Kind::Release => return groups::decode(kind, body),
     };
     Ok(match kind {
         Kind::HollowAppend => Record::HollowAppend {

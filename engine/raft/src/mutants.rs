@@ -141,6 +141,8 @@ pub enum Mutant {
     RemovedLeaderStays,
     /// A message of another life of a group's id is taken for one of this life.
     LifeIgnored,
+    /// A node holds no ids for a creation: two at a time both begin the group.
+    ReservationIgnored,
     /// What is kept of groups that ended is lost in a restart.
     TombstoneForgotten,
     /// A replica that is back after a removal votes without knowing of the removal.
@@ -291,6 +293,9 @@ pub const MODELLED: &[(Mutant, u8)] = &[
 
 /// More mutants, whose window is too narrow for whole clusters. A test of what nodes know of each other looks into it.
 pub const LEASES: &[(Mutant, u8)] = &[(Mutant::DriftIgnored, 17)];
+
+/// More mutants, which need two callers that create one group at the same time. Tests of what nodes hold for creations look for them.
+pub const CREATIONS: &[(Mutant, u8)] = &[(Mutant::ReservationIgnored, 19)];
 
 /// More mutants, of real links. Tests of those look for them.
 pub const LINKS: &[(Mutant, u8)] = &[(Mutant::NonMemberAdmitted, 30)];

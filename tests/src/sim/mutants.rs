@@ -207,6 +207,7 @@ mod with_mutants {
             mutants::SCRIPTED,
             mutants::MODELLED,
             mutants::LEASES,
+            mutants::CREATIONS,
             mutants::LINKS,
             mutants::LOG,
         ];

@@ -5,21 +5,28 @@
 //! is over; from the first tombstone on that is irrevocable, as whoever speaks of that life to a node with the tombstone is told.
 //! It is created in the life behind the last one that is over. A majority of all nodes has to know of each end, and a majority
 //! is asked before each beginning (those who know tell all others, before the nodes become fewer): so the number of a life is never used twice, whoever the members are. Nor is a life begun
-//! that somebody has with other members, or was removed from: it would be there twice.
+//! that somebody has with other members, or was removed from: it would be there twice. Nor one that is being begun by another request:
+//! all nodes hold the ids for one creation at a time, see `reserved.rs`.
 
 mod known;
+mod parts;
+mod reserved;
+
+use std::num::NonZeroU64;
 
 use polyraft_raft::{Configuration, GroupId, Life, NodeId, Tick};
 use rustc_hash::FxHashMap;
 
 use self::known::{Known, first_awaited, first_needed, lives_found};
+use self::parts::Parts;
+use self::reserved::{Creation, Reservations};
 use super::outgoing::NODE_LEVEL;
 use super::proposals::first_request;
 use super::{MergeEvent, Shard, SplitEvent};
 use crate::error::Error;
 use crate::event::{
-    CreateOrigin, CreateReply, EndGrounds, GroupRanges, LifeRanges, Members, ShardEvent,
-    life_ranges, ranges,
+    CreateOrigin, CreateReply, EndGrounds, GroupRanges, Hold, LifeRanges, Members, ShardEvent,
+    Ticket, life_ranges, ranges,
 };
 use crate::liveness::Liveness;
 use crate::wire::{self, Found};
@@ -39,6 +46,8 @@ pub(super) struct Coordination {
     last_number: u64,
     /// Requests, by whoever asked, of which some shards of this node have not reported yet.
     parts: FxHashMap<CreateOrigin, Parts>,
+    /// What this node holds for creations.
+    pub(super) reservations: Reservations,
 }
 
 #[derive(Debug)]
@@ -101,19 +110,12 @@ enum Purpose {
 #[derive(Debug)]
 enum Asker {
     Caller(CreateReply),
+    /// A caller for whom groups are created.
+    Creator(CreateReply, Creation),
     /// The shard of a group that is to be split.
     Parent(GroupId),
     /// The shard of a group that was merged into another.
     Merged(GroupId, Life),
-}
-
-#[derive(Debug)]
-struct Parts {
-    missing: usize,
-    result: Result<LifeRanges, Error>,
-    is_survey: bool,
-    /// What is known of the groups; where they end, as it was then.
-    found: Vec<Found>,
 }
 
 impl Coordination {
@@ -122,15 +124,15 @@ impl Coordination {
             requests: Vec::new(),
             last_number: first_request(incarnation),
             parts: FxHashMap::default(),
+            reservations: Reservations::default(),
         }
     }
 
-    /// When a request has to be looked at.
+    /// When a request, or what is held for one, has to be looked at.
     pub(super) fn deadline(&self) -> Option<Tick> {
         let requests = self.requests.iter();
-        requests
-            .map(|request| request.retry_at.min(request.times.gives_up_at))
-            .min()
+        let requests = requests.map(|request| request.retry_at.min(request.times.gives_up_at));
+        requests.chain(self.reservations.ends_at()).min()
     }
 
     /// A node is back: requests may wait for it.
@@ -144,15 +146,18 @@ impl Coordination {
     pub(super) fn fail_all(&mut self, error: &Error) {
         for request in self.requests.drain(..) {
             // Shards have heard of it themselves.
-            if let Asker::Caller(reply) = request.asker {
+            if let Asker::Caller(reply) | Asker::Creator(reply, _) = request.asker {
                 let _ = reply.send(Err(error.clone()));
             }
         }
     }
 
-    fn next_number(&mut self) -> u64 {
-        self.last_number = self.last_number.wrapping_add(1);
-        self.last_number
+    /// A number that this node has not used before, nor before it was started.
+    fn next_number(&mut self) -> NonZeroU64 {
+        let next = self.last_number.wrapping_add(1);
+        let next = NonZeroU64::new(next).unwrap_or(NonZeroU64::MIN);
+        self.last_number = next.get();
+        next
     }
 
     fn find(&self, number: u64) -> Option<usize> {
@@ -215,7 +220,9 @@ impl Shard {
         members: Members,
         reply: CreateReply,
     ) {
-        self.begin_request(groups, Purpose::Create(members), Asker::Caller(reply));
+        let creation = Creation::new(self.home().coordination.next_number());
+        let asker = Asker::Creator(reply, creation);
+        self.begin_request(groups, Purpose::Create(members), asker);
     }
 
     /// A caller of this node destroys groups.
@@ -275,7 +282,7 @@ impl Shard {
             purpose,
         };
         let coordination = &mut self.home().coordination;
-        let number = coordination.next_number();
+        let number = coordination.next_number().get();
         coordination.requests.push(Request {
             number,
             what,
@@ -305,16 +312,26 @@ impl Shard {
             _ => None,
         };
         let is_survey = matches!(request.what, What::Survey { .. });
+        let (tickets, creation): (Vec<Option<Ticket>>, _) = match &request.asker {
+            Asker::Creator(_, creation) => {
+                let tickets = missing.iter().map(|node| creation.ticket_of(*node));
+                (tickets.collect(), Some(creation.id))
+            }
+            _ => (vec![None; missing.len()], None),
+        };
         let plain = || groups.iter().map(|(range, _)| range.clone()).collect();
         let origin = CreateOrigin {
             node: self.shared.node,
             request: number,
         };
-        for node in missing {
+        for (node, ticket) in missing.into_iter().zip(tickets) {
+            let hold = creation.map(|creation| Hold { creation, ticket });
             if node == self.shared.node {
                 match &members {
-                    Some(members) => self.create_parts(origin, groups.clone(), members.clone()),
-                    None if is_survey => self.survey_parts(origin, plain()),
+                    Some(members) => {
+                        self.create_parts(origin, ticket, groups.clone(), members.clone());
+                    }
+                    None if is_survey => self.survey_parts(origin, hold, plain()),
                     None => self.destroy_parts(origin, groups.clone(), EndGrounds::Survey),
                 }
                 continue;
@@ -328,170 +345,9 @@ impl Shard {
                 continue;
             };
             match &members {
-                Some(members) => wire::put_create(frame, number, &groups, members),
-                None if is_survey => wire::put_survey(frame, number, &plain()),
+                Some(members) => wire::put_create(frame, number, ticket, &groups, members),
+                None if is_survey => wire::put_survey(frame, number, hold, &plain()),
                 None => wire::put_destroy(frame, number, &groups),
-            }
-        }
-    }
-
-    // ---- this node's part ----
-
-    /// Notes that every shard of this node has a part of a request. False: it is under way already.
-    fn begin_parts(&mut self, origin: CreateOrigin, is_survey: bool) -> bool {
-        let shards = self.shared.inboxes.len();
-        let parts = &mut self.home().coordination.parts;
-        if parts.contains_key(&origin) {
-            return false;
-        }
-        let part = Parts {
-            missing: shards,
-            result: Ok(LifeRanges::new()),
-            is_survey,
-            found: Vec::new(),
-        };
-        parts.insert(origin, part);
-        true
-    }
-
-    /// Has every shard of this node create its part.
-    pub(super) fn create_parts(
-        &mut self,
-        origin: CreateOrigin,
-        groups: LifeRanges,
-        members: Members,
-    ) {
-        if !self.begin_parts(origin, false) {
-            return;
-        }
-        for shard in 1..self.shared.inboxes.len() {
-            let (groups, members) = (groups.clone(), members.clone());
-            let event = ShardEvent::Create {
-                origin,
-                groups,
-                members,
-            };
-            self.shared.tell(shard, event);
-        }
-        self.create(origin, &groups, &members);
-    }
-
-    /// Has every shard of this node end its part.
-    pub(super) fn destroy_parts(
-        &mut self,
-        origin: CreateOrigin,
-        groups: LifeRanges,
-        grounds: EndGrounds,
-    ) {
-        if !self.begin_parts(origin, false) {
-            return;
-        }
-        for shard in 1..self.shared.inboxes.len() {
-            let groups = groups.clone();
-            let event = ShardEvent::Destroy {
-                origin,
-                groups,
-                grounds,
-            };
-            self.shared.tell(shard, event);
-        }
-        self.destroy(origin, &groups, grounds);
-    }
-
-    /// Has every shard of this node say what it knows of groups.
-    pub(super) fn survey_parts(&mut self, origin: CreateOrigin, groups: GroupRanges) {
-        if !self.begin_parts(origin, true) {
-            return;
-        }
-        for shard in 1..self.shared.inboxes.len() {
-            let groups = groups.clone();
-            self.shared
-                .tell(shard, ShardEvent::Survey { origin, groups });
-        }
-        self.survey(origin, &groups);
-    }
-
-    /// A shard of this node has durably created or ended its part, or refuses it.
-    pub(super) fn created(&mut self, origin: CreateOrigin, result: Result<LifeRanges, Error>) {
-        let Some(parts) = self.home().coordination.parts.get_mut(&origin) else {
-            return;
-        };
-        match (&mut parts.result, result) {
-            (Ok(lives), Ok(more)) => lives.extend(more),
-            (known @ Ok(_), error) => *known = error,
-            (Err(_), _) => {}
-        }
-        self.part_done(origin);
-    }
-
-    /// A shard of this node says what it knows of groups.
-    pub(super) fn part_surveyed(&mut self, origin: CreateOrigin, more: Vec<Found>) {
-        let Some(parts) = self.home().coordination.parts.get_mut(&origin) else {
-            return;
-        };
-        parts.found.extend(more);
-        self.part_done(origin);
-    }
-
-    /// A shard of this node has durably ended its part.
-    pub(super) fn destroyed(
-        &mut self,
-        origin: CreateOrigin,
-        later: LifeRanges,
-        former: Vec<Found>,
-    ) {
-        if let Some(parts) = self.home().coordination.parts.get_mut(&origin) {
-            parts.found.extend(former);
-        }
-        self.created(origin, Ok(later));
-    }
-
-    /// When all shards are done, whoever asked is answered.
-    fn part_done(&mut self, origin: CreateOrigin) {
-        let all = &mut self.home().coordination.parts;
-        if let Some(parts) = all.get_mut(&origin) {
-            parts.missing -= 1;
-            if parts.missing > 0 {
-                return;
-            }
-        }
-        let Some(parts) = all.remove(&origin) else {
-            return;
-        };
-        let Parts {
-            result,
-            is_survey,
-            found,
-            ..
-        } = parts;
-        let result = result.map(|mut lives| {
-            lives.sort_unstable_by_key(|(range, _)| range.start);
-            let each = lives
-                .into_iter()
-                .flat_map(|(range, life)| range.map(move |group| (group, life)));
-            life_ranges(each)
-        });
-        let found = joined(found);
-        let tells = is_survey || !found.is_empty();
-        let (node, number) = (origin.node, origin.request);
-        if node == self.shared.node {
-            if tells {
-                self.surveyed(node, number, found);
-            }
-            if !is_survey {
-                self.member_created(node, number, result);
-            }
-            return;
-        }
-        // One frame takes both: whoever hears that a group ended hears who its members were.
-        let bytes = wire::found_bytes(&found) + wire::reply_bytes(&result);
-        let counters = self.shared.counters.shard(self.index);
-        if let Some(frame) = self.outgoing.append(node, NODE_LEVEL, bytes, counters) {
-            if tells {
-                wire::put_survey_reply(frame, number, &found);
-            }
-            if !is_survey {
-                wire::put_create_reply(frame, number, &result);
             }
         }
     }
@@ -517,12 +373,16 @@ impl Shard {
         };
         let later = match result {
             Ok(later) => later,
+            Err(Error::CreationUnderWay { group }) => {
+                let is_survey = matches!(coordination.requests[at].what, What::Survey { .. });
+                return self.begin_again(at, is_survey.then_some(group));
+            }
             Err(error) => {
                 let request = coordination.requests.swap_remove(at);
                 return self.answer(request.asker, &request.groups, Err(error));
             }
         };
-        let fresh = coordination.next_number();
+        let fresh = coordination.next_number().get();
         let request = &mut coordination.requests[at];
         request.heard_at = now;
         let is_done = match &request.what {
@@ -559,7 +419,13 @@ impl Shard {
     }
 
     /// A node says what it knows of groups; of those that end, who their members were when they ended there.
-    pub(super) fn surveyed(&mut self, node: NodeId, number: u64, more: Vec<Found>) {
+    pub(super) fn surveyed(
+        &mut self,
+        node: NodeId,
+        number: u64,
+        ticket: Option<Ticket>,
+        more: Vec<Found>,
+    ) {
         let now = self.now;
         let coordination = &mut self.home().coordination;
         let Some(at) = coordination.find(number) else {
@@ -571,6 +437,9 @@ impl Shard {
                 request.heard_at = now;
                 request.missing.retain(|missing| *missing != node);
                 found.extend(more);
+                if let Asker::Creator(_, creation) = &mut request.asker {
+                    creation.held(node, ticket);
+                }
                 self.finish_request(at);
             }
             // Members that took over before a majority of those before them ended are known to one of that majority. Those of a
@@ -598,7 +467,7 @@ impl Shard {
         let Request {
             what,
             mut groups,
-            asker,
+            mut asker,
             times,
             ..
         } = requests.swap_remove(at);
@@ -663,10 +532,21 @@ impl Shard {
                 }
             }
             What::Survey {
+                asked,
                 found,
                 purpose: Purpose::Create(members),
-                ..
             } => {
+                if let Asker::Creator(_, creation) = &mut asker
+                    && !creation.is_held()
+                {
+                    let missing = asked.clone();
+                    let what = What::Survey {
+                        asked,
+                        found: Vec::new(),
+                        purpose: Purpose::Create(members),
+                    };
+                    return self.go_on(asker, (what, groups, missing), times);
+                }
                 let lives = lives_found(&found);
                 let begins = |group: GroupId| {
                     let mut ranges = groups.iter();
@@ -707,9 +587,13 @@ impl Shard {
     }
 
     /// Tells whoever asked what came of a request.
-    fn answer(&self, asker: Asker, groups: &LifeRanges, outcome: Result<(), Error>) {
+    fn answer(&mut self, asker: Asker, groups: &LifeRanges, outcome: Result<(), Error>) {
         match asker {
             Asker::Caller(reply) => _ = reply.send(outcome),
+            Asker::Creator(reply, creation) => {
+                self.release_held(&creation);
+                let _ = reply.send(outcome);
+            }
             Asker::Merged(source, life) => {
                 let result = outcome;
                 let event = MergeEvent::Ended {
@@ -742,7 +626,7 @@ impl Shard {
     ) -> bool {
         let now = self.now;
         let coordination = &mut self.home().coordination;
-        let number = coordination.next_number();
+        let number = coordination.next_number().get();
         coordination.requests.push(Request {
             number,
             what,
@@ -760,6 +644,7 @@ impl Shard {
     /// Asks again, and gives up on what takes too long.
     pub(super) fn retry_requests(&mut self) {
         let now = self.now;
+        self.home().coordination.reservations.forget_old(now);
         let mut at = 0;
         while at < self.home().coordination.requests.len() {
             let requests = &mut self.home().coordination.requests;
@@ -774,16 +659,27 @@ impl Shard {
                     missing.sort_unstable();
                     missing.dedup();
                 }
-                let error = match request.what {
-                    What::Create { .. }
-                    | What::Survey {
-                        purpose: Purpose::Create(_),
-                        ..
-                    } => Error::CreateTimeout { missing },
-                    What::Survey {
-                        purpose: Purpose::Split,
-                        ..
-                    } => Error::Split {
+                let refused = match &request.asker {
+                    Asker::Creator(_, creation) => creation.refused,
+                    _ => None,
+                };
+                let error = match (request.what, refused) {
+                    (_, Some(group)) => Error::CreationUnderWay { group },
+                    (
+                        What::Create { .. }
+                        | What::Survey {
+                            purpose: Purpose::Create(_),
+                            ..
+                        },
+                        None,
+                    ) => Error::CreateTimeout { missing },
+                    (
+                        What::Survey {
+                            purpose: Purpose::Split,
+                            ..
+                        },
+                        None,
+                    ) => Error::Split {
                         why: format!(
                             "nodes {missing:?} have not said in time whether they know the new group"
                         ),

@@ -236,26 +236,31 @@ impl Shard {
             Record::ClaimsRequest => self.home().liveness.table_requested(from),
             Record::Create {
                 request,
+                ticket,
                 groups,
                 members,
             } => {
+                let node = from;
                 if members.contains(&self.shared.node) {
-                    self.create_parts(
-                        CreateOrigin {
-                            node: from,
-                            request,
-                        },
-                        groups,
-                        members,
-                    );
+                    let origin = CreateOrigin { node, request };
+                    self.create_parts(origin, ticket, groups, members);
                 }
             }
             Record::CreateReply { request, result } => self.member_created(from, request, result),
-            Record::Survey { request, groups } => {
+            Record::Survey {
+                request,
+                hold,
+                groups,
+            } => {
                 let node = from;
-                self.survey_parts(CreateOrigin { node, request }, groups);
+                self.survey_parts(CreateOrigin { node, request }, hold, groups);
             }
-            Record::SurveyReply { request, found } => self.surveyed(from, request, found),
+            Record::SurveyReply {
+                request,
+                ticket,
+                found,
+            } => self.surveyed(from, request, ticket, found),
+            Record::Release { creation } => self.released(from, creation),
             Record::Destroy { request, groups } => {
                 let node = from;
                 let origin = CreateOrigin { node, request };
@@ -345,6 +350,7 @@ impl Shard {
 
     pub(super) fn link_up(&mut self, node: NodeId, incarnation: u64) {
         let now = self.now;
+        self.home().coordination.reservations.release_all_of(node);
         self.with_liveness(|liveness, actions| liveness.link_up(now, node, incarnation, actions));
     }
 

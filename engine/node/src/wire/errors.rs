@@ -49,6 +49,10 @@ pub(super) fn put_error(out: &mut BytesMut, error: &Error) {
             out.put_u64_le(*bytes as u64);
             out.put_u64_le(*limit as u64);
         }
+        Error::CreationUnderWay { group } => {
+            out.put_u8(21);
+            out.put_u64_le(group.0);
+        }
         // Not its whole text, or every node on the way would add the same words to it.
         Error::Fault { reason } => {
             out.put_u8(6);
@@ -119,6 +123,9 @@ impl Body<'_> {
             20 => Error::TooLarge {
                 bytes: self.size("error")?,
                 limit: self.size("error")?,
+            },
+            21 => Error::CreationUnderWay {
+                group: GroupId(self.u64()?),
             },
             _ => return Err(WireError::Value("error")),
         })

@@ -1,6 +1,8 @@
 //! Records about many groups at once: what a node claims of them, which lives they have, and that they begin or end.
 //! A life that is not the first costs bytes; the first one costs none where there may be many entries.
 
+use std::num::NonZeroU64;
+
 use bytes::{BufMut, BytesMut};
 use polyraft_raft::{Configuration, GroupId, Life, NodeId, Term};
 
@@ -10,7 +12,7 @@ use super::{
     record,
 };
 use crate::error::Error;
-use crate::event::{GroupRanges, LifeRanges, Members, Reign};
+use crate::event::{CreationId, GroupRanges, Hold, LifeRanges, Members, Reign, Ticket};
 
 /// Stands in a list of claims before the next one, and says its life. No group may have this id.
 const LIFE_FOLLOWS: u64 = u64::MAX;
@@ -169,18 +171,20 @@ fn are_groups<'a>(ranges: impl Iterator<Item = &'a std::ops::Range<u64>>) -> boo
 
 /// Bytes of a request to create groups.
 pub(crate) fn create_bytes(groups: &LifeRanges, members: &[NodeId]) -> usize {
-    HEAD_BYTES + 9 + members.len() * 8 + groups.len() * 24
+    HEAD_BYTES + 17 + members.len() * 8 + groups.len() * 24
 }
 
 /// Writes a request to create groups.
 pub(crate) fn put_create(
     out: &mut BytesMut,
     request: u64,
+    ticket: Option<Ticket>,
     groups: &LifeRanges,
     members: &[NodeId],
 ) {
     record(out, Kind::Create, GroupId(0), |out| {
         out.put_u64_le(request);
+        put_number(out, ticket);
         out.put_u8(u8::try_from(members.len()).expect("checked when the request was made"));
         members.iter().for_each(|member| out.put_u64_le(member.0));
         put_lives(out, groups);
@@ -210,10 +214,21 @@ pub(crate) fn put_create_reply(
     });
 }
 
+fn put_number(out: &mut BytesMut, number: Option<NonZeroU64>) {
+    out.put_u64_le(number.map_or(0, NonZeroU64::get));
+}
+
 /// Writes the question which lives groups have.
-pub(crate) fn put_survey(out: &mut BytesMut, request: u64, groups: &GroupRanges) {
+pub(crate) fn put_survey(
+    out: &mut BytesMut,
+    request: u64,
+    hold: Option<Hold>,
+    groups: &GroupRanges,
+) {
     record(out, Kind::Survey, GroupId(0), |out| {
         out.put_u64_le(request);
+        put_number(out, hold.map(|hold| hold.creation));
+        put_number(out, hold.and_then(|hold| hold.ticket));
         for range in groups {
             out.put_u64_le(range.start);
             out.put_u64_le(range.end);
@@ -228,13 +243,19 @@ pub(crate) fn found_bytes(found: &[Found]) -> usize {
         Fate::Target(_) | Fate::Parent(_) => 29,
         _ => 21,
     };
-    HEAD_BYTES + 8 + found.iter().map(each).sum::<usize>()
+    HEAD_BYTES + 16 + found.iter().map(each).sum::<usize>()
 }
 
 /// Writes the answer to that.
-pub(crate) fn put_survey_reply(out: &mut BytesMut, request: u64, found: &[Found]) {
+pub(crate) fn put_survey_reply(
+    out: &mut BytesMut,
+    request: u64,
+    ticket: Option<Ticket>,
+    found: &[Found],
+) {
     record(out, Kind::SurveyReply, GroupId(0), |out| {
         out.put_u64_le(request);
+        put_number(out, ticket);
         for found in found {
             out.put_u64_le(found.groups.start);
             out.put_u64_le(found.groups.end);
@@ -264,9 +285,19 @@ pub(crate) fn put_survey_reply(out: &mut BytesMut, request: u64, found: &[Found]
     });
 }
 
-/// Bytes of the word that lives are over.
+/// Bytes of the word that a creation is over.
+pub(crate) const RELEASE_BYTES: usize = HEAD_BYTES + 8;
+
+/// Writes the word that a creation is over.
+pub(crate) fn put_release(out: &mut BytesMut, creation: CreationId) {
+    record(out, Kind::Release, GroupId(0), |out| {
+        out.put_u64_le(creation.get());
+    });
+}
+
+/// Bytes of the word that lives are over, or of the question which there are.
 pub(crate) fn destroy_bytes(groups: &LifeRanges) -> usize {
-    HEAD_BYTES + 8 + groups.len() * 24
+    HEAD_BYTES + 24 + groups.len() * 24
 }
 
 /// Writes the word that lives are over.
@@ -315,7 +346,8 @@ pub(super) fn decode<'a>(kind: Kind, mut body: Body<'_>) -> Result<Record<'a>, W
             })
         }
         Kind::Create => {
-            let (request, count) = (body.u64()?, body.u8()?);
+            let (request, ticket) = (body.u64()?, NonZeroU64::new(body.u64()?));
+            let count = body.u8()?;
             let mut members = Members::new();
             for _ in 0..count {
                 members.push(NodeId(body.u64()?));
@@ -329,6 +361,7 @@ pub(super) fn decode<'a>(kind: Kind, mut body: Body<'_>) -> Result<Record<'a>, W
             let groups = lives(body)?;
             Ok(Record::Create {
                 request,
+                ticket,
                 groups,
                 members,
             })
@@ -344,14 +377,25 @@ pub(super) fn decode<'a>(kind: Kind, mut body: Body<'_>) -> Result<Record<'a>, W
             Ok(Record::CreateReply { request, result })
         }
         Kind::Survey => {
-            let request = body.u64()?;
+            let (request, creation) = (body.u64()?, NonZeroU64::new(body.u64()?));
+            let ticket = NonZeroU64::new(body.u64()?);
+            let hold = creation.map(|creation| Hold { creation, ticket });
             let groups = body.pairs("survey", |start, end| start..end)?;
-            match are_groups(groups.iter()) {
-                true => Ok(Record::Survey { request, groups }),
+            // A ticket is for a creation.
+            match are_groups(groups.iter()) && (hold.is_some() || ticket.is_none()) {
+                true => Ok(Record::Survey {
+                    request,
+                    hold,
+                    groups,
+                }),
                 false => Err(WireError::Value("survey")),
             }
         }
         Kind::SurveyReply => survey_reply(body),
+        Kind::Release => {
+            let creation = NonZeroU64::new(body.u64()?).ok_or(WireError::Value("release"))?;
+            Ok(Record::Release { creation })
+        }
         _ => {
             let (request, groups) = (body.u64()?, lives(body)?);
             Ok(match kind {
@@ -363,7 +407,7 @@ pub(super) fn decode<'a>(kind: Kind, mut body: Body<'_>) -> Result<Record<'a>, W
 }
 
 fn survey_reply<'a>(mut body: Body<'_>) -> Result<Record<'a>, WireError> {
-    let request = body.u64()?;
+    let (request, ticket) = (body.u64()?, NonZeroU64::new(body.u64()?));
     let mut found = Vec::new();
     while !body.0.is_empty() {
         let groups = body.u64()?..body.u64()?;
@@ -385,7 +429,11 @@ fn survey_reply<'a>(mut body: Body<'_>) -> Result<Record<'a>, WireError> {
     }
     let lives = found.iter().filter(|found| !found.fate.is_aside());
     match are_groups(lives.map(|found| &found.groups)) {
-        true => Ok(Record::SurveyReply { request, found }),
+        true => Ok(Record::SurveyReply {
+            request,
+            ticket,
+            found,
+        }),
         false => Err(WireError::Value("survey reply")),
     }
 }

@@ -212,7 +212,8 @@ fn error_behind(error: Option<&Error>) -> Option<Error> {
         Error::ProposalNumber { .. } => Error::Closed,
         Error::Closed => Error::BadMembers { why: why() },
         Error::BadMembers { .. } => Error::CreateTimeout { missing: vec![] },
-        Error::CreateTimeout { .. } => Error::DestroyTimeout { missing: vec![] },
+        Error::CreateTimeout { .. } => Error::CreationUnderWay { group },
+        Error::CreationUnderWay { .. } => Error::DestroyTimeout { missing: vec![] },
         Error::DestroyTimeout { .. } => Error::Ending { group },
         Error::Ending { .. } => Error::Needed {
             group,
@@ -271,7 +272,7 @@ fn every_error_comes_across_the_wire_without_hiding_that_a_proposal_may_be_commi
         assert!(came.may_have_committed() && !came.is_retryable(), "{error}");
     }
     // Whatever a node may say about a proposal, a read or a creation that another one asked it for; and what it never says to one.
-    assert_eq!((whole, others), (13, 16));
+    assert_eq!((whole, others), (14, 16));
 }
 
 #[test]
@@ -303,9 +304,22 @@ fn node_level_records_come_back_as_they_were_sent() {
     put_claims_table(&mut frame, 4, true, 7, &claims);
     put_claims_request(&mut frame);
     let lives = vec![(1..3, Life::FIRST), (3..6, Life::LAST)];
-    put_create(&mut frame, 5, &lives, &[NodeId(1), NodeId(2)]);
+    put_create(
+        &mut frame,
+        5,
+        Ticket::new(8),
+        &lives,
+        &[NodeId(1), NodeId(2)],
+    );
     put_create_reply(&mut frame, 5, &Ok(lives.clone()));
-    put_survey(&mut frame, 6, &vec![1..3, 5..6]);
+    put_survey(&mut frame, 6, None, &vec![1..3, 5..6]);
+    let hold = |ticket| {
+        let creation = CreationId::MIN;
+        Some(Hold { creation, ticket })
+    };
+    put_survey(&mut frame, 6, hold(None), &vec![1..3]);
+    put_survey(&mut frame, 6, hold(Ticket::new(8)), &vec![1..3]);
+    put_release(&mut frame, CreationId::MIN);
     let found = vec![Found {
         groups: 1..3,
         life: Life::LAST,
@@ -333,7 +347,7 @@ fn node_level_records_come_back_as_they_were_sent() {
         fate,
     });
     let found = [found, asides.to_vec()].concat();
-    put_survey_reply(&mut frame, 6, &found);
+    put_survey_reply(&mut frame, 6, Ticket::new(8), &found);
     put_destroy(&mut frame, 7, &lives);
     put_ends(&mut frame, 8, &lives);
     let expected = vec![
@@ -352,6 +366,7 @@ fn node_level_records_come_back_as_they_were_sent() {
         Ok(Record::ClaimsRequest),
         Ok(Record::Create {
             request: 5,
+            ticket: Ticket::new(8),
             groups: lives.clone(),
             members: Members::from_slice(&[NodeId(1), NodeId(2)]),
         }),
@@ -361,9 +376,27 @@ fn node_level_records_come_back_as_they_were_sent() {
         }),
         Ok(Record::Survey {
             request: 6,
+            hold: None,
             groups: vec![1..3, 5..6],
         }),
-        Ok(Record::SurveyReply { request: 6, found }),
+        Ok(Record::Survey {
+            request: 6,
+            hold: hold(None),
+            groups: vec![1..3],
+        }),
+        Ok(Record::Survey {
+            request: 6,
+            hold: hold(Ticket::new(8)),
+            groups: vec![1..3],
+        }),
+        Ok(Record::Release {
+            creation: CreationId::MIN,
+        }),
+        Ok(Record::SurveyReply {
+            request: 6,
+            ticket: Ticket::new(8),
+            found,
+        }),
         Ok(Record::Destroy {
             request: 7,
             groups: lives.clone(),

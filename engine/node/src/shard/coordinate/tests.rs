@@ -27,7 +27,7 @@ pub(in crate::shard) fn others_answer(shard: &mut Shard) -> bool {
     let missing = request.missing.clone();
     for other in missing.into_iter().filter(|other| *other != node) {
         match is_survey {
-            true => shard.surveyed(other, number, Vec::new()),
+            true => shard.surveyed(other, number, Ticket::new(1), Vec::new()),
             false => shard.member_created(other, number, Ok(LifeRanges::new())),
         }
     }
@@ -265,7 +265,10 @@ fn answers(alone: &mut Alone, result: Result<LifeRanges, Vec<Found>>) {
     let number = alone.shard.home().coordination.requests[0].number;
     match result {
         Ok(later) => alone.shard.member_created(NodeId(2), number, Ok(later)),
-        Err(found) => alone.shard.surveyed(NodeId(2), number, found),
+        Err(found) => {
+            let ticket = Ticket::new(1);
+            alone.shard.surveyed(NodeId(2), number, ticket, found);
+        }
     }
 }
 
@@ -369,10 +372,16 @@ fn who_creates_what_is_there_does_not_end_it_because_somebody_knows_of_its_end()
     let (ending, groups) = (Error::Ending { group: CHILD }, CHILD.0..CHILD.0 + 1);
     assert!(ending.is_retryable() && !ending.may_have_committed());
     let over = found(groups.clone(), 0, Fate::Over);
-    assert_eq!(created_again([Err(vec![over])]), ending);
+    assert_eq!(
+        created_again([Err(vec![over.clone()]), Err(vec![over])]),
+        ending
+    );
     // Who knows of it was not heard when all were asked which lives there are.
     let later = vec![(groups, life(1))];
-    assert_eq!(created_again([Err(Vec::new()), Ok(later)]), ending);
+    assert_eq!(
+        created_again([Err(Vec::new()), Err(Vec::new()), Ok(later)]),
+        ending
+    );
 }
 
 /// Before, the tombstone was told of before it was durable: a crash could forget an end behind which a life had begun.
@@ -389,7 +398,7 @@ fn what_is_over_is_told_only_once_a_crash_does_not_forget_it() {
     };
     let ask = |alone: &mut Alone, request| {
         let origin = CreateOrigin { node, request };
-        alone.shard.survey_parts(origin, groups.clone());
+        alone.shard.survey_parts(origin, None, groups.clone());
     };
     ask(&mut alone, 1);
     assert!(is_answered(&mut alone, 1), "nothing is over");
