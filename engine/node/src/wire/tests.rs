@@ -317,8 +317,8 @@ fn node_level_records_come_back_as_they_were_sent() {
         let creation = CreationId::MIN;
         Some(Hold { creation, ticket })
     };
-    put_survey(&mut frame, 6, hold(None), &vec![1..3]);
-    put_survey(&mut frame, 6, hold(Ticket::new(8)), &vec![1..3]);
+    put_survey(&mut frame, 6, hold(None), &vec![1..3, 5..6]);
+    put_survey(&mut frame, 6, hold(Ticket::new(8)), &vec![1..3, 5..6]);
     put_release(&mut frame, CreationId::MIN);
     let found = vec![Found {
         groups: 1..3,
@@ -382,12 +382,12 @@ fn node_level_records_come_back_as_they_were_sent() {
         Ok(Record::Survey {
             request: 6,
             hold: hold(None),
-            groups: vec![1..3],
+            groups: vec![1..3, 5..6],
         }),
         Ok(Record::Survey {
             request: 6,
             hold: hold(Ticket::new(8)),
-            groups: vec![1..3],
+            groups: vec![1..3, 5..6],
         }),
         Ok(Record::Release {
             creation: CreationId::MIN,
