@@ -401,8 +401,9 @@ pub(crate) fn put_message<'b>(
             put_position(out, hint);
         }),
         Message::Stale { term } => record(out, Kind::Stale, group, |out| out.put_u64_le(term.0)),
-        Message::TimeoutNow { term } => record(out, Kind::TimeoutNow, group, |out| {
+        Message::TimeoutNow { term, last } => record(out, Kind::TimeoutNow, group, |out| {
             out.put_u64_le(term.0);
+            out.put_u64_le(last.0);
         }),
     }
 }
@@ -729,7 +730,10 @@ fn decode<'a>(
             hint: body.position()?,
         },
         Kind::Stale => Message::Stale { term: body.term()? },
-        Kind::TimeoutNow => Message::TimeoutNow { term: body.term()? },
+        Kind::TimeoutNow => Message::TimeoutNow {
+            term: body.term()?,
+            last: body.index()?,
+        },
         Kind::UnknownGroup => return Ok(Record::UnknownGroup { group }),
         Kind::LifeOver => return Ok(Record::LifeOver { group }),
         Kind::Forward => {

@@ -263,7 +263,11 @@ impl Group {
             return;
         }
         if term > self.term {
-            if !transfer && (self.defends_leader(env, from) || self.is_bound(env)) {
+            // Who holds more than the candidate was given holds an entry of a leader who went on, and may count on it.
+            let is_handed_over = transfer
+                && (last >= self.log.last() && self.may_elect(last)
+                    || mutants::is_active(Mutant::LateOrderFrees));
+            if !is_handed_over && (self.defends_leader(env, from) || self.is_bound(env)) {
                 self.send(
                     from,
                     Message::VoteReply {

@@ -323,7 +323,9 @@ impl Group {
                     self.drop_stale();
                 }
             }
-            Message::TimeoutNow { term } => self.hear_timeout_now(env, from, term, out),
+            Message::TimeoutNow { term, last } => {
+                self.hear_timeout_now(env, from, (term, last), out)
+            }
         }
     }
 

@@ -21,9 +21,9 @@ pub struct Leading {
     pub(crate) term_start: Index,
     /// The last entry of the term that says who the members are, if any: else the one that started it. None is newer.
     pub(crate) configured_at: Index,
-    /// Somebody was told in this term to campaign. The voters will not defend this leader against that campaign, however
-    /// late it comes.
-    pub(crate) is_given_away: bool,
+    /// Who was told in this term to campaign had the log through here; zero when nobody was. The voters don't defend this
+    /// leader against that campaign, however late it comes, until they hold more than this.
+    pub(crate) told_through: Index,
     /// The leadership is being handed over.
     pub(crate) handover: Option<Handover>,
     /// When news of a commit that nobody has carried yet is sent alone.
@@ -42,7 +42,7 @@ impl Leading {
             peers,
             term_start: next,
             configured_at: next,
-            is_given_away: false,
+            told_through: Index::ZERO,
             handover: None,
             notice_at: None,
         }
@@ -51,6 +51,15 @@ impl Leading {
     #[inline]
     fn peer(&mut self, node: NodeId) -> Option<&mut Progress> {
         self.peers.iter_mut().find(|p| p.node == node)
+    }
+
+    /// Whether no handover of this term can part `node` from this leader any more, so that its word counts: it holds an entry
+    /// that nobody had who was told to campaign.
+    pub(crate) fn is_kept(&self, node: NodeId) -> bool {
+        let mut peers = self.peers.iter();
+        self.told_through == Index::ZERO
+            || peers.any(|p| p.node == node && p.matched > self.told_through)
+            || mutants::is_active(Mutant::LeaseInHandover)
     }
 }
 

@@ -655,7 +655,8 @@ impl Group {
             && best.matched == self.log.last_index()
         {
             let to = best.node;
-            self.send(to, Message::TimeoutNow { term: self.term }, out);
+            let (term, last) = (self.term, best.matched);
+            self.send(to, Message::TimeoutNow { term, last }, out);
         }
         self.become_follower(env, out);
         self.deadline = None;

@@ -75,6 +75,8 @@ pub enum Message {
     TimeoutNow {
         /// The leader's term.
         term: Term,
+        /// Where its log ends, with an entry of that term. Void for who has more: the leader has gone on.
+        last: Index,
     },
 }
 
@@ -91,7 +93,7 @@ impl Message {
             | Message::Matched { term, .. }
             | Message::Conflict { term, .. }
             | Message::Stale { term }
-            | Message::TimeoutNow { term } => term,
+            | Message::TimeoutNow { term, .. } => term,
         }
     }
 }

@@ -123,6 +123,10 @@ pub enum Mutant {
     ReadUnconfirmed,
     /// A leader answers reads by its lease although it told somebody to campaign.
     LeaseInHandover,
+    /// Who was told to campaign does so although its leader has gone on since.
+    LateOrderObeyed,
+    /// Voters leave a leader who has gone on for somebody whom it told to campaign before.
+    LateOrderFrees,
     /// A lease counts from the answer to a beat, not from the beat.
     LeaseFromAnswer,
     /// A lease is as long as was promised, however fast the clock that measures the promise.
@@ -264,6 +268,8 @@ pub const SCRIPTED: &[(Mutant, u8)] = &[
     (Mutant::StaleAckCounts, 15),
     (Mutant::WatermarkFalls, 15),
     (Mutant::LeaseInHandover, 17),
+    (Mutant::LateOrderObeyed, 17),
+    (Mutant::LateOrderFrees, 17),
     (Mutant::RestartFrees, 17),
     (Mutant::LeaderLeft, 17),
     (Mutant::DeadLeaderDefended, 18),

@@ -16,8 +16,8 @@ pub enum Unreadable {
     },
     /// No entry of its term is committed yet, so it may not know of everything that is.
     NotReady,
-    /// It told somebody to campaign in this term, and the voters do not defend it against that. A committed
-    /// [`Event::Barrier`](crate::Event::Barrier) shows that it still led.
+    /// It told somebody to campaign in this term, and the voters do not defend it against that until they hold an entry that
+    /// came later. A committed [`Event::Barrier`](crate::Event::Barrier) is one, and shows that it still led.
     GivenAway,
     /// Too few voters stand by it.
     Unconfirmed,
@@ -40,10 +40,11 @@ impl Group {
         {
             return Err(Unreadable::NotReady);
         }
-        if leading.is_given_away && !mutants::is_active(Mutant::LeaseInHandover) {
+        let is_kept = |node| node == self.node || leading.is_kept(node);
+        if !self.configuration.has_quorum(is_kept) {
             return Err(Unreadable::GivenAway);
         }
-        let is_bound = |node| node == self.node || stands(node);
+        let is_bound = |node| node == self.node || (leading.is_kept(node) && stands(node));
         if self.configuration.has_quorum(is_bound) || mutants::is_active(Mutant::ReadUnconfirmed) {
             Ok(self.committed)
         } else {

@@ -1,10 +1,13 @@
 //! Handing leadership over (Raft thesis, 3.10): the leader brings the target up to date, takes no proposals meanwhile, and
 //! tells it to campaign at once. It goes on leading until a newer term takes it down, so an attempt that fails costs a
-//! bounded pause and nothing else. Nothing here may weaken an election: the target still needs a quorum of votes.
+//! bounded pause and nothing else. Nothing here may weaken an election: the target still needs a quorum of votes. Nor may an
+//! order that comes late harm a leader who went on: it names the end of the leader's log, and is void wherever there is more.
 
 use crate::group::{Group, Part};
 use crate::mutants::{self, Mutant};
-use crate::{Env, Message, NodeId, Outbox, Term, Tick, Transfer, TransferOutcome};
+use crate::{
+    Env, Index, LogPosition, Message, NodeId, Outbox, Term, Tick, Transfer, TransferOutcome,
+};
 
 /// A handover under way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,13 +74,14 @@ impl Group {
         let has_all = |matched| matched == last || mutants::is_active(Mutant::TargetBehind);
         if others.any(|p| p.node == to && has_all(p.matched)) {
             handover.is_told = true;
-            leading.is_given_away = true;
-            self.send(to, Message::TimeoutNow { term: self.term }, out);
+            leading.told_through = last;
+            let term = self.term;
+            self.send(to, Message::TimeoutNow { term, last }, out);
         }
     }
 
-    /// Gives a handover up that took too long. The leader takes proposals again; if the target campaigns after all, it is a
-    /// campaign like any other.
+    /// Gives a handover up that took too long. The leader takes proposals again; the target campaigns no more once it holds one,
+    /// and whoever does defends this leader against it.
     pub(crate) fn expire_transfer(&mut self, env: &Env<'_>, out: &mut Outbox) {
         let Part::Leader(leading) = &mut self.part else {
             return;
@@ -122,13 +126,13 @@ impl Group {
         });
     }
 
-    /// The leader of `term` wants this replica to lead. It campaigns without asking for a PreVote, and its requests tell
-    /// the voters not to defend the old leader.
+    /// The leader of `term`, whose log ended at `last`, wants this replica to lead. It campaigns without asking for a PreVote,
+    /// and its requests tell the voters not to defend the old leader.
     pub(crate) fn hear_timeout_now(
         &mut self,
         env: &Env<'_>,
         from: NodeId,
-        term: Term,
+        (term, last): (Term, Index),
         out: &mut Outbox,
     ) {
         if term < self.term {
@@ -137,12 +141,15 @@ impl Group {
             return;
         }
         self.catch_up(env, term, out);
+        // The leader went on since, and may count on this replica again.
+        let is_late = self.log.last() > LogPosition { term, index: last }
+            && !mutants::is_active(Mutant::LateOrderObeyed);
         let is_voter =
             self.configuration.is_voter(self.node) || mutants::is_active(Mutant::LearnerLeads);
         let is_voter =
             is_voter && (!self.is_witness() || mutants::is_active(Mutant::WitnessCampaigns));
         let may_lead = is_voter && self.knows_its_removal() && self.has_live_quorum(env);
-        if !may_lead || self.leader.is_some_and(|leader| leader != from) {
+        if is_late || !may_lead || self.leader.is_some_and(|leader| leader != from) {
             return self.drop_stale();
         }
         self.counters.campaigns = self.counters.campaigns.wrapping_add(1);

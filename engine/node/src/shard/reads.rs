@@ -345,7 +345,7 @@ impl Shard {
                     let stood = |node| trust.stood(node, shard, batch, reading.came);
                     let found = match group.read_index(stood) {
                         // It led when the entry was appended, and the read had come by then.
-                        Err(Unreadable::GivenAway)
+                        Err(Unreadable::GivenAway | Unreadable::Unconfirmed)
                             if barrier
                                 .as_ref()
                                 .is_some_and(|barrier| barrier.appended >= reading.came) =>
@@ -381,7 +381,7 @@ impl Shard {
         }
     }
 
-    /// Nobody's word counts for the rest of the term: an entry of its own has to show that this replica leads.
+    /// Nobody's word counts: an entry has to show that this replica leads, and to make the word of those who hold it count again.
     fn append_barrier(&mut self, slot: u32) {
         let appended = self.shared.clock.now();
         self.step(slot, Event::Barrier, Payloads::None);

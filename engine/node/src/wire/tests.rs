@@ -58,7 +58,10 @@ fn every_message_comes_back_as_it_was_sent() {
             hint: last,
         },
         Message::Stale { term: Term(9) },
-        Message::TimeoutNow { term: Term(3) },
+        Message::TimeoutNow {
+            term: Term(3),
+            last: Index(9),
+        },
     ];
     for message in messages {
         let blocks: &[&[u8]] = if matches!(message, Message::Append { .. }) {

@@ -85,7 +85,7 @@ pub fn message(message: Message) -> String {
             hint,
         } => format!("conflict {term} at {rejected} hint {hint}"),
         Message::Stale { term } => format!("stale {term}"),
-        Message::TimeoutNow { term } => format!("timeout-now {term}"),
+        Message::TimeoutNow { term, last } => format!("timeout-now {term} last {last}"),
     }
 }
 
@@ -157,7 +157,10 @@ pub fn parse(words: &[&str]) -> Message {
             hint: position(hint),
         },
         ["stale", at] => Message::Stale { term: term(at) },
-        ["timeout-now", at] => Message::TimeoutNow { term: term(at) },
+        ["timeout-now", at, "last", last] => Message::TimeoutNow {
+            term: term(at),
+            last: index(last),
+        },
         _ => panic!("not a message: {}", words.join(" ")),
     }
 }

@@ -4,7 +4,13 @@ use polyraft_raft::*;
 
 use crate::replica::*;
 
-const TIMEOUT_NOW: Message = Message::TimeoutNow { term: Term(2) };
+/// The order to campaign, of a leader of term 2 whose log ends at `last`.
+fn timeout_now(last: u64) -> Message {
+    Message::TimeoutNow {
+        term: Term(2),
+        last: Index(last),
+    }
+}
 
 fn ended(out: &Outbox) -> Vec<(u64, TransferOutcome)> {
     out.transfers.iter().map(|t| (t.to.0, t.outcome)).collect()
@@ -23,7 +29,7 @@ fn is_refused(replica: &mut Replica) -> bool {
 fn a_target_that_holds_everything_is_told_at_once() {
     let mut leader = Replica::settled_leader(3, 1, &[]);
     let out = transfer(&mut leader, 2);
-    assert_eq!(sent(&out), [(2, TIMEOUT_NOW)]);
+    assert_eq!(sent(&out), [(2, timeout_now(1))]);
     assert!(ended(&out).is_empty() && is_refused(&mut leader));
     // Told once, whatever it answers until it campaigns.
     assert!(leader.hear(2, matched(2, 1, 1)).is_empty());
@@ -39,7 +45,7 @@ fn a_target_that_is_behind_is_told_when_it_holds_everything() {
     for (from, last, told) in [
         (3, 3, vec![]),
         (2, 2, vec![]),
-        (2, 3, vec![(2, TIMEOUT_NOW)]),
+        (2, 3, vec![(2, timeout_now(3))]),
     ] {
         assert_eq!(sent(&leader.hear(from, matched(2, last, 1))), told);
     }
@@ -117,7 +123,59 @@ fn a_handover_that_takes_too_long_ends_and_leaves_nothing_behind() {
     leader.hear(3, matched(2, 2, 2));
     // Nothing is left that would tell the target later, or refuse the next attempt.
     assert!(sent(&leader.hear(2, matched(2, 2, 2))).is_empty());
-    assert_eq!(sent(&transfer(&mut leader, 3)), [(3, TIMEOUT_NOW)]);
+    assert_eq!(sent(&transfer(&mut leader, 3)), [(3, timeout_now(2))]);
+}
+
+#[test]
+fn voters_that_hold_what_came_after_a_handover_count_for_reads_again() {
+    let mut leader = Replica::settled_leader(5, 1, &[]);
+    let read = |leader: &Replica, standing: &[u64]| {
+        leader.group.read_index(|node| standing.contains(&node.0))
+    };
+    assert_eq!(read(&leader, &[2, 3]), Ok(Index(1)));
+    transfer(&mut leader, 2);
+    assert_eq!(read(&leader, &[2, 3, 4, 5]), Err(Unreadable::GivenAway));
+    while !leader.group.is_quiet() {
+        leader.time_out();
+    }
+    assert_eq!(read(&leader, &[2, 3, 4, 5]), Err(Unreadable::GivenAway));
+    leader.step(Event::Barrier);
+    leader.flush();
+    leader.persist();
+    leader.hear(3, matched(2, 2, 1));
+    assert_eq!(read(&leader, &[2, 3, 4, 5]), Err(Unreadable::GivenAway));
+    leader.hear(4, matched(2, 2, 2));
+    // Who may still obey the order, or vote for who does, counts for nothing.
+    assert_eq!(read(&leader, &[2, 3, 5]), Err(Unreadable::Unconfirmed));
+    assert_eq!(read(&leader, &[3, 4]), Ok(Index(2)));
+    leader.hear(2, matched(2, 2, 2));
+    assert_eq!(read(&leader, &[2, 3]), Ok(Index(2)));
+    // The next handover takes all of that away again.
+    transfer(&mut leader, 3);
+    assert_eq!(read(&leader, &[2, 3, 4, 5]), Err(Unreadable::GivenAway));
+}
+
+#[test]
+fn a_leader_that_went_on_is_defended_against_whom_it_told_to_campaign_before() {
+    let ask = |last| Message::Vote {
+        term: Term(3),
+        last,
+        transfer: true,
+    };
+    let refused = Message::VoteReply {
+        term: Term(2),
+        granted: false,
+    };
+    let mut voter = Replica::follower(3, 2, &[2, 2]);
+    assert_eq!(sent(&voter.hear(3, ask(position(2, 1)))), [(3, refused)]);
+    assert!(voter.group.is_claimed_by(NodeId(2), Term(2)));
+    let mut leader = Replica::settled_leader(3, 1, &[]);
+    leader.step(Event::Propose { count: 1 });
+    assert_eq!(sent(&leader.hear(2, ask(position(2, 1)))), [(2, refused)]);
+    assert_eq!(leader.group.role(), Role::Leader);
+    // With all that the voter has it is a handover.
+    voter.hear(3, ask(position(2, 2)));
+    assert_eq!(voter.group.term(), Term(3));
 }
 
 #[test]
@@ -178,7 +236,7 @@ fn a_leader_that_is_replaced_has_handed_over() {
 fn a_target_campaigns_without_asking_and_says_why() {
     let mut target = Replica::follower(3, 2, &[1, 2]);
     let last = target.group.last();
-    let out = target.hear(2, TIMEOUT_NOW);
+    let out = target.hear(2, timeout_now(2));
     assert!(out.sends.is_empty(), "its own vote is not durable yet");
     assert_eq!(
         (target.group.role(), target.group.term()),
@@ -202,7 +260,8 @@ fn a_target_campaigns_without_asking_and_says_why() {
 #[test]
 fn only_the_leader_of_the_term_can_hand_over() {
     for (mut replica, from, answer) in [
-        // Of an older term; from a node that does not lead; to a leader; to one that sees no quorum.
+        // Of an older term; from a node that does not lead; to a leader; to one that sees no quorum; to one that has been sent
+        // more since.
         (
             Replica::follower(3, 4, &[]),
             2,
@@ -219,10 +278,11 @@ fn only_the_leader_of_the_term_can_hand_over() {
             2,
             None,
         ),
+        (Replica::follower(3, 2, &[2]), 2, None),
     ] {
         let before = (replica.group.role(), replica.group.term());
         let stale = replica.group.counters().stale;
-        let out = replica.hear(from, TIMEOUT_NOW);
+        let out = replica.hear(from, timeout_now(0));
         assert_eq!(replica.group.counters().stale, stale + 1);
         let answers: Vec<Message> = sent(&out).into_iter().map(|s| s.1).collect();
         assert_eq!(answers, Vec::from_iter(answer));
@@ -234,7 +294,11 @@ fn only_the_leader_of_the_term_can_hand_over() {
 #[test]
 fn a_target_that_was_behind_in_terms_campaigns_above_the_leaders() {
     let mut target = Replica::follower(3, 2, &[]);
-    target.hear(3, Message::TimeoutNow { term: Term(6) });
+    let order = Message::TimeoutNow {
+        term: Term(6),
+        last: Index(1),
+    };
+    target.hear(3, order);
     assert_eq!(
         (target.group.role(), target.group.term()),
         (Role::Candidate, Term(7))
