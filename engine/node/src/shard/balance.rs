@@ -1,12 +1,14 @@
 //! Groups go back to the node that should lead them: each group has one, by its number, so that leaders are spread over the
 //! members as at the beginning. Nothing is looked for: a group is noted when it gets a leader elsewhere, when its node
-//! comes back, and as long as that is far behind. It must never hand over many groups at once, nor try again by itself a handover
-//! that failed.
+//! comes back, as long as that is far behind, and when its handover failed. It must never hand over many groups at once, nor try one
+//! of them again and again at the same pace.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 
-use polyraft_raft::{Configuration, Event, GroupId, NodeId, NodeSet, ProgressState, Tick};
+use polyraft_raft::{
+    Configuration, Event, GroupId, NodeId, NodeSet, ProgressState, Tick, TransferOutcome,
+};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
@@ -16,6 +18,9 @@ use super::{Payloads, Shard, leads};
 const TOGETHER: usize = 32;
 const PAUSE: u64 = 100_000;
 
+/// How often the delay is doubled at most for a group whose handovers fail.
+const MOST_DOUBLINGS: u32 = 6;
+
 /// Groups that are led here and should be led elsewhere.
 #[derive(Debug, Default)]
 pub(super) struct Balance {
@@ -23,6 +28,8 @@ pub(super) struct Balance {
     noted: VecDeque<(Tick, u32)>,
     /// When each of them was noted to be due the last time: not before that is it handed over.
     due: FxHashMap<u32, Tick>,
+    /// Groups that were handed over, and how many of their handovers have failed one after the other.
+    tried: FxHashMap<u32, u32>,
     /// No group is handed over before.
     next_at: Tick,
     /// How many may still be handed over now.
@@ -33,6 +40,12 @@ impl Balance {
     /// When the next groups are due.
     pub(super) fn deadline(&self) -> Option<Tick> {
         self.noted.front().map(|(at, _)| (*at).max(self.next_at))
+    }
+
+    /// Something has happened for which a group is to be handed over, whatever came of that before.
+    fn note_anew(&mut self, at: Tick, slot: u32) {
+        self.tried.remove(&slot);
+        self.note(at, slot);
     }
 
     fn note(&mut self, at: Tick, slot: u32) {
@@ -52,8 +65,21 @@ impl Balance {
     }
 
     /// One more is handed over.
-    fn hand_over(&mut self) {
+    fn hand_over(&mut self, slot: u32) {
         self.left -= 1;
+        self.tried.entry(slot).or_default();
+    }
+
+    /// A handover has ended. If it was begun here and has failed, it is tried again, each time twice as long after as before.
+    pub(super) fn ended(&mut self, slot: u32, outcome: TransferOutcome, now: Tick, delay: u64) {
+        let has_failed = matches!(outcome, TransferOutcome::TimedOut | TransferOutcome::Busy);
+        if !has_failed {
+            self.tried.remove(&slot);
+        } else if let Some(failed) = self.tried.get_mut(&slot) {
+            *failed = (*failed + 1).min(MOST_DOUBLINGS);
+            let at = now.after(delay << *failed);
+            self.note(at, slot);
+        }
     }
 
     /// Takes out the next one that is due, unless enough have been handed over for now.
@@ -132,7 +158,7 @@ impl Shard {
     pub(super) fn note_led(&mut self, slot: u32) {
         if self.limits.rebalance_delay > 0 && self.rightful(slot).is_some() {
             let at = self.now.after(self.limits.rebalance_delay);
-            self.balance.note(at, slot);
+            self.balance.note_anew(at, slot);
         }
     }
 
@@ -144,7 +170,7 @@ impl Shard {
         let at = self.now.after(self.limits.rebalance_delay);
         for slot in 0..self.replicas.len() as u32 {
             if leads(&self.replicas[slot as usize]) && self.rightful(slot) == Some(node) {
-                self.balance.note(at, slot);
+                self.balance.note_anew(at, slot);
             }
         }
     }
@@ -164,7 +190,7 @@ impl Shard {
             }
             let progress = replica.group.progress(to);
             if progress.is_some_and(|progress| progress.state == ProgressState::Replicate) {
-                self.balance.hand_over();
+                self.balance.hand_over(slot);
                 self.step(slot, Event::Transfer { to }, Payloads::None);
             } else {
                 // One that is far behind would be waited for in vain.
@@ -268,7 +294,7 @@ mod tests {
             while let Some(slot) = balance.next(now) {
                 // Every other one can't be handed over, and counts for nothing.
                 if slot % 2 == 0 {
-                    balance.hand_over();
+                    balance.hand_over(slot);
                     handed_over += 1;
                 }
             }
@@ -277,5 +303,36 @@ mod tests {
         let later = |rounds: u64, by: u64| Tick(5 + rounds * PAUSE - by);
         let rounds = [Tick(4), Tick(5), later(1, 1), later(1, 0), later(2, 0)].map(&mut round);
         assert_eq!(rounds, [0, TOGETHER, 0, 40 - TOGETHER, 0]);
+    }
+
+    #[test]
+    fn a_handover_that_failed_is_tried_again_in_growing_distances() {
+        let mut balance = Balance::default();
+        let (delay, slot) = (1_000_000, 3);
+        let mut now = Tick(0);
+        balance.note_anew(now, slot);
+        let mut fail = |balance: &mut Balance, outcome| {
+            now = balance.deadline().expect("it is noted");
+            assert!(balance.begin(now));
+            assert_eq!(balance.next(now), Some(slot));
+            balance.hand_over(slot);
+            balance.ended(slot, outcome, now, delay);
+            balance.deadline().map(|at| at.since(now) / delay)
+        };
+        let [timed_out, busy] = [TransferOutcome::TimedOut, TransferOutcome::Busy];
+        assert_eq!(fail(&mut balance, timed_out), Some(2));
+        assert_eq!(fail(&mut balance, busy), Some(4));
+        for _ in 0..MOST_DOUBLINGS {
+            fail(&mut balance, timed_out);
+        }
+        assert_eq!(fail(&mut balance, timed_out), Some(64));
+        // Its node comes back: that begins anew.
+        balance.note_anew(Tick(0), slot);
+        assert_eq!(fail(&mut balance, timed_out), Some(2));
+        assert_eq!(fail(&mut balance, TransferOutcome::Done), None);
+        assert!(balance.tried.is_empty());
+        // Handovers that others began are theirs to try again.
+        balance.ended(slot, timed_out, Tick(0), delay);
+        assert_eq!(balance.deadline(), None);
     }
 }

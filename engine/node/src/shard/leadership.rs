@@ -85,9 +85,14 @@ impl Shard {
         }
     }
 
-    /// Handovers that ended in this turn answer whoever asked for them. Those that nobody asked for show in who leads.
+    /// Handovers that ended in this turn answer whoever asked for them. Those that nobody asked for show in who leads, or are
+    /// tried again.
     pub(super) fn settle_transfers(&mut self) {
         for transfer in self.outbox.transfers.drain(..) {
+            if let Some(slot) = self.slots.get(transfer.group) {
+                let delay = self.limits.rebalance_delay;
+                self.balance.ended(slot, transfer.outcome, self.now, delay);
+            }
             let is_end = matches!(
                 transfer.outcome,
                 TransferOutcome::Done
