@@ -37,6 +37,12 @@ const PAUSE: (u64, u64) = (20_000, 1_000_000);
 /// How long the target may take to have the state, in timeouts of a proposal; then the leader asks for the end of the attempt.
 const PATIENCE: u64 = 10;
 
+/// Merges of a shard that hold a state in memory, or are about to, at the same time. The others wait.
+const MOST_AT_ONCE: usize = 4;
+
+/// How long one of them waits before it looks again whether there is room, in microseconds.
+const ROOM_AGAIN: u64 = 100_000;
+
 /// The most bytes of a part.
 const PART_BYTES: usize = 256 << 10;
 
@@ -103,6 +109,8 @@ enum Stage {
 /// What is done about a frozen source.
 #[derive(Debug)]
 enum Work {
+    /// Others hold their states in memory.
+    Queued,
     /// Its state is being written out.
     Preparing,
     /// It goes into the target's log.
@@ -223,6 +231,19 @@ impl Merges {
         let heirs =
             heirs.filter_map(|(source, drive)| Some((*source, *drive.heirs.last()?, Life::LAST)));
         frozen.chain(begun).chain(heirs)
+    }
+
+    /// Whether one more may hold a state in memory. One that has asked the target to begin will.
+    fn has_room(&self) -> bool {
+        let holding = self.drives.values().filter(|drive| {
+            matches!(
+                drive.stage,
+                Stage::Opening { .. }
+                    | Stage::Freezing { .. }
+                    | Stage::Frozen(_, Work::Preparing | Work::Sending { .. })
+            )
+        });
+        holding.take(MOST_AT_ONCE).count() < MOST_AT_ONCE
     }
 
     fn next_number(&mut self) -> u64 {
@@ -501,7 +522,7 @@ impl Shard {
                 target: frozen.target,
                 argument: Bytes::new(),
                 reply: None,
-                stage: Stage::Frozen(frozen, Work::Preparing),
+                stage: Stage::Frozen(frozen, Work::Queued),
                 asked: 0,
                 look_at: Some(self.now),
                 pause: PAUSE.0,
@@ -548,6 +569,11 @@ impl Shard {
         }
         match &mut drive.stage {
             Stage::Waiting => match self.may_merge(source) {
+                Ok(Some(term)) if term == drive.term && !self.merges.has_room() => {
+                    // It has its time when its turn comes.
+                    drive.until = now.after(self.limits.proposal_timeout);
+                    drive.look_at = Some(now.after(ROOM_AGAIN));
+                }
                 Ok(Some(term)) if term == drive.term => {
                     let number = self.merges.next_number();
                     drive.stage = Stage::Opening { number };
@@ -566,12 +592,16 @@ impl Shard {
                 let (life, frozen) = (drive.life, *frozen);
                 let is_late = now >= drive.until;
                 match work {
-                    Work::Preparing | Work::Sending { .. } if is_late => {
+                    Work::Queued | Work::Preparing | Work::Sending { .. } if is_late => {
                         drive.why = "the target has not taken the state in time".to_owned();
                         *work = Work::Refusing;
                         self.ask_target(source, &mut drive);
                     }
-                    Work::Preparing => {
+                    Work::Queued if !self.merges.has_room() => {
+                        drive.look_at = Some(now.after(ROOM_AGAIN));
+                    }
+                    Work::Queued | Work::Preparing => {
+                        *work = Work::Preparing;
                         let task = Task::GiveState {
                             group: source,
                             life,
