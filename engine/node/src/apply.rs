@@ -23,7 +23,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::completion::{self, Outcome, ReplyTo, Together};
 use crate::error::Error;
 use crate::event::ShardEvent;
-use crate::keeper::Job;
+use crate::keeper::{Contained, Job};
 use crate::machine::{Entry, Replies, StateMachine};
 use crate::mailbox::Sender;
 use crate::merge::Frozen;
@@ -393,6 +393,7 @@ impl<M: StateMachine> Applier<M> {
             Ok(state) => {
                 let sessions = self.sessions.get(&group).and_then(Option::as_deref);
                 let state = sessions::with_section(sessions::section(sessions), state);
+                let state = Contained::new(state);
                 self.keeper_of(group).send(Job::Save { meta, state });
             }
             Err(reason) => self.tell(
@@ -434,7 +435,8 @@ impl<M: StateMachine> Applier<M> {
         let life = file.meta.life().unwrap_or_default();
         match self.machines.insert(group, Machine::Lent(life)) {
             Some(Machine::Running(machine)) => {
-                let machine = Box::new(machine);
+                let machine: Box<dyn Any + Send> = Box::new(machine);
+                let machine = Contained::new(machine);
                 let job = Job::Restore {
                     file,
                     machine,

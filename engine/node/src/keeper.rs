@@ -22,18 +22,42 @@ use crate::shard::{ChunkTrouble, MergeEvent, Shared, SplitEvent, Wanted};
 use crate::split::SplitPlace;
 use crate::wire::{Chunk, SnapshotId};
 
+/// What belongs to a state machine, on its way to a keeper. A panic while it is dropped unused, because a file can't be made or the
+/// node is shut down, stops nobody.
+pub(crate) struct Contained<T>(Option<T>);
+
+impl<T> Contained<T> {
+    pub(crate) fn new(what: T) -> Self {
+        Contained(Some(what))
+    }
+
+    fn take(mut self) -> T {
+        self.0.take().expect("it is taken once")
+    }
+}
+
+impl<T> Drop for Contained<T> {
+    fn drop(&mut self) {
+        let unused = self.0.take();
+        let _ = guarded(|| {
+            drop(unused);
+            Ok(())
+        });
+    }
+}
+
 /// Work for a keeper. The jobs of one group are done in order, by the same keeper.
 pub(crate) enum Job {
     /// Write a state into a file.
     Save {
         meta: SnapshotMeta,
-        state: FrozenState,
+        state: Contained<FrozenState>,
     },
     /// Write what a child begins with, which its parent splits off.
     SaveChild {
         at: SplitPlace,
         meta: SnapshotMeta,
-        state: FrozenState,
+        state: Contained<FrozenState>,
         campaigns: bool,
     },
     /// Write the state of a frozen group into memory, for a leader that has it merged.
@@ -41,13 +65,13 @@ pub(crate) enum Job {
         group: GroupId,
         life: Life,
         frozen: Frozen,
-        state: FrozenState,
+        state: Contained<FrozenState>,
     },
     /// Give a state machine, whose worker has lent it, the state in a file; or only the sessions in it, if it `held` something
     /// that need not be replaced.
     Restore {
         file: SnapshotFile,
-        machine: Box<dyn Any + Send>,
+        machine: Contained<Box<dyn Any + Send>>,
         held: Index,
     },
     /// Read a part of a snapshot that a follower wants.
@@ -149,7 +173,7 @@ impl<M: StateMachine> Keeper<M> {
                     bytes: Vec::new(),
                     most: MAX_STATE,
                 };
-                let given = guarded(|| state(&mut out).map_err(|error| error.to_string()));
+                let given = guarded(|| state.take()(&mut out).map_err(|error| error.to_string()));
                 let event = MergeEvent::StateReady {
                     group,
                     life,
@@ -162,7 +186,7 @@ impl<M: StateMachine> Keeper<M> {
                 file,
                 machine,
                 held,
-            } => self.restore(file, machine, held),
+            } => self.restore(file, machine.take(), held),
             Job::Read { file, wanted } => {
                 let (offset, bytes) = (wanted.offset, wanted.bytes as usize);
                 match self.store.chunk(&file, offset, bytes) {
@@ -250,7 +274,11 @@ impl<M: StateMachine> Keeper<M> {
         }
     }
 
-    fn save(&self, meta: &SnapshotMeta, state: FrozenState) -> Result<SnapshotFile, Unsaved> {
+    fn save(
+        &self,
+        meta: &SnapshotMeta,
+        state: Contained<FrozenState>,
+    ) -> Result<SnapshotFile, Unsaved> {
         let shared = &self.shared;
         let mut is_machine = false;
         let written = self.store.write(meta, |out| {
@@ -259,7 +287,7 @@ impl<M: StateMachine> Keeper<M> {
                 shared,
                 has_failed: false,
             };
-            let given = guarded(|| state(&mut out).map_err(|error| error.to_string()));
+            let given = guarded(|| state.take()(&mut out).map_err(|error| error.to_string()));
             is_machine = given.is_err() && !out.has_failed;
             given
         });
@@ -400,5 +428,31 @@ impl Write for UntilClosed<'_> {
         let flushed = self.out.flush();
         self.has_failed |= flushed.is_err();
         flushed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Cleans up after itself, or tries to.
+    struct Untidy;
+
+    impl Drop for Untidy {
+        fn drop(&mut self) {
+            panic!("nothing to clean up");
+        }
+    }
+
+    #[test]
+    fn a_state_that_panics_while_it_is_dropped_unwritten_stops_nobody() {
+        let untidy = Untidy;
+        let state: FrozenState = Box::new(move |_| {
+            let _untidy = untidy;
+            Ok(())
+        });
+        drop(Contained::new(state));
+        let machine: Box<dyn Any + Send> = Box::new(Untidy);
+        drop(Contained::new(machine));
     }
 }

@@ -11,7 +11,7 @@ use super::{Applier, Committed, Machine, WaitingReply, answer_alone, guarded, re
 use crate::completion;
 use crate::error::Error;
 use crate::event::ShardEvent;
-use crate::keeper::Job;
+use crate::keeper::{Contained, Job};
 use crate::machine::{Merge, StateMachine};
 use crate::merge::{Frozen, MergeAnswer, MergeCommand};
 use crate::sessions::{self, Decision, Whole};
@@ -209,7 +209,8 @@ impl<M: StateMachine> Applier<M> {
             Ok(state) => {
                 let table = self.sessions.get(&group).and_then(Option::as_deref);
                 let table = table.map(|table| table.for_target());
-                let state = sessions::with_section(sessions::section(table.as_ref()), state);
+                let section = sessions::section(table.as_ref());
+                let state = Contained::new(sessions::with_section(section, state));
                 self.keeper_of(group).send(Job::Gather {
                     group,
                     life,

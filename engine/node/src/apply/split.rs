@@ -9,7 +9,7 @@ use super::{Applier, Committed, Machine, WaitingReply, answer_alone, guarded, re
 use crate::completion;
 use crate::error::Error;
 use crate::event::ShardEvent;
-use crate::keeper::Job;
+use crate::keeper::{Contained, Job};
 use crate::machine::StateMachine;
 use crate::sessions;
 use crate::shard::{ChildNews, SplitEvent};
@@ -50,7 +50,7 @@ impl<M: StateMachine> Applier<M> {
                 let sessions = self.sessions.get(&at.group).and_then(Option::as_deref);
                 let sessions = sessions.map(|sessions| sessions.for_child(at.index));
                 let section = sessions::section(sessions.as_ref());
-                let state = sessions::with_section(section, state);
+                let state = Contained::new(sessions::with_section(section, state));
                 let job = Job::SaveChild {
                     at,
                     meta: entry.beginning(at.index),
