@@ -592,8 +592,11 @@ impl<M: StateMachine> Applier<M> {
             let waiting = waiting.by_ref().take(committed.waiting);
             let applied = match (split, merge) {
                 _ if is_hollow => {
+                    self.dedup.clear();
                     waiting.for_each(drop);
-                    Err("its log lacks payloads, and it is no witness".to_owned())
+                    let reason = "its log lacks payloads, and it is no witness".to_owned();
+                    self.stop(committed.group, &reason);
+                    Err(reason)
                 }
                 (Some(split), _) => self.shed(committed, batch.blocks.get(split), held, waiting),
                 (_, Some(merge)) => {
