@@ -319,9 +319,10 @@ impl Load {
                         while !over.load(Ordering::Relaxed) {
                             let node = &nodes[(group % 2) as usize];
                             let handle = node.group(group);
-                            let attempt = async || {
+                            let attempt = || {
                                 let payload = Bytes::from_static(&[7; PROPOSAL_BYTES]);
-                                handle.propose(payload).await.is_ok()
+                                let proposal = handle.propose(payload);
+                                async move { proposal.await.is_ok() }
                             };
                             if let Some(took) = insist(attempt, &over).await {
                                 all.lock().expect("no thread panics with it").push(took);
@@ -356,7 +357,10 @@ impl Load {
 
 /// How long it takes until a proposal is committed, in microseconds, with all attempts that fail: a group without a leader is a late
 /// commit, and not one fewer.
-async fn insist(mut attempt: impl AsyncFnMut() -> bool, is_over: &AtomicBool) -> Option<u64> {
+async fn insist<A>(mut attempt: impl FnMut() -> A, is_over: &AtomicBool) -> Option<u64>
+where
+    A: Future<Output = bool>,
+{
     let begun = Instant::now();
     while !attempt().await {
         if is_over.load(Ordering::Relaxed) {
@@ -428,10 +432,13 @@ mod tests {
     #[tokio::test]
     async fn a_proposal_that_fails_at_first_is_a_late_commit() {
         let (is_over, mut attempts) = (AtomicBool::new(false), 0);
-        let third = async || {
+        let third = || {
             attempts += 1;
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            attempts == 3
+            let is_third = attempts == 3;
+            async move {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                is_third
+            }
         };
         let took = insist(third, &is_over).await;
         assert!(took.is_some_and(|took| took >= 30_000), "{took:?}");
