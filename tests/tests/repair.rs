@@ -75,12 +75,12 @@ async fn fault(cluster: &Cluster, node: u64, group: u64) -> Option<String> {
 /// Flips a bit of the snapshot of a group on a node that is stopped, so far from its beginning.
 fn rot_snapshot(cluster: &Cluster, node: u64, group: u64, at: u64) {
     let files = std::fs::read_dir(cluster.data_dir(node).join("snapshots")).expect("snapshots");
-    let names = files.map(|file| file.expect("a snapshot").path());
+    let mut names = files.map(|file| file.expect("a snapshot").path());
     let is_wanted = |path: &PathBuf| {
         let name = path.file_name().expect("a name").to_string_lossy();
         name.starts_with(&format!("{group}-"))
     };
-    let path = names.filter(is_wanted).next().expect("a snapshot of it");
+    let path = names.find(is_wanted).expect("a snapshot of it");
     let file = OpenOptions::new().read(true).write(true).open(path);
     let (file, mut byte) = (file.unwrap(), [0]);
     file.read_exact_at(&mut byte, at).unwrap();
