@@ -2,7 +2,7 @@
 //! beats between the nodes, with the snapshot and without it, in one run. It must never count what was measured while nothing was
 //! on its way.
 
-use super::{ClusterArgs, Ending, Setting, until_interrupted, write_json};
+use super::{ClusterArgs, Ending, Json, Setting, until_interrupted};
 use crate::cluster::{Cluster, Site};
 use crate::screen;
 use anyhow::{Context, Result, bail, ensure};
@@ -10,11 +10,11 @@ use bytes::Bytes;
 use clap::Args;
 use polyraft::config::ByteSize;
 use polyraft::{
-    Config, Entry, Error, FrozenState, GroupId, Histogram, Index, MachineError, Node, Replies,
-    StateMachine,
+    Config, Entry, Error, FrozenState, GroupId, Histogram, Index, MachineError, Node, Read,
+    Replies, StateMachine,
 };
 use serde::Serialize;
-use std::io::Read;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -101,8 +101,8 @@ impl StateMachine for Bulk {
         }))
     }
 
-    fn restore(&mut self, _last: Index, from: &mut dyn Read) -> Result<(), MachineError> {
-        self.0 = std::io::copy(from, &mut std::io::sink())?;
+    fn restore(&mut self, _last: Index, from: &mut dyn io::Read) -> Result<(), MachineError> {
+        self.0 = io::copy(from, &mut io::sink())?;
         Ok(())
     }
 }
@@ -146,11 +146,20 @@ pub fn run(args: &SnapshotArgs) -> Result<Ending> {
     // The log behind the snapshot must be gone, or the node would be caught up without it.
     config.snapshot.keep_entries = 0;
     (config.snapshot.entries, config.snapshot.bytes) = (0, ByteSize::b(0));
+    let json = Json::open(args.json.as_deref())?;
     let mut setting = Setting::new(&args.cluster)?;
-    until_interrupted(measure(args, &mut setting, config), Ending::Interrupted)
+    until_interrupted(
+        measure(args, &mut setting, config, json),
+        Ending::Interrupted,
+    )
 }
 
-async fn measure(args: &SnapshotArgs, setting: &mut Setting, config: Config) -> Result<Ending> {
+async fn measure(
+    args: &SnapshotArgs,
+    setting: &mut Setting,
+    config: Config,
+    json: Json,
+) -> Result<Ending> {
     let base = setting.dir.fresh("snapshot")?;
     let site = Site::below(&base, "bench-snapshot", 3, args.cluster.groups);
     let cluster: Cluster<Bulk> = Cluster::new(site, config.clone())?;
@@ -158,10 +167,7 @@ async fn measure(args: &SnapshotArgs, setting: &mut Setting, config: Config) -> 
     let stopped = cluster.stop_all().await;
     let outcome = told?;
     stopped?;
-    if let Some(path) = &args.json {
-        write_json(path, &outcome)?;
-        setting.screen.line(&format!("written: {}", path.display()));
-    }
+    json.write(&setting.screen, &outcome)?;
     Ok(match outcome.is_within_bounds {
         true => Ending::Good,
         false => Ending::Bad,
@@ -204,13 +210,17 @@ async fn tell(
     let load = Load::start(cluster, groups, args.inflight)?;
     tokio::time::sleep(START).await;
     let begun = Sample::take(cluster, &load);
-    let is_there = || late.status().counters.snapshots_received > 0;
+    // With the state, not with its last byte: reading it is a part of what a snapshot costs.
+    let is_there = async || {
+        let state = late.group(LARGE).read(Read::LOCAL, Bytes::new()).await;
+        state.is_ok_and(|state| state[..] == bytes.to_le_bytes())
+    };
     screen.live("measuring with the snapshot on its way ...".into(), false);
     ensure!(
-        !is_there(),
+        !is_there().await,
         "the snapshot was there before anything could be measured; raise --bytes or lower snapshot.rate"
     );
-    wait(async || Ok(is_there())).await?;
+    wait(async || Ok(is_there().await)).await?;
     let with_snapshot = begun.until(cluster, &load);
     screen.live("measuring without a snapshot ...".into(), false);
     tokio::time::sleep(START).await;

@@ -31,8 +31,8 @@ pub use child::{ChildArgs, run as run_child};
 pub use judgement::{Judgement, kept};
 pub use measure::{Plan, measure};
 pub use nodes::{Nodes, Shape};
-pub use output::{Output, Writer};
-pub use result::{BUILD, Engine, Hardware, Times, put_json, write_json};
+pub use output::{Json, Output, Writer};
+pub use result::{BUILD, Engine, Hardware, Times, put_json};
 
 use crate::screen::Screen;
 use crate::signal::interruption;

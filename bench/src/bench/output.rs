@@ -1,8 +1,10 @@
 //! The files of a result: tried before anything is measured, so that a wrong path costs no run, and in their place only
 //! once they are whole.
 
+use super::result::put_json;
 use crate::screen::Screen;
 use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -84,6 +86,23 @@ impl Output {
             fs::rename(temporary, place)?;
         }
         Ok(())
+    }
+}
+
+/// A result as JSON, if it is wanted.
+pub struct Json(Option<Output>);
+
+impl Json {
+    /// Tries the path, if there is one.
+    pub fn open(path: Option<&Path>) -> Result<Self> {
+        Ok(Self(path.map(Output::open).transpose()?))
+    }
+
+    /// Writes the result and tells where.
+    pub fn write(self, screen: &Screen, result: &impl Serialize) -> Result<()> {
+        let mut writer = Writer::new(screen);
+        writer.write(self.0, |out| put_json(out, result));
+        writer.end()
     }
 }
 

@@ -3,12 +3,12 @@
 //! meanwhile hits all of them alike. It must never count a read that was refused.
 
 use super::args::ReadsArgs;
-use super::{Ending, Setting, Shape, until_interrupted, write_json};
+use super::{Ending, Json, Setting, Shape, until_interrupted};
 use crate::screen;
 use crate::tally::Tally;
 use anyhow::{Result, bail};
 use bytes::Bytes;
-use polyraft::{Completion, CompletionQueue, Error, GroupHandle, Node, NodeId, Read};
+use polyraft::{Completion, CompletionQueue, Counters, Error, GroupHandle, Node, NodeId, Read};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -87,6 +87,9 @@ impl Figures {
             nodes, messages, ..
         } = self.read_index;
         let most = MOST_MESSAGES * nodes * nodes.saturating_sub(1);
+        if messages == 0 {
+            beyond.push("no message confirmed the groups".to_owned());
+        }
         if messages > most {
             beyond.push(format!(
                 "{messages} messages confirmed the groups, and {most} should be enough"
@@ -104,14 +107,19 @@ pub fn run(args: &ReadsArgs) -> Result<Ending> {
         bail!("reads are measured in this process: leave --processes out");
     }
     let config = args.cluster.load_config()?;
+    let json = Json::open(args.json.as_deref())?;
     let mut setting = Setting::new(&args.cluster)?;
-    until_interrupted(measure(args, &mut setting, config), Ending::Interrupted)
+    until_interrupted(
+        measure(args, &mut setting, config, json),
+        Ending::Interrupted,
+    )
 }
 
 async fn measure(
     args: &ReadsArgs,
     setting: &mut Setting,
     config: polyraft::Config,
+    json: Json,
 ) -> Result<Ending> {
     let shape = Shape {
         nodes: args.cluster.nodes,
@@ -180,10 +188,7 @@ async fn measure(
         screen::count(round.groups)
     );
     setting.screen.done("read index", &text);
-    if let Some(path) = &args.json {
-        write_json(path, &figures)?;
-        setting.screen.line(&format!("written: {}", path.display()));
-    }
+    json.write(&setting.screen, &figures)?;
     let beyond = figures.beyond();
     for what in &beyond {
         setting.screen.line(what);
@@ -259,13 +264,18 @@ fn drive(
     }
 }
 
-/// Reads every group once, all at the same time, and counts the messages that confirmed them.
+/// Reads every group once, all at the same time, and counts the messages that confirmed them: beats that ask and their answers,
+/// and whatever was said of single groups meanwhile.
 fn confirm_all(nodes: &[Node<Tally>], leaders: &Leaders) -> Result<u64> {
-    let asked = || -> u64 {
+    let said = || -> u64 {
         let counters = nodes.iter().map(|node| node.status().counters);
-        counters.map(|counters| counters.standing_asked).sum()
+        // Each beat that asks is answered by one.
+        let of_one = |counters: Counters| {
+            2 * counters.standing_asked + counters.reads_asked + counters.group_messages
+        };
+        counters.map(of_one).sum()
     };
-    let before = asked();
+    let before = said();
     let queue = CompletionQueue::new();
     for handle in leaders {
         let kind = Kind::Read(Read::Linearizable);
@@ -280,8 +290,7 @@ fn confirm_all(nodes: &[Node<Tally>], leaders: &Leaders) -> Result<u64> {
     if let Some(error) = done.iter().find_map(|done| done.result.as_ref().err()) {
         return Err(error.clone().into());
     }
-    // Each is answered by one.
-    Ok(2 * (asked() - before))
+    Ok(said() - before)
 }
 
 #[cfg(test)]
@@ -309,6 +318,7 @@ mod tests {
         assert!(figures(5.0, 60).beyond().is_empty());
         assert_eq!(figures(4.9, 60).beyond().len(), 1);
         assert_eq!(figures(5.0, 61).beyond().len(), 1);
+        assert_eq!(figures(5.0, 0).beyond().len(), 1);
         assert_eq!(figures(4.9, 1_000).beyond().len(), 2);
     }
 }

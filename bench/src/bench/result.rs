@@ -3,7 +3,6 @@
 use super::judgement::Judgement;
 use super::measure::{Incident, Measured, Row};
 use super::noise::Noise;
-use super::output::Output;
 use super::stages::Stages;
 use crate::load::Figures;
 use crate::preflight::{Preflight, SyncTimes};
@@ -13,7 +12,6 @@ use hdrhistogram::Histogram;
 use polyraft::Config;
 use serde::Serialize;
 use std::io::Write;
-use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// Version of the JSON.
@@ -350,11 +348,6 @@ impl BenchResult {
             seconds: measured.rows.clone(),
         }
     }
-}
-
-/// Writes any result as JSON to a file.
-pub fn write_json(path: &Path, result: &impl Serialize) -> Result<()> {
-    Output::open(path)?.write(|out| put_json(out, result))
 }
 
 /// Writes any result as JSON.

@@ -2,7 +2,7 @@
 //! were without a leader and how soon leaders were spread again, and looks for every acknowledged write at every replica. It must never
 //! call a restart over before the node has its share of leaders again, or the bound on that is broken.
 
-use super::{ClusterArgs, Ending, Setting, until_interrupted, write_json};
+use super::{ClusterArgs, Ending, Json, Setting, until_interrupted};
 use crate::cluster::{Cluster, Roster, Site};
 use crate::demo::{Figures, Ledger, Load, LoadOptions, Verification, verify};
 use crate::screen;
@@ -107,11 +107,20 @@ pub fn run(args: &RollingArgs) -> Result<Ending> {
     if config.election.rebalance_delay.is_zero() {
         config.election.rebalance_delay = REBALANCE_DELAY;
     }
+    let json = Json::open(args.json.as_deref())?;
     let mut setting = Setting::new(&args.cluster)?;
-    until_interrupted(measure(args, &mut setting, config), Ending::Interrupted)
+    until_interrupted(
+        measure(args, &mut setting, config, json),
+        Ending::Interrupted,
+    )
 }
 
-async fn measure(args: &RollingArgs, setting: &mut Setting, config: Config) -> Result<Ending> {
+async fn measure(
+    args: &RollingArgs,
+    setting: &mut Setting,
+    config: Config,
+    json: Json,
+) -> Result<Ending> {
     let base = setting.dir.fresh("rolling-restart")?;
     let (nodes, groups) = (args.cluster.nodes, args.cluster.groups);
     let site = Site::below(&base, "bench-rolling", nodes, groups);
@@ -120,10 +129,7 @@ async fn measure(args: &RollingArgs, setting: &mut Setting, config: Config) -> R
     let stopped = cluster.stop_all().await;
     let outcome = told?;
     stopped?;
-    if let Some(path) = &args.json {
-        write_json(path, &outcome)?;
-        setting.screen.line(&format!("written: {}", path.display()));
-    }
+    json.write(&setting.screen, &outcome)?;
     Ok(match outcome.is_within_bounds {
         true => Ending::Good,
         false => Ending::Bad,

@@ -7,7 +7,7 @@ pub mod idle;
 pub mod restart;
 
 use super::args::ClusterArgs;
-use super::{Ending, Setting, until_interrupted, write_json};
+use super::{Ending, Json, Setting, until_interrupted};
 use crate::cluster::{Cluster, Site};
 use crate::screen::{self, Screen};
 use crate::tally::Tally;
@@ -62,6 +62,13 @@ fn judge(screen: &Screen, bounds: &[Bound]) -> Ending {
     }
 }
 
+/// The result as JSON.
+#[derive(Serialize)]
+struct Written<'a, O> {
+    outcome: &'a O,
+    bounds: &'a [Bound],
+}
+
 /// Runs a story on nodes in this process, stops them, and writes what it found.
 fn run<F, O>(
     args: &ClusterArgs,
@@ -77,6 +84,7 @@ where
         "this is measured on three nodes or more in this process"
     );
     let config = args.load_config()?;
+    let json = Json::open(json)?;
     let setting = Setting::new(args)?;
     until_interrupted(
         async {
@@ -92,16 +100,8 @@ where
             let (outcome, bounds) = told?;
             setting.screen.clear();
             let ending = judge(&setting.screen, &bounds);
-            if let Some(path) = json {
-                #[derive(Serialize)]
-                struct Written<'a, O> {
-                    outcome: &'a O,
-                    bounds: &'a [Bound],
-                }
-                let (outcome, bounds) = (&outcome, &bounds[..]);
-                write_json(path, &Written { outcome, bounds })?;
-                setting.screen.line(&format!("written: {}", path.display()));
-            }
+            let (outcome, bounds) = (&outcome, &bounds[..]);
+            json.write(&setting.screen, &Written { outcome, bounds })?;
             Ok(ending)
         },
         Ending::Interrupted,
