@@ -67,9 +67,9 @@ pub struct SurveyedReplica {
     pub base: LogPosition,
     /// The last entry; the base when there is none.
     pub last: LogPosition,
-    /// The members as of what it knows to be committed, and all that later entries name, each with the index of its entry, or with a
-    /// later one as of which they are known. Any of them may be in force, and a joint one may have been left already, as only others
-    /// know. The last is the newest; there is always one.
+    /// The members as of what it knows to be committed, and all that later entries name, each with the index of its entry; 0 where
+    /// the members of the base or of a snapshot are meant, whose entry is older. Any of them may be in force, and a joint one may
+    /// have been left already, as only others know. The last is the newest; there is always one.
     pub configurations: Vec<(Index, Configuration)>,
     /// Whether its log has an entry by which the group is split.
     pub has_splits: bool,
@@ -170,7 +170,7 @@ fn look(
             fault.get_or_insert(reason);
         }
     }
-    let mut configurations = vec![(found.base.index, found.configuration.clone())];
+    let mut configurations = vec![(Index::ZERO, found.configuration.clone())];
     for (index, configuration) in &found.configurations {
         if *index <= found.hard_state.commit {
             configurations.clear();
@@ -196,7 +196,7 @@ fn look(
         let last = file.meta.last;
         (replica.base, replica.last) = (last, last);
         replica.installed = Some(last);
-        replica.configurations = vec![(last.index, file.meta.configuration.clone())];
+        replica.configurations = vec![(Index::ZERO, file.meta.configuration.clone())];
         if replica.hard_state.term < last.term {
             replica.hard_state.term = last.term;
             replica.hard_state.vote = None;

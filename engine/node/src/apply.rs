@@ -344,9 +344,10 @@ impl<M: StateMachine> Applier<M> {
             Task::Apply(work) => self.apply(work),
             Task::Query(query) => self.answer_query(query),
             Task::Queries(queries) => {
-                let _together = Together::begin();
+                let together = Together::begin();
                 let bytes = queries.iter().map(Query::bytes).sum();
                 for query in queries {
+                    together.wake_late();
                     self.answer_query(query);
                 }
                 self.backlog.0.fetch_sub(bytes, Ordering::Relaxed);
@@ -550,7 +551,7 @@ impl<M: StateMachine> Applier<M> {
     }
 
     fn apply(&mut self, mut batch: ApplyBatch) {
-        let _together = Together::begin();
+        let together = Together::begin();
         let mut waiting = batch.waiting.drain(..);
         let mut next = 0;
         let mut entries = reuse(std::mem::take(&mut self.entries));
@@ -559,6 +560,7 @@ impl<M: StateMachine> Applier<M> {
                 self.machines.prefetch(later.group);
             }
             let committed = &mut batch.groups[at];
+            together.wake_late();
             entries.clear();
             if let Err(error) = batch.blocks.check(next..next + committed.blocks) {
                 next += committed.blocks;

@@ -130,36 +130,65 @@ impl QueueInner {
 /// So many answers at most are there before whoever waits for the first of them is woken.
 const MOST_TOGETHER: usize = 64;
 
-thread_local! {
-    /// Queues whose owners are not woken yet, and how many answers that is about; None while each answer wakes.
-    static UNWOKEN: RefCell<Option<(Vec<Arc<QueueInner>>, usize)>> = const { RefCell::new(None) };
+/// Nor longer than this, if a state machine takes its time.
+const LONGEST_TOGETHER: Duration = Duration::from_micros(200);
+
+/// Owners of queues who are not woken yet.
+#[derive(Default)]
+struct Unwoken {
+    queues: Vec<Arc<QueueInner>>,
+    /// Answers that they wait for.
+    answers: usize,
+    /// When the first of these was given.
+    since: Option<Instant>,
 }
 
-/// While it lives, answers that this thread puts into queues wake their owners together: at its end, and after
-/// [`MOST_TOGETHER`] answers. An owner that is woken by the first of many takes the processor, or the queue's lock, from the
-/// thread that has the others, and comes back with a few proposals in place of many.
+thread_local! {
+    /// None while each answer wakes.
+    static UNWOKEN: RefCell<Option<Unwoken>> = const { RefCell::new(None) };
+}
+
+/// While it lives, answers that this thread puts into queues wake their owners together: at its end, after
+/// [`MOST_TOGETHER`] answers, and where [`Together::wake_late`] finds that it takes long. An owner that is woken by the first of many
+/// takes the processor, or the queue's lock, from the thread that has the others, and comes back with a few proposals in place
+/// of many.
 #[must_use]
 pub(crate) struct Together(PhantomData<*const ()>);
 
 impl Together {
     pub(crate) fn begin() -> Self {
-        UNWOKEN.set(Some((Vec::new(), 0)));
+        let outer = UNWOKEN.replace(Some(Unwoken::default()));
+        debug_assert!(outer.is_none(), "its owners would never be woken");
         Together(PhantomData)
+    }
+
+    /// Foreign code runs next, for as long as it likes: who has waited for long is woken before that.
+    pub(crate) fn wake_late(&self) {
+        UNWOKEN.with_borrow_mut(|unwoken| {
+            if let Some(unwoken) = unwoken
+                && unwoken
+                    .since
+                    .is_some_and(|since| since.elapsed() > LONGEST_TOGETHER)
+            {
+                unwoken.wake();
+            }
+        });
     }
 
     /// Whether the owner of a queue is woken later on. If not, the caller has to.
     fn puts_off(queue: &Arc<QueueInner>) -> bool {
         UNWOKEN.with_borrow_mut(|unwoken| {
-            let Some((queues, answers)) = unwoken else {
+            let Some(unwoken) = unwoken else {
                 return false;
             };
+            let queues = &mut unwoken.queues;
             if !queues.iter().any(|known| Arc::ptr_eq(known, queue)) {
                 queues.push(Arc::clone(queue));
             }
-            *answers += 1;
-            if *answers >= MOST_TOGETHER {
-                *answers = 0;
-                wake_all(queues);
+            unwoken.since.get_or_insert_with(Instant::now);
+            unwoken.answers += 1;
+            if unwoken.answers >= MOST_TOGETHER {
+                unwoken.wake();
             }
             true
         })
@@ -168,15 +197,18 @@ impl Together {
 
 impl Drop for Together {
     fn drop(&mut self) {
-        if let Some((mut queues, _)) = UNWOKEN.take() {
-            wake_all(&mut queues);
+        if let Some(mut unwoken) = UNWOKEN.take() {
+            unwoken.wake();
         }
     }
 }
 
-fn wake_all(queues: &mut Vec<Arc<QueueInner>>) {
-    for queue in queues.drain(..) {
-        queue.arrived.notify_one();
+impl Unwoken {
+    fn wake(&mut self) {
+        (self.answers, self.since) = (0, None);
+        for queue in self.queues.drain(..) {
+            queue.arrived.notify_one();
+        }
     }
 }
 
@@ -547,6 +579,27 @@ mod tests {
             queue.reply_to(tag).answer(committed(tag));
         }
         assert_eq!(waiter.join().unwrap(), MOST_TOGETHER);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_slow_state_machine_with_an_answer() {
+        let queue = CompletionQueue::new();
+        let other = queue.clone();
+        let waiter = std::thread::spawn(move || {
+            let mut out = Vec::new();
+            other.drain(&mut out, Duration::from_secs(3600))
+        });
+        while !queue.inner.done.lock().waiting {
+            std::thread::yield_now();
+        }
+        let together = Together::begin();
+        queue.reply_to(1).answer(committed(1));
+        let given = Instant::now();
+        while given.elapsed() <= LONGEST_TOGETHER {
+            std::hint::spin_loop();
+        }
+        together.wake_late();
+        assert_eq!(waiter.join().unwrap(), 1);
     }
 
     #[test]

@@ -410,7 +410,8 @@ impl<M: StateMachine> Node<M> {
     /// Of two calls at the same time with a group in common, here or on different nodes, one waits for the other. With the same
     /// members both succeed. With others one fails with [`Error::GroupExists`], and has begun none of the 8,192 groups, at most, among which it
     /// met the one that it names: a node holds an id for one call at a time, and a call begins nothing before all that answer have held its
-    /// ids together. Only nodes that can't be heard may have begun something of which nobody is told.
+    /// ids together. Only nodes that can't be heard may have begun something of which nobody is told, this one if it is cut off just
+    /// then: such a replica gathers its members once it is heard again.
     ///
     /// # Errors
     /// [`Error::BadMembers`]; [`Error::GroupExists`] with other members, whether those given are among the nodes that have it or

@@ -4,12 +4,12 @@
 //! of them again and again at the same pace.
 
 use std::cmp::Reverse;
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 
 use polyraft_raft::{
     Configuration, Event, GroupId, NodeId, NodeSet, ProgressState, Tick, TransferOutcome,
 };
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
 use super::{Payloads, Shard, leads};
@@ -25,11 +25,14 @@ const MOST_DOUBLINGS: u32 = 6;
 #[derive(Debug, Default)]
 pub(super) struct Balance {
     /// Each once, in the order in which they are looked at.
-    noted: VecDeque<(Tick, u32)>,
-    /// When each of them was noted to be due the last time: not before that is it handed over.
+    order: BTreeSet<(Tick, u32)>,
+    /// When each of them is looked at.
     due: FxHashMap<u32, Tick>,
-    /// Groups that were handed over, and how many of their handovers have failed one after the other.
-    tried: FxHashMap<u32, u32>,
+    /// Groups that are being handed over.
+    leaving: FxHashSet<u32>,
+    /// Groups that were handed over, how many times one after the other that came to nothing, and when the last of them began or
+    /// ended.
+    tried: FxHashMap<u32, (u32, Tick)>,
     /// No group is handed over before.
     next_at: Tick,
     /// How many may still be handed over now.
@@ -39,19 +42,39 @@ pub(super) struct Balance {
 impl Balance {
     /// When the next groups are due.
     pub(super) fn deadline(&self) -> Option<Tick> {
-        self.noted.front().map(|(at, _)| (*at).max(self.next_at))
+        self.order.first().map(|(at, _)| (*at).max(self.next_at))
     }
 
     /// Something has happened for which a group is to be handed over, whatever came of that before.
-    fn note_anew(&mut self, at: Tick, slot: u32) {
+    fn note_anew(&mut self, slot: u32, now: Tick, delay: u64) {
         self.tried.remove(&slot);
-        self.note(at, slot);
+        self.note(slot, now, delay);
     }
 
-    fn note(&mut self, at: Tick, slot: u32) {
-        if self.due.insert(slot, at).is_none() {
-            self.noted.push_back((at, slot));
+    /// A group is led here. If it was handed over a short time ago, that came to nothing.
+    fn note_led(&mut self, slot: u32, now: Tick, delay: u64) {
+        match self.tried.get(&slot) {
+            Some((failed, at)) if now.since(*at) <= 2 * (delay << failed) => {
+                self.note_failed(slot, now, delay);
+            }
+            _ => self.note_anew(slot, now, delay),
         }
+    }
+
+    /// A group is looked at after the delay, or later if handing it over failed before.
+    fn note(&mut self, slot: u32, now: Tick, delay: u64) {
+        let (failed, _) = self.tried.get(&slot).copied().unwrap_or_default();
+        let at = now.after(delay << failed);
+        if let Some(before) = self.due.insert(slot, at) {
+            self.order.remove(&(before, slot));
+        }
+        self.order.insert((at, slot));
+    }
+
+    fn note_failed(&mut self, slot: u32, now: Tick, delay: u64) {
+        let (failed, at) = self.tried.entry(slot).or_default();
+        (*failed, *at) = ((*failed + 1).min(MOST_DOUBLINGS), now);
+        self.note(slot, now, delay);
     }
 
     /// Whether it is time to hand some over. Then the next ones wait.
@@ -65,39 +88,29 @@ impl Balance {
     }
 
     /// One more is handed over.
-    fn hand_over(&mut self, slot: u32) {
+    fn hand_over(&mut self, slot: u32, now: Tick) {
         self.left -= 1;
-        self.tried.entry(slot).or_default();
+        self.leaving.insert(slot);
+        self.tried.entry(slot).or_default().1 = now;
     }
 
     /// A handover has ended. If it was begun here and has failed, it is tried again, each time twice as long after as before.
     pub(super) fn ended(&mut self, slot: u32, outcome: TransferOutcome, now: Tick, delay: u64) {
-        let has_failed = matches!(outcome, TransferOutcome::TimedOut | TransferOutcome::Busy);
-        if !has_failed {
-            self.tried.remove(&slot);
-        } else if let Some(failed) = self.tried.get_mut(&slot) {
-            *failed = (*failed + 1).min(MOST_DOUBLINGS);
-            let at = now.after(delay << *failed);
-            self.note(at, slot);
+        let is_ours = self.leaving.remove(&slot);
+        if is_ours && matches!(outcome, TransferOutcome::TimedOut | TransferOutcome::Busy) {
+            self.note_failed(slot, now, delay);
         }
     }
 
     /// Takes out the next one that is due, unless enough have been handed over for now.
     fn next(&mut self, now: Tick) -> Option<u32> {
-        if self.left == 0 {
+        let (at, slot) = self.order.first().copied()?;
+        if self.left == 0 || at > now {
             return None;
         }
-        while let Some((_, slot)) = self.noted.pop_front_if(|(at, _)| *at <= now) {
-            let due = self.due.remove(&slot).filter(|due| *due > now);
-            let Some(due) = due else {
-                return Some(slot);
-            };
-            // It was noted again meanwhile.
-            let at = self.noted.partition_point(|(at, _)| *at <= due);
-            self.noted.insert(at, (due, slot));
-            self.due.insert(slot, due);
-        }
-        None
+        self.order.remove(&(at, slot));
+        self.due.remove(&slot);
+        Some(slot)
     }
 }
 
@@ -147,30 +160,34 @@ impl Shard {
     /// How readily a peer should lead is known now.
     pub(super) fn priority_known(&mut self, node: NodeId, priority: u8) {
         self.alive.set_priority(node, priority);
+        if self.limits.rebalance_delay == 0 {
+            return;
+        }
         for slot in 0..self.replicas.len() as u32 {
-            if leads(&self.replicas[slot as usize]) {
-                self.note_led(slot);
+            if leads(&self.replicas[slot as usize]) && self.rightful(slot).is_some() {
+                self.balance
+                    .note_anew(slot, self.now, self.limits.rebalance_delay);
             }
         }
     }
 
     /// This node began to lead a group.
     pub(super) fn note_led(&mut self, slot: u32) {
-        if self.limits.rebalance_delay > 0 && self.rightful(slot).is_some() {
-            let at = self.now.after(self.limits.rebalance_delay);
-            self.balance.note_anew(at, slot);
+        let delay = self.limits.rebalance_delay;
+        if delay > 0 && self.rightful(slot).is_some() {
+            self.balance.note_led(slot, self.now, delay);
         }
     }
 
     /// A node is back: what it should lead is noted.
     pub(super) fn note_back(&mut self, node: NodeId) {
-        if self.limits.rebalance_delay == 0 {
+        let delay = self.limits.rebalance_delay;
+        if delay == 0 {
             return;
         }
-        let at = self.now.after(self.limits.rebalance_delay);
         for slot in 0..self.replicas.len() as u32 {
             if leads(&self.replicas[slot as usize]) && self.rightful(slot) == Some(node) {
-                self.balance.note_anew(at, slot);
+                self.balance.note_anew(slot, self.now, delay);
             }
         }
     }
@@ -190,11 +207,12 @@ impl Shard {
             }
             let progress = replica.group.progress(to);
             if progress.is_some_and(|progress| progress.state == ProgressState::Replicate) {
-                self.balance.hand_over(slot);
+                self.balance.hand_over(slot, self.now);
                 self.step(slot, Event::Transfer { to }, Payloads::None);
             } else {
                 // One that is far behind would be waited for in vain.
-                self.note_led(slot);
+                let delay = self.limits.rebalance_delay;
+                self.balance.note(slot, self.now, delay);
             }
         }
     }
@@ -260,31 +278,29 @@ mod tests {
     #[test]
     fn a_group_that_is_noted_again_waits_once_and_as_long_as_the_last_time() {
         let mut balance = Balance::default();
-        for at in [10, 20, 30] {
+        for now in [0, 10, 20] {
             for slot in 0..5 {
-                balance.note(Tick(at), slot);
+                balance.note(slot, Tick(now), 10);
             }
         }
-        balance.note(Tick(40), 1);
+        balance.note(1, Tick(30), 10);
         balance.left = TOGETHER;
-        assert_eq!(balance.noted.len(), 5);
-        assert_eq!(balance.deadline(), Some(Tick(10)));
-        assert_eq!(balance.next(Tick(29)), None);
         assert_eq!(balance.deadline(), Some(Tick(30)));
+        assert_eq!(balance.next(Tick(29)), None);
         let due = std::iter::from_fn(|| balance.next(Tick(30)));
         assert!(due.eq([0, 2, 3, 4]));
         assert_eq!(
             (balance.next(Tick(39)), balance.next(Tick(40))),
             (None, Some(1))
         );
-        assert!(balance.noted.is_empty() && balance.due.is_empty());
+        assert!(balance.order.is_empty() && balance.due.is_empty());
     }
 
     #[test]
     fn a_storm_of_handovers_is_spread_over_time() {
         let mut balance = Balance::default();
         for slot in 0..80 {
-            balance.note(Tick(5), slot);
+            balance.note(slot, Tick(0), 5);
         }
         let mut round = |now| {
             if !balance.begin(now) {
@@ -294,7 +310,7 @@ mod tests {
             while let Some(slot) = balance.next(now) {
                 // Every other one can't be handed over, and counts for nothing.
                 if slot % 2 == 0 {
-                    balance.hand_over(slot);
+                    balance.hand_over(slot, now);
                     handed_over += 1;
                 }
             }
@@ -310,29 +326,50 @@ mod tests {
         let mut balance = Balance::default();
         let (delay, slot) = (1_000_000, 3);
         let mut now = Tick(0);
-        balance.note_anew(now, slot);
-        let mut fail = |balance: &mut Balance, outcome| {
+        balance.note_anew(slot, now, delay);
+        let mut hand_over = |balance: &mut Balance, outcome| {
             now = balance.deadline().expect("it is noted");
             assert!(balance.begin(now));
             assert_eq!(balance.next(now), Some(slot));
-            balance.hand_over(slot);
+            balance.hand_over(slot, now);
             balance.ended(slot, outcome, now, delay);
-            balance.deadline().map(|at| at.since(now) / delay)
+            now
+        };
+        let distance = |balance: &Balance, now: Tick| {
+            let at = balance.deadline();
+            at.map(|at| at.since(now) / delay)
         };
         let [timed_out, busy] = [TransferOutcome::TimedOut, TransferOutcome::Busy];
-        assert_eq!(fail(&mut balance, timed_out), Some(2));
-        assert_eq!(fail(&mut balance, busy), Some(4));
+        let now = hand_over(&mut balance, timed_out);
+        assert_eq!(distance(&balance, now), Some(2));
+        let now = hand_over(&mut balance, busy);
+        assert_eq!(distance(&balance, now), Some(4));
+        // Given away as it seems, and back: that has failed as well.
+        let now = hand_over(&mut balance, TransferOutcome::Done);
+        assert_eq!(distance(&balance, now), None);
+        balance.note_led(slot, now, delay);
+        assert_eq!(distance(&balance, now), Some(8));
+        let mut now = now;
         for _ in 0..MOST_DOUBLINGS {
-            fail(&mut balance, timed_out);
+            now = hand_over(&mut balance, timed_out);
         }
-        assert_eq!(fail(&mut balance, timed_out), Some(64));
+        assert_eq!(distance(&balance, now), Some(64));
+        // Others do not wait for it.
+        balance.note(slot + 1, now, delay);
+        assert_eq!(distance(&balance, now), Some(1));
+        let other = balance.deadline().expect("it is noted");
+        assert!(balance.begin(other));
+        assert_eq!(balance.next(other), Some(slot + 1));
         // Its node comes back: that begins anew.
-        balance.note_anew(Tick(0), slot);
-        assert_eq!(fail(&mut balance, timed_out), Some(2));
-        assert_eq!(fail(&mut balance, TransferOutcome::Done), None);
-        assert!(balance.tried.is_empty());
+        balance.note_anew(slot, now, delay);
+        assert_eq!(distance(&balance, now), Some(1));
+        let now = hand_over(&mut balance, TransferOutcome::Done);
+        // Led here again after long, it is a group like any other.
+        balance.note_led(slot, now.after(3 * delay), delay);
+        assert_eq!(distance(&balance, now), Some(4));
         // Handovers that others began are theirs to try again.
-        balance.ended(slot, timed_out, Tick(0), delay);
+        let mut balance = Balance::default();
+        balance.ended(slot, timed_out, now, delay);
         assert_eq!(balance.deadline(), None);
     }
 }

@@ -25,6 +25,9 @@ const LOOK_AGAIN: u64 = 10_000;
 /// How long a replica that may have been left behind waits before it asks whether it is a member still, in election timeouts.
 const PATIENCE: u64 = 10;
 
+/// Replicas that ask in one turn at most: when a quorum of nodes is lost, all replicas may want to, and beats leave between turns.
+const MOST_ASKS: usize = 1_024;
+
 /// A part of a change may be in the log, or committed.
 const STEPPED_DOWN: Error = Error::Unknown {
     why: "the leader stepped down during the change of members",
@@ -573,13 +576,18 @@ impl Shard {
 
     /// Replicas that may have been left behind for long ask whether they are members still.
     pub(super) fn ask_members(&mut self) {
-        while let Some(slot) = self.members.forlorn.take_due(self.now) {
+        for _ in 0..MOST_ASKS {
+            let Some(slot) = self.members.forlorn.take_due(self.now) else {
+                return;
+            };
             let at = self.ask_again_at(slot);
             self.members.forlorn.add(slot, at);
             let (wants, question) = (self.wants(slot), self.repairs.question(slot));
             let group = self.replicas[slot as usize].group.id();
             // Whoever it knows for members may have left too.
-            for node in self.outgoing.peers() {
+            let mut living = self.outgoing.peers();
+            living.retain(|node| self.alive.contains(*node));
+            for node in living {
                 let counters = self.shared.counters.shard(self.index);
                 let frame = self
                     .outgoing
