@@ -10,8 +10,8 @@ use std::time::Duration;
 use quinn::congestion::CubicConfig;
 use quinn::crypto::HmacKey;
 use quinn::{
-    AckFrequencyConfig, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout,
-    MtuDiscoveryConfig, TransportConfig, VarInt,
+    ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
+    TransportConfig, VarInt,
 };
 use rustls::crypto::SecureRandom;
 use rustls::crypto::ring::default_provider;
@@ -32,11 +32,6 @@ const INITIAL_ROUND_TRIP: Duration = Duration::from_millis(25);
 
 /// Bytes that a new link may have in flight before its first acknowledgement.
 const INITIAL_CONGESTION_WINDOW: u64 = 128 << 10;
-
-/// After so many packets the receiver acknowledges them even if it has nothing else to say. Two is the standard's number: a
-/// frame of a busy link is two packets, and each would be answered by a packet of its own, shortly before the frame that
-/// carries the acknowledgement anyway. It must stay well below the packets of the first congestion window.
-const ACK_EVERY: u32 = 10;
 
 /// Binds the socket with large kernel buffers, as far as the system grants them.
 pub(super) fn bind(options: &Options) -> Result<UdpSocket, TransportError> {
@@ -106,8 +101,6 @@ pub(super) fn transport_config(options: &Options) -> Result<TransportConfig, Tra
         .map_err(|error| TransportError::Options(format!("idle_timeout: {error}")))?;
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(options.max_mtu);
-    let mut acks = AckFrequencyConfig::default();
-    acks.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY));
     let mut congestion = CubicConfig::default();
     congestion.initial_window(INITIAL_CONGESTION_WINDOW);
 
@@ -128,7 +121,6 @@ pub(super) fn transport_config(options: &Options) -> Result<TransportConfig, Tra
         .initial_mtu(INITIAL_MTU)
         .min_mtu(INITIAL_MTU)
         .mtu_discovery_config(Some(discovery))
-        .ack_frequency_config(Some(acks))
         .congestion_controller_factory(Arc::new(congestion))
         .enable_segmentation_offload(true);
     Ok(config)
