@@ -333,6 +333,12 @@ impl<M: StateMachine> SimNode<M> {
         shard.life_here(group)
     }
 
+    /// Whether this node leads a group that it is going to hand to the one which should lead it.
+    pub fn will_hand_over(&self, group: GroupId) -> bool {
+        let (shard, _) = &self.shards[shard_of(group, self.shards.len())];
+        shard.will_hand_over(group)
+    }
+
     /// The group that one is being merged into, as far as the replica here has applied.
     pub fn merging_into(&self, group: GroupId) -> Option<GroupId> {
         let (shard, _) = &self.shards[shard_of(group, self.shards.len())];

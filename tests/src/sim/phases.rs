@@ -301,6 +301,11 @@ impl World {
             self.pause_links(lost);
         }
         self.quiet = self.led_without(lost);
+        // One whose handover failed before is given away when its time has come again, whoever is lost meanwhile.
+        let hosts = self.hosts.iter();
+        for node in hosts.filter_map(|host| host.node.as_ref()) {
+            self.quiet.retain(|group| !node.will_hand_over(*group));
+        }
         self.counts.bereft += self.quiet.len() as u64;
         self.trace
             .event(self.now, lost, || "falls silent for good".to_owned());

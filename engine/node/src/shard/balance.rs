@@ -77,6 +77,12 @@ impl Balance {
         self.note(slot, now, delay);
     }
 
+    /// Whether a group is to be handed over at some time.
+    #[cfg(feature = "sim")]
+    pub(super) fn has_noted(&self, slot: u32) -> bool {
+        self.due.contains_key(&slot)
+    }
+
     /// Whether it is time to hand some over. Then the next ones wait.
     fn begin(&mut self, now: Tick) -> bool {
         let is_time = self.deadline().is_some_and(|at| at <= now);

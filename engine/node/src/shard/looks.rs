@@ -137,6 +137,12 @@ impl Shard {
         (ended.ending == Ending::Removed).then_some(ended.life)
     }
 
+    /// Whether a group is led here and going to be handed to whoever should lead it.
+    pub(crate) fn will_hand_over(&self, group: GroupId) -> bool {
+        self.slot(group)
+            .is_some_and(|slot| self.balance.has_noted(slot))
+    }
+
     /// The group that one is being merged into.
     pub(crate) fn merging_here(&self, group: GroupId) -> Option<GroupId> {
         self.merges.frozen_into(group)
