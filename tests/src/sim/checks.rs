@@ -51,6 +51,8 @@ pub(super) struct Promise {
     vote: Option<(Term, NodeId)>,
     /// It holds the log through here.
     pub(super) matched: LogPosition,
+    /// It said so in this term: only a leader of a later one may have it cut.
+    acknowledged_in: Term,
 }
 
 /// What a replica found on its disk when its node was started.
@@ -298,6 +300,17 @@ impl GroupChecks {
         let promise = &mut self.promises[node.0 as usize];
         let is_passed = core.is_witness() && promise.matched.index < core.base().index;
         if !is_passed && core.term_at(promise.matched.index) != Some(promise.matched.term) {
+            let may_lack_it = core.term() > promise.acknowledged_in
+                || promise.matched.index <= core.base().index
+                || self.is_damaged[node.0 as usize];
+            if !may_lack_it {
+                let what = format!(
+                    "node {node} has a log through {} in term {}, after {promise:?}",
+                    core.last(),
+                    core.term()
+                );
+                return Err(broken("durable promises", group, what));
+            }
             promise.matched = position(core, committed.min(core.durable()));
         }
         self.is_damaged[node.0 as usize] = false;
@@ -535,8 +548,9 @@ impl GroupChecks {
                         index: matched,
                     };
                     // A promise of this term stands for everything before it.
-                    if promise.matched < position {
+                    if promise.matched <= position {
                         promise.matched = position;
+                        promise.acknowledged_in = term;
                     }
                 }
                 Ok(())

@@ -263,6 +263,38 @@ fn an_acknowledgement_of_what_is_not_durable_is_noticed() {
     assert_eq!(checker(says(5)), "durable promises");
 }
 
+#[test]
+fn what_was_acknowledged_goes_only_for_a_newer_leader() {
+    let acknowledged = || {
+        let mut checks = GroupChecks::new(3);
+        let message = Message::Matched {
+            term: Term(2),
+            matched: Index(4),
+            commit: Index(0),
+        };
+        with(&[1, 2, 3], 1, Like::default(), |core, _| {
+            checks.sent(core, NodeId(2), &message).unwrap();
+            checks.observe(core, &|_, _| Some(true)).unwrap();
+        });
+        checks
+    };
+    let looks = |checks: &mut GroupChecks, term| {
+        let shorter = Like {
+            term,
+            last: 3,
+            ..Like::default()
+        };
+        with(&[1, 2, 3], 1, shorter, |core, _| {
+            checks.observe(core, &|_, _| Some(true))
+        })
+    };
+    assert_eq!(checker(looks(&mut acknowledged(), 2)), "durable promises");
+    assert_eq!(looks(&mut acknowledged(), 3), Ok(()));
+    let mut damaged = acknowledged();
+    damaged.damaged(1);
+    assert_eq!(looks(&mut damaged, 2), Ok(()));
+}
+
 /// What a state machine tells of an entry of term 2.
 fn applied(node: u64, index: u64, request: u64) -> Applied {
     Applied {
