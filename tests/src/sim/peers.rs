@@ -292,7 +292,7 @@ impl World {
             let tries = self.has_in_groups(node, guest) && self.rng.chance(100_000);
             !tries && self.is_in_groups(guest)
         });
-        let wrong = self.peers.others(node).find_map(|peer| {
+        let wrong = self.peers.others(node).filter_map(|peer| {
             let known = found.get(&peer).copied();
             let to = match is_needed && guest == Some(peer) {
                 // Until then its groups have to find it, and it those that are to take its place.
@@ -301,7 +301,8 @@ impl World {
             };
             (known != to).then_some((peer, to))
         });
-        let Some((peer, to)) = wrong else {
+        // Before one is taken out, the others have to be found: they may be asked whether they can do without it.
+        let Some((peer, to)) = wrong.min_by_key(|(peer, to)| (to.is_none(), *peer)) else {
             let is_decided = self.peers.stay != Stay::Leaving
                 || self.peers.guest.is_some_and(|g| !found.contains_key(&g));
             if is_decided {
