@@ -532,6 +532,8 @@ impl GroupChecks {
                 granted: true,
             } => self.gave_vote(group, node, term, to),
             Message::Vote { term, .. } => self.gave_vote(group, node, term, node),
+            // A leader of a later term was heard in the same turn, and may have replaced what this is about.
+            Message::Matched { term, .. } if term < core.term() => Ok(()),
             Message::Matched { matched, .. } if matched > core.durable() => {
                 let what = format!(
                     "node {node} acknowledges {matched}, and holds {} durably",

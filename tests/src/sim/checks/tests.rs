@@ -249,9 +249,9 @@ fn a_second_vote_in_a_term_is_noticed() {
 #[test]
 fn an_acknowledgement_of_what_is_not_durable_is_noticed() {
     let mut checks = GroupChecks::new(3);
-    let mut says = |matched| {
+    let mut says = |term, matched| {
         let message = Message::Matched {
-            term: Term(2),
+            term: Term(term),
             matched: Index(matched),
             commit: Index(0),
         };
@@ -259,8 +259,10 @@ fn an_acknowledgement_of_what_is_not_durable_is_noticed() {
             checks.sent(core, NodeId(2), &message)
         })
     };
-    assert!(says(4).is_ok());
-    assert_eq!(checker(says(5)), "durable promises");
+    assert!(says(2, 4).is_ok());
+    assert_eq!(checker(says(2, 5)), "durable promises");
+    // It was said of the log of an earlier term, in the turn in which a later leader replaced that.
+    assert!(says(1, 5).is_ok());
 }
 
 #[test]
