@@ -27,6 +27,10 @@ const ATTEMPTS: usize = 8;
 /// group.
 pub type Look = fn(&mut dyn Read) -> Result<(), String>;
 
+/// Reads what a group wrote in front of its state, and gives what stands there in one that begins with that state; or says why none
+/// can. The rest is the state, and stays as it is.
+pub type Begin = fn(&mut dyn Read) -> Result<Vec<u8>, String>;
+
 /// The snapshots in a data directory that are whole, by group: the newest of each. Works while a node has it open.
 ///
 /// # Errors
@@ -55,11 +59,15 @@ fn verified(
     look: Look,
 ) -> Result<SnapshotFile, SnapshotError> {
     let found = store.verify(path, expected)?;
-    look(&mut store.reader(path, &found)).map_err(|why| SnapshotError::Useless {
+    look(&mut store.reader(path, &found)).map_err(|why| useless(path, why))?;
+    Ok(found)
+}
+
+fn useless(path: &Path, why: String) -> SnapshotError {
+    SnapshotError::Useless {
         path: path.to_owned(),
         why,
-    })?;
-    Ok(found)
+    }
 }
 
 /// Copies the newest snapshot of a group to a file, which is whole and durable when this returns, or not there. Works while a
@@ -157,7 +165,7 @@ pub enum ImportError {
 pub fn import(
     data_dir: &DataDir,
     (log, wal): (&mut ShardLog, &Wal),
-    (from, look): (&Path, Look),
+    (from, begin): (&Path, Begin),
     group: GroupId,
     configuration: Configuration,
 ) -> Result<SnapshotFile, ImportError> {
@@ -166,7 +174,9 @@ pub fn import(
     }
     let (store, _) = SnapshotStore::open(data_dir, 0)?;
     let theirs = SnapshotStore::at(data_dir.disk(), from.parent().unwrap_or(Path::new("")));
-    let found = verified(&theirs, from, None, look)?;
+    let found = theirs.verify(from, None)?;
+    let mut state = theirs.reader(from, &found);
+    let front = begin(&mut state).map_err(|why| useless(from, why))?;
     let meta = SnapshotMeta {
         group,
         incarnation: 0,
@@ -174,8 +184,9 @@ pub fn import(
         configuration,
     };
     let file = store.write(&meta, |out| {
-        let mut state = theirs.reader(from, &found);
-        let copied = io::copy(&mut state, out);
+        let copied = out
+            .write_all(&front)
+            .and_then(|()| io::copy(&mut state, out));
         copied.map(|_| ()).map_err(|error| error.to_string())
     })?;
     log.create(group, &meta.configuration)?;
@@ -246,10 +257,19 @@ mod tests {
 
     const ANY: Look = |_| Ok(());
 
+    /// Ten bytes in front become three others.
+    const SHORTER: Begin = |from| {
+        let mut front = [0; 10];
+        from.read_exact(&mut front)
+            .map_err(|error| error.to_string())?;
+        assert_eq!(front, [5; 10]);
+        Ok(vec![6; 3])
+    };
+
     fn bring(disk: &Arc<dyn Disk>, from: &str) -> Result<SnapshotFile, ImportError> {
         let (dir, mut opened) = open(disk);
         let place = (&mut opened.logs[0], &opened.wals[0]);
-        import(&dir, place, (Path::new(from), ANY), GROUP, members())
+        import(&dir, place, (Path::new(from), SHORTER), GROUP, members())
     }
 
     #[test]
@@ -284,7 +304,7 @@ mod tests {
         assert_eq!(files, std::slice::from_ref(&imported));
         let mut state = Vec::new();
         io::copy(&mut store.read(&imported).unwrap(), &mut state).unwrap();
-        assert_eq!(state, [5; 3000]);
+        assert_eq!(state, [vec![6; 3], vec![5; 2990]].concat());
         drop((dir, opened, store));
 
         let again = bring(&disk, "/out/7.snap").unwrap_err();

@@ -359,6 +359,35 @@ impl<M: StateMachine> Cluster<M> {
         outcome
     }
 
+    /// Merges a group into another one. Asks whoever leads; a merge whose outcome was open may turn out to be made.
+    pub async fn merge(&self, source: u64, target: u64) {
+        until("a group is merged", async || {
+            for id in self.running() {
+                let group = self.node(id).group(source);
+                match group.merge_into(target, Bytes::new()).await {
+                    Ok(handle) => {
+                        assert_eq!(handle.id(), GroupId(target));
+                        return true;
+                    }
+                    Err(Error::Merging { into }) if group.status().await.is_err() => {
+                        assert_eq!(into, GroupId(target));
+                        return true;
+                    }
+                    Err(
+                        Error::NotLeader { .. }
+                        | Error::Unknown { .. }
+                        | Error::Merging { .. }
+                        | Error::Merge { .. }
+                        | Error::NoSuchGroup { .. },
+                    ) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            false
+        })
+        .await;
+    }
+
     /// Waits until node `asked` judges `peer` as `alive`.
     pub async fn sees(&self, asked: u64, peer: u64, alive: bool) {
         until("a peer's liveness is noticed", async || {

@@ -22,35 +22,6 @@ async fn propose(cluster: &Cluster, group: u64, payload: &str) {
     .await;
 }
 
-/// Merges, at whatever node leads. One whose outcome was open may turn out to be made.
-async fn merge(cluster: &Cluster, source: u64, target: u64) {
-    until("a group is merged", async || {
-        for id in cluster.running() {
-            let group = cluster.node(id).group(source);
-            match group.merge_into(target, Bytes::new()).await {
-                Ok(handle) => {
-                    assert_eq!(handle.id(), GroupId(target));
-                    return true;
-                }
-                Err(Error::Merging { into }) if group.status().await.is_err() => {
-                    assert_eq!(into, GroupId(target));
-                    return true;
-                }
-                Err(
-                    Error::NotLeader { .. }
-                    | Error::Unknown { .. }
-                    | Error::Merging { .. }
-                    | Error::Merge { .. }
-                    | Error::NoSuchGroup { .. },
-                ) => {}
-                Err(error) => panic!("{error}"),
-            }
-        }
-        false
-    })
-    .await;
-}
-
 /// Waits until every node that runs has just these in a group, in any order.
 async fn holds(cluster: &Cluster, group: u64, expected: &[&str]) {
     for id in cluster.running() {
@@ -178,7 +149,7 @@ async fn a_group_becomes_a_part_of_another_one() {
         .unwrap();
     propose(&cluster, 2, "c").await;
     holds(&cluster, 2, &["c"]).await;
-    merge(&cluster, 2, 1).await;
+    cluster.merge(2, 1).await;
     let all = ["a1", "a2", "b1", "b2", "b3", "b4", "a3", "c"];
     holds(&cluster, 1, &all).await;
     cluster.stop_all().await;
@@ -205,7 +176,7 @@ async fn what_was_split_is_merged_again_and_sessions_go_with_it() {
     holds(&cluster, 1, &["a1", "a2", "a3"]).await;
     holds(&cluster, 3, &["x1", "x2"]).await;
 
-    merge(&cluster, 3, 1).await;
+    cluster.merge(3, 1).await;
     let all = ["a1", "a2", "a3", "x1", "x2"];
     holds(&cluster, 1, &all).await;
     let moved = |sequence| ProposalNumber {
@@ -236,7 +207,7 @@ async fn a_node_that_was_down_takes_the_merge_from_the_log_or_from_a_snapshot() 
         cluster.agree(2, 2).await;
         cluster.stop(3).await;
         // A minority may be down.
-        merge(&cluster, 2, 1).await;
+        cluster.merge(2, 1).await;
         let mut all = vec!["a1", "a2", "b1", "b2"];
         for payload in ["a3", "a4", "a5", "a6", "a7"] {
             propose(&cluster, 1, payload).await;
@@ -268,7 +239,7 @@ async fn groups_of_different_members_are_merged_and_many_parts_are_carried() {
         propose(&cluster, 2, payload).await;
     }
     lead(&cluster, 2, 3).await;
-    merge(&cluster, 2, 1).await;
+    cluster.merge(2, 1).await;
     let mut all: Vec<&str> = large.iter().map(String::as_str).collect();
     all.push("a");
     for id in 1..4 {
@@ -350,7 +321,7 @@ async fn a_leader_that_stops_in_the_middle_of_a_merge_leaves_the_rest_to_the_nex
         cluster.open(leader).await.unwrap();
         // Whatever was begun is brought to an end without anybody who asks. What was not is asked for again.
         if outcome.is_err() {
-            merge(&cluster, source, 1).await;
+            cluster.merge(source, 1).await;
         }
         is_gone(&cluster, source).await;
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
@@ -453,7 +424,7 @@ async fn a_target_that_was_merged_itself_refuses_and_the_source_goes_on() {
     let node = cluster.node(1);
     node.create_groups(3..4, &[1, 2, 3]).await.unwrap();
     propose(&cluster, 3, "c1").await;
-    merge(&cluster, 2, 1).await;
+    cluster.merge(2, 1).await;
     is_gone(&cluster, 2).await;
     lead(&cluster, 3, 1).await;
     let source = cluster.node(1).group(3);

@@ -12,7 +12,7 @@ use polyraft_storage::{
 use crate::assembly;
 use crate::config::Config;
 use crate::error::OpenError;
-use crate::sessions;
+use crate::sessions::{self, Table};
 use crate::wire::MAX_MEMBERS;
 
 /// What a snapshot is of.
@@ -43,19 +43,30 @@ fn disk() -> Arc<dyn Disk> {
     Arc::new(FileDisk)
 }
 
-/// Whether a group can begin with what stands in a snapshot. One that was to be merged waits for a group that need not be where it
-/// begins, or is the wrong one there.
-fn can_begin(mut from: &mut dyn Read) -> Result<(), String> {
+/// What a snapshot says of sessions and merges, if a group can begin with it. One that was to be merged waits for a group that need
+/// not be where it begins, or is the wrong one there.
+fn table_of(mut from: &mut dyn Read) -> Result<Option<Box<Table>>, String> {
     let table = sessions::read_section(&mut from)?;
     let merges = table.as_ref().and_then(|table| table.merges());
     match merges.and_then(|merges| merges.frozen()) {
-        None => Ok(()),
+        None => Ok(table),
         Some(frozen) => Err(format!(
             "it was taken while the group was frozen, to be merged into group {}; export that one once the merge is over, or this one \
              again if it was refused",
             frozen.target
         )),
     }
+}
+
+/// Whether a group can begin with what stands in a snapshot.
+fn can_begin(from: &mut dyn Read) -> Result<(), String> {
+    table_of(from).map(|_| ())
+}
+
+/// What stands in front of the state of a group that begins with the one in a snapshot.
+fn begin(from: &mut dyn Read) -> Result<Vec<u8>, String> {
+    let table = table_of(from)?.map(|table| table.for_import());
+    Ok(sessions::section(table.as_ref()))
 }
 
 /// The newest snapshot of each group in the data directory of a node, which may run.
@@ -108,6 +119,8 @@ impl NodePlace {
     /// out is sent the snapshot by the others. The number must never have been used for a group on these nodes: what
     /// that one promised would be forgotten.
     ///
+    /// The group has the sessions of the one that was exported, and knows nothing of what was merged into that one.
+    ///
     /// # Errors
     /// When the node runs, the file is damaged or that of a group which was about to be merged, the group was ever here, or the members can't form a group with this node.
     pub fn import_snapshot(
@@ -138,7 +151,7 @@ impl NodePlace {
         let group = GroupId(group);
         let shard = shard_of(group, shards);
         let place = (&mut opened.logs[shard], &opened.wals[shard % lanes]);
-        let imported = exported::import(&dir, place, (file, can_begin), group, configuration);
+        let imported = exported::import(&dir, place, (file, begin), group, configuration);
         imported
             .map(SnapshotInfo::from)
             .map_err(|error| match error {
@@ -155,7 +168,6 @@ mod tests {
 
     use super::*;
     use crate::merge::MergeCommand;
-    use crate::sessions::Table;
 
     #[test]
     fn a_group_that_is_to_be_merged_begins_nowhere_else() {

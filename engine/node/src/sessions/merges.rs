@@ -205,6 +205,17 @@ impl Merges {
         (!child.is_empty()).then_some(child)
     }
 
+    /// What a group that begins with an exported snapshot of this one begins with: what counts for its sessions. Groups were merged
+    /// into the exported one. Here they may live, or be other groups with their ids.
+    pub(super) fn of_import(&self) -> Option<Merges> {
+        let begun = Merges {
+            spent: self.spent.clone(),
+            split_at: self.split_at,
+            ..Merges::default()
+        };
+        (!begun.is_empty()).then_some(begun)
+    }
+
     // ---- sessions ----
 
     /// Where the group was split the last time; 0: it was not, since it had sessions.

@@ -287,6 +287,11 @@ impl Table {
         child
     }
 
+    /// The sessions for a group that begins with an exported snapshot of this one.
+    pub(crate) fn for_import(&self) -> Table {
+        self.copy_with(self.merges().and_then(Merges::of_import))
+    }
+
     /// The entry at `index` brings the state of another group. Sessions that went with a part of this one may have been used
     /// there. What was tried here before, and there afterwards, may still be on its way here, and come to a key that is back.
     pub(crate) fn spend_shared(&mut self) {

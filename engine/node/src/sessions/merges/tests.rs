@@ -264,6 +264,24 @@ fn who_takes_a_group_says_what_became_of_those_that_were_to_be_merged_into_it() 
     }
 }
 
+/// Before, a group with the id of one that was merged elsewhere was taken for that one.
+#[test]
+fn a_group_that_begins_with_an_exported_snapshot_knows_what_counts_for_its_sessions_alone() {
+    let mut merges = Merges::default();
+    answer(&mut merges, 3, open(1));
+    answer(&mut merges, 4, take(3, 0, b""));
+    answer(&mut merges, 5, open(2));
+    assert_eq!(merges.of_import(), None);
+    merges.spend(30);
+    merges.note_split(Index(6));
+    answer(&mut merges, 7, open(3));
+    let mut begun = merges.of_import().expect("sessions that are spent");
+    assert_eq!(begun.merged().count(), 0);
+    assert!(begun.is_spent(30) && begun.split_at() == Index(6));
+    // The source is another one here, and is asked for as if it were the first.
+    assert_eq!(answer(&mut begun, 8, open(4)), opened(8));
+}
+
 /// Before, two groups that were to take each other could both end.
 #[test]
 fn a_group_is_not_frozen_for_one_that_is_a_part_of_it() {
