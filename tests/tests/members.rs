@@ -98,7 +98,9 @@ async fn a_group_moves_to_other_nodes_while_it_serves() {
 
 #[tokio::test]
 async fn a_dead_node_is_replaced_by_one_that_gets_a_snapshot() {
-    let mut cluster = Cluster::start(4, small_config()).await;
+    let mut config = small_config();
+    config.snapshot.keep_entries = 0;
+    let mut cluster = Cluster::start(4, config).await;
     cluster
         .node(1)
         .create_groups(0..1, &[1, 2, 3])
@@ -111,10 +113,19 @@ async fn a_dead_node_is_replaced_by_one_that_gets_a_snapshot() {
     let newest = propose(&cluster, 0, "without it".to_owned()).await;
     for id in [1, 3] {
         has_applied(&cluster, id, 0, newest).await;
-        cluster.node(id).group(0).snapshot().await.unwrap();
+        let group = cluster.node(id).group(0);
+        let taken = group.snapshot().await.unwrap();
+        until("the log before the snapshot is gone", async || {
+            let status = group.status().await;
+            status.is_ok_and(|status| status.purged >= taken.index)
+        })
+        .await;
     }
+    let received = |id| cluster.node(id).status().counters.snapshots_received;
+    assert_eq!(received(4), 0);
     let changed = cluster.change_members(0, &[voter(4), remove(2)]).await;
     assert_eq!(changed, Ok(members(&[1, 3, 4], &[])));
+    assert_eq!(received(4), 1, "no log has the first entries");
     let newest = propose(&cluster, 0, "with another".to_owned()).await;
     has_applied(&cluster, 4, 0, newest).await;
     let handle = cluster.node(4).group(0);
