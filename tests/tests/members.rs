@@ -1,5 +1,6 @@
 //! Members changed while groups serve, over real connections.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -61,6 +62,51 @@ async fn has_applied(cluster: &Cluster, id: u64, group: u64, through: Index) {
     .await;
 }
 
+/// Changes the members of a group while somebody proposes one thing after the other. Gives what was proposed after the change had
+/// been asked for and committed before it was over.
+async fn change_while_it_serves(
+    cluster: &Cluster,
+    group: u64,
+    changes: &[MemberChange],
+) -> (Membership, Vec<String>) {
+    let mut outcome = None;
+    until("somebody leads through the change", async || {
+        let Some((leader, _)) = cluster.node(1).group(group).leader() else {
+            return false;
+        };
+        let handle = cluster.node(leader.0).group(group);
+        let is_over = Cell::new(false);
+        let changing = async {
+            let changed = handle.change_members(changes.iter().copied(), WITHIN).await;
+            is_over.set(true);
+            changed
+        };
+        let proposing = async {
+            let mut during = Vec::new();
+            for round in 0.. {
+                let payload = format!("during {round}");
+                let proposed = handle.propose(payload.clone()).await;
+                match proposed {
+                    _ if is_over.get() => break,
+                    Ok(_) => during.push(payload),
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+            during
+        };
+        // The change is asked for first.
+        let (changed, during) = tokio::join!(biased; changing, proposing);
+        match changed {
+            Ok(changed) => outcome = Some((changed, during)),
+            Err(Error::NotLeader { .. } | Error::Unknown { .. } | Error::NoSuchGroup { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+        outcome.is_some()
+    })
+    .await;
+    outcome.expect("a change that is over")
+}
+
 #[tokio::test]
 async fn a_group_moves_to_other_nodes_while_it_serves() {
     let mut cluster = Cluster::start(4, small_config()).await;
@@ -70,19 +116,28 @@ async fn a_group_moves_to_other_nodes_while_it_serves() {
         .await
         .unwrap();
     cluster.sees(1, 4, true).await;
+    let mut meanwhile = 0;
     for group in 0..8 {
         let mut newest = propose(&cluster, group, "before".to_owned()).await;
-        let changed = cluster.change_members(group, &[voter(4), remove(3)]).await;
-        assert_eq!(changed, Ok(members(&[1, 2, 4], &[])), "group {group}");
+        let (changed, during) =
+            change_while_it_serves(&cluster, group, &[voter(4), remove(3)]).await;
+        assert_eq!(changed, members(&[1, 2, 4], &[]), "group {group}");
+        meanwhile += during.len();
         for round in 0..3 {
             newest = propose(&cluster, group, format!("after {round}")).await;
         }
         has_applied(&cluster, 4, group, newest).await;
         // Nothing was lost on the way to the new member.
-        assert_eq!(written(&cluster, 4, group).await.len(), 4);
+        let written = written(&cluster, 4, group).await;
+        let after = (0..3).map(|round| format!("after {round}"));
+        for payload in after.chain(during).chain(["before".to_owned()]) {
+            assert!(written.contains(payload.as_bytes()), "{payload}");
+        }
         let again = cluster.change_members(group, &[voter(4), remove(3)]).await;
         assert_eq!(again, Ok(members(&[1, 2, 4], &[])), "it is so already");
     }
+    // A change may be over before anything is committed in it, but not each of them.
+    assert!(meanwhile > 0, "nothing was committed while members changed");
     // The new members are found again after a restart of everybody.
     cluster.stop_all().await;
     for id in 1..=4 {
