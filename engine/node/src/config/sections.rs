@@ -349,13 +349,15 @@ impl Default for Wal {
 #[serde(default, deny_unknown_fields)]
 pub struct Snapshot {
     /// After how many applied entries since its last snapshot a replica takes another one. Fewer
-    /// bound the log and the time of a restart more tightly; `0` takes none for this reason.
+    /// bound the log and the time of a restart more tightly; `0` takes none for this reason. None is
+    /// taken while one of the group is being sent, so the log may grow beyond this until then.
     ///
     /// Default `0`; allowed `0` to `1099511627776`; takes effect at restart.
     pub entries: u64,
     /// After how many applied bytes of log since its last snapshot a replica takes another one;
     /// `0B` takes none for this reason. With both at zero snapshots are taken on request only, and
-    /// the log grows until then.
+    /// the log grows until then. None is taken for this reason while one of the group is being
+    /// sent, as with `snapshot.entries`.
     ///
     /// Default `0B`; allowed `0B` to `1TiB`; takes effect at restart.
     #[serde(with = "units::size")]

@@ -8,9 +8,13 @@
 //!
 //! Of two creations, one had its moment first. A node that begins a group for it held the id at that moment, and until it began. If the
 //! other creation has an answer of that node, it got its own ticket there later, and the second answer tells what was begun: it
-//! begins nothing with other members. Nothing of this depends on a clock: a node that restarts has no tickets and begins nothing under
-//! those that it gave, and a creation that was paused for too long finds its tickets no longer good. That tickets end by themselves
-//! only keeps ids from being held for ever.
+//! begins nothing with other members. A node that restarts has no tickets and begins nothing under those that it gave, and a creation
+//! that was paused for too long finds its tickets no longer good.
+//!
+//! Tickets end by themselves after a while, so that ids are not held for ever. There a clock decides, and one case is left open: a node
+//! that is cut off just as it begins a group of its own creation, for as long as the others hold the ids. They give them to another
+//! creation then, which does not hear of what was begun. When the first node is back, its replica gathers the members that it was
+//! given, beside the group of the other creation.
 
 use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{GroupId, NodeId, Tick};
