@@ -130,3 +130,6 @@ impl Shard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
