@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use polyraft_raft::mutants::{self, Mutant};
+
 use self::sync::{AtomicBool, Parker, SegQueue, Unparker, fence};
 
 /// Puts messages in. Cloning gives another way in to the same queue.
@@ -69,6 +71,10 @@ impl<T> Clone for Sender<T> {
 impl<T> Sender<T> {
     /// Puts a message in. When the mailbox is gone the message is dropped.
     pub(crate) fn send(&self, message: T) {
+        if mutants::is_active(Mutant::WakeBeforePush) {
+            self.queue.wake(&self.queue.is_asleep);
+            return self.queue.messages.push(message);
+        }
         self.queue.messages.push(message);
         self.queue.wake(&self.queue.is_asleep);
     }
@@ -87,7 +93,9 @@ impl<T> Queue<T> {
     fn wake(&self, sleeps: &AtomicBool) {
         // Orders the push before the looks at both flags. The other side sets a flag, then looks into the queue: at
         // least one of the two sees the other.
-        fence(Ordering::SeqCst);
+        if !mutants::is_active(Mutant::WakeUnfenced) {
+            fence(Ordering::SeqCst);
+        }
         if sleeps.load(Ordering::Relaxed) && sleeps.swap(false, Ordering::Relaxed) {
             self.unparker.unpark();
         }

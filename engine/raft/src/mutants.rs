@@ -47,6 +47,10 @@ pub enum Mutant {
     StopForgetsTurn,
     /// A segment is used again while somebody reads it.
     ReadersIgnored,
+    /// Who puts a message into an inbox wakes its owner first.
+    WakeBeforePush,
+    /// Who has put a message into an inbox may look whether its owner sleeps before others see the message.
+    WakeUnfenced,
     /// A leader counts its own entries before they are durable.
     LeaderCountsUndurable,
     /// The quorum's index is taken from an unsorted list.
@@ -250,7 +254,6 @@ pub const ALL: &[(Mutant, u8)] = &[
     (Mutant::FrozenGoesOn, 19),
     (Mutant::FrozenAnswers, 16),
     (Mutant::MergedSessionsDropped, 19),
-    (Mutant::LifeIgnored, 19),
     (Mutant::TombstoneForgotten, 19),
     (Mutant::ClaimNotWithdrawn, 21),
     (Mutant::QuietGroupsWoken, 22),
@@ -302,6 +305,9 @@ pub const LEASES: &[(Mutant, u8)] = &[(Mutant::DriftIgnored, 17)];
 
 /// More mutants, which need two callers that create one group at the same time. Tests of what nodes hold for creations look for them.
 pub const CREATIONS: &[(Mutant, u8)] = &[(Mutant::ReservationIgnored, 19)];
+
+/// More mutants, for which a message has to come in a later life than its own, and to fit there. Tests of lives send such ones.
+pub const LIVES: &[(Mutant, u8)] = &[(Mutant::LifeIgnored, 19)];
 
 /// More mutants, of real links. Tests of those look for them.
 pub const LINKS: &[(Mutant, u8)] = &[(Mutant::NonMemberAdmitted, 30)];

@@ -1,4 +1,5 @@
-//! Small cases in every interleaving of at most three preemptions, by loom: `RUSTFLAGS="--cfg polyraft_loom" cargo test -p polyraft --lib mailbox`.
+//! Small cases in every interleaving of at most three preemptions, by loom; with deliberate faults, too, which they must notice:
+//! `RUSTFLAGS='--cfg polyraft_loom --cfg polyraft_mutants' cargo test -p polyraft --lib mailbox`.
 //! A wake-up that is lost shows as a deadlock. Nothing here may depend on time.
 
 use loom::thread;
@@ -7,6 +8,8 @@ use super::*;
 
 /// Tries all interleavings in which threads are interrupted at most three times where they could have run on.
 fn explore(case: impl Fn() + Send + Sync + 'static) {
+    #[cfg(polyraft_mutants)]
+    faults::switch_on();
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
     builder.check(case);
@@ -115,4 +118,50 @@ fn what_is_sent_to_a_mailbox_that_goes_is_dropped() {
         assert_eq!(Arc::strong_count(&message), 1);
         drop(sender);
     });
+}
+
+#[cfg(polyraft_mutants)]
+mod faults {
+    use std::process::Command;
+
+    use super::*;
+
+    /// The fault that a process of these tests is to run with.
+    const FAULT: &str = "POLYRAFT_FAULT_OF_THE_INBOX";
+
+    /// Switches on what this process was started for. All threads of a case run on the one that starts it.
+    pub(super) fn switch_on() {
+        let wanted = std::env::var(FAULT).unwrap_or_default();
+        let known = [Mutant::WakeBeforePush, Mutant::WakeUnfenced];
+        mutants::set(
+            known
+                .into_iter()
+                .find(|known| format!("{known:?}") == wanted),
+        );
+    }
+
+    /// Shows that a fault leads to a deadlock. That ends the process, because loom can't clean up behind it, so it is another one.
+    fn notices(mutant: Mutant) {
+        let case = "mailbox::model::every_message_wakes_the_owner";
+        let this = std::env::current_exe().expect("the program of these tests");
+        let mut again = Command::new(this);
+        again.args(["--exact", case, "--nocapture"]);
+        again.env(FAULT, format!("{mutant:?}"));
+        let ran = again.output().expect("it can be run again");
+        let told = String::from_utf8_lossy(&ran.stderr);
+        assert!(
+            !ran.status.success() && told.contains("deadlock"),
+            "{mutant:?} was not noticed: {told}"
+        );
+    }
+
+    #[test]
+    fn a_wake_up_before_its_message_is_noticed() {
+        notices(Mutant::WakeBeforePush);
+    }
+
+    #[test]
+    fn a_wake_up_that_is_not_ordered_behind_its_message_is_noticed() {
+        notices(Mutant::WakeUnfenced);
+    }
 }
