@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use polyraft_raft::{Group, GroupId, Index, Life, Message, NodeId, Tick, shard_of};
-use polyraft_storage::{DataDir, Disk, EntryKind, ReadError, RecoveredGroup, Wal};
+use polyraft_storage::{DataDir, Disk, EntryKind, Lsn, ReadError, RecoveredGroup, Wal};
 use polyraft_transport::{Identity, Network, Receiver};
 
 use crate::apply::{Applier, Task};
@@ -313,6 +313,12 @@ impl<M: StateMachine> SimNode<M> {
     pub fn is_durable(&self, group: GroupId, index: Index) -> bool {
         let (shard, _) = &self.shards[shard_of(group, self.shards.len())];
         shard.is_durable(group, index)
+    }
+
+    /// The newest batch of the log that has something of a group's shard, and the newest one that is on the disk.
+    pub fn batches(&self, group: GroupId) -> (Lsn, Lsn) {
+        let (shard, _) = &self.shards[shard_of(group, self.shards.len())];
+        shard.batches()
     }
 
     /// Whether a group's replica is in quarantine for a damaged log that it can get from its peers.

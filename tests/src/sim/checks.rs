@@ -3,7 +3,7 @@
 
 use polyraft::{GroupId, Index, NodeId, Role, SurvivingGroup, Term};
 use polyraft_raft::{Configuration, Group, LogPosition, Message, TermRun};
-use polyraft_storage::RecoveredGroup;
+use polyraft_storage::{Lsn, RecoveredGroup};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 
@@ -40,6 +40,8 @@ struct Seen {
     applied: Index,
     /// The last entry that the state machine reported.
     machine: Index,
+    /// Once this batch is on its disk, all that is.
+    batch: Lsn,
 }
 
 /// What a replica has told others, and must know for ever.
@@ -62,6 +64,8 @@ struct FoundThere {
     commit: Index,
     /// And through here, purged: the state machine has taken them.
     base: Index,
+    term: Term,
+    vote: Option<NodeId>,
 }
 
 /// What is known of one group, all nodes together.
@@ -317,6 +321,11 @@ impl GroupChecks {
         Ok(())
     }
 
+    /// What a replica is since the last look, it has written into batches through this one.
+    pub(super) fn wrote(&mut self, node: u64, batch: Lsn) {
+        self.seen[node as usize].batch = batch;
+    }
+
     fn check_monotonic(&mut self, core: &Group) -> Verdict {
         let (group, node) = (core.id(), core.node());
         let seen = &mut self.seen[node.0 as usize];
@@ -326,6 +335,7 @@ impl GroupChecks {
             committed: core.committed(),
             applied: core.applied(),
             machine: seen.machine,
+            batch: seen.batch,
         };
         let before = std::mem::replace(seen, now);
         let vote_changed =
@@ -514,15 +524,24 @@ impl GroupChecks {
         Ok(())
     }
 
-    /// A message leaves a node. `core` is the sender's replica.
-    pub(super) fn sent(&mut self, core: &Group, to: NodeId, message: &Message) -> Verdict {
+    /// A message leaves a node. `core` is the sender's replica, and batches through `durable` are on its disk.
+    pub(super) fn sent(
+        &mut self,
+        core: &Group,
+        to: NodeId,
+        message: &Message,
+        durable: Lsn,
+    ) -> Verdict {
         let (group, node) = (core.id(), core.node());
-        let votes = match *message {
-            Message::VoteReply { term, granted } => granted && term == core.term(),
-            Message::Vote { term, .. } => term == core.term(),
-            _ => false,
+        let is_voted = match *message {
+            Message::VoteReply {
+                term,
+                granted: true,
+            } => self.has_voted(core, term, to, durable),
+            Message::Vote { term, .. } => self.has_voted(core, term, node, durable),
+            _ => true,
         };
-        if votes && !core.is_hard_state_durable() {
+        if !is_voted {
             let what = format!("node {node} says {message:?}, and its vote is not on its disk");
             return Err(broken("durable promises", group, what));
         }
@@ -564,6 +583,22 @@ impl GroupChecks {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the vote of a term is on a replica's disk. That of a term which it has left in this turn was written before.
+    fn has_voted(&self, core: &Group, term: Term, candidate: NodeId, durable: Lsn) -> bool {
+        if term == core.term() {
+            return core.is_hard_state_durable();
+        }
+        if term > core.term() {
+            return true; // It spoke in a life that is over, and this is the next one.
+        }
+        let node = core.node();
+        let vote = (term, Some(candidate));
+        let (seen, found) = (self.seen[node.0 as usize], self.found[node.0 as usize]);
+        (seen.term, seen.vote) == vote && seen.batch <= durable
+            || (found.term, found.vote) == vote
+            || self.votes.get(&(node, term)) == Some(&candidate)
     }
 
     fn gave_vote(&mut self, group: GroupId, node: NodeId, term: Term, to: NodeId) -> Verdict {
@@ -639,6 +674,8 @@ impl GroupChecks {
         let now = FoundThere {
             commit: state.commit,
             base: found.base.index,
+            term: state.term,
+            vote: state.vote,
         };
         let before = std::mem::replace(&mut self.found[node as usize], now);
         if now.commit < before.commit || now.base < before.base {
@@ -871,4 +908,4 @@ fn position(core: &Group, index: Index) -> LogPosition {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

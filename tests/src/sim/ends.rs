@@ -311,3 +311,85 @@ impl World {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::checks::tests::{applied, four_committed};
+    use super::super::world::tests::calm;
+    use super::*;
+    use crate::history::Call;
+
+    const GROUP: GroupId = GroupId(1);
+    const REQUEST: u64 = 71;
+
+    /// A world in which a client wrote from `asked_at` on, and was told that it is done.
+    fn written(asked_at: u64) -> World {
+        let mut world = calm();
+        let history = &mut world.clients.history;
+        let key = register(GROUP, 3, 0);
+        let id = history.invoke(asked_at, 1, key, Call::Write(REQUEST));
+        history.ok(id, asked_at + 9, Answer::Done);
+        world.ends.asked.push(Asked {
+            id,
+            group: GROUP,
+            key: 3,
+            request: REQUEST,
+            command: Command::Write(REQUEST),
+            is_query: false,
+        });
+        world
+    }
+
+    fn rule(verdict: Verdict) -> Option<&'static str> {
+        verdict.err().map(|failure| failure.checker)
+    }
+
+    #[test]
+    fn an_answer_about_what_no_life_has_applied_is_noticed() {
+        let mut world = written(5);
+        assert_eq!(rule(world.put_to_lives()), Some("lives"));
+        let mut world = written(5);
+        *world.checks[0].of(0) = four_committed();
+        let entry = applied(1, 2, REQUEST);
+        world.checks[0].of(0).applied(entry).unwrap();
+        assert_eq!(rule(world.put_to_lives()), None);
+    }
+
+    #[test]
+    fn an_answer_of_a_life_that_was_over_before_the_question_is_noticed() {
+        for (asked_at, broken) in [(99, None), (100, None), (101, Some("lives"))] {
+            let mut world = written(asked_at);
+            *world.checks[0].of(0) = four_committed();
+            let entry = applied(1, 2, REQUEST);
+            world.checks[0].of(0).applied(entry).unwrap();
+            world.ends.groups[0].over.insert(0, 100);
+            assert_eq!(rule(world.put_to_lives()), broken, "{asked_at}");
+        }
+    }
+
+    #[test]
+    fn a_group_that_is_said_to_be_there_and_that_nobody_has_is_noticed() {
+        for (are_dead, broken) in [(false, None), (true, Some("lives"))] {
+            let mut world = calm();
+            let there = Err(Error::GroupExists {
+                group: GROUP,
+                members: Vec::new(),
+            });
+            world.ends.runs.push(Run {
+                groups: vec![GROUP.0],
+                members: vec![1, 2, 3],
+                is_destroyed: true,
+                may_be_created: true,
+                attempt: Some((1, Box::pin(async { there }))),
+                retry_at: 0,
+            });
+            // Whoever is down for a while may have it.
+            world
+                .hosts
+                .iter_mut()
+                .for_each(|host| host.is_dead = are_dead);
+            world.poll_ends(1);
+            assert_eq!(world.broken_rule(), broken);
+        }
+    }
+}

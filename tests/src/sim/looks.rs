@@ -77,8 +77,9 @@ impl World {
                         && verdict.is_ok()
                     {
                         let life = node.life(group).unwrap_or_default().get();
+                        let (_, durable) = node.batches(group);
                         let checks = checks[group.0 as usize - 1].of(life);
-                        verdict = checks.sent(core, to, &message);
+                        verdict = checks.sent(core, to, &message, durable);
                     }
                 }
                 SimRecord::Forward { is_numbered, .. } => has_forward |= !is_numbered,
@@ -244,6 +245,8 @@ impl World {
         let life = life.unwrap_or_default().get();
         let checks = self.checks[group.0 as usize - 1].of(life);
         checks.observe(core, &holds)?;
+        let (batch, _) = node.batches(group);
+        checks.wrote(id, batch);
         if self.plan.reads_old_state {
             let through = checks.committed_through;
             self.stale.note_commit(group, life, self.now, through);

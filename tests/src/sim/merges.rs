@@ -278,3 +278,33 @@ impl World {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::world::tests::calm;
+    use super::*;
+
+    #[test]
+    fn a_merge_that_was_confirmed_and_not_made_is_noticed() {
+        let (source, target) = (GroupId(1), GroupId(2));
+        let confirmed = |world: &mut World, target| {
+            let done = Box::pin(async { Ok(()) });
+            world.merges.attempts.push(1, (source, target), done);
+            world.poll_merges(1);
+            world.broken_rule()
+        };
+        let mut world = calm();
+        assert_eq!(confirmed(&mut world, target), Some("acknowledged merges"));
+        world.group_is_merged(Taken {
+            node: 1,
+            source,
+            target,
+            index: Index(4),
+            digest: 0,
+        });
+        assert_eq!(confirmed(&mut world, target), None);
+        let other = GroupId(3);
+        assert_eq!(confirmed(&mut world, other), Some("acknowledged merges"));
+        assert_eq!(world.counts.merges, 1);
+    }
+}

@@ -6,7 +6,7 @@ use std::{io, path::Path, process::Command};
 
 /// Mutants that whole clusters seldom meet die elsewhere: the directory of the build, and what cargo runs.
 #[cfg(not(polyraft_mutants))]
-const ELSEWHERE: [(&str, &[&str]); 5] = [
+const ELSEWHERE: [(&str, &[&str]); 6] = [
     (
         "mutants",
         &[
@@ -49,6 +49,7 @@ const ELSEWHERE: [(&str, &[&str]); 5] = [
         "shuttle",
         &["test", "-p", "polyraft-storage", "--lib", "models"],
     ),
+    ("loom", &["test", "-p", "polyraft", "--lib", "mailbox"]),
 ];
 
 /// Runs every mutant, or the one named `only`, in simulated clusters and tells the table; also into the file `table`, if given.
@@ -88,6 +89,7 @@ fn cargo(build: &str, command: &[&str], arguments: &[String]) -> io::Result<bool
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let flags = match build {
         "shuttle" => "--cfg polyraft_mutants --cfg polyraft_shuttle",
+        "loom" => "--cfg polyraft_mutants --cfg polyraft_loom",
         _ => "--cfg polyraft_mutants",
     };
     let status = Command::new(cargo)
@@ -208,6 +210,7 @@ mod with_mutants {
             mutants::MODELLED,
             mutants::LEASES,
             mutants::CREATIONS,
+            mutants::LIVES,
             mutants::LINKS,
             mutants::LOG,
         ];

@@ -529,3 +529,90 @@ impl World {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::world::Phase;
+    use super::super::world::tests::{calm, planned};
+    use super::*;
+
+    type Peering = BTreeMap<u64, SocketAddr>;
+
+    /// About which peer node 1 is wrong, after it was told of another place of node 3, and a change of node 2 came to no end.
+    fn wrong_with(change: impl FnOnce(&mut Peering, &mut Peering)) -> Option<u64> {
+        let mut peers = calm().peers;
+        let moved = SocketAddr::from(([10, 0, 0, 3], 9));
+        let told = &mut peers.told[1];
+        told.known.insert(3, moved);
+        told.unsure.push((2, None));
+        let (mut given, mut found) = (told.given.clone(), told.known.clone());
+        change(&mut given, &mut found);
+        peers.opened(1, given, found)
+    }
+
+    #[test]
+    fn a_node_that_forgets_a_peer_or_its_place_is_noticed() {
+        let elsewhere = SocketAddr::from(([10, 0, 0, 3], 77));
+        assert_eq!(wrong_with(|_, _| {}), None);
+        assert_eq!(wrong_with(|_, found| _ = found.remove(&3)), Some(3));
+        let first = wrong_with(|given, found| _ = found.insert(3, given[&3]));
+        assert_eq!(first, Some(3));
+        // It may have done what it was asked for, or not; nothing else.
+        assert_eq!(wrong_with(|_, found| _ = found.remove(&2)), None);
+        let other = wrong_with(|_, found| _ = found.insert(2, elsewhere));
+        assert_eq!(other, Some(2));
+        // What stands in its configuration now counts more.
+        let moved = |given: &mut Peering| given.insert(3, elsewhere);
+        assert_eq!(wrong_with(|given, _| _ = moved(given)), Some(3));
+        let both = wrong_with(|given, found| {
+            moved(given);
+            moved(found);
+        });
+        assert_eq!(both, None);
+    }
+
+    #[test]
+    fn a_start_without_the_peers_that_were_known_is_noticed() {
+        for (is_outcast, broken) in [(false, Some("peers")), (true, None)] {
+            let mut world = calm();
+            let given = world.peers.told[1].given.clone();
+            world.hosts[1].is_outcast = is_outcast;
+            world.check_peers(1, given);
+            assert_eq!(world.broken_rule(), broken);
+        }
+        let mut world = calm();
+        world.boot(1);
+        assert_eq!(world.broken_rule(), None);
+    }
+
+    #[test]
+    fn a_change_of_peers_that_is_refused_without_a_reason_is_noticed() {
+        let mut world = planned(|plan| plan.guest = Some(3));
+        world.begin();
+        world.is_healed = true;
+        world.go_on_with_peers();
+        assert_eq!(world.broken_rule(), None);
+        // What node 1 is asked for comes to node 2, which takes nobody for itself.
+        world.hosts[1].node = world.hosts[2].node.take();
+        world.go_on_with_peers();
+        assert_eq!(world.broken_rule(), Some("peers"));
+    }
+
+    #[test]
+    fn nodes_that_never_agree_on_who_is_a_peer_are_noticed() {
+        for (is_told, broken) in [(true, None), (false, Some("peers"))] {
+            let mut world = planned(|plan| plan.guest = Some(3));
+            world.begin();
+            world.clients.has_served.fill(true);
+            if !is_told {
+                world.peers.moves[3] += 1;
+                world.hosts[1].paused_until = u64::MAX;
+            }
+            world.is_healed = true;
+            world.phase = Phase::Healing { deadline: 0 };
+            world.now = 600 * 1_000 * MILLI;
+            world.look();
+            assert_eq!(world.broken_rule(), broken);
+        }
+    }
+}

@@ -137,9 +137,8 @@ impl World {
                 let is_late = self.now > deadline;
                 let all_have_served = served.iter().all(|has_served| *has_served);
                 let frozen = self.frozen_group();
-                if let Some(group) = frozen.filter(|_| self.now > deadline + LONGEST_MERGE) {
-                    let told = self.describe(group);
-                    return self.fail(broken("merges", group, format!("it stays frozen: {told}")));
+                if let Err(failure) = self.check_frozen(frozen, deadline) {
+                    return self.fail(failure);
                 }
                 let are_over = self.splits.are_over() && self.merges.are_over();
                 if !are_over && self.now > deadline + LONGEST_MERGE {
@@ -358,6 +357,17 @@ impl World {
         })
     }
 
+    /// No group stays frozen for long behind the deadline by which all serve again.
+    pub(super) fn check_frozen(&self, frozen: Option<GroupId>, deadline: u64) -> Verdict {
+        match frozen.filter(|_| self.now > deadline + LONGEST_MERGE) {
+            None => Ok(()),
+            Some(group) => {
+                let told = self.describe(group);
+                Err(broken("merges", group, format!("it stays frozen: {told}")))
+            }
+        }
+    }
+
     /// Entries that replicas hold durably, all together.
     fn held(&self) -> u64 {
         let nodes = self.hosts.iter().filter_map(|host| host.node.as_ref());
@@ -534,7 +544,7 @@ impl World {
     }
 
     /// The state machines of a group hold the same.
-    fn check_states(&mut self, group: GroupId) -> Verdict {
+    pub(super) fn check_states(&mut self, group: GroupId) -> Verdict {
         let members = self.members_of(group);
         let leads_as_preferred = members.iter().any(|member| {
             let node = self.hosts[*member as usize].node.as_ref();

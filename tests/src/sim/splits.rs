@@ -296,3 +296,70 @@ impl World {
         verdict
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::world::tests::calm;
+    use super::*;
+
+    const PARENT: GroupId = GroupId(1);
+    const CHILD: GroupId = GroupId(10);
+
+    /// What the state machine of a node tells that gave a part of its state.
+    fn born(node: u64) -> Born {
+        Born {
+            node,
+            parent: PARENT,
+            child: CHILD,
+            index: Index(4),
+            first: b'm',
+            digest: 7,
+        }
+    }
+
+    #[test]
+    fn replicas_of_a_child_that_begin_differently_are_noticed() {
+        let other_state = Born {
+            digest: 8,
+            ..born(2)
+        };
+        let other_place = Born {
+            index: Index(5),
+            ..born(2)
+        };
+        let other_parent = Born {
+            parent: GroupId(2),
+            ..born(2)
+        };
+        for (second, is_broken) in [
+            (born(2), false),
+            (other_state, true),
+            (other_place, true),
+            (other_parent, true),
+        ] {
+            let mut world = calm();
+            world.child_is_born(born(1));
+            assert_eq!(world.broken_rule(), None);
+            world.child_is_born(second.clone());
+            let rule = is_broken.then_some("beginnings");
+            assert_eq!(world.broken_rule(), rule, "{second:?}");
+        }
+    }
+
+    #[test]
+    fn a_split_that_was_confirmed_and_made_no_child_is_noticed() {
+        let confirmed = |world: &mut World, parent| {
+            let done = Box::pin(async { Ok(()) });
+            world.splits.attempts.push(1, (parent, CHILD), done);
+            world.poll_splits(1);
+            world.broken_rule()
+        };
+        let mut world = calm();
+        assert_eq!(confirmed(&mut world, PARENT), Some("acknowledged splits"));
+        world.child_is_born(born(1));
+        assert_eq!(confirmed(&mut world, PARENT), None);
+        let other = GroupId(2);
+        assert_eq!(confirmed(&mut world, other), Some("acknowledged splits"));
+        assert_eq!(world.counts.splits, 1);
+    }
+}

@@ -568,3 +568,28 @@ pub(super) fn unlocal(local: u64, ppm: i64) -> u64 {
     let rate = 1_000_000 + i128::from(ppm);
     ((i128::from(local) * 1_000_000 + rate - 1) / rate) as u64
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::plan::roomy_config;
+    use super::*;
+
+    /// A world of three nodes, none of which was started. Nothing goes wrong in it by itself.
+    pub(in crate::sim) fn calm() -> World {
+        planned(|_| {})
+    }
+
+    /// The same with another plan.
+    pub(in crate::sim) fn planned(change: impl FnOnce(&mut Plan)) -> World {
+        let mut plan = Plan::calm(3, 9, 19, roomy_config());
+        change(&mut plan);
+        World::new(plan, Rng::new(0), Trace::default())
+    }
+
+    impl World {
+        /// Which rule was broken first since the last question.
+        pub(in crate::sim) fn broken_rule(&mut self) -> Option<&'static str> {
+            self.failure.take().map(|failure| failure.checker)
+        }
+    }
+}

@@ -2,7 +2,7 @@
 //! Must never change what a shard does.
 
 use polyraft_raft::{Event, GroupId, Index, Life, Term};
-use polyraft_storage::{Blocks, Ending, EntryKind, ReadError, RecoveredGroup};
+use polyraft_storage::{Blocks, Ending, EntryKind, Lsn, ReadError, RecoveredGroup};
 
 use super::Shard;
 
@@ -123,6 +123,11 @@ impl Shard {
     /// Whether an entry of a group is on the disk.
     pub(crate) fn is_durable(&self, group: GroupId, index: Index) -> bool {
         self.log.is_durable(group, index)
+    }
+
+    /// The newest batch of the log that has something of this shard, and the newest one that is on the disk.
+    pub(crate) fn batches(&self) -> (Lsn, Lsn) {
+        (self.submitted, self.wal.durable())
     }
 
     /// Whether a group's replica is going to get its damaged log from its peers.

@@ -256,7 +256,7 @@ fn an_acknowledgement_of_what_is_not_durable_is_noticed() {
             commit: Index(0),
         };
         with(&[1, 2, 3], 1, Like::default(), |core, _| {
-            checks.sent(core, NodeId(2), &message)
+            checks.sent(core, NodeId(2), &message, Lsn(1))
         })
     };
     assert!(says(2, 4).is_ok());
@@ -275,7 +275,7 @@ fn what_was_acknowledged_goes_only_for_a_newer_leader() {
             commit: Index(0),
         };
         with(&[1, 2, 3], 1, Like::default(), |core, _| {
-            checks.sent(core, NodeId(2), &message).unwrap();
+            checks.sent(core, NodeId(2), &message, Lsn(1)).unwrap();
             checks.observe(core, &|_, _| Some(true)).unwrap();
         });
         checks
@@ -297,8 +297,55 @@ fn what_was_acknowledged_goes_only_for_a_newer_leader() {
     assert_eq!(looks(&mut damaged, 2), Ok(()));
 }
 
+#[test]
+fn a_vote_that_is_not_on_the_disk_is_noticed_in_whatever_term_its_replica_is_now() {
+    let votes = |checks: &mut GroupChecks, candidate, durable| {
+        let message = Message::VoteReply {
+            term: Term(2),
+            granted: true,
+        };
+        let now = Like {
+            term: 3,
+            ..Like::default()
+        };
+        with(&[1, 2, 3], 1, now, |core, _| {
+            checks.sent(core, NodeId(candidate), &message, Lsn(durable))
+        })
+    };
+    // It voted in the turn before, which wrote the batch number 5.
+    let voted = || {
+        let mut checks = GroupChecks::new(3);
+        let like = Like {
+            vote: Some(3),
+            ..Like::default()
+        };
+        let seen = with(&[1, 2, 3], 1, like, |core, _| {
+            checks.observe(core, &|_, _| Some(true))
+        });
+        seen.unwrap();
+        checks.wrote(1, Lsn(5));
+        checks
+    };
+    assert_eq!(votes(&mut voted(), 3, 5), Ok(()));
+    assert_eq!(checker(votes(&mut voted(), 3, 4)), "durable promises");
+    assert_eq!(checker(votes(&mut voted(), 2, 5)), "durable promises");
+    // It was given before.
+    let mut checks = voted();
+    votes(&mut checks, 3, 5).unwrap();
+    checks.reborn(1);
+    assert_eq!(votes(&mut checks, 3, 0), Ok(()));
+    // Its last start found it, or found another one.
+    for (vote, is_found) in [(3, true), (2, false)] {
+        let mut checks = GroupChecks::new(3);
+        let mut found = found(0, 0);
+        (found.hard_state.term, found.hard_state.vote) = (Term(2), Some(NodeId(vote)));
+        checks.recovered(GROUP, 1, Some(&found)).unwrap();
+        assert_eq!(votes(&mut checks, 3, 0).is_ok(), is_found);
+    }
+}
+
 /// What a state machine tells of an entry of term 2.
-fn applied(node: u64, index: u64, request: u64) -> Applied {
+pub(in crate::sim) fn applied(node: u64, index: u64, request: u64) -> Applied {
     Applied {
         node,
         group: GROUP,
@@ -312,7 +359,7 @@ fn applied(node: u64, index: u64, request: u64) -> Applied {
 }
 
 /// Entries 1 to 4 of term 2 are committed.
-fn four_committed() -> GroupChecks {
+pub(in crate::sim) fn four_committed() -> GroupChecks {
     let mut checks = GroupChecks::new(3);
     let like = Like {
         runs: &[(2, 1)],
@@ -490,7 +537,7 @@ fn who_lost_its_log_to_a_fault_keeps_its_votes_and_what_it_acknowledges_afterwar
             commit: Index(0),
         };
         with(&[1, 2, 3], 1, like, |core, _| {
-            checks.sent(core, NodeId(2), &message).unwrap();
+            checks.sent(core, NodeId(2), &message, Lsn(1)).unwrap();
             checks.observe(core, &|_, _| Some(true)).unwrap();
         });
     };

@@ -57,6 +57,8 @@ mod calls;
 mod commands;
 mod deeds;
 mod recovery;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use polyraft::sim::SimNode;

@@ -108,11 +108,13 @@ fn an_acknowledgement_of_a_life_that_is_over_does_not_count() {
 #[cfg(polyraft_mutants)]
 #[test]
 fn every_fault_of_lives_is_noticed() {
-    mutants::set(Some(Mutant::LifeIgnored));
-    let noticed = [
-        std::panic::catch_unwind(an_append_of_a_life_that_is_over_is_refused),
-        std::panic::catch_unwind(an_acknowledgement_of_a_life_that_is_over_does_not_count),
-    ];
-    mutants::set(None);
-    assert!(noticed.iter().all(Result::is_err));
+    for (fault, _) in mutants::LIVES {
+        mutants::set(Some(*fault));
+        let noticed = [
+            std::panic::catch_unwind(an_append_of_a_life_that_is_over_is_refused),
+            std::panic::catch_unwind(an_acknowledgement_of_a_life_that_is_over_does_not_count),
+        ];
+        mutants::set(None);
+        assert!(noticed.iter().all(Result::is_err), "{fault:?}");
+    }
 }
