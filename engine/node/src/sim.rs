@@ -315,8 +315,9 @@ impl<M: StateMachine> SimNode<M> {
         shard.is_durable(group, index)
     }
 
-    /// The newest batch of the log that has something of a group's shard, and the newest one that is on the disk.
-    pub fn batches(&self, group: GroupId) -> (Lsn, Lsn) {
+    /// The newest batch of the log that has something of a group's shard, unless the log does not take all, and the newest batch
+    /// that is on the disk.
+    pub fn batches(&self, group: GroupId) -> (Option<Lsn>, Lsn) {
         let (shard, _) = &self.shards[shard_of(group, self.shards.len())];
         shard.batches()
     }

@@ -40,8 +40,11 @@ struct Seen {
     applied: Index,
     /// The last entry that the state machine reported.
     machine: Index,
-    /// Once this batch is on its disk, all that is.
-    batch: Lsn,
+    /// The end of its log.
+    last: LogPosition,
+    /// Once these batches are on its disk, so are its term and vote, and its log to that end. None: the log has not taken them.
+    voted_in: Option<Lsn>,
+    logged_in: Option<Lsn>,
 }
 
 /// What a replica has told others, and must know for ever.
@@ -258,7 +261,8 @@ impl GroupChecks {
     /// See [`LifeChecks::damaged`]. Term and vote stay as they were promised.
     fn damaged(&mut self, node: u64) {
         self.is_damaged[node as usize] = true;
-        self.found[node as usize] = FoundThere::default();
+        let found = &mut self.found[node as usize];
+        (found.commit, found.base) = (Index::ZERO, Index::ZERO);
     }
 
     /// A replica has moved. `holds` answers for the other replicas.
@@ -301,11 +305,13 @@ impl GroupChecks {
         self.is_witness[node.0 as usize] = core.is_witness();
         // A newer leader may have cut what was acknowledged to an older one. What lies below the place of a witness did not need
         // that, and the place itself is acknowledged once it is durable.
+        let matched = self.promises[node.0 as usize].matched;
+        let is_committed = self.committed_term(matched.index) == Some(matched.term);
         let promise = &mut self.promises[node.0 as usize];
-        let is_passed = core.is_witness() && promise.matched.index < core.base().index;
-        if !is_passed && core.term_at(promise.matched.index) != Some(promise.matched.term) {
-            let may_lack_it = core.term() > promise.acknowledged_in
-                || promise.matched.index <= core.base().index
+        let is_passed = core.is_witness() && matched.index < core.base().index;
+        if !is_passed && core.term_at(matched.index) != Some(matched.term) {
+            let may_lack_it = core.term() > promise.acknowledged_in && !is_committed
+                || matched.index < core.base().index
                 || self.is_damaged[node.0 as usize];
             if !may_lack_it {
                 let what = format!(
@@ -321,9 +327,11 @@ impl GroupChecks {
         Ok(())
     }
 
-    /// What a replica is since the last look, it has written into batches through this one.
-    pub(super) fn wrote(&mut self, node: u64, batch: Lsn) {
-        self.seen[node as usize].batch = batch;
+    /// What a replica is since the last look, it has written into batches through this one; none: the log takes nothing.
+    pub(super) fn wrote(&mut self, node: u64, batch: Option<Lsn>) {
+        let seen = &mut self.seen[node as usize];
+        seen.voted_in = seen.voted_in.or(batch);
+        seen.logged_in = seen.logged_in.or(batch);
     }
 
     fn check_monotonic(&mut self, core: &Group) -> Verdict {
@@ -335,7 +343,11 @@ impl GroupChecks {
             committed: core.committed(),
             applied: core.applied(),
             machine: seen.machine,
-            batch: seen.batch,
+            last: core.last(),
+            voted_in: seen
+                .voted_in
+                .filter(|_| (seen.term, seen.vote) == (core.term(), core.vote())),
+            logged_in: seen.logged_in.filter(|_| seen.last == core.last()),
         };
         let before = std::mem::replace(seen, now);
         let vote_changed =
@@ -533,37 +545,34 @@ impl GroupChecks {
         durable: Lsn,
     ) -> Verdict {
         let (group, node) = (core.id(), core.node());
-        let is_voted = match *message {
+        let vote = match *message {
             Message::VoteReply {
                 term,
                 granted: true,
-            } => self.has_voted(core, term, to, durable),
-            Message::Vote { term, .. } => self.has_voted(core, term, node, durable),
-            _ => true,
+            } => Some((term, to)),
+            Message::Vote { term, .. } => Some((term, node)),
+            _ => None,
         };
-        if !is_voted {
-            let what = format!("node {node} says {message:?}, and its vote is not on its disk");
-            return Err(broken("durable promises", group, what));
+        if let Some((term, candidate)) = vote {
+            if !self.has_voted(core, term, candidate, durable) {
+                let what = format!("node {node} says {message:?}, and its vote is not on its disk");
+                return Err(broken("durable promises", group, what));
+            }
+            return self.gave_vote(group, node, term, candidate);
         }
         match *message {
-            Message::VoteReply {
-                term,
-                granted: true,
-            } => self.gave_vote(group, node, term, to),
-            Message::Vote { term, .. } => self.gave_vote(group, node, term, node),
-            // A leader of a later term was heard in the same turn, and may have replaced what this is about.
-            Message::Matched { term, .. } if term < core.term() => Ok(()),
-            Message::Matched { matched, .. } if matched > core.durable() => {
-                let what = format!(
-                    "node {node} acknowledges {matched}, and holds {} durably",
-                    core.durable()
-                );
-                Err(broken("durable promises", group, what))
-            }
             Message::Matched { term, matched, .. } => {
+                let is_there = matched <= core.durable();
+                if !is_there && !self.had(core, (term, matched), durable) {
+                    let what = format!(
+                        "node {node} acknowledges {matched}, and holds {} durably",
+                        core.durable()
+                    );
+                    return Err(broken("durable promises", group, what));
+                }
                 let promise = &mut self.promises[node.0 as usize];
                 promise.term = promise.term.max(term);
-                if let Some(entry) = core.term_at(matched) {
+                if let Some(entry) = core.term_at(matched).filter(|_| is_there) {
                     let position = LogPosition {
                         term: entry,
                         index: matched,
@@ -596,9 +605,17 @@ impl GroupChecks {
         let node = core.node();
         let vote = (term, Some(candidate));
         let (seen, found) = (self.seen[node.0 as usize], self.found[node.0 as usize]);
-        (seen.term, seen.vote) == vote && seen.batch <= durable
+        (seen.term, seen.vote) == vote && seen.voted_in.is_some_and(|batch| batch <= durable)
             || (found.term, found.vote) == vote
             || self.votes.get(&(node, term)) == Some(&candidate)
+    }
+
+    /// Whether a replica had its log through `matched` on the disk while it was in an earlier term, before it heard in this turn of
+    /// the leader of a later one, who replaced that.
+    fn had(&self, core: &Group, (term, matched): (Term, Index), durable: Lsn) -> bool {
+        let seen = self.seen[core.node().0 as usize];
+        let is_durable = seen.logged_in.is_some_and(|batch| batch <= durable);
+        term < core.term() && term == seen.term && matched <= seen.last.index && is_durable
     }
 
     fn gave_vote(&mut self, group: GroupId, node: NodeId, term: Term, to: NodeId) -> Verdict {

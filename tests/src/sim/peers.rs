@@ -301,8 +301,10 @@ impl World {
             };
             (known != to).then_some((peer, to))
         });
-        // Before one is taken out, the others have to be found: they may be asked whether they can do without it.
-        let Some((peer, to)) = wrong.min_by_key(|(peer, to)| (to.is_none(), *peer)) else {
+        // Before one is taken out, the others have to be found: they may be asked whether they can do without it. In the storm it is
+        // tried all the same.
+        let is_last = |to: &Option<SocketAddr>| self.is_healed && to.is_none();
+        let Some((peer, to)) = wrong.min_by_key(|(peer, to)| (is_last(to), *peer)) else {
             let is_decided = self.peers.stay != Stay::Leaving
                 || self.peers.guest.is_some_and(|g| !found.contains_key(&g));
             if is_decided {

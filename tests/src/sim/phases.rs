@@ -303,7 +303,12 @@ impl World {
         // One whose handover failed before is given away when its time has come again, whoever is lost meanwhile.
         let hosts = self.hosts.iter();
         for node in hosts.filter_map(|host| host.node.as_ref()) {
-            self.quiet.retain(|group| !node.will_hand_over(*group));
+            let leads = |group| {
+                let core = node.replica(group).map(|(core, _)| core);
+                core.is_some_and(|core| core.role() == Role::Leader)
+            };
+            self.quiet
+                .retain(|group| !leads(*group) || !node.will_hand_over(*group));
         }
         self.counts.bereft += self.quiet.len() as u64;
         self.trace

@@ -125,9 +125,11 @@ impl Shard {
         self.log.is_durable(group, index)
     }
 
-    /// The newest batch of the log that has something of this shard, and the newest one that is on the disk.
-    pub(crate) fn batches(&self) -> (Lsn, Lsn) {
-        (self.submitted, self.wal.durable())
+    /// The newest batch of the log that has something of this shard, unless the log does not take all, and the newest batch that is on
+    /// the disk.
+    pub(crate) fn batches(&self) -> (Option<Lsn>, Lsn) {
+        let has_taken_all = self.unsubmitted.is_empty();
+        (has_taken_all.then_some(self.submitted), self.wal.durable())
     }
 
     /// Whether a group's replica is going to get its damaged log from its peers.
@@ -142,7 +144,7 @@ impl Shard {
         (ended.ending == Ending::Removed).then_some(ended.life)
     }
 
-    /// Whether a group is led here and going to be handed to whoever should lead it.
+    /// Whether a group that is led here is noted for a handover to whoever should lead it.
     pub(crate) fn will_hand_over(&self, group: GroupId) -> bool {
         self.slot(group)
             .is_some_and(|slot| self.balance.has_noted(slot))
