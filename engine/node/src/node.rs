@@ -43,6 +43,11 @@ use crate::wire::MAX_MEMBERS;
 /// Answered reply slots kept for reuse; more callers than this at once cost an allocation each.
 const POOLED_SLOTS: usize = 16_384;
 
+/// How far snapshots stand behind what callers wait for where there are too few processors: such a thread gets a third of what
+/// another one does (nice(2)).
+#[cfg(target_os = "linux")]
+const KEEPER_NICE: i32 = 5;
+
 /// Threads that open state machines for a worker, where there are fewer cores: most wait for the disk.
 const FEWEST_OPENERS: usize = 4;
 
@@ -291,7 +296,10 @@ impl Running {
             let keeper = assembly::keeper::<M>(shared, store);
             let name = format!("n{}-keep-{number}", shared.node);
             let shared = Arc::clone(shared);
-            let run = move || stopping_the_node(&shared, "a keeper", || keeper.run(jobs));
+            let run = move || {
+                give_way();
+                stopping_the_node(&shared, "a keeper", || keeper.run(jobs));
+            };
             self.keepers.push(spawn(name, run)?);
         }
         Ok(())
@@ -680,6 +688,15 @@ fn parts_of(groups: &GroupRanges, most: u64) -> Vec<GroupRanges> {
         }
     }
     parts
+}
+
+/// Lets the other threads go first. Without the right to that it only costs them time.
+fn give_way() {
+    // On Linux it is the priority of the calling thread; elsewhere that of the whole process.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, KEEPER_NICE) {
+        tracing::debug!(%error, "a keeper keeps the priority of the others");
+    }
 }
 
 /// Runs a thread of the node. If it panics outside of what one group can be blamed for, the whole node stops: peers must
