@@ -234,15 +234,12 @@ impl Group {
     /// End of a turn: sends every follower what it has room for, and sees that a deadline stands while
     /// anybody is behind.
     pub(crate) fn flush(&mut self, env: &Env<'_>, log: &dyn LogExtents, out: &mut Outbox) {
+        let held = self.held_for_witnesses();
         let Part::Leader(leading) = &mut self.part else {
             return;
         };
         let (end, commit, settings) = (self.log.last_index(), self.committed, env.settings);
         let base = self.log.base();
-        let durable = match mutants::is_active(Mutant::WitnessAhead) {
-            true => end,
-            false => self.durability.durable(),
-        };
         let mut appends = Appends {
             group: self.id,
             term: self.term,
@@ -253,7 +250,7 @@ impl Group {
         // Followers usually want the same entries: ask for their size once.
         let mut asked = (EntryRange::default(), 0, (Index::ZERO, 0));
         for progress in &mut leading.peers {
-            let last = if progress.is_witness { durable } else { end };
+            let last = if progress.is_witness { held } else { end };
             while progress.next <= last
                 || (progress.state == ProgressState::Probe && progress.is_behind(last, commit))
             {
@@ -301,6 +298,21 @@ impl Group {
             }
         }
         self.arm_leader_timer(env, out);
+    }
+
+    /// How far witnesses are sent the log. They cannot lead, and refuse their vote to whoever has less: so no further than somebody
+    /// holds it durably who can lead. That is this node, unless it is about to leave or to cease to vote: then whoever stays.
+    fn held_for_witnesses(&self) -> Index {
+        let members = &self.configuration;
+        if members.witnesses().is_empty() || mutants::is_active(Mutant::WitnessAhead) {
+            return self.log.last_index();
+        }
+        if members.full_voters().any(|node| node == self.node) {
+            return self.durability.durable();
+        }
+        let voters = members.full_voters();
+        let held = voters.filter_map(|node| self.progress(node).map(|peer| peer.matched));
+        held.max().unwrap_or(Index::ZERO)
     }
 
     /// The leader's deadline has come: takes appends that nobody answered for lost, and sends news of commits
