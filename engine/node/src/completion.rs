@@ -543,9 +543,8 @@ mod tests {
         );
     }
 
-    #[test]
-    fn answers_that_are_given_together_wake_once() {
-        let queue = CompletionQueue::new();
+    /// A thread that sleeps until a queue has answers, and returns how many it took then.
+    fn asleep_at(queue: &CompletionQueue) -> std::thread::JoinHandle<usize> {
         let other = queue.clone();
         let waiter = std::thread::spawn(move || {
             let mut out = Vec::new();
@@ -554,6 +553,13 @@ mod tests {
         while !queue.inner.done.lock().waiting {
             std::thread::yield_now();
         }
+        waiter
+    }
+
+    #[test]
+    fn answers_that_are_given_together_wake_once() {
+        let queue = CompletionQueue::new();
+        let waiter = asleep_at(&queue);
         let together = Together::begin();
         for tag in 1..MOST_TOGETHER as u64 {
             queue.reply_to(tag).answer(committed(tag));
@@ -566,14 +572,7 @@ mod tests {
     #[test]
     fn nobody_waits_for_the_last_of_very_many_answers() {
         let queue = CompletionQueue::new();
-        let other = queue.clone();
-        let waiter = std::thread::spawn(move || {
-            let mut out = Vec::new();
-            other.drain(&mut out, Duration::from_secs(3600))
-        });
-        while !queue.inner.done.lock().waiting {
-            std::thread::yield_now();
-        }
+        let waiter = asleep_at(&queue);
         let _together = Together::begin();
         for tag in 0..MOST_TOGETHER as u64 {
             queue.reply_to(tag).answer(committed(tag));
@@ -584,14 +583,7 @@ mod tests {
     #[test]
     fn nobody_waits_for_a_slow_state_machine_with_an_answer() {
         let queue = CompletionQueue::new();
-        let other = queue.clone();
-        let waiter = std::thread::spawn(move || {
-            let mut out = Vec::new();
-            other.drain(&mut out, Duration::from_secs(3600))
-        });
-        while !queue.inner.done.lock().waiting {
-            std::thread::yield_now();
-        }
+        let waiter = asleep_at(&queue);
         let together = Together::begin();
         queue.reply_to(1).answer(committed(1));
         let given = Instant::now();
