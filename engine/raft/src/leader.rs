@@ -264,7 +264,7 @@ impl Group {
                 };
                 let prev = progress.next.prev();
                 if prev > last {
-                    break; // A witness, and what comes before is on no disk yet.
+                    break; // A witness, and what comes before is on too few disks yet.
                 }
                 let Some(prev_term) = self.log.term_at(prev) else {
                     break;
@@ -300,19 +300,32 @@ impl Group {
         self.arm_leader_timer(env, out);
     }
 
-    /// How far witnesses are sent the log. They cannot lead, and refuse their vote to whoever has less: so no further than somebody
-    /// holds it durably who can lead. That is this node, unless it is about to leave or to cease to vote: then whoever stays.
+    /// How far witnesses are sent the log. They cannot lead, and refuse their vote to whoever has less: so no further than so many
+    /// full voters of each half hold it durably that they and all its witnesses are a quorum. Were fewer lost with what they alone
+    /// hold, nothing of it would be committed, and those who are left could lack that vote for ever. No commit waits for it: every
+    /// quorum has as many full voters. This node counts as far as its disk is, and only where it votes: it may be about to leave.
     fn held_for_witnesses(&self) -> Index {
         let members = &self.configuration;
         if members.witnesses().is_empty() || mutants::is_active(Mutant::WitnessAhead) {
             return self.log.last_index();
         }
-        if members.full_voters().any(|node| node == self.node) {
-            return self.durability.durable();
+        let durable = |node: NodeId| match node == self.node {
+            true => self.durability.durable(),
+            false => self.progress(node).map_or(Index::ZERO, |p| p.matched),
+        };
+        let held_in = |half: &[NodeId]| {
+            let full = half.iter().filter(|node| !members.is_witness(**node));
+            let mut held: SmallVec<[Index; 8]> = full.map(|node| durable(*node)).collect();
+            let witnesses = half.len() - held.len();
+            let needed = (half.len() / 2 + 1).saturating_sub(witnesses).max(1);
+            held.sort_unstable_by(|a, b| b.cmp(a));
+            held.get(needed - 1).copied().unwrap_or(Index::ZERO)
+        };
+        let held = held_in(members.voters());
+        match members.is_joint() {
+            true => held.min(held_in(members.outgoing())),
+            false => held,
         }
-        let voters = members.full_voters();
-        let held = voters.filter_map(|node| self.progress(node).map(|peer| peer.matched));
-        held.max().unwrap_or(Index::ZERO)
     }
 
     /// The leader's deadline has come: takes appends that nobody answered for lost, and sends news of commits

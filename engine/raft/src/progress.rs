@@ -31,8 +31,8 @@ pub struct Progress {
     pub next: Index,
     /// Whether its node is alive. Nothing is sent to a dead one.
     pub alive: bool,
-    /// It stores no payload. It is sent what is durable at the leader and nothing newer: so whatever keeps others from being
-    /// elected there, somebody has.
+    /// It stores no payload. It is sent nothing newer than what enough full voters hold durably to commit it with all witnesses: so
+    /// it keeps nobody from being elected for lack of what could not be committed.
     pub is_witness: bool,
     /// The highest commit index told to it since it was last known to listen.
     pub commit_sent: Index,
