@@ -40,11 +40,10 @@ struct Seen {
     applied: Index,
     /// The last entry that the state machine reported.
     machine: Index,
-    /// The end of its log.
-    last: LogPosition,
-    /// Once these batches are on its disk, so are its term and vote, and its log to that end. None: the log has not taken them.
+    /// It had its log on the disk through here.
+    durable: Index,
+    /// Once these batches are on its disk, so are its term and vote. None: the log has not taken them.
     voted_in: Option<Lsn>,
-    logged_in: Option<Lsn>,
 }
 
 /// What a replica has told others, and must know for ever.
@@ -69,6 +68,8 @@ struct FoundThere {
     base: Index,
     term: Term,
     vote: Option<NodeId>,
+    /// The end of its log.
+    last: Index,
 }
 
 /// What is known of one group, all nodes together.
@@ -262,7 +263,7 @@ impl GroupChecks {
     fn damaged(&mut self, node: u64) {
         self.is_damaged[node as usize] = true;
         let found = &mut self.found[node as usize];
-        (found.commit, found.base) = (Index::ZERO, Index::ZERO);
+        (found.commit, found.base, found.last) = (Index::ZERO, Index::ZERO, Index::ZERO);
     }
 
     /// A replica has moved. `holds` answers for the other replicas.
@@ -331,7 +332,6 @@ impl GroupChecks {
     pub(super) fn wrote(&mut self, node: u64, batch: Option<Lsn>) {
         let seen = &mut self.seen[node as usize];
         seen.voted_in = seen.voted_in.or(batch);
-        seen.logged_in = seen.logged_in.or(batch);
     }
 
     fn check_monotonic(&mut self, core: &Group) -> Verdict {
@@ -343,11 +343,10 @@ impl GroupChecks {
             committed: core.committed(),
             applied: core.applied(),
             machine: seen.machine,
-            last: core.last(),
+            durable: core.durable(),
             voted_in: seen
                 .voted_in
                 .filter(|_| (seen.term, seen.vote) == (core.term(), core.vote())),
-            logged_in: seen.logged_in.filter(|_| seen.last == core.last()),
         };
         let before = std::mem::replace(seen, now);
         let vote_changed =
@@ -563,7 +562,7 @@ impl GroupChecks {
         match *message {
             Message::Matched { term, matched, .. } => {
                 let is_there = matched <= core.durable();
-                if !is_there && !self.had(core, (term, matched), durable) {
+                if !is_there && !self.had(core, term, matched) {
                     let what = format!(
                         "node {node} acknowledges {matched}, and holds {} durably",
                         core.durable()
@@ -580,7 +579,7 @@ impl GroupChecks {
                     // A promise of this term stands for everything before it.
                     if promise.matched <= position {
                         promise.matched = position;
-                        promise.acknowledged_in = term;
+                        promise.acknowledged_in = promise.acknowledged_in.max(term);
                     }
                 }
                 Ok(())
@@ -611,11 +610,16 @@ impl GroupChecks {
     }
 
     /// Whether a replica had its log through `matched` on the disk while it was in an earlier term, before it heard in this turn of
-    /// the leader of a later one, who replaced that.
-    fn had(&self, core: &Group, (term, matched): (Term, Index), durable: Lsn) -> bool {
-        let seen = self.seen[core.node().0 as usize];
-        let is_durable = seen.logged_in.is_some_and(|batch| batch <= durable);
-        term < core.term() && term == seen.term && matched <= seen.last.index && is_durable
+    /// the leader of a later one, who replaced that. A turn learns what is on the disk after it has heard whatever came, so that was
+    /// so when it was looked at the last time, or when it was started.
+    fn had(&self, core: &Group, term: Term, matched: Index) -> bool {
+        let node = core.node().0 as usize;
+        let (seen, found) = (self.seen[node], self.found[node]);
+        let (then, durable) = match seen.term {
+            Term::ZERO => (found.term, found.last), // Nobody has looked at it since.
+            _ => (seen.term, seen.durable),
+        };
+        term < core.term() && term == then && matched <= durable
     }
 
     fn gave_vote(&mut self, group: GroupId, node: NodeId, term: Term, to: NodeId) -> Verdict {
@@ -693,6 +697,7 @@ impl GroupChecks {
             base: found.base.index,
             term: state.term,
             vote: state.vote,
+            last: found.last,
         };
         let before = std::mem::replace(&mut self.found[node as usize], now);
         if now.commit < before.commit || now.base < before.base {

@@ -1,7 +1,9 @@
 //! Each rule notices what it is there for: replicas that contradict each other, made by hand.
 
 use polyraft::SurvivingReplica;
-use polyraft_raft::{Env, Event, HardState, NodeSet, Outbox, Restored as Begun, Settings, Tick};
+use polyraft_raft::{
+    EntryRange, Env, Event, HardState, NodeSet, Outbox, Restored as Begun, Settings, Tick,
+};
 
 use super::*;
 
@@ -264,37 +266,120 @@ fn an_acknowledgement_of_what_is_not_durable_is_noticed() {
     assert_eq!(checker(says(1, 5)), "durable promises");
 }
 
+/// What the rules say of an acknowledgement by node 1, whose replica is now in term 3 with a log through index 3 on its disk.
+fn acknowledges(checks: &mut GroupChecks, term: u64, matched: u64) -> Verdict {
+    let message = Message::Matched {
+        term: Term(term),
+        matched: Index(matched),
+        commit: Index(0),
+    };
+    let now = Like {
+        term: 3,
+        last: 3,
+        ..Like::default()
+    };
+    with(&[1, 2, 3], 1, now, |core, _| {
+        checks.sent(core, NodeId(2), &message, Lsn(9))
+    })
+}
+
 #[test]
 fn an_acknowledgement_of_what_a_later_leader_replaced_in_the_same_turn_is_right() {
-    let says = |written: Option<Lsn>, durable| {
+    // At the last look, in this term, it had a log through index 6, of which four entries were on the disk.
+    let looked = |term| {
         let mut checks = GroupChecks::new(3);
-        let longer = Like {
-            last: 5,
-            ..Like::default()
-        };
-        let seen = with(&[1, 2, 3], 1, longer, |core, _| {
-            checks.observe(core, &|_, _| Some(true))
-        });
-        seen.unwrap();
-        checks.wrote(1, written);
-        // Another look at the same replica, while others of its node write.
-        checks.wrote(1, Some(Lsn(7)));
-        let later = Like {
-            term: 3,
-            ..Like::default()
-        };
-        let message = Message::Matched {
-            term: Term(2),
-            matched: Index(5),
+        let append = Message::Append {
+            term,
+            prev: LogPosition {
+                term: Term(2),
+                index: Index(4),
+            },
+            entries: EntryRange {
+                term,
+                first: Index(5),
+                end: Index(7),
+            },
             commit: Index(0),
         };
-        with(&[1, 2, 3], 1, later, |core, _| {
-            checks.sent(core, NodeId(2), &message, Lsn(durable))
-        })
+        with(&[1, 2, 3], 1, Like::default(), |core, step| {
+            let (from, message) = (NodeId(2), append);
+            step(core, Event::Message { from, message });
+            assert_eq!((core.last().index, core.durable()), (Index(6), Index(4)));
+            checks.observe(core, &|_, _| Some(true)).unwrap();
+        });
+        checks.wrote(1, Some(Lsn(5)));
+        checks
     };
-    assert_eq!(says(Some(Lsn(5)), 5), Ok(()));
-    assert_eq!(checker(says(Some(Lsn(5)), 4)), "durable promises");
-    assert_eq!(checker(says(None, 6)), "durable promises");
+    assert_eq!(acknowledges(&mut looked(Term(2)), 2, 4), Ok(()));
+    // Of another term, not on the disk then, or in a term that goes on.
+    for (then, term, matched) in [(2, 1, 4), (2, 3, 4), (2, 2, 5), (2, 2, 6), (3, 3, 4)] {
+        let verdict = acknowledges(&mut looked(Term(then)), term, matched);
+        assert_eq!(
+            checker(verdict),
+            "durable promises",
+            "{then} {term} {matched}"
+        );
+    }
+}
+
+#[test]
+fn an_acknowledgement_of_what_a_start_found_is_right_until_somebody_has_looked() {
+    let started = || {
+        let mut checks = GroupChecks::new(3);
+        let mut found = found(0, 4);
+        found.hard_state.term = Term(2);
+        checks.recovered(GROUP, 1, Some(&found)).unwrap();
+        checks.reborn(1);
+        checks
+    };
+    assert_eq!(acknowledges(&mut started(), 2, 4), Ok(()));
+    for (term, matched) in [(1, 4), (3, 4), (2, 5)] {
+        let verdict = acknowledges(&mut started(), term, matched);
+        assert_eq!(checker(verdict), "durable promises", "{term} {matched}");
+    }
+    // Its leader has cut it since, or it is gone with a damaged log.
+    let mut cut = started();
+    let shorter = Like {
+        last: 3,
+        ..Like::default()
+    };
+    with(&[1, 2, 3], 1, shorter, |core, _| {
+        cut.observe(core, &|_, _| Some(true)).unwrap();
+    });
+    let mut damaged = started();
+    damaged.damaged(1);
+    for mut checks in [cut, damaged] {
+        let verdict = acknowledges(&mut checks, 2, 4);
+        assert_eq!(checker(verdict), "durable promises");
+    }
+}
+
+#[test]
+fn an_acknowledgement_to_an_earlier_leader_that_leaves_later_takes_none_back() {
+    let mut checks = GroupChecks::new(3);
+    let like = Like {
+        term: 3,
+        ..Like::default()
+    };
+    for (term, matched) in [(3, 3), (2, 4)] {
+        let message = Message::Matched {
+            term: Term(term),
+            matched: Index(matched),
+            commit: Index(0),
+        };
+        with(&[1, 2, 3], 1, like, |core, _| {
+            checks.sent(core, NodeId(2), &message, Lsn(1)).unwrap();
+        });
+    }
+    let shorter = Like {
+        runs: &[(1, 1)],
+        last: 2,
+        ..like
+    };
+    let looked = with(&[1, 2, 3], 1, shorter, |core, _| {
+        checks.observe(core, &|_, _| Some(true))
+    });
+    assert_eq!(checker(looked), "durable promises");
 }
 
 #[test]
