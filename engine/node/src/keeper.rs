@@ -1,4 +1,5 @@
-//! Keepers: threads that write snapshots and rebuild state machines from them, so that neither shards nor appliers wait for it.
+//! Keepers: threads that write snapshots and rebuild state machines from them, gather the state of groups that are merged, and write
+//! what children begin with, so that neither shards nor appliers wait for it.
 //! A keeper must never decide what is snapshotted or when, and never touch the log; what it did goes to a shard's inbox.
 
 use std::any::Any;

@@ -215,8 +215,11 @@ pub trait StateMachine: Sized + Send + 'static {
     /// Freezes the state as it is: what the returned closure writes, [`StateMachine::restore`] rebuilds.
     ///
     /// It runs between two calls of [`StateMachine::apply`] on the same thread and should take no longer than those: share
-    /// or copy in here, write in the closure, which runs on a thread of its own. An error costs this snapshot and nothing
-    /// else.
+    /// or copy in here, write in the closure, which runs on another thread. An error costs this snapshot and nothing else.
+    ///
+    /// That thread has a lower priority than the others of the node (on Linux), and threads that are started there inherit it.
+    /// Where processors are scarce, the closure may thus hold a lock that it shares with [`StateMachine::apply`] for long, and
+    /// every group of that apply worker waits: hold it for moments only, or share what needs none.
     fn snapshot(&self) -> Result<FrozenState, MachineError>;
 
     /// Replaces the state by that of a snapshot, which covers the log through `last`. `from` ends with the last byte that
@@ -224,6 +227,9 @@ pub trait StateMachine: Sized + Send + 'static {
     ///
     /// A state machine that keeps its state on disk must replace it as a whole: after a crash, [`StateMachine::open`] says
     /// the index of what was there before, or `last`. An error quarantines the group on this node.
+    ///
+    /// It runs on a thread of lower priority, like the closure of [`StateMachine::snapshot`]: threads that it starts inherit
+    /// that, and a lock shared with [`StateMachine::apply`] of other groups may be held for long.
     fn restore(&mut self, last: Index, from: &mut dyn Read) -> Result<(), MachineError>;
 
     /// Whether this part can become a group of its own. If not, nothing happens, on all replicas alike, and the caller is told:

@@ -43,8 +43,9 @@ use crate::wire::MAX_MEMBERS;
 /// Answered reply slots kept for reuse; more callers than this at once cost an allocation each.
 const POOLED_SLOTS: usize = 16_384;
 
-/// How far snapshots stand behind what callers wait for where there are too few processors: such a thread gets a third of what
-/// another one does (nice(2)).
+/// How far keepers stand behind the other threads where there are too few processors: such a thread gets a third of what another
+/// one does (nice(2)). Nobody waits for most snapshots; but keepers also do what a group can't go on without: they restore state
+/// machines, gather the state of a group that is merged, and write what a child begins with.
 #[cfg(target_os = "linux")]
 const KEEPER_NICE: i32 = 5;
 
@@ -690,11 +691,12 @@ fn parts_of(groups: &GroupRanges, most: u64) -> Vec<GroupRanges> {
     parts
 }
 
-/// Lets the other threads go first. Without the right to that it only costs them time.
+/// Lets the other threads go first, whatever priority the node was started with. Standing back needs no right; if it fails all the
+/// same, it only costs them time.
 fn give_way() {
     // On Linux it is the priority of the calling thread; elsewhere that of the whole process.
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, KEEPER_NICE) {
+    if let Err(error) = rustix::process::nice(KEEPER_NICE) {
         tracing::debug!(%error, "a keeper keeps the priority of the others");
     }
 }
@@ -760,4 +762,27 @@ async fn blocking<T: Send + 'static>(
     result
         .await
         .map_err(|_| std::io::Error::other("the thread panicked"))
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use rustix::process::{getpriority_process, nice};
+
+    use super::*;
+
+    #[test]
+    fn a_keeper_stands_behind_the_others_whatever_priority_the_node_has() {
+        let priority = || getpriority_process(None).unwrap();
+        let keeper = move || {
+            nice(3).unwrap();
+            let before = priority();
+            give_way();
+            (before, priority())
+        };
+        let own = priority();
+        let (before, after) = std::thread::spawn(keeper).join().unwrap();
+        assert_eq!(before, (own + 3).min(19));
+        assert_eq!(after, (before + KEEPER_NICE).min(19));
+        assert_eq!(priority(), own, "it is that of the thread alone");
+    }
 }
