@@ -2,7 +2,7 @@
 //! before it is durable, nothing committed without a quorum. It must look only at what a step has touched.
 
 use polyraft::{GroupId, Index, NodeId, Role, SurvivingGroup, Term};
-use polyraft_raft::{Configuration, Group, LogPosition, Message, TermRun};
+use polyraft_raft::{Configuration, EntryRange, Group, LogPosition, Message, TermRun};
 use polyraft_storage::{Lsn, RecoveredGroup};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
@@ -584,7 +584,14 @@ impl GroupChecks {
                 }
                 Ok(())
             }
-            Message::Append { term, .. } => {
+            Message::Append { term, entries, .. } => {
+                if !may_hear(core, to, term, entries) {
+                    let what = format!(
+                        "node {node} sends the witness {to} {entries}, which too few hold of {:?}",
+                        core.configuration()
+                    );
+                    return Err(broken("witnesses", group, what));
+                }
                 let promise = &mut self.promises[node.0 as usize];
                 promise.term = promise.term.max(term);
                 Ok(())
@@ -920,6 +927,29 @@ impl GroupChecks {
     pub(super) fn newest_applied(&self) -> Option<Applied> {
         self.entries.last().copied().flatten()
     }
+}
+
+/// Whether a leader may send entries to a node: to a witness only if it knows that so many full voters of each half hold them durably
+/// that they could commit them with its witnesses. What others told it is looked at when they do.
+fn may_hear(core: &Group, to: NodeId, term: Term, entries: EntryRange) -> bool {
+    let members = core.configuration();
+    let is_leader = core.role() == Role::Leader && core.term() == term;
+    if entries.is_empty() || !is_leader || !members.is_witness(to) {
+        return true;
+    }
+    let holds = |node: &&NodeId| match **node == core.node() {
+        true => core.durable() >= entries.last(),
+        false => core
+            .progress(**node)
+            .is_some_and(|peer| peer.matched >= entries.last()),
+    };
+    let could_commit = |half: &[NodeId]| {
+        let (witnesses, full): (Vec<_>, Vec<_>) =
+            half.iter().partition(|node| members.is_witness(**node));
+        let holders = full.iter().filter(|node| holds(node)).count();
+        half.is_empty() || holders > 0 && 2 * (holders + witnesses.len()) > half.len()
+    };
+    could_commit(members.voters()) && could_commit(members.outgoing())
 }
 
 fn position(core: &Group, index: Index) -> LogPosition {

@@ -41,8 +41,26 @@ fn with<T>(
     like: Like<'_>,
     act: impl FnOnce(&mut Group, &mut dyn FnMut(&mut Group, Event<'_>) -> Outbox) -> T,
 ) -> T {
+    let members = Configuration::simple(nodes(voters));
+    with_members(members, node, like, act)
+}
+
+fn nodes(ids: &[u64]) -> impl Iterator<Item = NodeId> {
+    ids.iter().copied().map(NodeId)
+}
+
+/// The same in a group with members of all kinds.
+fn with_members<T>(
+    members: Configuration,
+    node: u64,
+    like: Like<'_>,
+    act: impl FnOnce(&mut Group, &mut dyn FnMut(&mut Group, Event<'_>) -> Outbox) -> T,
+) -> T {
     let settings = Settings::default();
-    let alive = NodeSet::new(NodeId(node));
+    let mut alive = NodeSet::new(NodeId(node));
+    for member in members.nodes() {
+        alive.insert(member);
+    }
     let env = Env {
         now: Tick(0),
         settings: &settings,
@@ -61,7 +79,7 @@ fn with<T>(
         runs: runs.collect(),
         last: Index(like.last),
         applied: Index(like.applied),
-        ..Begun::empty(Configuration::simple(voters.iter().copied().map(NodeId)))
+        ..Begun::empty(members)
     };
     let mut out = Outbox::default();
     let mut core = Group::new(GROUP, NodeId(node), 1, &env, restored, &mut out);
@@ -246,6 +264,65 @@ fn a_second_vote_in_a_term_is_noticed() {
     let mut gives = |term, to| checks.gave_vote(GROUP, NodeId(1), Term(term), NodeId(to));
     assert!(gives(2, 3).is_ok() && gives(2, 3).is_ok() && gives(3, 2).is_ok());
     assert_eq!(checker(gives(2, 2)), "one vote a term");
+}
+
+#[test]
+fn a_witness_that_is_sent_what_could_not_be_committed_with_it_is_noticed() {
+    let even = Configuration::simple(nodes(&[1, 2, 3, 4])).with_witnesses(nodes(&[4]));
+    let incoming = Configuration::joint(nodes(&[1, 2, 4]), nodes(&[2, 3, 4]), [], []);
+    let both = incoming.with_witnesses(nodes(&[4]));
+    let two = Configuration::simple(nodes(&[1, 2, 3, 4])).with_witnesses(nodes(&[3, 4]));
+    // Node 1 leads term 3 with an entry at index 5. Who has to have it, besides, before node 4 may?
+    for (members, needed) in [(even, Some(3)), (both, Some(2)), (two, None)] {
+        let entry = EntryRange {
+            term: Term(3),
+            first: Index(5),
+            end: Index(6),
+        };
+        let sent = |core: &Group, to, entries| {
+            let message = Message::Append {
+                term: Term(3),
+                prev: position(core, Index(4)),
+                entries,
+                commit: Index(0),
+            };
+            GroupChecks::new(4).sent(core, NodeId(to), &message, Lsn(1))
+        };
+        with_members(members, 1, Like::default(), |core, step| {
+            let (term, granted) = (Term(3), true);
+            let hear = |from, message| Event::Message { from, message };
+            let mut writes = step(core, Event::Campaign).writes;
+            for from in nodes(&[2, 3, 4]) {
+                let reply = Message::PreVoteReply { term, granted };
+                writes.extend(step(core, hear(from, reply)).writes);
+            }
+            let through = writes.last().expect("its vote").id;
+            step(core, Event::Durable { through });
+            for from in nodes(&[2, 3, 4]) {
+                let reply = Message::VoteReply { term, granted };
+                writes.extend(step(core, hear(from, reply)).writes);
+            }
+            assert_eq!((core.role(), core.last().index), (Role::Leader, Index(5)));
+            let through = writes.last().expect("its first entry").id;
+
+            // Nobody has it on the disk; others may have it, and the witness may be asked what it has.
+            assert_eq!(checker(sent(core, 4, entry)), "witnesses");
+            assert_eq!(sent(core, 2, entry), Ok(()));
+            let nothing = EntryRange::empty(Term(2), Index(5));
+            assert_eq!(sent(core, 4, nothing), Ok(()));
+            step(core, Event::Durable { through });
+            if let Some(needed) = needed {
+                assert_eq!(checker(sent(core, 4, entry)), "witnesses");
+                let message = Message::Matched {
+                    term,
+                    matched: Index(5),
+                    commit: Index(0),
+                };
+                step(core, hear(NodeId(needed), message));
+            }
+            assert_eq!(sent(core, 4, entry), Ok(()));
+        });
+    }
 }
 
 #[test]
