@@ -191,13 +191,24 @@ impl Head {
 impl<'a> EntryBlock<'a> {
     /// Checks and takes exactly one block. Costs one checksum over the bytes and no copy.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BlockError> {
-        let head = Head::parse(bytes)?;
-        if head.encoded() != bytes.len() as u64 {
-            return Err(BlockError::Length {
+        let (block, rest) = Self::parse_first(bytes)?;
+        match rest.is_empty() {
+            true => Ok(block),
+            false => Err(BlockError::Length {
                 have: bytes.len(),
-                need: head.encoded() as usize,
-            });
+                need: block.len_bytes(),
+            }),
         }
+    }
+
+    /// Checks and takes the first of concatenated blocks, and returns what follows it.
+    pub fn parse_first(bytes: &'a [u8]) -> Result<(Self, &'a [u8]), BlockError> {
+        let head = Head::parse(bytes)?;
+        let need = head.encoded() as usize;
+        let have = bytes.len();
+        let (bytes, rest) = bytes
+            .split_at_checked(need)
+            .ok_or(BlockError::Length { have, need })?;
         if crc32c::crc32c(&bytes[BLOCK_HEADER_BYTES..]) != head.body_crc {
             return Err(BlockError::Checksum("body"));
         }
@@ -212,7 +223,7 @@ impl<'a> EntryBlock<'a> {
         if head.table() > 0 && before != head.payload {
             return Err(BlockError::Field("end offset"));
         }
-        Ok(Self { bytes, head })
+        Ok((Self { bytes, head }, rest))
     }
 
     /// Takes bytes that this process encoded or checked before, without checksums.
@@ -624,6 +635,10 @@ mod tests {
             let expected: Vec<_> = (11..).zip(payloads.clone()).collect();
             prop_assert_eq!(entries, expected);
             prop_assert_eq!(EntryBlock::encoded_len(block.as_bytes()).unwrap(), block.len_bytes());
+            let two = [&packed[..], &packed[..]].concat();
+            prop_assert_eq!(EntryBlock::parse_first(&two), Ok((block, &packed[..])));
+            prop_assert!(EntryBlock::parse(&two).is_err());
+            prop_assert!(EntryBlock::parse_first(&packed[..packed.len() - 1]).is_err());
             for first in 11..block.end().0 {
                 for end in first + 1..=block.end().0 {
                     let mut cut = BytesMut::new();

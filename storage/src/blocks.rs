@@ -152,16 +152,15 @@ impl Blocks {
             return Err(BlockError::Range);
         }
         let last = self.len() - 1;
-        if self.get(from).first() > first || self.get(last).end() < end {
+        let (begins, ends) = (self.get(from).first(), self.get(last).end());
+        if begins > first || ends < end {
             return Err(BlockError::Range);
         }
-        let block = self.get(from);
-        if block.first() < first {
-            self.cut(from, first, block.end())?;
+        if begins < first {
+            self.cut(from, first, self.get(from).end())?;
         }
-        let block = self.get(last);
-        if block.end() > end {
-            self.cut(last, block.first(), end)?;
+        if ends > end {
+            self.cut(last, self.get(last).first(), end)?;
         }
         Ok(())
     }

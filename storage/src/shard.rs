@@ -685,24 +685,15 @@ impl ShardLog {
     ) -> Result<Index, ReadError> {
         let range = (group, first, end, max_bytes);
         self.collect(range, into, |log, block, into| {
-            match self.stored_alone(block) {
-                Some(segment) if !log.has_sessions && block.count == block.packed => {
-                    let (bytes, stored) = self.stored(group, block, segment)?;
-                    into.push_unread(bytes, stored);
-                    Ok(())
-                }
-                _ => self.read(group, block, into),
+            if log.has_sessions || block.count != block.packed {
+                return self.read(group, block, into);
             }
+            if let Some(segment) = self.push_recent(block, into) {
+                let (bytes, stored) = self.stored(group, block, segment)?;
+                into.push_unread(bytes, stored);
+            }
+            Ok(())
         })
-    }
-
-    /// The segment that a block has to be read from, if no recent turn has it.
-    fn stored_alone(&self, block: &BlockRef) -> Option<u64> {
-        let Where::Segment(segment) = block.place.get() else {
-            return None;
-        };
-        let recent = self.tail.in_segment(segment, block.offset, block.bytes);
-        recent.is_none().then_some(segment)
     }
 
     fn collect(
@@ -810,25 +801,28 @@ impl ShardLog {
         block: &BlockRef,
         into: &mut Blocks,
     ) -> Result<(), ReadError> {
-        let &BlockRef { offset, bytes, .. } = block;
-        let segment = match block.place.get() {
-            Where::Turn(tag) => {
-                match self.tail.in_turn(tag) {
-                    Some((turn, piece)) => into.push_shared(turn, piece, offset, bytes),
-                    None => into.push(self.turn.read(offset, bytes)),
-                }
-                return Ok(());
-            }
-            Where::Segment(segment) => segment,
-        };
-        if let Some((turn, piece, offset)) = self.tail.in_segment(segment, offset, bytes) {
-            into.push_shared(turn, piece, offset, bytes);
-            return Ok(());
+        if let Some(segment) = self.push_recent(block, into) {
+            let (read, stored) = self.stored(group, block, segment)?;
+            stored.check(&read)?;
+            into.push(read);
         }
-        let (read, stored) = self.stored(group, block, segment)?;
-        stored.check(&read)?;
-        into.push(read);
         Ok(())
+    }
+
+    /// Adds a block that a recent turn has. If none has it, the segment that it has to be read from.
+    fn push_recent(&self, block: &BlockRef, into: &mut Blocks) -> Option<u64> {
+        let &BlockRef { offset, bytes, .. } = block;
+        match block.place.get() {
+            Where::Turn(tag) => match self.tail.in_turn(tag) {
+                Some((turn, piece)) => into.push_shared(turn, piece, offset, bytes),
+                None => into.push(self.turn.read(offset, bytes)),
+            },
+            Where::Segment(segment) => match self.tail.in_segment(segment, offset, bytes) {
+                Some((turn, piece, offset)) => into.push_shared(turn, piece, offset, bytes),
+                None => return Some(segment),
+            },
+        }
+        None
     }
 
     /// A block in a segment, which nobody has looked at, and what it has to be.

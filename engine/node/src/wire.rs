@@ -91,54 +91,64 @@ enum Kind {
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        use Kind::*;
-        [
-            PreVote,
-            PreVoteReply,
-            Vote,
-            VoteReply,
-            Append,
-            Matched,
-            Conflict,
-            Stale,
-            TimeoutNow,
-            HollowAppend,
-            Place,
-            UnknownGroup,
-            Forward,
-            ForwardReply,
-            SnapshotOffer,
-            SnapshotFetch,
-            SnapshotChunk,
-            ReadAsk,
-            ReadReply,
-            SnapshotRefused,
-            Join,
-            Removed,
-            MemberAsk,
-            LifeOver,
-            ForwardSession,
-            ForwardMerge,
-            Beat,
-            ClaimsDelta,
-            ClaimsTable,
-            ClaimsRequest,
-            Create,
-            CreateReply,
-            Survey,
-            SurveyReply,
-            Destroy,
-            Ends,
-            Release,
-        ]
-        .into_iter()
-        .find(|kind| *kind as u8 == byte)
+        *KINDS.get(usize::from(byte))?
     }
 
     fn is_node_level(self) -> bool {
         self as u8 >= Kind::Beat as u8
     }
 }
+
+/// The kinds by their numbers.
+const KINDS: [Option<Kind>; 64] = {
+    use Kind::*;
+    let all = [
+        PreVote,
+        PreVoteReply,
+        Vote,
+        VoteReply,
+        Append,
+        Matched,
+        Conflict,
+        Stale,
+        TimeoutNow,
+        HollowAppend,
+        Place,
+        UnknownGroup,
+        Forward,
+        ForwardReply,
+        SnapshotOffer,
+        SnapshotFetch,
+        SnapshotChunk,
+        ReadAsk,
+        ReadReply,
+        SnapshotRefused,
+        Join,
+        Removed,
+        MemberAsk,
+        LifeOver,
+        ForwardSession,
+        ForwardMerge,
+        Beat,
+        ClaimsDelta,
+        ClaimsTable,
+        ClaimsRequest,
+        Create,
+        CreateReply,
+        Survey,
+        SurveyReply,
+        Destroy,
+        Ends,
+        Release,
+    ];
+    let mut kinds = [None; 64];
+    let mut at = 0;
+    while at < all.len() {
+        kinds[all[at] as usize] = Some(all[at]);
+        at += 1;
+    }
+    kinds
+};
 
 /// One record, decoded.
 #[derive(Debug, PartialEq)]
@@ -331,18 +341,20 @@ fn record(
 ) {
     let Subject { group, life } = subject.into();
     let start = out.len();
-    out.put_u8(kind as u8);
-    out.put_uint_le(life.get().into(), 3);
-    out.put_u32_le(0);
-    out.put_u64_le(group.0);
+    let head = u64::from(kind as u8) | u64::from(life.get()) << 8;
+    put_words(out, [head, group.0]);
     body(out);
     let length = u32::try_from(out.len() - start - HEAD_BYTES).expect("frames are far below 4 GiB");
     out[start + 4..start + 8].copy_from_slice(&length.to_le_bytes());
 }
 
+/// Writes numbers at once: room is looked for once.
+fn put_words<const N: usize>(out: &mut BytesMut, words: [u64; N]) {
+    out.put_slice(words.map(u64::to_le_bytes).as_flattened());
+}
+
 fn put_position(out: &mut BytesMut, position: LogPosition) {
-    out.put_u64_le(position.term.0);
-    out.put_u64_le(position.index.0);
+    put_words(out, [position.term.0, position.index.0]);
 }
 
 /// Bytes of an Append record without its blocks.
@@ -387,9 +399,7 @@ pub(crate) fn put_message<'b>(
             matched,
             commit,
         } => record(out, Kind::Matched, group, |out| {
-            out.put_u64_le(term.0);
-            out.put_u64_le(matched.0);
-            out.put_u64_le(commit.0);
+            put_words(out, [term.0, matched.0, commit.0]);
         }),
         Message::Conflict {
             term,
@@ -431,12 +441,16 @@ fn put_append_head(out: &mut BytesMut, message: &Message) {
     else {
         unreachable!("nothing else has entries: {message:?}")
     };
-    out.put_u64_le(term.0);
-    put_position(out, prev);
-    out.put_u64_le(entries.term.0);
-    out.put_u64_le(entries.first.0);
-    out.put_u64_le(entries.end.0);
-    out.put_u64_le(commit.0);
+    let words = [
+        term.0,
+        prev.term.0,
+        prev.index.0,
+        entries.term.0,
+        entries.first.0,
+        entries.end.0,
+        commit.0,
+    ];
+    put_words(out, words);
 }
 
 /// Writes the news that a message came for a group that is not here.

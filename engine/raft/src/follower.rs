@@ -105,7 +105,7 @@ impl Group {
             }
             return false;
         }
-        let before = self.configuration.clone();
+        let mut has_changed = false;
         if first <= self.log.last_index() {
             assert!(
                 first > self.committed,
@@ -115,7 +115,9 @@ impl Group {
                 first > self.verified,
                 "a leader contradicts itself at {first}: {self:?}"
             );
+            let before = self.configuration.clone();
             self.truncate(first, out);
+            has_changed = before != self.configuration;
         }
         let entries = EntryRange { first, ..entries };
         self.log.append(entries);
@@ -128,7 +130,6 @@ impl Group {
                 origin: Origin::Received,
             },
         });
-        let mut has_changed = before != self.configuration;
         for (index, configuration) in configurations {
             if entries.first <= *index && *index < entries.end {
                 self.adopt(*index, configuration.clone());

@@ -904,12 +904,8 @@ type Received<'a> = SmallVec<[EntryBlock<'a>; 1]>;
 fn parse_blocks(mut bytes: &[u8]) -> Result<Received<'_>, BlockError> {
     let mut blocks = Received::new();
     while !bytes.is_empty() {
-        let need = EntryBlock::encoded_len(bytes)?;
-        let have = bytes.len();
-        let (block, rest) = bytes
-            .split_at_checked(need)
-            .ok_or(BlockError::Length { have, need })?;
-        blocks.push(EntryBlock::parse(block)?);
+        let (block, rest) = EntryBlock::parse_first(bytes)?;
+        blocks.push(block);
         bytes = rest;
     }
     Ok(blocks)

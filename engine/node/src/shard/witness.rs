@@ -297,10 +297,10 @@ mod tests {
         let mut rest = &hollow[..];
         let mut found = Vec::new();
         while !rest.is_empty() {
-            let bytes = EntryBlock::encoded_len(rest).expect("a block");
-            let block = EntryBlock::parse(&rest[..bytes]).expect("a sound block");
+            let (block, behind) = EntryBlock::parse_first(rest).expect("a sound block");
+            let bytes = block.len_bytes();
             found.push((block.first().0, block.end().0, block.kind(), bytes));
-            rest = &rest[bytes..];
+            rest = behind;
         }
         let expected = [
             (5, 9, EntryKind::Hollow, 48),
