@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use polyraft::{
     Completion, CompletionQueue, Config, Entry, Error, GroupHandle, GroupId, Index, MachineError,
-    Node, Read, Replies, StateMachine, Tls,
+    Node, NodeId, Read, Replies, StateMachine, Tls,
 };
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
@@ -104,18 +104,36 @@ impl Polyraft {
             completions: Vec::new(),
             refused: Vec::new(),
         };
-        // Every node must know every leader: then no election is under way.
-        until(deadline, "not every group has a leader", || {
-            cluster
-                .handles
-                .iter()
-                .flatten()
-                .all(|handle| handle.leader().is_some())
-        })?;
-        for group in 0..groups {
-            cluster.look_up_leader(group);
+        // As with the peers: node g % 3 leads group g. First leaders are spread as well, but a node whose disk is slow just
+        // then comes too late for its share.
+        while !cluster.is_spread() {
+            ensure!(Instant::now() < deadline, "the leaders are not spread");
+            cluster.spread();
+            std::thread::sleep(POLL);
         }
         Ok(cluster)
+    }
+
+    /// Whether every node knows the node that is to lead each group as its leader: then no election is under way.
+    fn is_spread(&self) -> bool {
+        let of_node = |handles: &Vec<GroupHandle<Digest>>| {
+            let mut leaders = handles.iter().map(GroupHandle::leader).enumerate();
+            leaders.all(|(group, leader)| leader.is_some_and(|(node, _)| node == wanted(group)))
+        };
+        self.handles.iter().all(of_node)
+    }
+
+    /// Has groups handed to the nodes that are to lead them. What fails is tried again.
+    fn spread(&mut self) {
+        for group in 0..self.leaders.len() {
+            self.look_up_leader(group);
+            let (leader, to) = (self.leaders[group], wanted(group));
+            if leader + 1 != to.0 as usize {
+                let handed = self.handles[leader][group].transfer_leadership(to.0);
+                let _ = self.runtime.block_on(handed);
+            }
+            self.leaders[group] = group % NODES;
+        }
     }
 
     fn look_up_leader(&mut self, group: usize) {
@@ -199,6 +217,11 @@ impl Cluster for Polyraft {
     fn leaders(&self) -> Vec<u64> {
         self.nodes.iter().map(|node| node.status().led).collect()
     }
+}
+
+/// The node that is to lead a group.
+fn wanted(group: usize) -> NodeId {
+    NodeId((group % NODES) as u64 + 1)
 }
 
 fn until(deadline: Instant, complaint: &str, is_ready: impl Fn() -> bool) -> Result<()> {
