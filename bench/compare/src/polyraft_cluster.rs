@@ -97,7 +97,7 @@ impl Polyraft {
             .map(|node| (0..groups as u64).map(|group| node.group(group)).collect());
         let mut cluster = Self {
             handles: handles.collect(),
-            leaders: vec![0; groups],
+            leaders: (0..groups).map(|group| group % NODES).collect(),
             runtime,
             nodes,
             queue: CompletionQueue::new(),
@@ -107,8 +107,7 @@ impl Polyraft {
         // As with the peers: node g % 3 leads group g. First leaders are spread as well, but a node whose disk is slow just
         // then comes too late for its share.
         while !cluster.is_spread() {
-            ensure!(Instant::now() < deadline, "the leaders are not spread");
-            cluster.spread();
+            cluster.spread(deadline)?;
             std::thread::sleep(POLL);
         }
         Ok(cluster)
@@ -124,8 +123,9 @@ impl Polyraft {
     }
 
     /// Has groups handed to the nodes that are to lead them. What fails is tried again.
-    fn spread(&mut self) {
+    fn spread(&mut self, deadline: Instant) -> Result<()> {
         for group in 0..self.leaders.len() {
+            ensure!(Instant::now() < deadline, "the leaders are not spread");
             self.look_up_leader(group);
             let (leader, to) = (self.leaders[group], wanted(group));
             if leader + 1 != to.0 as usize {
@@ -134,6 +134,7 @@ impl Polyraft {
             }
             self.leaders[group] = group % NODES;
         }
+        Ok(())
     }
 
     fn look_up_leader(&mut self, group: usize) {
