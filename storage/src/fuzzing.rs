@@ -40,17 +40,36 @@ fn seal_block(bytes: &mut [u8]) {
     seal(bytes, 0..40, 40);
 }
 
+/// Mends the checksums of the block that begins here. Returns the length that it has by its header.
+fn seal_first_block(bytes: &mut [u8]) -> usize {
+    seal(bytes, 0..40, 40);
+    let length = EntryBlock::encoded_len(bytes).unwrap_or(usize::MAX);
+    if length <= bytes.len() {
+        seal_block(&mut bytes[..length]);
+    }
+    length
+}
+
 /// An entry block: what parses has consistent entries, can be cut anywhere and be packed again.
 pub fn block(data: &[u8]) {
     let Some((mend, mut bytes)) = split(data) else {
         return;
     };
     if mend {
-        seal_block(&mut bytes);
+        seal_first_block(&mut bytes);
     }
     let peeked = EntryBlock::peek(&bytes);
     let length = EntryBlock::encoded_len(&bytes);
     assert_eq!(peeked.is_ok(), length.is_ok());
+    // Alone, and before whatever follows it.
+    if let Ok((first, rest)) = EntryBlock::parse_first(&bytes) {
+        let alone = EntryBlock::parse(&bytes[..bytes.len() - rest.len()]);
+        let alone = alone.expect("the first of several is one by itself");
+        assert_eq!(
+            (alone.group(), alone.kind(), alone.range()),
+            (first.group(), first.kind(), first.range())
+        );
+    }
     let Ok(block) = EntryBlock::parse(&bytes) else {
         return;
     };
@@ -99,12 +118,7 @@ fn seal_records(body: &mut [u8]) {
     while body.len() - at >= CONTROL_HEADER_BYTES {
         let rest = &mut body[at..];
         let bytes = if u16_at(rest, 0) == BLOCK_MAGIC {
-            seal(rest, 0..40, 40);
-            let bytes = EntryBlock::encoded_len(rest).unwrap_or(usize::MAX);
-            if bytes <= rest.len() {
-                seal_block(&mut rest[..bytes]);
-            }
-            bytes
+            seal_first_block(rest)
         } else {
             let payload = u32_at(rest, 4) as usize;
             let bytes = CONTROL_HEADER_BYTES + payload.next_multiple_of(8);
