@@ -576,10 +576,11 @@ impl GroupChecks {
                         term: entry,
                         index: matched,
                     };
-                    // A promise of this term stands for everything before it.
-                    if promise.matched <= position {
+                    // A promise of this term stands for everything before it. One to an earlier leader that leaves only now binds
+                    // nobody: the later one may have cut what it is about.
+                    if promise.matched <= position && promise.acknowledged_in <= term {
                         promise.matched = position;
-                        promise.acknowledged_in = promise.acknowledged_in.max(term);
+                        promise.acknowledged_in = term;
                     }
                 }
                 Ok(())
