@@ -115,6 +115,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     Key::new("batch", "turn_events", Allowed::Count(1, 1 << 20)),
     Key::new("batch", "turn_wait", micros(0, 10_000)),
+    Key::new("batch", "turn_interval", micros(0, 10_000)),
     Key::new("batch", "max_proposal_bytes", size(KIB, ByteSize::mib(64))),
     Key::new("shards", "count", Allowed::Count(0, 256)),
     Key::new("shards", "inbox_bytes", size(MIB, ByteSize::gib(16))),

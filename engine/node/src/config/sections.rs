@@ -154,6 +154,14 @@ pub struct Batch {
     /// Default `200us`; allowed `0us` to `10ms`; takes effect at restart.
     #[serde(with = "units::duration")]
     pub turn_wait: Duration,
+    /// The least time from the beginning of a turn that took in eight events or more to that of the next: how long a busy
+    /// shard lets events linger. Longer saves CPU, because what a turn costs however little it does is shared by more,
+    /// and calms the tail of latency where cores are scarce; the median grows by about half of it. A shard with a few
+    /// events at a time never lingers.
+    ///
+    /// Default `0us`; allowed `0us` to `10ms`; takes effect at restart.
+    #[serde(with = "units::duration")]
+    pub turn_interval: Duration,
     /// The largest payload of one proposal; a larger one is refused as too large.
     ///
     /// Default `1MiB`; allowed `1KiB` to `64MiB`; takes effect at restart.
@@ -166,6 +174,7 @@ impl Default for Batch {
         Batch {
             turn_events: 4096,
             turn_wait: Duration::from_micros(200),
+            turn_interval: Duration::ZERO,
             max_proposal_bytes: ByteSize::mib(1),
         }
     }

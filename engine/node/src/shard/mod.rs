@@ -102,11 +102,15 @@ use crate::wheel::Wheel;
 /// payloads are bounded too.
 pub(crate) const PROPOSAL_OVERHEAD: usize = 128;
 
+/// A turn that takes in so many events is followed by the next no sooner than `batch.turn_interval` says.
+const BUSY_EVENTS: usize = 8;
+
 /// What a shard may hold and how long things may take. Bytes and microseconds.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
     pub(crate) turn_events: usize,
     pub(crate) turn_wait: Duration,
+    pub(crate) turn_interval: Duration,
     pub(crate) proposal_bytes: usize,
     pub(crate) inbox_bytes: usize,
     pub(crate) group_bytes: usize,
@@ -463,27 +467,42 @@ impl Shard {
     /// The shard's thread: a turn for each burst of events, and one for each timer.
     ///
     /// What comes while the last turn is not durable yet would wait for the same flusher: it is taken together, once the
-    /// barrier is there or after `batch.turn_wait`.
+    /// barrier is there or after `batch.turn_wait`. After a busy turn the next begins no sooner than `batch.turn_interval` says.
     ///
     /// `ready` is dropped when the state machines of all recovered groups are open, or can't be.
     pub(crate) fn run(mut self, inbox: Mailbox<ShardEvent>, ready: mpsc::Sender<()>) {
         self.ready = (!self.opening.is_empty()).then_some(ready);
+        let (mut begun, mut taken) = (self.now, 0);
         while !self.is_stopping {
+            if taken >= BUSY_EVENTS {
+                self.linger(begun);
+            }
             if self.submitted > self.durable {
                 let due = self.until_deadline().unwrap_or(Duration::MAX);
                 inbox.rest(due.min(self.limits.turn_wait));
             }
             let first = inbox.take(self.until_deadline());
-            let begun = self.shared.clock.now();
+            begun = self.shared.clock.now();
             self.begin_turn(begun);
-            let taken = usize::from(first.is_some());
+            let before = usize::from(first.is_some());
             if let Some(event) = first {
                 self.handle(event);
             }
-            self.finish_turn(&inbox, taken);
+            taken = self.finish_turn(&inbox, before);
             let took = self.shared.clock.now().since(begun);
             self.histograms().turn_us.record(took);
         }
+    }
+
+    /// Lets events gather until `batch.turn_interval` after the beginning of the last turn, or a timer.
+    fn linger(&self, begun: Tick) {
+        let interval = self.limits.turn_interval;
+        if interval.is_zero() {
+            return;
+        }
+        let gone = Duration::from_micros(self.shared.clock.now().since(begun));
+        let due = self.until_deadline().unwrap_or(Duration::MAX);
+        std::thread::sleep(due.min(interval.saturating_sub(gone)));
     }
 
     /// How long it is until the next turn has to come, whatever arrives.
@@ -493,7 +512,8 @@ impl Shard {
     }
 
     /// Takes in what waits, as much as a turn may, and does what follows from it. So many events were taken before.
-    pub(crate) fn finish_turn(&mut self, inbox: &Mailbox<ShardEvent>, before: usize) {
+    /// Returns how many the turn took in altogether.
+    pub(crate) fn finish_turn(&mut self, inbox: &Mailbox<ShardEvent>, before: usize) -> usize {
         let mut left = self.limits.turn_events;
         let mut soon = std::mem::take(&mut self.soon);
         loop {
@@ -512,6 +532,7 @@ impl Shard {
         let taken = before + self.limits.turn_events - left;
         self.histograms().turn_events.record(taken as u64);
         self.end_turn(left > 0);
+        taken
     }
 
     /// The proposal whose wait is measured has come to its turn.

@@ -5,7 +5,8 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use polyraft_raft::{
@@ -18,7 +19,7 @@ use polyraft_transport::{LoopbackHub, Network};
 
 use super::campaigns::AT_ONCE;
 use super::split::tests::Alone;
-use super::{MergeEvent, PROPOSAL_OVERHEAD, Payloads, Shard, Shared, SplitEvent};
+use super::{BUSY_EVENTS, MergeEvent, PROPOSAL_OVERHEAD, Payloads, Shard, Shared, SplitEvent};
 use crate::assembly::{Assembly, Parts, Place, applier, keeper};
 use crate::clock::Clock;
 use crate::completion::CompletionQueue;
@@ -320,6 +321,33 @@ fn slots_of_replicas_that_ended_are_used_again_and_hold_nothing() {
     assert_eq!(shard.log.tombstones().count() as u64, GROUPS);
 }
 
+#[test]
+fn a_busy_turn_is_not_followed_by_another_before_its_interval_is_over() {
+    let interval = Duration::from_millis(10);
+    let (shared, mut parts) = parts_on(&SimDisk::new(1), Path::new("/n"));
+    let (mut shard, inbox) = parts.shards.remove(0);
+    shard.limits.turn_interval = interval;
+    let ask = || {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let group = GROUP;
+        shared.tell(0, ShardEvent::GroupStatus { group, reply });
+        answer
+    };
+    let _first: Vec<_> = (0..BUSY_EVENTS).map(|_| ask()).collect();
+    let begun = Instant::now();
+    let (ready, _) = mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| shard.run(inbox, ready));
+        while shared.counters.sum().turns == 0 {
+            std::thread::yield_now();
+        }
+        ask().blocking_recv().unwrap().unwrap_err();
+        let gone = begun.elapsed();
+        shared.tell(0, ShardEvent::Shutdown);
+        assert!(gone >= interval, "{gone:?}");
+    });
+}
+
 /// A shard with so many groups of three members, the second of which it takes to be alive. Nobody answers it.
 fn shard_with_groups(path: &Path, groups: u64) -> (Arc<Shared>, Parts) {
     let disk = SimDisk::new(1);
@@ -485,7 +513,7 @@ fn callers_of_a_node_that_is_out_of_service_are_told_so() {
     alone.queue.drain(&mut done, Duration::ZERO);
     let results: Vec<_> = done.into_iter().map(|done| done.result.err()).collect();
     assert_eq!(results, [Some(fault.clone()), Some(fault.clone())]);
-    let (node, (reply, answer)) = (NodeId(2), std::sync::mpsc::channel());
+    let (node, (reply, answer)) = (NodeId(2), mpsc::channel());
     alone.shard.handle(ShardEvent::PeerNeeded { node, reply });
     assert_eq!(answer.try_recv(), Ok(Err(fault)));
 }
