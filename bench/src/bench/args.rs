@@ -1,5 +1,6 @@
 //! The arguments of `polyraft bench`, parsed into values that are in range.
 
+use super::cost_model::CostModelArgs;
 use super::faults::Fault;
 use super::in_flight::SnapshotArgs;
 use super::rolling::RollingArgs;
@@ -35,6 +36,7 @@ const AFTER_HELP: &str =
 pub enum BenchCommand {
     FindMax(Box<FindMaxArgs>),
     Compare(CompareArgs),
+    CostModel(Box<CostModelArgs>),
     Reads(Box<ReadsArgs>),
     Snapshot(Box<SnapshotArgs>),
     RollingRestart(Box<RollingArgs>),

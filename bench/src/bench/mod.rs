@@ -4,6 +4,7 @@
 mod args;
 mod child;
 mod compare;
+mod cost_model;
 mod device;
 mod faults;
 mod find_max;
@@ -74,6 +75,7 @@ pub fn run(args: &BenchArgs) -> Result<Ending> {
         None => bench(&args.run),
         Some(BenchCommand::FindMax(args)) => find_max::run(args),
         Some(BenchCommand::Compare(args)) => compare::run(args),
+        Some(BenchCommand::CostModel(args)) => cost_model::run(args),
         Some(BenchCommand::Reads(args)) => reads::run(args),
         Some(BenchCommand::Snapshot(args)) => in_flight::run(args),
         Some(BenchCommand::RollingRestart(args)) => rolling::run(args),
