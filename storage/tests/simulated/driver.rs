@@ -1,7 +1,7 @@
 //! Owns a driver that runs one shard on a simulated disk beside the model of a log, and compares the two.
 //! Must never accept a state that the model did not go through.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use polyraft_raft::NodeId;
@@ -138,4 +138,21 @@ pub fn read_all(log: &ShardLog) -> Model {
     let (model, faulty) = model::read_all(log).unwrap();
     assert!(faulty.is_empty(), "{faulty:?} are damaged");
     model
+}
+
+/// Two entries in a block, the second one short.
+pub fn append(group: u64, text: &str) -> Op {
+    Op::Append {
+        group,
+        term: 1,
+        payloads: vec![text.as_bytes().to_vec(), b"x".to_vec()],
+    }
+}
+
+/// The segment files of the log.
+pub fn segments(disk: &SimDisk) -> Vec<PathBuf> {
+    disk.files()
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "seg"))
+        .collect()
 }

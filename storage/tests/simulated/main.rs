@@ -3,4 +3,5 @@
 mod checkpoints;
 mod driver;
 mod faults;
+mod full_disks;
 mod lives;

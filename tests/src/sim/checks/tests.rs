@@ -2,7 +2,7 @@
 
 use polyraft::SurvivingReplica;
 use polyraft_raft::{
-    EntryRange, Env, Event, HardState, NodeSet, Outbox, Restored as Begun, Settings, Tick,
+    EntryRange, Env, Event, HardState, Message, NodeSet, Outbox, Restored as Begun, Settings, Tick,
 };
 
 use super::*;
