@@ -178,7 +178,8 @@ impl<M: StateMachine> Cluster<M> {
             .listen(self.addresses[place(id)])
             .peers(peers)
             .tls(Tls::dev(&self.site.ca))
-            .config(self.config.clone());
+            .config(self.config.clone())
+            .on_idle(crate::allocator::give_back);
         if let Some(disk) = self.disks.get(place(id)) {
             builder = builder.disk(Arc::clone(disk));
         }

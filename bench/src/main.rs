@@ -1,6 +1,7 @@
 //! The command `polyraft`: reads the command line, runs what it asks for, and turns the outcome into an exit code.
 //! It must never hold logic of its own.
 
+mod allocator;
 mod bench;
 mod cluster;
 mod control;
@@ -27,10 +28,6 @@ mod workload;
 use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::Duration;
-
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Thousands of Raft groups on one write-ahead log and one QUIC transport.
 #[derive(Debug, Parser)]
@@ -61,32 +58,8 @@ const FAILED: u8 = 1;
 /// Ctrl-C: what a shell reports for a process that SIGINT ended.
 const INTERRUPTED: u8 = 130;
 
-/// The allocator's option for how long freed memory is kept before it goes back to the system.
-const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-
-/// A load frees and takes megabytes thousands of times a second; by default the allocator gives them back to the
-/// system in between, and the fresh pages have to be cleared each time.
-fn keep_freed_memory_for_a_while() {
-    // SAFETY: changing an option is not thread-safe, and no other thread runs yet.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, KEPT.as_millis() as _) };
-    // The allocator looks at what it keeps when somebody allocates. Where nobody does, it would keep it for ever.
-    let look = || {
-        loop {
-            std::thread::sleep(KEPT);
-            // SAFETY: may be called at any time, by any thread.
-            unsafe { libmimalloc_sys::mi_collect(false) };
-        }
-    };
-    let thread = std::thread::Builder::new().name("allocator".to_owned());
-    // Without it memory is kept for longer, and nothing else is different.
-    let _ = thread.spawn(look);
-}
-
-/// How long freed memory is kept.
-const KEPT: Duration = Duration::from_secs(10);
-
 fn main() -> ExitCode {
-    keep_freed_memory_for_a_while();
+    allocator::keep_freed_memory_for_a_while();
     let line = CommandLine::parse();
     let level = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));

@@ -1,11 +1,13 @@
 //! Groups that are destroyed and created again over real QUIC: nothing of a life of a group's id shows in the next one, whoever
 //! was down meanwhile.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use polyraft::{Error, GroupId, Life, MemberChange, NodeId, Read};
-use polyraft_tests::{Cluster, DEADLINE, small_config, until};
+use polyraft::{Error, GroupId, Life, MemberChange, Node, NodeId, Read, Tls};
+use polyraft_tests::{Cluster, DEADLINE, Ledger, small_config, until};
 
 const ALL: [u64; 3] = [1, 2, 3];
 
@@ -352,4 +354,32 @@ async fn ids_that_are_reserved_are_refused_and_harm_no_other_group() {
     assert_eq!(destroyed, Err(Error::NoSuchGroup { group }));
     assert_eq!(listed(&cluster, 1), []);
     cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn threads_of_a_node_that_has_become_idle_call_what_its_user_gave() {
+    let dir = tempfile::tempdir().unwrap();
+    let (called, calls) = std::sync::mpsc::channel();
+    let node = Node::<Ledger>::builder()
+        .id(1)
+        .data_dir(dir.path().join("node"))
+        .listen(SocketAddr::from(([127, 0, 0, 1], 0)))
+        .tls(Tls::dev(dir.path().join("ca")))
+        .config(small_config())
+        .on_idle(move || {
+            let thread = std::thread::current().name().map(str::to_owned);
+            called.send(thread.unwrap()).unwrap();
+        })
+        .open()
+        .await
+        .unwrap();
+    let mut missing = BTreeSet::from(["n1-shard-0", "n1-apply-0", "polyraft-net-1"]);
+    until("each thread calls it", async || {
+        for thread in calls.try_iter() {
+            missing.remove(&*thread);
+        }
+        missing.is_empty()
+    })
+    .await;
+    node.shutdown().await.unwrap();
 }

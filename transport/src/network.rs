@@ -4,6 +4,7 @@
 //! socket beyond the local address: the loopback network implements the same interface.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -71,6 +72,10 @@ pub trait Network: Send + Sync {
     /// Takes a peer out: its link is closed, and no other is made or let in before it is added again. Does nothing where peers
     /// have no addresses.
     fn remove_peer(&self, _node: NodeId) {}
+
+    /// Has each thread of the network call `task` soon, once. It must not block: meanwhile no frame moves. Does nothing where
+    /// there are no threads.
+    fn call_on_threads(&self, _task: Arc<dyn Fn() + Send + Sync>) {}
 
     /// Counters since the start.
     fn stats(&self) -> NetworkStats;

@@ -76,7 +76,8 @@ pub fn run(args: &ChildArgs) -> Result<()> {
         .peers(peers)
         .tls(Tls::dev(&args.ca))
         .disk(Arc::new(disk.clone()))
-        .config(Config::load(&args.config)?);
+        .config(Config::load(&args.config)?)
+        .on_idle(crate::allocator::give_back);
     let node = match runtime.block_on(builder.open()) {
         Ok(node) => node,
         Err(error) => return tell(&Reply::Failed(format!("{error:#}"))),

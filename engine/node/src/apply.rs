@@ -86,9 +86,14 @@ pub(crate) enum Task {
         life: Life,
         slot: Option<u32>,
     },
+    /// The node is idle: give back what a burst left, and call this.
+    Rest(OnIdle),
     /// Leave the loop.
     Stop,
 }
+
+/// What each thread of a node calls when it has become idle.
+pub(crate) type OnIdle = Arc<dyn Fn() + Send + Sync>;
 
 impl Task {
     /// Opens what a replica needs before it starts.
@@ -373,6 +378,10 @@ impl<M: StateMachine> Applier<M> {
             } => self.take_back((group, life), machine, held),
             Task::Quarantine { group, reason } => self.quarantine(group, reason),
             Task::Destroy { group, life, slot } => self.destroy(group, life, slot),
+            Task::Rest(on_idle) => {
+                self.entries = Vec::new();
+                on_idle();
+            }
             Task::Stop => {}
         }
     }

@@ -2,8 +2,8 @@
 //! It must never start a thread, read a clock or open a socket: whoever asks for the parts runs them.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use crossbeam::utils::CachePadded;
 use parking_lot::Mutex;
@@ -105,6 +105,7 @@ impl Assembly {
             tracer: Arc::new(Tracer::new(config.trace.one_in)),
             pulses: Pulses::default(),
             alive_peers: Mutex::new(NodeSet::new(place.node)),
+            on_idle: OnceLock::new(),
             fault: Mutex::new(None),
             is_closed: AtomicBool::new(false),
         });

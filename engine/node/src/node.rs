@@ -22,7 +22,7 @@ use polyraft_transport::{Identity, Network, Options, QuicListener, Tls};
 #[cfg(feature = "sim")]
 pub(crate) use self::peers::{Asked, Change};
 pub(crate) use self::peers::{Peers, forget_outdated};
-use crate::apply::{Task, remove_leftovers};
+use crate::apply::{OnIdle, Task, remove_leftovers};
 use crate::assembly::{self, Assembly, Place, bytes};
 use crate::clock::{Clock, micros};
 use crate::completion::SlotPool;
@@ -120,7 +120,18 @@ pub struct NodeBuilder<M> {
     tls: Option<Tls>,
     config: Config,
     disk: Arc<dyn Disk>,
+    on_idle: IdleCall,
     machine: PhantomData<fn() -> M>,
+}
+
+/// Shown as whether there is one.
+#[derive(Default)]
+struct IdleCall(Option<OnIdle>);
+
+impl std::fmt::Debug for IdleCall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("IdleCall").field(&self.0.is_some()).finish()
+    }
 }
 
 impl<M: StateMachine> NodeBuilder<M> {
@@ -175,6 +186,15 @@ impl<M: StateMachine> NodeBuilder<M> {
         self
     }
 
+    /// What threads of the node call when they have become idle: those of its shards once they have written nothing for
+    /// 5 s, apply workers and the transport's thread then too. For allocators that keep for each thread what other threads
+    /// freed until it allocates again, as mimalloc (`mi_collect`) and jemalloc (`thread.tcache.flush`) do: an idle thread
+    /// never does. It should take a few milliseconds at most, must not wait for the node, and must not panic.
+    pub fn on_idle(mut self, call: impl Fn() + Send + Sync + 'static) -> Self {
+        self.on_idle = IdleCall(Some(Arc::new(call)));
+        self
+    }
+
     /// Recovers the log, opens the state machines and joins the cluster.
     ///
     /// Groups that the data directory holds come back by themselves. The call returns when this node takes part; it
@@ -214,6 +234,9 @@ impl<M: StateMachine> NodeBuilder<M> {
             node,
         };
         let assembly = Assembly::open(&place, config, Clock::start())?;
+        if let Some(on_idle) = &self.on_idle.0 {
+            let _is_first = assembly.shared.on_idle.set(Arc::clone(on_idle));
+        }
         let peers = Peers::new(given, &assembly.data_dir.address_changes());
         let peer_ids = peers.ids();
         let identity = assembly.identity();
@@ -277,7 +300,7 @@ impl Running {
         let openers = cores.div_ceil(queues.len()).max(FEWEST_OPENERS);
         for (worker, tasks) in queues.into_iter().enumerate() {
             let applier = assembly::applier::<M>(path, shared);
-            let name = format!("n{}-apply-{worker}", shared.node);
+            let name = format!("{}-apply-{worker}", shared.node);
             let shared = Arc::clone(shared);
             let run = move || {
                 stopping_the_node(&shared, "an apply worker", || applier.run(tasks, openers));
@@ -295,7 +318,7 @@ impl Running {
     ) -> Result<(), OpenError> {
         for (number, jobs) in queues.into_iter().enumerate() {
             let keeper = assembly::keeper::<M>(shared, store);
-            let name = format!("n{}-keep-{number}", shared.node);
+            let name = format!("{}-keep-{number}", shared.node);
             let shared = Arc::clone(shared);
             let run = move || {
                 give_way();
@@ -325,7 +348,7 @@ impl Running {
     ) -> Result<(), OpenError> {
         let (ready, all_ready) = mpsc::channel();
         for (index, (shard, inbox)) in shards.into_iter().enumerate() {
-            let name = format!("n{}-shard-{index}", shared.node);
+            let name = format!("{}-shard-{index}", shared.node);
             let ready = ready.clone();
             let shared = Arc::clone(shared);
             let run = move || stopping_the_node(&shared, "a shard", || shard.run(inbox, ready));
@@ -395,6 +418,7 @@ impl<M: StateMachine> Node<M> {
             tls: None,
             config: Config::default(),
             disk: Arc::new(FileDisk),
+            on_idle: IdleCall::default(),
             machine: PhantomData,
         }
     }

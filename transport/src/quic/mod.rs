@@ -56,6 +56,15 @@ const LINKS_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long a stopping network waits for peers to hear that it is gone.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(250);
 
+/// What the network's thread is asked to call.
+type ThreadTask = Arc<dyn Fn() + Send + Sync>;
+
+/// What others ask of the network's thread: links with new peers, and calls.
+type Requests = (
+    mpsc::UnboundedReceiver<Arc<Peer>>,
+    mpsc::UnboundedReceiver<ThreadTask>,
+);
+
 /// A node's socket and certificates, checked and ready, before anybody is told who the node is.
 pub struct QuicListener {
     options: Options,
@@ -111,10 +120,12 @@ impl QuicListener {
         let peers = options.peers.clone();
         let shared = Arc::new(Shared::new(options, crypto, transport, receiver));
         let (newcomers, arrivals) = mpsc::unbounded_channel();
+        let (tasks, coming_tasks) = mpsc::unbounded_channel();
         let network = QuicNetwork {
             shared: shared.clone(),
             addr,
             newcomers,
+            tasks,
             thread: Mutex::default(),
         };
         for (node, addr) in peers {
@@ -148,7 +159,15 @@ impl QuicListener {
             .spawn(move || {
                 #[cfg(polyraft_mutants)]
                 mutants::set(fault);
-                let run = || run(&runtime, &shared, timers, endpoint, arrivals);
+                let run = || {
+                    run(
+                        &runtime,
+                        &shared,
+                        timers,
+                        endpoint,
+                        (arrivals, coming_tasks),
+                    )
+                };
                 reporting(&*shared.receiver, run);
                 // However it has ended: whoever sends is told.
                 shared.stop();
@@ -168,6 +187,7 @@ pub struct QuicNetwork {
     addr: SocketAddr,
     /// Peers that are new after the start.
     newcomers: mpsc::UnboundedSender<Arc<Peer>>,
+    tasks: mpsc::UnboundedSender<ThreadTask>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -221,6 +241,11 @@ impl Network for QuicNetwork {
         QuicNetwork::remove_peer(self, node);
     }
 
+    fn call_on_threads(&self, task: ThreadTask) {
+        // Fails only once the network is shut down, and then there is no thread.
+        let _ = self.tasks.send(task);
+    }
+
     fn stats(&self) -> NetworkStats {
         self.shared.stats()
     }
@@ -267,7 +292,7 @@ fn run(
     shared: &Arc<Shared>,
     timers: Arc<Timers>,
     endpoint: Endpoint,
-    arrivals: mpsc::UnboundedReceiver<Arc<Peer>>,
+    requests: Requests,
 ) -> Result<(), String> {
     runtime.block_on(async {
         // Without one of these no link would work, and none would be seen to fail.
@@ -279,7 +304,7 @@ fn run(
             format!("its timers have stopped: {error}")
         });
         let mut links = tokio::select! {
-            links = serve(shared, &endpoint, arrivals) => links,
+            links = serve(shared, &endpoint, requests) => links,
             Some(ended) = vital.join_next() => {
                 return Err(ended.unwrap_or_else(|panic| panic.to_string()));
             }
@@ -298,7 +323,7 @@ fn run(
 async fn serve(
     shared: &Arc<Shared>,
     endpoint: &Endpoint,
-    mut arrivals: mpsc::UnboundedReceiver<Arc<Peer>>,
+    (mut arrivals, mut tasks): Requests,
 ) -> JoinSet<()> {
     let mut links = JoinSet::new();
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
@@ -310,6 +335,7 @@ async fn serve(
                     links.spawn(keep_linked(shared.clone(), endpoint.clone(), peer));
                 }
             }
+            Some(task) = tasks.recv() => task(),
             Some(incoming) = endpoint.accept() => {
                 let permit = handshakes.clone().try_acquire_owned().ok();
                 let is_peer = || {

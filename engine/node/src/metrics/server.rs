@@ -56,7 +56,7 @@ impl Server {
             .enable_time()
             .build()?;
         let (stop, stopped) = oneshot::channel();
-        let name = format!("n{}-metrics", source.shared.node);
+        let name = format!("{}-metrics", source.shared.node);
         let serve = move || {
             runtime.block_on(async {
                 tokio::select! {

@@ -38,9 +38,9 @@ mod witness;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -86,7 +86,7 @@ use self::told::Told;
 use self::transfer::Transfers;
 pub(crate) use self::transfer::{ChunkTrouble, TransferGauges, TransferLimits, Wanted};
 use self::trim::Trim;
-use crate::apply::{ApplyBacklog, ApplyBatch, Task};
+use crate::apply::{ApplyBacklog, ApplyBatch, OnIdle, Task};
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::Error;
@@ -156,6 +156,8 @@ pub(crate) struct Shared {
     pub(crate) tracer: Arc<Tracer>,
     pub(crate) pulses: Pulses,
     pub(crate) alive_peers: Mutex<NodeSet>,
+    /// Whatever else the node's user wants its threads to do when they have become idle.
+    pub(crate) on_idle: OnceLock<OnIdle>,
     /// Why the whole node has stopped serving, once it has.
     pub(crate) fault: Mutex<Option<String>>,
     pub(crate) is_closed: AtomicBool,

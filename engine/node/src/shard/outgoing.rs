@@ -8,6 +8,7 @@ use polyraft_raft::mutants::{self, Mutant};
 use polyraft_raft::{GroupId, NodeId, shard_of};
 use polyraft_transport::{Lane, Network, SendError};
 
+use crate::apply::OnIdle;
 use crate::status::ShardCounters;
 
 /// Frames under construction.
@@ -179,6 +180,11 @@ impl Outgoing {
         for frame in lanes.filter(|frame| frame.bytes.is_empty()) {
             *frame = LaneFrame::default();
         }
+    }
+
+    /// Has the transport's threads call this.
+    pub(super) fn call_on_threads(&self, task: &OnIdle) {
+        self.network.call_on_threads(Arc::clone(task));
     }
 
     /// Hands the liveness frames to the transport.

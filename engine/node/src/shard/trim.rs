@@ -2,10 +2,12 @@
 //! written nothing for a while gives it back, so that an idle group costs its own state and nothing else.
 //! It must never touch what is under way, nor come back before something was written again, unless there is something to forget.
 
+use std::sync::Arc;
+
 use polyraft_raft::Tick;
 
 use super::Shard;
-use crate::apply::ApplyBatch;
+use crate::apply::{ApplyBatch, Task};
 
 /// A shard that has written nothing for so long is idle. Microseconds.
 const IDLE_AFTER: u64 = 5_000_000;
@@ -71,6 +73,14 @@ impl Shard {
         self.wal.trim();
         if let Some(home) = &mut self.home {
             home.trim();
+        }
+        // What this shard's threads wrote, sent and applied for it was in memory that other threads have allocated.
+        if let Some(on_idle) = self.shared.on_idle.get() {
+            on_idle();
+            for worker in &*self.shared.workers {
+                worker.send(Task::Rest(Arc::clone(on_idle)));
+            }
+            self.outgoing.call_on_threads(on_idle);
         }
     }
 }

@@ -52,6 +52,22 @@ fn hello_tells_store_and_incarnation() {
 }
 
 #[test]
+fn the_network_s_thread_calls_what_it_is_asked_to() {
+    let dir = TempDir::new().unwrap();
+    let one = Node::start(options(ONE, Tls::dev(dir.path())));
+    let (called, calls) = std::sync::mpsc::channel();
+    let call = move || {
+        let thread = std::thread::current().name().map(str::to_owned);
+        called.send(thread).unwrap();
+    };
+    one.network.call_on_threads(Arc::new(call));
+    let name = calls.recv_timeout(DEADLINE).unwrap();
+    assert_eq!(name.as_deref(), Some("polyraft-net-1"));
+    one.network.shutdown();
+    assert!(calls.recv().is_err(), "it was asked once");
+}
+
+#[test]
 fn send_says_why_it_cannot() {
     let dir = TempDir::new().unwrap();
     let one = Node::start(options(ONE, Tls::dev(dir.path())));
