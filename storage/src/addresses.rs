@@ -69,7 +69,7 @@ impl Addresses {
             false => changes.insert(peer, change),
         };
         if changes != self.changes {
-            disk.replace(&self.file, &encode(&changes))
+            disk.replace(&self.file, &[&encode(&changes)])
                 .map_err(|error| StorageError::io(&self.file, "remembering an address", &error))?;
             self.changes = changes;
         }

@@ -9,7 +9,7 @@ use rustc_hash::FxHashMap;
 use crate::batch::Lsn;
 use crate::block::{MAX_COUNT, u32_at, u64_at};
 use crate::damage::LogDamage;
-use crate::format::{parse_configuration, put_configuration};
+use crate::format::{PAGE_BYTES, parse_configuration, put_configuration};
 use crate::group::{GroupLog, Interned};
 use crate::index::{BlockRef, Place, SEGMENT_LIMIT, Where};
 use crate::tombstone::{Ending, Tombstone};
@@ -21,6 +21,8 @@ const HEADER_BYTES: usize = 88;
 /// term the replica before ended (8).
 const ENTRY_BYTES: usize = 96;
 const BLOCK_BYTES: usize = 40;
+/// Where a block's entry says in which segment and where in that it lies.
+const PLACE_OFFSET: usize = 16;
 const TOMBSTONE: u32 = 1;
 const VOTED: u32 = 2;
 const REMOVED: u32 = 4;
@@ -59,13 +61,12 @@ pub(crate) struct CheckpointHeader {
 }
 
 impl CheckpointHeader {
-    /// The whole file.
+    /// What lies in front of these sections in the file.
     pub(crate) fn encode(&self, sections: &[Section]) -> Vec<u8> {
-        let body: usize = sections.iter().map(|section| section.bytes.len()).sum();
-        let crc = sections
-            .iter()
-            .fold(0, |crc, section| crc32c::crc32c_append(crc, &section.bytes));
-        let mut file = Vec::with_capacity(HEADER_BYTES + body);
+        let body: usize = sections.iter().map(Section::bytes).sum();
+        let pieces = sections.iter().flat_map(Section::pieces);
+        let crc = pieces.fold(0, crc32c::crc32c_append);
+        let mut file = Vec::with_capacity(HEADER_BYTES);
         file.extend_from_slice(MAGIC);
         file.put_u32_le(VERSION);
         file.put_u32_le(self.lane);
@@ -79,9 +80,6 @@ impl CheckpointHeader {
         file.put_u32_le(crc);
         let crc = crc32c::crc32c(&file);
         file.put_u32_le(crc);
-        for section in sections {
-            file.extend_from_slice(&section.bytes);
-        }
         file
     }
 
@@ -113,10 +111,17 @@ impl CheckpointHeader {
     }
 }
 
+/// A piece of a section is about so long: a slice of the work fills one.
+const PIECE_BYTES: usize = 256 << 10;
+
 /// One shard's part.
 #[derive(Debug, Default)]
 pub(crate) struct Section {
-    pub(crate) bytes: Vec<u8>,
+    /// Its bytes, one piece behind the other. One list would be copied as a whole whenever it grows, and a shard with millions of
+    /// blocks serves nobody meanwhile.
+    pieces: Vec<Vec<u8>>,
+    /// Bytes in all pieces but the last.
+    full_bytes: usize,
     pub(crate) entries: u64,
     /// Block bytes by segment.
     pub(crate) live: FxHashMap<u64, u64>,
@@ -125,11 +130,33 @@ pub(crate) struct Section {
 /// A block reference in a section whose place was not known when it was written.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patch {
-    at: usize,
+    /// In which piece, and where in it.
+    at: (usize, usize),
     pub(crate) turn: Place,
 }
 
 impl Section {
+    /// How long it is.
+    pub(crate) fn bytes(&self) -> usize {
+        self.full_bytes + self.pieces.last().map_or(0, Vec::len)
+    }
+
+    /// What it consists of, in order.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        self.pieces.iter().map(Vec::as_slice)
+    }
+
+    /// Where the next bytes go. What is written there at a time stays in one piece.
+    fn end(&mut self) -> &mut Vec<u8> {
+        let last = self.pieces.last().map(Vec::len);
+        if last.is_none_or(|bytes| bytes >= PIECE_BYTES) {
+            self.full_bytes += last.unwrap_or_default();
+            self.pieces
+                .push(Vec::with_capacity(PIECE_BYTES + PAGE_BYTES));
+        }
+        self.pieces.last_mut().expect("one was added if need be")
+    }
+
     /// Appends a group as of `position`. Blocks without a place yet are noted in `patches`.
     pub(crate) fn put_group(
         &mut self,
@@ -150,10 +177,11 @@ impl Section {
             flags
         };
         self.put_entry(group, flags, position);
-        self.bytes.put_u32_le(configuration.len() as u32);
-        self.bytes.put_u32_le(fault.len() as u32);
-        self.bytes.put_u32_le(log.blocks.len() as u32);
-        self.bytes.put_u32_le(log.life.get());
+        let bytes = self.end();
+        bytes.put_u32_le(configuration.len() as u32);
+        bytes.put_u32_le(fault.len() as u32);
+        bytes.put_u32_le(log.blocks.len() as u32);
+        bytes.put_u32_le(log.life.get());
         for value in [
             state.term.0,
             state.vote.map_or(0, |node| node.0),
@@ -163,13 +191,12 @@ impl Section {
             log.joined().0,
             log.removed_in().0,
         ] {
-            self.bytes.put_u64_le(value);
+            bytes.put_u64_le(value);
         }
-        self.bytes.extend_from_slice(&configuration);
-        self.bytes.extend_from_slice(&fault);
+        bytes.extend_from_slice(&configuration);
+        bytes.extend_from_slice(&fault);
         for block in log.blocks.iter() {
-            self.bytes.put_u64_le(block.first.0);
-            self.bytes.put_u64_le(block.term.0);
+            let start = self.end().len();
             let segment = match block.place.get() {
                 Where::Segment(segment) => {
                     *self.live.entry(segment).or_default() += u64::from(block.bytes);
@@ -177,17 +204,20 @@ impl Section {
                 }
                 Where::Turn(_) => {
                     patches.push(Patch {
-                        at: self.bytes.len(),
+                        at: (self.pieces.len() - 1, start + PLACE_OFFSET),
                         turn: block.place,
                     });
                     0
                 }
             };
-            self.bytes.put_u64_le(segment);
-            self.bytes.put_u32_le(block.offset);
-            self.bytes.put_u32_le(block.bytes);
-            self.bytes.put_u32_le(block.count);
-            self.bytes.put_u32_le(block.packed);
+            let bytes = self.end();
+            bytes.put_u64_le(block.first.0);
+            bytes.put_u64_le(block.term.0);
+            bytes.put_u64_le(segment);
+            bytes.put_u32_le(block.offset);
+            bytes.put_u32_le(block.bytes);
+            bytes.put_u32_le(block.count);
+            bytes.put_u32_le(block.packed);
         }
     }
 
@@ -204,30 +234,33 @@ impl Section {
             Ending::Destroyed => 0,
         };
         self.put_entry(group, TOMBSTONE | voted | removed, position);
-        self.bytes.put_bytes(0, 12);
-        self.bytes.put_u32_le(tombstone.life.get());
-        self.bytes.put_u64_le(tombstone.term.0);
-        self.bytes
-            .put_u64_le(tombstone.vote.map_or(0, |node| node.0));
-        self.bytes.put_bytes(0, 24);
-        self.bytes.put_u64_le(tombstone.at.0);
-        self.bytes.put_u64_le(0);
+        let bytes = self.end();
+        bytes.put_bytes(0, 12);
+        bytes.put_u32_le(tombstone.life.get());
+        bytes.put_u64_le(tombstone.term.0);
+        bytes.put_u64_le(tombstone.vote.map_or(0, |node| node.0));
+        bytes.put_bytes(0, 24);
+        bytes.put_u64_le(tombstone.at.0);
+        bytes.put_u64_le(0);
     }
 
     fn put_entry(&mut self, group: GroupId, flags: u32, position: Position) {
         self.entries += 1;
-        self.bytes.put_u64_le(group.0);
-        self.bytes.put_u64_le(position.lsn.0);
-        self.bytes.put_u32_le(position.offset);
-        self.bytes.put_u32_le(flags);
+        let bytes = self.end();
+        bytes.put_u64_le(group.0);
+        bytes.put_u64_le(position.lsn.0);
+        bytes.put_u32_le(position.offset);
+        bytes.put_u32_le(flags);
     }
 
     /// Fills in a place that has become known.
     pub(crate) fn patch(&mut self, patch: Patch, segment: u64, base: u32) {
-        let offset = u32_at(&self.bytes, patch.at + 8) + base;
-        self.bytes[patch.at..patch.at + 8].copy_from_slice(&segment.to_le_bytes());
-        self.bytes[patch.at + 8..patch.at + 12].copy_from_slice(&offset.to_le_bytes());
-        *self.live.entry(segment).or_default() += u64::from(u32_at(&self.bytes, patch.at + 12));
+        let (piece, at) = patch.at;
+        let place = &mut self.pieces[piece][at..];
+        let offset = u32_at(place, 8) + base;
+        place[..8].copy_from_slice(&segment.to_le_bytes());
+        place[8..12].copy_from_slice(&offset.to_le_bytes());
+        *self.live.entry(segment).or_default() += u64::from(u32_at(place, 12));
     }
 }
 
@@ -424,6 +457,8 @@ fn take<'a>(rest: &mut &'a [u8], bytes: usize) -> Option<&'a [u8]> {
 
 #[cfg(test)]
 mod tests {
+    use polyraft_raft::EntryRange;
+
     use super::*;
 
     #[test]
@@ -443,5 +478,67 @@ mod tests {
         file[84..88].copy_from_slice(&crc.to_le_bytes());
         let refused = read(&file);
         assert_eq!(refused, Err("a checkpoint of an unknown format version"));
+    }
+
+    #[test]
+    fn a_long_section_is_made_of_pieces_that_never_grow() {
+        let mut log = GroupLog::new(Arc::default());
+        log.base = LogPosition {
+            term: Term(1),
+            index: Index(9),
+        };
+        let turn = Place::turn(7);
+        for first in 10..40_010 {
+            let range = EntryRange {
+                term: Term(2),
+                first: Index(first),
+                end: Index(first + 1),
+            };
+            let place = if first % 3 == 0 {
+                turn
+            } else {
+                Place::segment(4)
+            };
+            log.append(range, place, first as u32, 100);
+        }
+        let (mut section, mut patches) = (Section::default(), Vec::new());
+        section.put_group(GroupId(1), &log, Position::default(), &mut patches);
+        let most = section.pieces.iter().map(Vec::capacity).max();
+        assert_eq!(most, Some(PIECE_BYTES + PAGE_BYTES));
+        assert_eq!(section.bytes(), section.pieces().map(<[u8]>::len).sum());
+        for patch in patches {
+            section.patch(patch, 5, 1_000);
+        }
+        let header = CheckpointHeader {
+            lane: 0,
+            store: 5,
+            replay: ReplayFrom::default(),
+            durable: Lsn(0),
+            entries: 1,
+        };
+        let mut file = header.encode(std::slice::from_ref(&section));
+        section
+            .pieces()
+            .for_each(|piece| file.extend_from_slice(piece));
+        let mut loaded = None;
+        load(&file, &mut Interned::default(), |found| {
+            loaded = Some(found.what);
+        })
+        .unwrap();
+        let Some(Held::Log(found)) = loaded else {
+            panic!("no log")
+        };
+        let expected = log.blocks.iter().map(|mut block| {
+            if block.place.get() == turn.get() {
+                block.place = Place::segment(5);
+                block.offset += 1_000;
+            }
+            block
+        });
+        assert!(found.blocks.iter().eq(expected));
+        assert_eq!(
+            section.live[&5],
+            100 * (10..40_010).filter(|n| n % 3 == 0).count() as u64
+        );
     }
 }

@@ -160,7 +160,7 @@ impl DataDir {
                 };
                 let mut bytes = identity.encode();
                 bytes.resize(2 * COPY_BYTES, 0);
-                disk.replace(&file, &bytes)
+                disk.replace(&file, &[&bytes])
                     .map_err(|error| StorageError::io(&file, "creating the identity", &error))?;
                 (identity, 0)
             }

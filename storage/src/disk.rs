@@ -39,8 +39,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
     /// Length of a file.
     fn file_bytes(&self, path: &Path) -> io::Result<u64>;
-    /// Writes a whole file, new or truncated, and syncs it. Its name is durable only after `sync_dir`.
-    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
+    /// Writes a whole file, new or truncated, of these parts, one behind the other, and syncs it. Its name is durable only
+    /// after `sync_dir`.
+    fn write_new(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()>;
     /// Overwrites a part of an existing file and syncs it. Needs no free space.
     fn overwrite(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Makes an empty file, or empties the one that is there. Nothing of that is durable before `sync_file`.
@@ -91,10 +92,10 @@ pub trait Disk: Send + Sync + fmt::Debug {
         self.read(path)
     }
 
-    /// Replaces a small file atomically and durably.
-    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    /// Replaces a file atomically and durably.
+    fn replace(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
         let temporary = path.with_extension("tmp");
-        let written = self.write_new(&temporary, bytes);
+        let written = self.write_new(&temporary, parts);
         if let Err(error) = written.and_then(|()| self.rename(&temporary, path)) {
             // A part of it would keep room from others.
             let _ = self.remove(&temporary);
@@ -176,9 +177,11 @@ impl Disk for FileDisk {
         Ok(fs::metadata(path)?.len())
     }
 
-    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fn write_new(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
         let mut file = File::create(path)?;
-        file.write_all(bytes)?;
+        for part in parts {
+            file.write_all(part)?;
+        }
         file.sync_all()
     }
 

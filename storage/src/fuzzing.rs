@@ -9,7 +9,7 @@ use polyraft_raft::Index;
 
 use crate::addresses;
 use crate::block::{BLOCK_HEADER_BYTES, BLOCK_MAGIC, EntryBlock, pack, u16_at, u32_at};
-use crate::checkpoint::{Held, Loaded, Section, load};
+use crate::checkpoint::{CheckpointHeader, Held, Loaded, Section, load};
 use crate::data_dir::Identity;
 use crate::format::{
     BATCH_HEADER_BYTES, BatchHeader, CONTROL_HEADER_BYTES, Located, Record, RecordDamage, Records,
@@ -310,6 +310,15 @@ pub fn files(data: &[u8]) {
     }
 }
 
+/// The file of a checkpoint with one section.
+fn checkpoint_file(header: &CheckpointHeader, section: &Section) -> Vec<u8> {
+    let mut file = header.encode(std::slice::from_ref(section));
+    section
+        .pieces()
+        .for_each(|piece| file.extend_from_slice(piece));
+    file
+}
+
 fn load_and_write(file: &[u8]) -> Option<Vec<u8>> {
     let mut section = Section::default();
     let mut patches = Vec::new();
@@ -324,7 +333,7 @@ fn load_and_write(file: &[u8]) -> Option<Vec<u8>> {
     let header = load(file, &mut Interned::default(), each).ok()?;
     assert_eq!(header.entries, section.entries);
     assert!(patches.is_empty(), "a checkpoint names places, not turns");
-    Some(header.encode(&[section]))
+    Some(checkpoint_file(&header, &section))
 }
 
 #[cfg(test)]
@@ -341,7 +350,7 @@ mod tests {
     use crate::addresses::AddressChange;
     use crate::batch::Lsn;
     use crate::block::EntryKind;
-    use crate::checkpoint::{CheckpointHeader, Position, ReplayFrom};
+    use crate::checkpoint::{Position, ReplayFrom};
     use crate::data_dir::{PeerSeen, StoreId};
     use crate::group::{Creation, GroupLog};
     use crate::tombstone::{Ending, Tombstone};
@@ -532,7 +541,7 @@ mod tests {
         log.fault = Some(crate::damage::LogDamage::of_log("rot", Index(17)));
         section.put_group(GroupId(9), &log, position, &mut Vec::new());
         section.put_tombstone(GroupId(8), &Tombstone::destroyed(Life::FIRST), position);
-        CheckpointHeader {
+        let header = CheckpointHeader {
             lane: 1,
             store: 5,
             replay: ReplayFrom {
@@ -542,7 +551,7 @@ mod tests {
             },
             durable: Lsn(11),
             entries: section.entries,
-        }
-        .encode(&[section])
+        };
+        checkpoint_file(&header, &section)
     }
 }

@@ -102,12 +102,12 @@ impl Maintenance {
     }
 
     /// Writes the file, if there is room for all of it: what is free on a full disk others need meanwhile.
-    fn write(&self, file: &[u8]) -> io::Result<()> {
+    fn write(&self, file: &[&[u8]]) -> io::Result<()> {
         if mutants::is_active(Mutant::CheckpointOverwritten) {
             return self.disk.write_new(&self.path, file);
         }
         let dir = self.path.parent().unwrap_or(Path::new("."));
-        if self.disk.free_bytes(dir)? < file.len() as u64 {
+        if self.disk.free_bytes(dir)? < file.iter().map(|part| part.len() as u64).sum() {
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.disk.replace(&self.path, file)
@@ -157,7 +157,9 @@ impl Maintenance {
             durable,
             entries: sections.iter().map(|section| section.entries).sum(),
         };
-        let file = header.encode(&sections);
+        let head = header.encode(&sections);
+        let mut file = vec![&head[..]];
+        file.extend(sections.iter().flat_map(Section::pieces));
         let written = self.write(&file);
         let mut state = self.state.lock();
         state.under_way = false;

@@ -84,7 +84,7 @@ impl Peers {
         let mut slot = 0;
         let mut file = copy.clone();
         file.resize((2 * PAGE_BYTES).max(file.len()), 0);
-        let mut written = disk.replace(&self.file, &file);
+        let mut written = disk.replace(&self.file, &[&file]);
         // A peer that must be refused from now on must be remembered on a full disk too. Overwriting needs no space, and
         // whatever becomes of it, the copy that counts stays as it is.
         if written.as_ref().is_err_and(is_full) && before.is_some() && copy.len() <= PAGE_BYTES {

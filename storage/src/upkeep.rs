@@ -125,7 +125,7 @@ impl ShardLog {
         if work.through.is_some() {
             return false;
         }
-        let start = work.section.bytes.len();
+        let start = work.section.bytes();
         for _ in 0..SLICE_GROUPS {
             let Some(group) = work.left.pop() else {
                 work.through = Some(self.tail.next());
@@ -137,7 +137,7 @@ impl ShardLog {
             } else if let Some(tombstone) = self.tombstones.get(&group) {
                 work.section.put_tombstone(group, tombstone, self.position);
             }
-            if work.section.bytes.len() - start > SLICE_BYTES {
+            if work.section.bytes() - start > SLICE_BYTES {
                 break;
             }
         }

@@ -83,8 +83,8 @@ impl Disk for ModelDisk {
         self.disk.file_bytes(path)
     }
 
-    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        self.disk.write_new(path, bytes)
+    fn write_new(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+        self.disk.write_new(path, parts)
     }
 
     fn overwrite(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {

@@ -361,11 +361,11 @@ impl Disk for SimDisk {
         Ok(self.state.lock().file(path)?.current.len() as u64)
     }
 
-    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fn write_new(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
         let mut state = self.state.lock();
         let id = state.create(path);
         state.file_by_id(id).clear();
-        state.write(id, 0, bytes)?;
+        state.write(id, 0, &parts.concat())?;
         state.sync(id, 0..usize::MAX)
     }
 

@@ -76,8 +76,8 @@ impl Disk for StallDisk {
         self.files.file_bytes(path)
     }
 
-    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        self.files.write_new(path, bytes)
+    fn write_new(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+        self.files.write_new(path, parts)
     }
 
     fn overwrite(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {

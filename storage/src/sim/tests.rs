@@ -106,7 +106,7 @@ fn a_failed_write_leaves_whole_sectors() {
     let mut seen = BTreeSet::new();
     for seed in 0..200 {
         let disk = SimDisk::new(seed);
-        disk.write_new(&path("a"), &[7; 2 * 4096]).unwrap();
+        disk.write_new(&path("a"), &[&[7; 2 * 4096]]).unwrap();
         disk.fail_writes(Failure::Once);
         assert!(disk.overwrite(&path("a"), 4096, &[8; 4096]).is_err());
         // `sectors` fails when one is torn.
@@ -147,10 +147,10 @@ fn a_misdirected_write_shows_after_a_restart_only() {
 #[test]
 fn names_survive_by_their_directorys_sync_and_otherwise_by_chance() {
     let disk = SimDisk::new(1);
-    disk.write_new(&path("old"), b"old").unwrap();
-    disk.write_new(&path("gone"), b"gone").unwrap();
+    disk.write_new(&path("old"), &[b"old"]).unwrap();
+    disk.write_new(&path("gone"), &[b"gone"]).unwrap();
     disk.sync_dir(Path::new("/d")).unwrap();
-    disk.write_new(&path("tmp"), b"new").unwrap();
+    disk.write_new(&path("tmp"), &[b"new"]).unwrap();
     disk.rename(&path("tmp"), &path("old")).unwrap();
     disk.remove(&path("gone")).unwrap();
     let left = |names| {
