@@ -111,7 +111,7 @@ impl CheckpointHeader {
     }
 }
 
-/// A piece of a section is about so long: a slice of the work fills one.
+/// A piece of a section is about so long.
 const PIECE_BYTES: usize = 256 << 10;
 
 /// One shard's part.

@@ -14,7 +14,8 @@ use crate::error::StorageError;
 use crate::index::{Place, Where};
 use crate::shard::ShardLog;
 
-/// Groups looked at in one call of `maintain`, and bytes written or moved by it.
+/// Groups looked at in one call of `maintain`, and bytes written or moved by it. A group is written whole into a checkpoint,
+/// however many blocks it has: it could be truncated in between.
 const SLICE_GROUPS: usize = 512;
 const SLICE_BYTES: usize = 256 << 10;
 

@@ -73,8 +73,8 @@ pub trait Network: Send + Sync {
     /// have no addresses.
     fn remove_peer(&self, _node: NodeId) {}
 
-    /// Has each thread of the network call `task` soon, once. It must not block: meanwhile no frame moves. Does nothing where
-    /// there are no threads.
+    /// Has each thread of the network call `task` soon, once. It must not block, because meanwhile no frame moves, nor panic,
+    /// because then the network fails. Does nothing where there are no threads.
     fn call_on_threads(&self, _task: Arc<dyn Fn() + Send + Sync>) {}
 
     /// Counters since the start.

@@ -170,7 +170,8 @@ fn solve(mut rows: [[f64; TERMS + 1]; TERMS]) -> Option<[f64; TERMS]> {
             }
         }
     }
-    Some(std::array::from_fn(|at| rows[at][TERMS] / rows[at][at]))
+    let found: [f64; TERMS] = std::array::from_fn(|at| rows[at][TERMS] / rows[at][at]);
+    found.iter().all(|x| x.is_finite()).then_some(found)
 }
 
 /// The result as JSON.
@@ -224,8 +225,9 @@ async fn fit(
     }
     nodes.stop().await?;
     setting.screen.clear();
-    let model = Model::fit(&costs)
-        .context("the loads hardly differ, so nothing can be told apart; give more --groups")?;
+    let model = Model::fit(&costs).context(
+        "the loads hardly differ, so nothing can be told apart; give more --groups or --seconds",
+    )?;
     tell(setting, &costs, &model);
     let found = Found {
         format: 1,
@@ -373,6 +375,9 @@ mod tests {
         let one = costs(&MODEL)[0];
         assert_eq!(Model::fit(&[one; 8]), None);
         assert_eq!(Model::fit(&[]), None);
+        let mut free = costs(&MODEL);
+        free[0].cpu_us = 0.0;
+        assert_eq!(Model::fit(&free), None);
     }
 
     #[test]

@@ -86,7 +86,7 @@ pub(crate) enum Task {
         life: Life,
         slot: Option<u32>,
     },
-    /// The node is idle: give back what a burst left, and call this.
+    /// All shards are idle: call this.
     Rest(OnIdle),
     /// Leave the loop.
     Stop,
@@ -378,10 +378,7 @@ impl<M: StateMachine> Applier<M> {
             } => self.take_back((group, life), machine, held),
             Task::Quarantine { group, reason } => self.quarantine(group, reason),
             Task::Destroy { group, life, slot } => self.destroy(group, life, slot),
-            Task::Rest(on_idle) => {
-                self.entries = Vec::new();
-                on_idle();
-            }
+            Task::Rest(on_idle) => on_idle(),
             Task::Stop => {}
         }
     }

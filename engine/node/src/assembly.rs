@@ -2,7 +2,7 @@
 //! It must never start a thread, read a clock or open a socket: whoever asks for the parts runs them.
 
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
 use crossbeam::utils::CachePadded;
@@ -105,6 +105,7 @@ impl Assembly {
             tracer: Arc::new(Tracer::new(config.trace.one_in)),
             pulses: Pulses::default(),
             alive_peers: Mutex::new(NodeSet::new(place.node)),
+            idle_shards: AtomicUsize::new(0),
             on_idle: OnceLock::new(),
             fault: Mutex::new(None),
             is_closed: AtomicBool::new(false),

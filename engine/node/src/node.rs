@@ -186,8 +186,8 @@ impl<M: StateMachine> NodeBuilder<M> {
         self
     }
 
-    /// What threads of the node call when they have become idle: those of its shards once they have written nothing for
-    /// 5 s, apply workers and the transport's thread then too. For allocators that keep for each thread what other threads
+    /// What threads of the node call when they have become idle: that of a shard once it has written nothing for 5 s, apply
+    /// workers and the transport's thread once all shards have; the log's threads and those that keep snapshots never. For allocators that keep for each thread what other threads
     /// freed until it allocates again, as mimalloc (`mi_collect`) and jemalloc (`thread.tcache.flush`) do: an idle thread
     /// never does. It should take a few milliseconds at most, must not wait for the node, and must not panic.
     pub fn on_idle(mut self, call: impl Fn() + Send + Sync + 'static) -> Self {

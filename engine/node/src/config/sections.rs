@@ -155,9 +155,10 @@ pub struct Batch {
     #[serde(with = "units::duration")]
     pub turn_wait: Duration,
     /// The least time from the beginning of a turn that took in eight events or more to that of the next: how long a busy
-    /// shard lets events linger. Longer saves CPU, because what a turn costs however little it does is shared by more,
-    /// and calms the tail of latency where cores are scarce; the median grows by about half of it. A shard with a few
-    /// events at a time never lingers.
+    /// shard lets events linger. Longer saves CPU, because what a turn costs however little it does is shared by more; the
+    /// median grows by about half of it, and nodes without idle cores commit up to a third less. A shard with a few events
+    /// at a time never lingers, nor does one for which a whole turn waits already; a barrier does not end it.
+    /// `docs/performance.md` has what it did to tails.
     ///
     /// Default `0us`; allowed `0us` to `10ms`; takes effect at restart.
     #[serde(with = "units::duration")]

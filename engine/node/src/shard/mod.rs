@@ -38,7 +38,7 @@ mod witness;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -156,6 +156,8 @@ pub(crate) struct Shared {
     pub(crate) tracer: Arc<Tracer>,
     pub(crate) pulses: Pulses,
     pub(crate) alive_peers: Mutex<NodeSet>,
+    /// How many shards have written nothing for a while.
+    pub(crate) idle_shards: AtomicUsize,
     /// Whatever else the node's user wants its threads to do when they have become idle.
     pub(crate) on_idle: OnceLock<OnIdle>,
     /// Why the whole node has stopped serving, once it has.
@@ -475,9 +477,9 @@ impl Shard {
     /// `ready` is dropped when the state machines of all recovered groups are open, or can't be.
     pub(crate) fn run(mut self, inbox: Mailbox<ShardEvent>, ready: mpsc::Sender<()>) {
         self.ready = (!self.opening.is_empty()).then_some(ready);
-        let (mut begun, mut taken) = (self.now, 0);
+        let (mut begun, mut taken) = (self.now, None);
         while !self.is_stopping {
-            if taken >= BUSY_EVENTS {
+            if taken.is_some_and(|taken| taken >= BUSY_EVENTS) {
                 self.linger(begun);
             }
             if self.submitted > self.durable {
@@ -515,8 +517,12 @@ impl Shard {
     }
 
     /// Takes in what waits, as much as a turn may, and does what follows from it. So many events were taken before.
-    /// Returns how many the turn took in altogether.
-    pub(crate) fn finish_turn(&mut self, inbox: &Mailbox<ShardEvent>, before: usize) -> usize {
+    /// Returns how many the turn took in altogether; `None` if it may take no more and others wait already.
+    pub(crate) fn finish_turn(
+        &mut self,
+        inbox: &Mailbox<ShardEvent>,
+        before: usize,
+    ) -> Option<usize> {
         let mut left = self.limits.turn_events;
         let mut soon = std::mem::take(&mut self.soon);
         loop {
@@ -535,7 +541,7 @@ impl Shard {
         let taken = before + self.limits.turn_events - left;
         self.histograms().turn_events.record(taken as u64);
         self.end_turn(left > 0);
-        taken
+        (left > 0).then_some(taken)
     }
 
     /// The proposal whose wait is measured has come to its turn.

@@ -20,6 +20,7 @@ use polyraft_transport::{LoopbackHub, Network};
 use super::campaigns::AT_ONCE;
 use super::split::tests::Alone;
 use super::{BUSY_EVENTS, MergeEvent, PROPOSAL_OVERHEAD, Payloads, Shard, Shared, SplitEvent};
+use crate::apply::Task;
 use crate::assembly::{Assembly, Parts, Place, applier, keeper};
 use crate::clock::Clock;
 use crate::completion::CompletionQueue;
@@ -28,6 +29,7 @@ use crate::error::{Error, MachineError};
 use crate::event::{CreateOrigin, EndGrounds, ShardEvent};
 use crate::group::Read as How;
 use crate::machine::{Entry, FrozenState, Replies, StateMachine};
+use crate::mailbox::Mailbox;
 
 pub(super) const GROUP: GroupId = GroupId(7);
 
@@ -346,6 +348,60 @@ fn a_busy_turn_is_not_followed_by_another_before_its_interval_is_over() {
         shared.tell(0, ShardEvent::Shutdown);
         assert!(gone >= interval, "{gone:?}");
     });
+}
+
+#[test]
+fn a_shard_for_which_a_whole_turn_waits_does_not_linger() {
+    let (shared, mut parts) = parts_on(&SimDisk::new(1), Path::new("/n"));
+    let (mut shard, inbox) = parts.shards.remove(0);
+    // It would not be over in this test.
+    shard.limits.turn_interval = Duration::from_hours(1);
+    shard.limits.turn_events = BUSY_EVENTS;
+    let ask = || {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let group = GROUP;
+        shared.tell(0, ShardEvent::GroupStatus { group, reply });
+        answer
+    };
+    // A turn takes one event more. The last of three is not busy.
+    let answers: Vec<_> = (0..2 * (BUSY_EVENTS + 1) + 1).map(|_| ask()).collect();
+    let (ready, _) = mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| shard.run(inbox, ready));
+        for answer in answers {
+            answer.blocking_recv().unwrap().unwrap_err();
+        }
+        shared.tell(0, ShardEvent::Shutdown);
+    });
+}
+
+#[test]
+fn what_idle_threads_are_to_call_is_called_once_for_each_time_they_become_idle() {
+    let (shared, mut parts) = parts_on(&SimDisk::new(1), Path::new("/n"));
+    let (shard, _) = &mut parts.shards[0];
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let call = move || _ = counted.fetch_add(1, Ordering::Relaxed);
+    assert!(shared.on_idle.set(Arc::new(call)).is_ok());
+    let become_idle = |shard: &mut Shard| {
+        shard.now = shard.trim.due_at.unwrap();
+        shard.trim();
+    };
+    let asked = |parts: &[Mailbox<Task>]| {
+        let tasks = std::iter::from_fn(|| parts[0].try_take());
+        tasks.filter(|task| matches!(task, Task::Rest(_))).count()
+    };
+    for round in 1..=3 {
+        become_idle(shard);
+        assert_eq!(calls.load(Ordering::Relaxed), round);
+        assert_eq!(asked(&parts.tasks), 1);
+        // It was woken to forget something, and nothing was written since.
+        shard.trim.due_at = Some(shard.now);
+        become_idle(shard);
+        assert_eq!(calls.load(Ordering::Relaxed), round);
+        assert_eq!(asked(&parts.tasks), 0);
+        shard.note_written();
+    }
 }
 
 /// A shard with so many groups of three members, the second of which it takes to be alive. Nobody answers it.

@@ -3,6 +3,7 @@
 //! It must never touch what is under way, nor come back before something was written again, unless there is something to forget.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use polyraft_raft::Tick;
 
@@ -19,20 +20,18 @@ const KEPT: usize = 64;
 #[derive(Debug)]
 pub(super) struct Trim {
     /// Unless something is written before. Absent: nothing was since the last time, and there is nothing to forget.
-    due_at: Option<Tick>,
+    pub(super) due_at: Option<Tick>,
+    /// It counts among the shards that are idle.
+    is_idle: bool,
 }
 
 impl Trim {
     /// For a shard that was just opened, which is a burst too.
     pub(super) fn opened(now: Tick) -> Self {
-        let mut trim = Trim { due_at: None };
-        trim.wrote(now);
-        trim
-    }
-
-    /// Something was written now.
-    pub(super) fn wrote(&mut self, now: Tick) {
-        self.due_at = Some(now.after(IDLE_AFTER));
+        Trim {
+            due_at: Some(now.after(IDLE_AFTER)),
+            is_idle: false,
+        }
     }
 
     /// When the shard has to be looked at.
@@ -42,6 +41,14 @@ impl Trim {
 }
 
 impl Shard {
+    /// Something was written now.
+    pub(super) fn note_written(&mut self) {
+        self.trim.due_at = Some(self.now.after(IDLE_AFTER));
+        if std::mem::take(&mut self.trim.is_idle) {
+            self.shared.idle_shards.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     /// Gives back what the last burst left, once the shard is idle. The end of a turn: everything has left its lists.
     pub(super) fn trim(&mut self) {
         if self.trim.due_at.take_if(|at| *at <= self.now).is_none() {
@@ -74,13 +81,25 @@ impl Shard {
         if let Some(home) = &mut self.home {
             home.trim();
         }
-        // What this shard's threads wrote, sent and applied for it was in memory that other threads have allocated.
-        if let Some(on_idle) = self.shared.on_idle.get() {
-            on_idle();
-            for worker in &*self.shared.workers {
-                worker.send(Task::Rest(Arc::clone(on_idle)));
-            }
-            self.outgoing.call_on_threads(on_idle);
+        if !std::mem::replace(&mut self.trim.is_idle, true) {
+            self.call_on_idle();
         }
+    }
+
+    /// Has this thread do what the node's user wants of idle ones, and those that all shards share once all of them are idle: what
+    /// they took over from this one is in memory that this one has allocated, and the other way round.
+    fn call_on_idle(&self) {
+        let idle = self.shared.idle_shards.fetch_add(1, Ordering::Relaxed) + 1;
+        let Some(on_idle) = self.shared.on_idle.get() else {
+            return;
+        };
+        on_idle();
+        if idle < self.shared.inboxes.len() {
+            return;
+        }
+        for worker in &*self.shared.workers {
+            worker.send(Task::Rest(Arc::clone(on_idle)));
+        }
+        self.outgoing.call_on_threads(on_idle);
     }
 }

@@ -225,7 +225,7 @@ impl Shard {
                     self.submissions.push_back((lsn, self.now));
                 }
                 self.submitted = lsn;
-                self.trim.wrote(self.now);
+                self.note_written();
             }
             Ok(None) => {}
             Err(StorageError::DiskFull { needed, .. }) => {
