@@ -87,21 +87,21 @@ fn pack_block(mut out: BytesMut) -> BytesMut {
     out
 }
 
-#[library_benchmark(config = at_most(1_486))]
+#[library_benchmark(config = at_most(1_477))]
 #[bench::entries_16(block(16))]
 fn parse_block(packed: BytesMut) -> usize {
     let block = EntryBlock::parse(black_box(&packed)).expect("it was packed above");
     block.entries().map(|(_, payload)| payload.len()).sum()
 }
 
-#[library_benchmark(config = at_most(412_971))]
+#[library_benchmark(config = at_most(381_795))]
 #[bench::groups_64(cluster(GROUPS))]
 fn commit_in_the_core(mut cluster: Cluster) -> Cluster {
     cluster.commit_one_each();
     cluster
 }
 
-#[library_benchmark(config = at_most(12_913))]
+#[library_benchmark(config = at_most(7_664))]
 #[bench::records_64(room(), block(1))]
 fn assemble_frame(mut frame: BytesMut, block: BytesMut) -> BytesMut {
     let message = Message::Append {
@@ -119,7 +119,7 @@ fn assemble_frame(mut frame: BytesMut, block: BytesMut) -> BytesMut {
     frame
 }
 
-#[library_benchmark(config = at_most(1_548_794))]
+#[library_benchmark(config = at_most(1_519_077))]
 #[bench::groups_64(nodes(GROUPS))]
 fn turns_of_three_nodes(mut nodes: Nodes) -> Nodes {
     nodes.commit_one_each();
