@@ -117,8 +117,8 @@ const PIECE_BYTES: usize = 256 << 10;
 /// One shard's part.
 #[derive(Debug, Default)]
 pub(crate) struct Section {
-    /// Its bytes, one piece behind the other. One list would be copied as a whole whenever it grows, and a shard with millions of
-    /// blocks serves nobody meanwhile.
+    /// Its bytes, one piece behind the other, of which only the first grows. One list would be copied as a whole whenever it does,
+    /// and a shard with millions of blocks serves nobody meanwhile.
     pieces: Vec<Vec<u8>>,
     /// Bytes in all pieces but the last.
     full_bytes: usize,
@@ -148,11 +148,15 @@ impl Section {
 
     /// Where the next bytes go. What is written there at a time stays in one piece.
     fn end(&mut self) -> &mut Vec<u8> {
-        let last = self.pieces.last().map(Vec::len);
-        if last.is_none_or(|bytes| bytes >= PIECE_BYTES) {
-            self.full_bytes += last.unwrap_or_default();
-            self.pieces
-                .push(Vec::with_capacity(PIECE_BYTES + PAGE_BYTES));
+        match self.pieces.last().map(Vec::len) {
+            // Of most shards one is enough, and takes no more than there is to hold.
+            None => self.pieces.push(Vec::new()),
+            Some(bytes) if bytes >= PIECE_BYTES => {
+                self.full_bytes += bytes;
+                self.pieces
+                    .push(Vec::with_capacity(PIECE_BYTES + PAGE_BYTES));
+            }
+            Some(_) => {}
         }
         self.pieces.last_mut().expect("one was added if need be")
     }
@@ -481,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_section_is_made_of_pieces_that_never_grow() {
+    fn a_long_section_is_made_of_short_pieces() {
         let mut log = GroupLog::new(Arc::default());
         log.base = LogPosition {
             term: Term(1),
@@ -503,8 +507,11 @@ mod tests {
         }
         let (mut section, mut patches) = (Section::default(), Vec::new());
         section.put_group(GroupId(1), &log, Position::default(), &mut patches);
-        let most = section.pieces.iter().map(Vec::capacity).max();
-        assert_eq!(most, Some(PIECE_BYTES + PAGE_BYTES));
+        let (first, others) = section.pieces.split_first().expect("it has pieces");
+        assert!(first.capacity() <= 2 * PIECE_BYTES);
+        assert!(!others.is_empty());
+        let untouched = |piece: &Vec<u8>| piece.capacity() == PIECE_BYTES + PAGE_BYTES;
+        assert!(others.iter().all(untouched));
         assert_eq!(section.bytes(), section.pieces().map(<[u8]>::len).sum());
         for patch in patches {
             section.patch(patch, 5, 1_000);
