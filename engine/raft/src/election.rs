@@ -4,7 +4,7 @@
 use crate::group::{Ballot, Group, Part};
 use crate::leader::Leading;
 use crate::mutants::{self, Mutant};
-use crate::{ClaimChange, Env, LogPosition, Message, NodeId, Origin, Outbox, Term};
+use crate::{ClaimChange, Env, LogPosition, Message, NodeId, Origin, Outbox, Term, Tick};
 
 impl Ballot {
     fn of(own: NodeId) -> Box<Ballot> {
@@ -133,7 +133,7 @@ impl Group {
                 // The round was asked for while a leader lives. Its followers are bound to it.
                 Part::PreCandidate(_) if self.is_led(env) => {
                     self.part = Part::Follower;
-                    self.deadline = None;
+                    self.deadline = Tick::NEVER;
                 }
                 Part::PreCandidate(_) => self.stand(env, false, out),
                 _ => self.lead(env, out),
@@ -144,7 +144,7 @@ impl Group {
         {
             self.part = Part::Follower;
             if self.is_led(env) {
-                self.deadline = None;
+                self.deadline = Tick::NEVER;
             }
         }
     }
@@ -161,7 +161,7 @@ impl Group {
         self.part = Part::Leader(Box::new(leading));
         self.leader = Some(self.node);
         self.is_claimed = false;
-        self.deadline = None;
+        self.deadline = Tick::NEVER;
         self.counters.terms_led = self.counters.terms_led.wrapping_add(1);
         out.claims.push(ClaimChange {
             group: self.id,

@@ -5,7 +5,7 @@ use crate::group::{Group, Part};
 use crate::mutants::{self, Mutant};
 use crate::{
     Configuration, EntryRange, Env, Index, LogPosition, Message, NodeId, Origin, Outbox, Term,
-    TransferOutcome, Write, WriteKind,
+    Tick, TransferOutcome, Write, WriteKind,
 };
 
 impl Group {
@@ -194,7 +194,7 @@ impl Group {
             self.is_claimed = false;
         }
         if self.is_led(env) {
-            self.deadline = None;
+            self.deadline = Tick::NEVER;
         } else {
             // Until the claim is heard, only appends prove the leader alive, as in plain Raft.
             self.arm_patience(env, out);
@@ -255,7 +255,7 @@ impl Group {
                 progress.up(env.now);
             }
         } else if self.is_led(env) && matches!(self.part, Part::Follower) {
-            self.deadline = None;
+            self.deadline = Tick::NEVER;
         }
     }
 }

@@ -123,7 +123,8 @@ pub struct Group {
     /// Handed out for applying through here; `applied <= handed_out <= min(committed, durable)`.
     pub(crate) handed_out: Index,
     pub(crate) applied: Index,
-    pub(crate) deadline: Option<Tick>,
+    /// [`Tick::NEVER`] when nothing is waited for.
+    pub(crate) deadline: Tick,
     /// Until then it may be bound to a leader that it has forgotten, and votes for nobody.
     pub(crate) bound_until: Tick,
     pub(crate) part: Part,
@@ -214,7 +215,7 @@ impl Group {
             committed: hard_state.commit.min(last).max(applied),
             handed_out: applied,
             applied,
-            deadline: None,
+            deadline: Tick::NEVER,
             bound_until: env.now.after(bound_for),
             part: Part::Follower,
             counters: Counters::default(),
@@ -331,10 +332,10 @@ impl Group {
 
     /// The deadline has come, or an old one rings late.
     fn fire(&mut self, env: &Env<'_>, out: &mut Outbox) {
-        if self.deadline.is_none_or(|deadline| env.now < deadline) {
+        if env.now < self.deadline {
             return;
         }
-        self.deadline = None;
+        self.deadline = Tick::NEVER;
         match self.part {
             Part::Leader(_) => self.retry(env, out),
             _ => self.time_out(env, out),
@@ -444,7 +445,7 @@ impl Group {
     }
 
     pub(crate) fn set_deadline(&mut self, at: Tick, out: &mut Outbox) {
-        self.deadline = Some(at);
+        self.deadline = at;
         out.timers.push(TimerSet { group: self.id, at });
     }
 
@@ -473,7 +474,7 @@ impl Group {
     }
 
     fn arm_within(&mut self, env: &Env<'_>, low: u64, high: u64, out: &mut Outbox) {
-        self.deadline = None;
+        self.deadline = Tick::NEVER;
         if self.may_stand() {
             self.set_timeout(env, (low, high), out);
         }
@@ -535,7 +536,7 @@ impl Group {
         self.owes_answer = false;
         self.owes_vote = false;
         self.hard_state_changed = true;
-        if self.deadline.is_none() {
+        if self.deadline == Tick::NEVER {
             self.arm_election_timer(env, out);
         }
         true
@@ -710,8 +711,8 @@ impl Group {
 
     /// When the replica next wants [`Event::Timer`]; `None` when it waits for nothing.
     #[must_use]
-    pub const fn deadline(&self) -> Option<Tick> {
-        self.deadline
+    pub fn deadline(&self) -> Option<Tick> {
+        Some(self.deadline).filter(|&at| at < Tick::NEVER)
     }
 
     /// A leader's knowledge of `node`.
@@ -750,7 +751,7 @@ impl Group {
                         .iter()
                         .all(|p| !p.alive || !p.is_behind(last, self.committed))
             }
-            Part::Follower => settled && self.deadline.is_none(),
+            Part::Follower => settled && self.deadline == Tick::NEVER,
             Part::PreCandidate(_) | Part::Candidate(_) => false,
         }
     }

@@ -127,6 +127,9 @@ impl Index {
 }
 
 impl Tick {
+    /// The end of time: what comes then never comes.
+    pub(crate) const NEVER: Tick = Tick(u64::MAX);
+
     /// This point plus `micros`, saturating at the end of time.
     #[inline]
     #[must_use]

@@ -413,7 +413,7 @@ impl Group {
             Some(handover) => Some(due.map_or(handover.until, |at| at.min(handover.until))),
             None => due,
         };
-        if let Some(at) = due.filter(|&at| self.deadline.is_none_or(|deadline| deadline > at)) {
+        if let Some(at) = due.filter(|&at| at < self.deadline) {
             self.set_deadline(at, out);
         }
     }

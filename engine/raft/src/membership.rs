@@ -8,7 +8,7 @@ use crate::group::{Group, Part, Restored};
 use crate::mutants::{self, Mutant};
 use crate::{
     ClaimChange, Configuration, Env, GroupId, Index, LogPosition, Message, NodeId, Origin, Outbox,
-    Progress, ProgressState, Removed, Term,
+    Progress, ProgressState, Removed, Term, Tick,
 };
 
 /// What a node shall be in a group.
@@ -605,9 +605,9 @@ impl Group {
         } else if !self.may_stand() {
             self.part = Part::Follower;
             if self.leader.is_none() {
-                self.deadline = None;
+                self.deadline = Tick::NEVER;
             }
-        } else if self.deadline.is_none() && !self.is_led(env) {
+        } else if self.deadline == Tick::NEVER && !self.is_led(env) {
             self.arm_election_timer(env, out);
         }
     }
@@ -659,7 +659,7 @@ impl Group {
             self.send(to, Message::TimeoutNow { term, last }, out);
         }
         self.become_follower(env, out);
-        self.deadline = None;
+        self.deadline = Tick::NEVER;
     }
 }
 

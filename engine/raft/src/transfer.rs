@@ -53,7 +53,7 @@ impl Group {
             until,
             is_told: false,
         });
-        if self.deadline.is_none_or(|deadline| deadline > until) {
+        if until < self.deadline {
             self.set_deadline(until, out);
         }
         self.tell_target(out);

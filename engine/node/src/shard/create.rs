@@ -486,7 +486,7 @@ impl Shard {
             members: Membership::of(core.configuration()),
             returning: core.returning().filter(|_| replica.fault.is_none()),
             merging_into: self.merges.frozen_into(group),
-            fault: replica.fault.clone(),
+            fault: replica.fault_reason().map(str::to_owned),
         })
     }
 }

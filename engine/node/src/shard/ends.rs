@@ -265,7 +265,7 @@ impl Shard {
         let node = self.shared.node;
         let core = Group::new(NODE_LEVEL, node, 0, &env, nobody, &mut self.outbox);
         let mut husk = Replica::new(core, Default::default());
-        husk.fault = Some("it has ended".to_owned());
+        husk.fail("it has ended".to_owned());
         let mut ended = std::mem::replace(&mut self.replicas[at], husk);
         self.marks[at].durable = WriteId::ZERO;
         let open = Error::Unknown {

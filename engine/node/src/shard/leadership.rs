@@ -73,9 +73,8 @@ impl Shard {
         // What has ended in this turn is for whoever asked before.
         self.settle_transfers();
         self.step(slot, Event::Transfer { to }, Payloads::None);
-        if let Some(reason) = &self.replicas[slot as usize].fault {
-            let reason = reason.clone();
-            let _ = reply.send(Err(Error::Fault { reason }));
+        if let Some(error) = self.replicas[slot as usize].refusal() {
+            let _ = reply.send(Err(error));
             return;
         }
         // An answer that comes at once is this caller's; an earlier one may still wait for the end of a handover.

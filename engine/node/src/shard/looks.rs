@@ -117,7 +117,7 @@ impl Shard {
     /// A replica's core, and why it is quarantined.
     pub(crate) fn replica(&self, group: GroupId) -> Option<(&polyraft_raft::Group, Option<&str>)> {
         let replica = &self.replicas[self.slot(group)? as usize];
-        Some((&replica.group, replica.fault.as_deref()))
+        Some((&replica.group, replica.fault_reason()))
     }
 
     /// Whether an entry of a group is on the disk.

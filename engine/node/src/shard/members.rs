@@ -171,9 +171,8 @@ impl Shard {
     fn refusal_of(&self, slot: u32, changes: &[MemberChange]) -> Option<Error> {
         let replica = &self.replicas[slot as usize];
         let core = &replica.group;
-        if let Some(reason) = &replica.fault {
-            let reason = reason.clone();
-            return Some(Error::Fault { reason });
+        if let Some(error) = replica.refusal() {
+            return Some(error);
         }
         if self.members.wanted.contains_key(&core.id()) {
             let group = core.id();
@@ -233,8 +232,8 @@ impl Shard {
         let replica = &self.replicas[slot as usize];
         let core = &replica.group;
         let group = core.id();
-        if let Some(reason) = replica.fault.clone() {
-            let _ = wanted.reply.send(Err(Error::Fault { reason }));
+        if let Some(error) = replica.refusal() {
+            let _ = wanted.reply.send(Err(error));
             return;
         }
         let outcome = if !core.members_are_settled() {

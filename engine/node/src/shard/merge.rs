@@ -458,8 +458,8 @@ impl Shard {
         let slot = self.slot(source).ok_or_else(|| self.gone(source))?;
         let replica = &self.replicas[slot as usize];
         let core = &replica.group;
-        if let Some(reason) = replica.fault.clone() {
-            return Err(Error::Fault { reason });
+        if let Some(error) = replica.refusal() {
+            return Err(error);
         }
         if core.role() != Role::Leader {
             let hint = core.leader();

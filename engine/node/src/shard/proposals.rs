@@ -159,10 +159,8 @@ impl Shard {
         let has_room = !leads(&self.replicas[slot as usize]) || self.take_room(payload.len());
         let into = self.merging_into(slot).filter(|_| kind != EntryKind::Merge);
         let replica = &mut self.replicas[slot as usize];
-        let refusal = if let Some(reason) = &replica.fault {
-            Some(Error::Fault {
-                reason: reason.clone(),
-            })
+        let refusal = if replica.fault.is_some() {
+            replica.refusal()
         } else if let Some(into) = into {
             Some(Error::Merging { into })
         } else if replica.pending_bytes > 0

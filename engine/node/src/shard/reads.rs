@@ -184,9 +184,8 @@ impl Shard {
             return query.reply.answer(Err(error));
         };
         let limit = self.limits.inbox_bytes;
-        let refusal = if let Some(reason) = &self.replicas[slot as usize].fault {
-            let reason = reason.clone();
-            Some(Error::Fault { reason })
+        let refusal = if self.replicas[slot as usize].fault.is_some() {
+            self.replicas[slot as usize].refusal()
         } else if self.replicas[slot as usize].group.is_witness() {
             let hint = self.replicas[slot as usize].group.leader();
             Some(Error::Witness { hint })
@@ -619,9 +618,8 @@ impl Shard {
             let mut batch = Vec::with_capacity(queries.len());
             for (slot, query) in queries.drain(..) {
                 // What it must see may not have reached the worker.
-                if let Some(reason) = &self.replicas[slot as usize].fault {
-                    let reason = reason.clone();
-                    query.reply.answer(Err(Error::Fault { reason }));
+                if let Some(error) = self.replicas[slot as usize].refusal() {
+                    query.reply.answer(Err(error));
                     continue;
                 }
                 bytes += query.bytes();

@@ -120,7 +120,7 @@ impl Shard {
         self.leadership.fail(group, &error);
         self.members.fail(group, &error);
         self.merges.fail(group, &error);
-        replica.fault = Some(reason.clone());
+        replica.fail(reason.clone());
         self.quarantined.push((group, reason));
         self.answer_snapshot(slot, Err(error));
         self.forget_transfers(group);

@@ -85,8 +85,14 @@ pub(super) struct Replica {
     pub(super) is_held: bool,
     /// What the counters and the cell say of it now.
     pub(super) shown: Shown,
-    /// Why it is quarantined; then it is never stepped again.
-    pub(super) fault: Option<String>,
+    /// It is quarantined: it is never stepped again. Behind a pointer, because hardly any replica is.
+    pub(super) fault: Option<Box<Quarantine>>,
+}
+
+/// Why a replica is out of service.
+#[derive(Debug)]
+pub(super) struct Quarantine {
+    reason: String,
 }
 
 /// The part of a replica's state that is published.
@@ -120,6 +126,22 @@ impl Replica {
             shown: Shown::default(),
             fault: None,
         }
+    }
+
+    /// Takes it out of service.
+    pub(super) fn fail(&mut self, reason: String) {
+        self.fault = Some(Box::new(Quarantine { reason }));
+    }
+
+    /// Why it is quarantined, if it is.
+    pub(super) fn fault_reason(&self) -> Option<&str> {
+        self.fault.as_ref().map(|fault| &*fault.reason)
+    }
+
+    /// What whoever wants something of it is told when it is quarantined.
+    pub(super) fn refusal(&self) -> Option<Error> {
+        let reason = self.fault_reason()?.to_owned();
+        Some(Error::Fault { reason })
     }
 
     /// Whether it asks for votes, or whether it would get them.

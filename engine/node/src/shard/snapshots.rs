@@ -212,8 +212,8 @@ impl Shard {
         {
             let replica = &self.replicas[slot as usize];
             let (group, index) = (replica.group.id(), replica.group.handed_out());
-            if let Some(reason) = replica.fault.clone() {
-                self.answer_snapshot(slot, Err(Error::Fault { reason }));
+            if let Some(error) = replica.refusal() {
+                self.answer_snapshot(slot, Err(error));
                 continue;
             }
             if replica.is_held {

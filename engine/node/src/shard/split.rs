@@ -305,8 +305,8 @@ impl Shard {
         let slot = self.slot(group).ok_or_else(|| self.absent(group))?;
         let replica = &self.replicas[slot as usize];
         let core = &replica.group;
-        if let Some(reason) = replica.fault.clone() {
-            return Err(Error::Fault { reason });
+        if let Some(error) = replica.refusal() {
+            return Err(error);
         }
         if core.role() != Role::Leader {
             let hint = core.leader();

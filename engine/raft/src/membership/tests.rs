@@ -11,7 +11,7 @@ fn back_by_the_fourth_entry(term: u64) -> Group {
     let alive = crate::NodeSet::new(NodeId(3));
     let settings = crate::Settings::default();
     let env = Env {
-        now: crate::Tick(0),
+        now: Tick(0),
         settings: &settings,
         alive: &alive,
     };
@@ -61,7 +61,7 @@ fn repaired(terms: &[(u64, u64)], last: u64, is_out: bool) -> (Group, Vec<Remove
     let alive = crate::NodeSet::new(NodeId(3));
     let settings = crate::Settings::default();
     let env = Env {
-        now: crate::Tick(0),
+        now: Tick(0),
         settings: &settings,
         alive: &alive,
     };
@@ -122,7 +122,7 @@ fn a_replica_that_lacks_what_its_group_began_with_votes_only_for_who_has_it() {
     let alive = crate::NodeSet::new(NodeId(3));
     let settings = crate::Settings::default();
     let env = Env {
-        now: crate::Tick(0),
+        now: Tick(0),
         settings: &settings,
         alive: &alive,
     };

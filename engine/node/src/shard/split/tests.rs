@@ -356,7 +356,7 @@ fn a_part_that_the_state_machine_cannot_give_takes_its_replica_out_of_service() 
     alone.elect();
     alone.settle();
     let replica = &alone.shard.replicas[alone.slot() as usize];
-    assert!(replica.fault.as_ref().unwrap().contains("it can't be read"));
+    assert!(replica.fault_reason().unwrap().contains("it can't be read"));
     assert!(
         alone.shard.splits.deadline().is_none(),
         "nothing is tried again"
