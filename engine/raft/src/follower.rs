@@ -237,7 +237,7 @@ impl Group {
                 let alive = leading.peers.iter_mut().filter(|p| p.alive);
                 alive.for_each(|p| p.up(env.now));
             }
-            if leading.handover.is_some_and(|h| h.to == node) {
+            if leading.handover.as_ref().is_some_and(|h| h.to == node) {
                 self.end_transfer(TransferOutcome::Silent, out);
             }
             // CheckQuorum, when liveness changes instead of at every tick.

@@ -13,10 +13,8 @@ const INITIAL_DEPTH: u32 = 16;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Inflight {
     sent: SmallVec<[Sent; 2]>,
-    /// Everything through here is acknowledged; `floor <= newest`.
+    /// Everything through here is acknowledged.
     floor: Index,
-    /// Last index on the way; equal to `floor` when nothing is.
-    newest: Index,
     /// Sum of the bytes in `sent`.
     bytes: u64,
     /// How many messages may be on the way now; at least 1.
@@ -36,7 +34,6 @@ impl Default for Inflight {
         Inflight {
             sent: SmallVec::new(),
             floor: Index::ZERO,
-            newest: Index::ZERO,
             bytes: 0,
             depth: INITIAL_DEPTH,
             held_back: false,
@@ -60,8 +57,13 @@ impl Inflight {
 
     /// Entries on the way.
     #[must_use]
-    pub const fn entries(&self) -> u64 {
-        self.newest.0 - self.floor.0
+    pub fn entries(&self) -> u64 {
+        self.newest().0 - self.floor.0
+    }
+
+    /// Last index on the way; what is acknowledged when nothing is.
+    fn newest(&self) -> Index {
+        self.sent.last().map_or(self.floor, |sent| sent.last)
     }
 
     /// Bytes on the way, counting a partly acknowledged append in full.
@@ -100,9 +102,8 @@ impl Inflight {
         if self.sent.is_empty() {
             self.floor = entries.first.prev();
         } else {
-            debug_assert_eq!(self.newest.next(), entries.first);
+            debug_assert_eq!(self.newest().next(), entries.first);
         }
-        self.newest = entries.last();
         self.bytes += bytes;
         self.sent.push(Sent {
             last: entries.last(),
@@ -112,10 +113,10 @@ impl Inflight {
 
     /// Everything through `matched` is acknowledged.
     pub(crate) fn acknowledge(&mut self, matched: Index) {
+        self.floor = matched.clamp(self.floor, self.newest());
         let reached = self.sent.iter().take_while(|sent| sent.last <= matched);
         let done = reached.count();
         self.bytes -= self.sent.drain(..done).map(|sent| sent.bytes).sum::<u64>();
-        self.floor = matched.clamp(self.floor, self.newest);
         if self.held_back {
             // One more per acknowledged message: the depth doubles per round trip until something else limits.
             self.depth = self.depth.saturating_add(done as u32);
@@ -125,8 +126,8 @@ impl Inflight {
 
     /// Forgets what was sent; it is taken for lost.
     pub(crate) fn clear(&mut self) {
+        self.floor = self.newest();
         self.sent.clear();
-        self.floor = self.newest;
         self.bytes = 0;
         self.held_back = false;
     }
@@ -189,20 +190,20 @@ mod tests {
             window.push(range(2 + i, 1), 1);
         }
         assert_eq!(window.room(&settings), None);
-        window.acknowledge(window.newest);
+        window.acknowledge(window.newest());
         assert_eq!(window.depth(), 2 * INITIAL_DEPTH);
         // It does not limit any more, nor when what it held back was taken for lost.
-        let next = window.newest.0 + 1;
+        let next = window.newest().0 + 1;
         for i in 0..u64::from(2 * INITIAL_DEPTH) {
             window.push(range(next + i, 1), 1);
         }
         window.acknowledge(Index(next));
         assert_eq!(window.depth(), 2 * INITIAL_DEPTH);
-        window.push(range(window.newest.0 + 1, 1), 1);
+        window.push(range(window.newest().0 + 1, 1), 1);
         assert_eq!(window.room(&settings), None);
         window.clear();
-        window.push(range(window.newest.0 + 1, 1), 1);
-        window.acknowledge(window.newest);
+        window.push(range(window.newest().0 + 1, 1), 1);
+        window.acknowledge(window.newest());
         assert_eq!(window.depth(), 2 * INITIAL_DEPTH);
         window.shrink();
         assert_eq!(window.depth(), INITIAL_DEPTH);

@@ -48,11 +48,11 @@ impl Group {
             return self.answer_transfer(to, outcome, out);
         }
         let until = env.now.after(env.settings.election_timeout_max);
-        leading.handover = Some(Handover {
+        leading.handover = Some(Box::new(Handover {
             to,
             until,
             is_told: false,
-        });
+        }));
         if until < self.deadline {
             self.set_deadline(until, out);
         }
@@ -90,7 +90,7 @@ impl Group {
             return;
         };
         if mutants::is_active(Mutant::HandoverStuck) {
-            handover.until = Tick(u64::MAX);
+            handover.until = Tick::NEVER;
             return;
         }
         self.end_transfer(TransferOutcome::TimedOut, out);
