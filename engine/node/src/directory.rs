@@ -8,43 +8,71 @@ use parking_lot::RwLock;
 use polyraft_raft::{GroupId, Life, NodeId, Term};
 use rustc_hash::FxHashMap;
 
+/// What is published of a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Shown {
+    /// The leader's id, or 0 when none is known: node ids start at 1. No node has the highest, which stands for a replica that is
+    /// out of service.
+    leader: u64,
+    /// Twice the term, and one more once something is known to be committed behind what the group began with.
+    term: u64,
+}
+
+impl Shown {
+    pub(crate) fn new(leader: Option<NodeId>, term: Term, has_committed: bool) -> Self {
+        Self {
+            leader: leader.map_or(0, |node| node.0),
+            term: term.0 << 1 | u64::from(has_committed),
+        }
+    }
+
+    /// The same of a replica that is out of service.
+    pub(crate) fn out_of_service(self) -> Self {
+        let leader = u64::MAX;
+        Self { leader, ..self }
+    }
+
+    pub(crate) fn is_out_of_service(self) -> bool {
+        self.leader == u64::MAX
+    }
+
+    pub(crate) fn leader(self) -> Option<NodeId> {
+        (self.leader != 0 && !self.is_out_of_service()).then_some(NodeId(self.leader))
+    }
+
+    pub(crate) fn term(self) -> Term {
+        Term(self.term >> 1)
+    }
+
+    /// Whether a majority is known to have what the group began with.
+    pub(crate) fn has_committed(self) -> bool {
+        self.term & 1 == 1
+    }
+}
+
 /// The public face of one replica.
 #[derive(Debug, Default)]
 pub(crate) struct GroupCell {
-    /// The leader's id, or 0 when none is known: node ids start at 1. No node has the highest, which stands for a replica that is
-    /// out of service.
     leader: AtomicU64,
-    /// Twice the term, and one more once something is known to be committed behind what the group began with.
     term: AtomicU64,
 }
 
 impl GroupCell {
-    pub(crate) fn publish(&self, leader: Option<NodeId>, term: Term, has_committed: bool) {
+    pub(crate) fn publish(&self, shown: Shown) {
         // The term goes first, so that a reader never sees a leader with an older term than its own.
-        let term = term.0 << 1 | u64::from(has_committed);
-        self.term.store(term, Ordering::Release);
-        self.leader
-            .store(leader.map_or(0, |node| node.0), Ordering::Release);
+        self.term.store(shown.term, Ordering::Release);
+        self.leader.store(shown.leader, Ordering::Release);
     }
 
-    /// The replica is out of service.
-    pub(crate) fn fail(&self) {
-        self.leader.store(u64::MAX, Ordering::Release);
-    }
-
-    pub(crate) fn is_out_of_service(&self) -> bool {
-        self.leader.load(Ordering::Acquire) == u64::MAX
+    pub(crate) fn shown(&self) -> Shown {
+        let leader = self.leader.load(Ordering::Acquire);
+        let term = self.term.load(Ordering::Acquire);
+        Shown { leader, term }
     }
 
     pub(crate) fn leader(&self) -> Option<(NodeId, Term)> {
-        let leader = self.leader.load(Ordering::Acquire);
-        (leader != 0 && leader != u64::MAX)
-            .then(|| (NodeId(leader), Term(self.term.load(Ordering::Acquire) >> 1)))
-    }
-
-    /// Whether a majority is known to have what the group began with.
-    pub(crate) fn has_committed(&self) -> bool {
-        self.term.load(Ordering::Acquire) & 1 == 1
+        let shown = self.shown();
+        Some((shown.leader()?, shown.term()))
     }
 }
 

@@ -262,7 +262,9 @@ pub(crate) struct Claim {
 }
 
 /// When a node leads a group: in a life of the group's id, at a term. A later life comes behind all terms of an earlier one.
+/// A node keeps one for each group that it leads and for each that it hears of: without padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[repr(Rust, packed(4))]
 pub(crate) struct Reign {
     pub(crate) life: Life,
     pub(crate) term: Term,

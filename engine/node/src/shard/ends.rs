@@ -15,6 +15,7 @@ use super::outgoing::NODE_LEVEL;
 use super::replica::Replica;
 use super::{Claim, Shard};
 use crate::apply::Task;
+use crate::directory::Shown;
 use crate::error::Error;
 use crate::event::ShardEvent;
 use crate::wire::Fate;
@@ -273,9 +274,10 @@ impl Shard {
         };
         ended.forget_waiting(&mut self.queues, &open);
         ended.fail_all(&mut self.queues, &gone);
-        ended.cell.publish(None, ended.group.term(), false);
+        let nobody = Shown::new(None, ended.group.term(), false);
+        ended.cell.publish(nobody);
         let leads = ended.fault.is_none() && ended.group.role() == Role::Leader;
-        if ended.shown.leads || leads {
+        if ended.is_shown_to_lead() || leads {
             self.claims.push(Claim {
                 group,
                 life: self.marks[at].life,
@@ -288,10 +290,10 @@ impl Shard {
         if ended.is_in_round {
             self.campaigns.round_ended();
         }
-        if ended.shown.leads {
+        if ended.is_shown_to_lead() {
             counters.led.sub(1);
         }
-        if ended.shown.leader.is_none() {
+        if ended.shown.leader().is_none() {
             counters.leaderless.sub(1);
         }
         if ended.fault.is_some() {

@@ -88,7 +88,7 @@ pub(crate) use self::transfer::{ChunkTrouble, TransferGauges, TransferLimits, Wa
 use self::trim::Trim;
 use crate::apply::{ApplyBacklog, ApplyBatch, OnIdle, Task};
 use crate::clock::Clock;
-use crate::directory::Directory;
+use crate::directory::{Directory, Shown};
 use crate::error::Error;
 use crate::event::{Claim, ShardEvent};
 use crate::keeper::Job;
@@ -606,9 +606,9 @@ impl Shard {
         self.shared.fault.lock().get_or_insert(reason);
         for replica in &mut self.replicas {
             replica.fail_all(&mut self.queues, &error);
-            replica
-                .cell
-                .publish(None, replica.group.term(), replica.has_committed());
+            let (term, has_committed) = (replica.group.term(), replica.has_committed());
+            let nobody = Shown::new(None, term, has_committed);
+            replica.cell.publish(nobody);
         }
         self.forwards.fail_all(&error);
         self.reads.fail_all(&error);

@@ -142,7 +142,7 @@ impl Shard {
         self.outbox
             .removed
             .retain(|removed| removed.group != group || is_own_end(removed));
-        if replica.shown.leads || replica.group.role() == Role::Leader {
+        if replica.is_shown_to_lead() || replica.group.role() == Role::Leader {
             let members = replica.group.configuration().nodes().collect();
             self.claims.push(Claim {
                 group,

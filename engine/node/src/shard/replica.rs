@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use polyraft_raft::{Group, Index, NodeId, Role, Term, Tick};
+use polyraft_raft::{Group, Index, Role, Term, Tick};
 use polyraft_storage::EntryKind;
 
 use super::PROPOSAL_OVERHEAD;
@@ -12,7 +12,7 @@ use super::chains::{Chain, Chains};
 use super::reads::{Barrier, Reading, Ready};
 use crate::apply::WaitingReply;
 use crate::completion::ReplyTo;
-use crate::directory::GroupCell;
+use crate::directory::{GroupCell, Shown};
 use crate::error::Error;
 
 /// A proposal on its way to a leader.
@@ -95,15 +95,6 @@ pub(super) struct Quarantine {
     reason: String,
 }
 
-/// The part of a replica's state that is published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Shown {
-    pub(super) leader: Option<NodeId>,
-    pub(super) term: Term,
-    pub(super) leads: bool,
-    pub(super) has_committed: bool,
-}
-
 impl Replica {
     pub(super) fn new(group: Group, cell: Arc<GroupCell>) -> Self {
         Replica {
@@ -142,6 +133,11 @@ impl Replica {
     pub(super) fn refusal(&self) -> Option<Error> {
         let reason = self.fault_reason()?.to_owned();
         Some(Error::Fault { reason })
+    }
+
+    /// Whether it is shown to lead its group: then who leads it is this node.
+    pub(super) fn is_shown_to_lead(&self) -> bool {
+        self.shown.leader() == Some(self.group.node())
     }
 
     /// Whether it asks for votes, or whether it would get them.

@@ -407,10 +407,10 @@ impl Shard {
         children.retain_mut(|child| {
             let may_wait = now.since(child.since) < child.patience;
             let is_unborn = match directory.cell(child.group) {
-                Some(cell) if cell.is_out_of_service() => may_wait,
+                Some(cell) if cell.shown().is_out_of_service() => may_wait,
                 Some(cell) => {
                     child.was_open = true;
-                    !cell.has_committed()
+                    !cell.shown().has_committed()
                 }
                 // It ended, or is not open yet.
                 None => !child.was_open && !directory.is_child_over(child.group) && may_wait,

@@ -14,9 +14,10 @@ use polyraft_storage::{
 };
 
 use super::outgoing::NODE_LEVEL;
-use super::replica::{Replica, Shown};
+use super::replica::Replica;
 use super::{Deferred, DiskFull, Payloads, Shard, Written, guarded, leads};
 use crate::apply::{ApplyBatch, Fault, Task};
+use crate::directory::Shown;
 use crate::error::Error;
 use crate::event::Claim;
 use crate::wire;
@@ -591,39 +592,33 @@ impl Shard {
     fn show(&mut self, slot: u32) {
         let counters = self.shared.counters.shard(self.index);
         let replica = &mut self.replicas[slot as usize];
-        let is_running = replica.fault.is_none();
-        let shown = Shown {
-            leader: replica.group.leader().filter(|_| is_running),
-            term: replica.group.term(),
-            leads: leads(replica),
-            has_committed: replica.has_committed(),
+        let core = &replica.group;
+        let shown = Shown::new(core.leader(), core.term(), replica.has_committed());
+        let shown = match replica.fault {
+            None => shown,
+            Some(_) => shown.out_of_service(),
         };
         if replica.is_in_round && !replica.campaigns() {
             replica.is_in_round = false;
             self.campaigns.round_ended();
         }
-        let before = std::mem::replace(&mut replica.shown, shown);
-        if before != shown {
-            replica
-                .cell
-                .publish(shown.leader, shown.term, shown.has_committed);
-        }
-        if !is_running {
-            replica.cell.fail();
-        }
-        if before == shown {
+        if replica.shown == shown {
             return;
         }
+        let (led, had_leader) = (replica.is_shown_to_lead(), replica.shown.leader().is_some());
+        replica.shown = shown;
+        replica.cell.publish(shown);
+        let leads = replica.is_shown_to_lead();
         let has_held = !replica.held.is_empty();
-        match (before.leads, shown.leads) {
+        match (led, leads) {
             (false, true) => counters.led.add(1),
             (true, false) => counters.led.sub(1),
             _ => {}
         }
-        if before.leads != shown.leads {
+        if led != leads {
             self.merges.look_soon(self.now);
         }
-        match (before.leader.is_some(), shown.leader.is_some()) {
+        match (had_leader, shown.leader().is_some()) {
             (false, true) => counters.leaderless.sub(1),
             (true, false) => counters.leaderless.add(1),
             _ => {}

@@ -321,10 +321,10 @@ pub(super) fn decode<'a>(kind: Kind, mut body: Body<'_>) -> Result<Record<'a>, W
     match kind {
         Kind::ClaimsDelta => {
             let (from_version, version) = (body.u64()?, body.u64()?);
-            let given_up = |reign: &Reign| reign.term != Term::ZERO;
+            let is_led = |reign: &Reign| { reign.term } > Term::ZERO;
             let changes = claims(body)?
                 .into_iter()
-                .map(|(group, reign)| (group, Some(reign).filter(given_up)))
+                .map(|(group, reign)| (group, Some(reign).filter(is_led)))
                 .collect();
             Ok(Record::ClaimsDelta {
                 from_version,

@@ -17,6 +17,7 @@ use super::*;
 use crate::apply::{Applier, Query};
 use crate::assembly::{Parts, applier, keeper};
 use crate::completion::CompletionQueue;
+use crate::directory::Shown;
 use crate::error::MachineError;
 use crate::event::{CreateOrigin, EndGrounds};
 use crate::group::Read as How;
@@ -195,7 +196,7 @@ impl Alone {
     /// Somebody leads the child.
     pub(in crate::shard) fn lead_child(&self, has_committed: bool) {
         let cell = self.shared.directory.cell(CHILD).unwrap();
-        cell.publish(Some(NodeId(2)), Term(5), has_committed);
+        cell.publish(Shown::new(Some(NodeId(2)), Term(5), has_committed));
     }
 
     pub(in crate::shard) fn answers(&self) -> usize {
