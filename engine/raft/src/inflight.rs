@@ -7,7 +7,11 @@ use smallvec::SmallVec;
 use crate::{EntryRange, Index, Settings};
 
 /// Depth at the start of a leadership. Deep enough to cover a local round trip at once.
-const INITIAL_DEPTH: u32 = 16;
+const INITIAL_DEPTH: u16 = 16;
+
+/// The largest window in bytes. With one more append it can be counted in four bytes: a leader has a window for each follower of
+/// each group.
+const MOST_BYTES: u32 = 1 << 31;
 
 /// Appends sent and not yet acknowledged, oldest first, with consecutive ranges.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -16,9 +20,9 @@ pub struct Inflight {
     /// Everything through here is acknowledged.
     floor: Index,
     /// Sum of the bytes in `sent`.
-    bytes: u64,
+    bytes: u32,
     /// How many messages may be on the way now; at least 1.
-    depth: u32,
+    depth: u16,
     /// The depth, and nothing else, held an append back since the last acknowledgement.
     held_back: bool,
 }
@@ -26,7 +30,7 @@ pub struct Inflight {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Sent {
     last: Index,
-    bytes: u64,
+    bytes: u32,
 }
 
 impl Default for Inflight {
@@ -69,13 +73,13 @@ impl Inflight {
     /// Bytes on the way, counting a partly acknowledged append in full.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
-        self.bytes
+        self.bytes as u64
     }
 
     /// How many messages may be on the way now, within the settings' limit.
     #[must_use]
     pub const fn depth(&self) -> u32 {
-        self.depth
+        self.depth as u32
     }
 
     /// Entries and bytes that one more append may have; `None` when the window is full.
@@ -84,13 +88,14 @@ impl Inflight {
             .inflight_entries
             .max(1)
             .saturating_sub(self.entries());
-        let bytes = settings.inflight_bytes.max(1).saturating_sub(self.bytes);
+        let most_bytes = settings.inflight_bytes.clamp(1, MOST_BYTES.into());
+        let bytes = most_bytes.saturating_sub(self.bytes());
         if entries == 0 || bytes == 0 {
             return None;
         }
         let limit = settings.inflight_messages.max(1);
-        if self.sent.len() >= self.depth.min(limit) as usize {
-            self.held_back = self.depth < limit;
+        if self.sent.len() >= self.depth().min(limit) as usize {
+            self.held_back = self.depth() < limit;
             return None;
         }
         Some((entries, bytes))
@@ -104,7 +109,8 @@ impl Inflight {
         } else {
             debug_assert_eq!(self.newest().next(), entries.first);
         }
-        self.bytes += bytes;
+        let bytes = u32::try_from(bytes).unwrap_or(MOST_BYTES).min(MOST_BYTES);
+        self.bytes = self.bytes.saturating_add(bytes);
         self.sent.push(Sent {
             last: entries.last(),
             bytes,
@@ -116,10 +122,12 @@ impl Inflight {
         self.floor = matched.clamp(self.floor, self.newest());
         let reached = self.sent.iter().take_while(|sent| sent.last <= matched);
         let done = reached.count();
-        self.bytes -= self.sent.drain(..done).map(|sent| sent.bytes).sum::<u64>();
+        for sent in self.sent.drain(..done) {
+            self.bytes = self.bytes.saturating_sub(sent.bytes);
+        }
         if self.held_back {
             // One more per acknowledged message: the depth doubles per round trip until something else limits.
-            self.depth = self.depth.saturating_add(done as u32);
+            self.depth = self.depth.saturating_add(done.min(u16::MAX.into()) as u16);
             self.held_back = false;
         }
     }
@@ -185,30 +193,47 @@ mod tests {
         window.push(range(1, 1), 1);
         assert!(window.room(&settings).is_some());
         window.acknowledge(Index(1));
-        assert_eq!(window.depth(), INITIAL_DEPTH);
+        assert_eq!(window.depth(), u32::from(INITIAL_DEPTH));
         for i in 0..u64::from(INITIAL_DEPTH) {
             window.push(range(2 + i, 1), 1);
         }
         assert_eq!(window.room(&settings), None);
         window.acknowledge(window.newest());
-        assert_eq!(window.depth(), 2 * INITIAL_DEPTH);
+        assert_eq!(window.depth(), u32::from(2 * INITIAL_DEPTH));
         // It does not limit any more, nor when what it held back was taken for lost.
         let next = window.newest().0 + 1;
-        for i in 0..u64::from(2 * INITIAL_DEPTH) {
+        for i in 0..u64::from(u32::from(2 * INITIAL_DEPTH)) {
             window.push(range(next + i, 1), 1);
         }
         window.acknowledge(Index(next));
-        assert_eq!(window.depth(), 2 * INITIAL_DEPTH);
+        assert_eq!(window.depth(), u32::from(2 * INITIAL_DEPTH));
         window.push(range(window.newest().0 + 1, 1), 1);
         assert_eq!(window.room(&settings), None);
         window.clear();
         window.push(range(window.newest().0 + 1, 1), 1);
         window.acknowledge(window.newest());
-        assert_eq!(window.depth(), 2 * INITIAL_DEPTH);
+        assert_eq!(window.depth(), u32::from(2 * INITIAL_DEPTH));
         window.shrink();
-        assert_eq!(window.depth(), INITIAL_DEPTH);
+        assert_eq!(window.depth(), u32::from(INITIAL_DEPTH));
         (0..10).for_each(|_| window.shrink());
         assert_eq!(window.depth(), 1);
+    }
+
+    #[test]
+    fn bytes_that_no_window_has_are_not_lost_count_of() {
+        let settings = Settings {
+            inflight_bytes: u64::MAX,
+            ..Settings::default()
+        };
+        let mut window = Inflight::default();
+        for first in 1..=3 {
+            window.push(range(first, 1), u64::MAX);
+        }
+        assert_eq!(window.room(&settings), None);
+        window.acknowledge(Index(3));
+        assert_eq!(window.bytes(), 0);
+        let (_, bytes) = window.room(&settings).unwrap();
+        assert_eq!(bytes, u64::from(MOST_BYTES));
     }
 
     proptest! {

@@ -21,7 +21,7 @@ pub struct Settings {
     pub inflight_messages: u32,
     /// Most unacknowledged entries towards one follower. Default 65,536.
     pub inflight_entries: u64,
-    /// Most unacknowledged bytes towards one follower. Default 16 MiB.
+    /// Most unacknowledged bytes towards one follower; above 2 GiB as if it were that. Default 16 MiB.
     pub inflight_bytes: u64,
 }
 
