@@ -117,7 +117,7 @@ const PIECE_BYTES: usize = 256 << 10;
 /// One shard's part.
 #[derive(Debug, Default)]
 pub(crate) struct Section {
-    /// Its bytes, one piece behind the other, of which only the first grows. One list would be copied as a whole whenever it does,
+    /// Its bytes, one piece behind the other, of which only the first grows. One list would be copied as a whole whenever it grows,
     /// and a shard with millions of blocks serves nobody meanwhile.
     pieces: Vec<Vec<u8>>,
     /// Bytes in all pieces but the last.

@@ -8,11 +8,18 @@ use parking_lot::RwLock;
 use polyraft_raft::{GroupId, Life, NodeId, Term};
 use rustc_hash::FxHashMap;
 
+/// Whether a node may have this id.
+pub(crate) fn is_node_id(id: NodeId) -> bool {
+    id.0 != 0 && id.0 != u64::MAX
+}
+
+/// What whoever gives another id is told.
+pub(crate) const NODE_IDS: &str = "node ids are 1 to 2^64 - 2";
+
 /// What is published of a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Shown {
-    /// The leader's id, or 0 when none is known: node ids start at 1. No node has the highest, which stands for a replica that is
-    /// out of service.
+    /// The leader's id, 0 when none is known, or the highest number for a replica that is out of service: see [`is_node_id`].
     leader: u64,
     /// Twice the term, and one more once something is known to be committed behind what the group began with.
     term: u64,

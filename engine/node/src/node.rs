@@ -27,6 +27,7 @@ use crate::assembly::{self, Assembly, Place, bytes};
 use crate::clock::{Clock, micros};
 use crate::completion::SlotPool;
 use crate::config::Config;
+use crate::directory::{NODE_IDS, is_node_id};
 use crate::error::{Error, OpenError};
 use crate::event::{GroupRanges, Members, ShardEvent, ranges};
 use crate::group::GroupHandle;
@@ -218,8 +219,9 @@ impl<M: StateMachine> NodeBuilder<M> {
         let path = self.data_dir.clone().ok_or_else(|| missing("data_dir"))?;
         let listen = self.listen.ok_or_else(|| missing("listen"))?;
         let tls = self.tls.clone().ok_or_else(|| missing("tls"))?;
-        if id == 0 || self.peers.iter().any(|(peer, _)| *peer == 0) {
-            return Err(OpenError::Builder("node ids start at 1".to_owned()));
+        let mut ids = self.peers.iter().map(|(peer, _)| *peer).chain([id]);
+        if !ids.all(|id| is_node_id(NodeId(id))) {
+            return Err(OpenError::Builder(NODE_IDS.to_owned()));
         }
         self.config.validate()?;
         let config = &self.config;

@@ -711,8 +711,11 @@ impl Group {
 
     /// When the replica next wants [`Event::Timer`]; `None` when it waits for nothing.
     #[must_use]
-    pub fn deadline(&self) -> Option<Tick> {
-        Some(self.deadline).filter(|&at| at < Tick::NEVER)
+    pub const fn deadline(&self) -> Option<Tick> {
+        match self.deadline {
+            Tick::NEVER => None,
+            at => Some(at),
+        }
     }
 
     /// A leader's knowledge of `node`.

@@ -30,10 +30,6 @@ pub struct Leading {
     notice_at: Tick,
 }
 
-// A node that leads a hundred thousand groups has as many of these, and allocators round up: at more than this less a word, which
-// some of them add, the next class takes 64 bytes more.
-const _: () = assert!(size_of::<Leading>() <= 320 - 8);
-
 impl Leading {
     /// Of all members but the leader's own node; `next` begins its term.
     pub(crate) fn new(members: &Configuration, own: NodeId, next: Index, env: &Env<'_>) -> Leading {

@@ -17,7 +17,7 @@ pub struct Settings {
     pub max_append_entries: u32,
     /// Most bytes in one append, unless a single entry is larger. Default 1 MiB.
     pub max_append_bytes: u64,
-    /// Deepest pipeline towards one follower, in appends. The depth in use adapts below this. Default 256.
+    /// Deepest pipeline towards one follower, in appends. The depth in use adapts below this, and below 65,536. Default 256.
     pub inflight_messages: u32,
     /// Most unacknowledged entries towards one follower. Default 65,536.
     pub inflight_entries: u64,

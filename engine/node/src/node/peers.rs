@@ -12,6 +12,7 @@ use polyraft_storage::{AddressChange, DataDir, StorageError};
 use polyraft_transport::Network;
 
 use super::{Inner, Node, Running, blocking};
+use crate::directory::{NODE_IDS, is_node_id};
 use crate::error::{Error, names};
 use crate::event::{Objections, PeerNeed, ShardEvent};
 use crate::machine::StateMachine;
@@ -305,7 +306,7 @@ impl Inner {
         let given = self.peers.given.get(&node).copied();
         let why = match (change, before) {
             _ if node == self.shared.node => "it is this node itself".to_owned(),
-            _ if node.0 == 0 => "node ids start at 1".to_owned(),
+            _ if !is_node_id(node) => NODE_IDS.to_owned(),
             (Change::Add(_), Some(at)) => {
                 format!("it is one already, at {at}; update_peer changes that")
             }

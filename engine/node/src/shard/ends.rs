@@ -267,6 +267,8 @@ impl Shard {
         let core = Group::new(NODE_LEVEL, node, 0, &env, nobody, &mut self.outbox);
         let mut husk = Replica::new(core, Default::default());
         husk.fail("it has ended".to_owned());
+        // There is nothing to show of it, and nobody to ask about it.
+        husk.shown = husk.shown.out_of_service();
         let mut ended = std::mem::replace(&mut self.replicas[at], husk);
         self.marks[at].durable = WriteId::ZERO;
         let open = Error::Unknown {

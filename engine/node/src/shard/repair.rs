@@ -153,8 +153,6 @@ impl Shard {
         }
         self.counters().quarantined.add(1);
         self.touch(slot);
-        // Nothing else may change of it that would be shown.
-        self.note_forlorn(slot);
     }
 
     /// A block of a replica's log can't be read. If that is because of the disk, its peers have the entries.

@@ -318,6 +318,7 @@ fn slots_of_replicas_that_ended_are_used_again_and_hold_nothing() {
             (0, 0, 0)
         );
         assert!(shared.directory.list(GroupId(0), 10).is_empty());
+        assert_eq!(shard.members.deadline(), None, "somebody asks for them");
     }
     assert_eq!(shard.replicas.len() as u64, GROUPS);
     assert_eq!(shard.log.tombstones().count() as u64, GROUPS);
@@ -539,9 +540,12 @@ fn an_idle_shard_gives_back_what_a_burst_took() {
 /// wanted it: each eight bytes are a megabyte there, on three nodes two.
 #[test]
 fn what_every_replica_has_is_as_large_as_it_was_meant_to_be() {
-    assert!(size_of::<super::replica::Replica>() <= 496);
-    assert!(size_of::<super::Marks>() <= 32);
+    assert!(size_of::<super::replica::Replica>() <= 456);
+    assert!(size_of::<super::Marks>() <= 24);
     assert!(size_of::<crate::directory::GroupCell>() <= 16);
+    assert!(size_of::<crate::event::Reign>() <= 12);
+    // Allocators round up, some of them after they have added the alignment less one: above this it takes 64 bytes more.
+    assert!(size_of::<polyraft_raft::Leading>() <= 320 - 7);
 }
 
 /// Before, some were told that the node is shut down.
