@@ -133,7 +133,9 @@ async fn what_makes_no_peer_is_refused_and_changes_nothing() {
     let node = cluster.node(1).clone();
     let (one, two) = (cluster.address(1), cluster.address(2));
     assert!(why(node.add_peer(1, one).await).contains("this node itself"));
-    assert!(why(node.add_peer(0, one).await).contains("start at 1"));
+    for id in [0, u64::MAX] {
+        assert!(why(node.add_peer(id, one).await).contains("1 to 2^64 - 2"));
+    }
     assert!(why(node.add_peer(2, one).await).contains("one already"));
     assert!(why(node.update_peer(3, one).await).contains("it is none"));
     assert!(why(node.remove_peer(3).await).contains("it is none"));

@@ -136,7 +136,7 @@ impl std::fmt::Debug for IdleCall {
 }
 
 impl<M: StateMachine> NodeBuilder<M> {
-    /// This node's number in the cluster, 1 or more. It must never change for a data directory.
+    /// This node's number in the cluster, 1 to 2^64 − 2. It must never change for a data directory.
     pub fn id(mut self, id: u64) -> Self {
         self.id = Some(id);
         self

@@ -11,6 +11,7 @@ use polyraft_storage::{
 
 use crate::assembly;
 use crate::config::Config;
+use crate::directory::is_node_id;
 use crate::error::OpenError;
 use crate::sessions::{self, Table};
 use crate::wire::MAX_MEMBERS;
@@ -132,7 +133,8 @@ impl NodePlace {
         self.config.validate()?;
         let configuration = Configuration::simple(members.iter().copied().map(NodeId));
         let voters = configuration.voters();
-        let is_known = voters.contains(&NodeId(self.node)) && voters[0] != NodeId(0);
+        let has_ids = voters.iter().all(|id| is_node_id(*id));
+        let is_known = has_ids && voters.contains(&NodeId(self.node));
         if !is_known || voters.len() != members.len() || members.len() > MAX_MEMBERS {
             let why = format!(
                 "members {members:?} must be 1 to {MAX_MEMBERS} different nodes, with node {} among them",
