@@ -94,7 +94,7 @@ fn parse_block(packed: BytesMut) -> usize {
     block.entries().map(|(_, payload)| payload.len()).sum()
 }
 
-#[library_benchmark(config = at_most(381_795))]
+#[library_benchmark(config = at_most(369_758))]
 #[bench::groups_64(cluster(GROUPS))]
 fn commit_in_the_core(mut cluster: Cluster) -> Cluster {
     cluster.commit_one_each();
@@ -119,7 +119,7 @@ fn assemble_frame(mut frame: BytesMut, block: BytesMut) -> BytesMut {
     frame
 }
 
-#[library_benchmark(config = at_most(1_519_077))]
+#[library_benchmark(config = at_most(1_495_286))]
 #[bench::groups_64(nodes(GROUPS))]
 fn turns_of_three_nodes(mut nodes: Nodes) -> Nodes {
     nodes.commit_one_each();
