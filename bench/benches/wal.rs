@@ -171,11 +171,7 @@ impl Log {
 
     /// Waits until a batch is durable, then gives the log what time it asks for.
     fn wait(&mut self, lsn: Lsn) {
-        while self.reached < lsn {
-            let durable = self.durable.recv().expect("the flusher runs");
-            self.log.on_durable(&durable);
-            self.reached = durable.lsn;
-        }
+        self.reach(lsn);
         if self.wants_upkeep.swap(false, Ordering::Relaxed) {
             let through = LogPosition {
                 term: TERM,
@@ -183,12 +179,24 @@ impl Log {
                 index: Index(self.next - 2),
             };
             self.log.purge(GROUP, through).expect("the group is there");
+            let mut written = lsn;
             loop {
-                self.log.submit().expect("the log is sound");
+                let submitted = self.log.submit().expect("the log is sound");
+                written = submitted.unwrap_or(written);
                 if !self.log.maintain().expect("the log is sound") {
                     break;
                 }
             }
+            // Else more than one batch may wait when the next block comes, which would then not get one of its own.
+            self.reach(written);
+        }
+    }
+
+    fn reach(&mut self, lsn: Lsn) {
+        while self.reached < lsn {
+            let durable = self.durable.recv().expect("the flusher runs");
+            self.log.on_durable(&durable);
+            self.reached = durable.lsn;
         }
     }
 }
