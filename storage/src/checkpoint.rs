@@ -523,10 +523,7 @@ mod tests {
             durable: Lsn(0),
             entries: 1,
         };
-        let mut file = header.encode(std::slice::from_ref(&section));
-        section
-            .pieces()
-            .for_each(|piece| file.extend_from_slice(piece));
+        let file = crate::fuzzing::checkpoint_file(&header, &section);
         let mut loaded = None;
         load(&file, &mut Interned::default(), |found| {
             loaded = Some(found.what);

@@ -311,7 +311,7 @@ pub fn files(data: &[u8]) {
 }
 
 /// The file of a checkpoint with one section.
-fn checkpoint_file(header: &CheckpointHeader, section: &Section) -> Vec<u8> {
+pub(crate) fn checkpoint_file(header: &CheckpointHeader, section: &Section) -> Vec<u8> {
     let mut file = header.encode(std::slice::from_ref(section));
     section
         .pieces()
