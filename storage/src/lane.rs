@@ -15,7 +15,7 @@ use crate::maintenance::{Maintenance, ReplayFrom};
 use crate::options::WalOptions;
 use crate::pool::{Segment, Segments};
 use crate::stats::Counters;
-use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, Ordering, RwLock};
+use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, RwLock};
 
 /// The watermark of a lane: every batch up to `lsn` is on stable storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,8 @@ pub struct Durable {
     pub lsn: Lsn,
 }
 
-/// Hears what becomes of a lane's batches. Called on the lane's flusher thread: must be short and must not block.
+/// Hears what becomes of a lane's batches. Called on the thread that wrote them, the flusher or a shard's own: must be short and
+/// must not block.
 pub trait WalObserver: Send + Sync {
     /// The watermark moved. Only the newest one matters.
     fn durable(&self, durable: &Durable);
@@ -72,6 +73,22 @@ struct Writer {
     offset: u64,
     /// Since the last checkpoint was asked for.
     bytes_since_checkpoint: u64,
+    /// About what half of the syncs lately took at most; zero before the first.
+    usual_sync: Duration,
+}
+
+impl Writer {
+    /// Follows the median of the syncs: a sixteenth up for one that took longer, a sixteenth down for one that did not.
+    /// How long the few longest take, which wait for a processor or stall, does not matter.
+    fn note_sync(&mut self, took: Duration) {
+        let usual = self.usual_sync;
+        self.usual_sync = match usual.is_zero() {
+            true => took,
+            false if took > usual => usual + usual / 16,
+            false => usual - usual / 16,
+        }
+        .clamp(SHORTEST_SYNC, LONGEST_SYNC);
+    }
 }
 
 #[derive(Default)]
@@ -126,6 +143,7 @@ impl Lane {
                 active: tip.active,
                 offset: tip.offset,
                 bytes_since_checkpoint: tip.bytes_since_checkpoint,
+                usual_sync: Duration::ZERO,
             }),
             placed: (0..shards).map(|_| Mutex::default()).collect(),
             observer: RwLock::new(None),
@@ -158,10 +176,12 @@ impl Lane {
     }
 
     /// Hands a shard's pieces to the group commit: one copy under a short lock, all of them or none.
-    /// `placed` hears of each piece where it went.
+    /// `placed` hears of each piece where it went. With `syncs_inline` the caller goes on to [`sync_inline`](Self::sync_inline),
+    /// and a flusher that sleeps sleeps on.
     pub(crate) fn submit<'a>(
         &self,
         shard: usize,
+        syncs_inline: bool,
         pieces: impl Iterator<Item = (u64, &'a [u8], Tally)> + Clone,
         mut placed: impl FnMut(Lsn, u32),
     ) -> Result<(), StorageError> {
@@ -181,12 +201,40 @@ impl Lane {
             placed(lsn, offset);
         }
         self.pending.store(queue.pending, Ordering::Relaxed);
-        // A busy flusher looks at the queue again by itself: no system call then.
-        if std::mem::take(&mut queue.asleep) {
+        if !syncs_inline {
+            self.call_flusher(queue);
+        }
+        Ok(())
+    }
+
+    /// A busy flusher looks at the queue again by itself: no system call then.
+    fn call_flusher(&self, mut queue: MutexGuard<'_, Queue>) {
+        if queue.pending > 0 && std::mem::take(&mut queue.asleep) {
             drop(queue);
             self.wake_flusher.notify_one();
         }
-        Ok(())
+    }
+
+    /// Writes and syncs the oldest waiting batch on this thread, if that usually takes no longer than `limit` and nobody else is at
+    /// it. Whatever waits then is the flusher's.
+    pub(crate) fn sync_inline(&self, limit: Duration) {
+        if let Some(mut writer) = self.writer.try_lock()
+            && self.is_quick(&writer, limit)
+        {
+            // The observer has heard of a failure.
+            let _ = self.write_oldest(&mut writer);
+        }
+        if !mutants::is_active(Mutant::InlineSyncGivenUp) {
+            self.call_flusher(self.queue.lock());
+        }
+    }
+
+    /// Whether the next batch needs no other segment and no space, and its sync should not take long.
+    fn is_quick(&self, writer: &Writer, limit: Duration) -> bool {
+        let end = writer.offset + self.queue.lock().padded_bytes();
+        writer.usual_sync <= limit
+            && end <= writer.active.header.bytes
+            && self.segments.shortage().is_none()
     }
 
     /// Bytes left in the active segment and in `pool`.
@@ -235,7 +283,10 @@ impl Lane {
 
     /// Writes the oldest waiting batch and makes it durable. Returns false when none waits or the disk is full.
     pub(crate) fn pump(&self) -> Result<bool, StorageError> {
-        let mut writer = self.writer.lock();
+        self.write_oldest(&mut self.writer.lock())
+    }
+
+    fn write_oldest(&self, writer: &mut Writer) -> Result<bool, StorageError> {
         let taken = {
             let mut queue = self.queue.lock();
             if let Some(error) = &queue.closed {
@@ -245,7 +296,7 @@ impl Lane {
         };
         let taken = taken.map_err(|error| self.poison(self.no_buffer(&error)))?;
         let Some(batch) = taken else { return Ok(false) };
-        self.commit(&mut writer, batch)
+        self.commit(writer, batch)
     }
 
     /// What is handed in from now on goes into a later batch than what waits.
@@ -344,7 +395,9 @@ impl Lane {
         if !mutants::is_active(Mutant::SyncErrorIgnored) {
             synced.map_err(fail("syncing a batch"))?;
         }
-        self.counters.barrier(started.elapsed());
+        let took = started.elapsed();
+        self.counters.barrier(took);
+        writer.note_sync(took);
         Ok(writer.offset)
     }
 
@@ -578,6 +631,10 @@ impl Lane {
 /// How much of a log is loaded once it is open, the newest. State machines that begin anew read all of it, group by group; one page at a
 /// time from a cold device would take a minute a gigabyte.
 const LOADED_BYTES: u64 = 4 << 30;
+
+/// What the usual length of a sync is kept between, so that a few dozen syncs change it.
+const SHORTEST_SYNC: Duration = Duration::from_micros(1);
+const LONGEST_SYNC: Duration = Duration::from_millis(100);
 
 /// How often a full disk or a segment that readers still hold is looked at again.
 const RETRY: Duration = Duration::from_millis(50);

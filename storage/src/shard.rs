@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use polyraft_raft::mutants::{self, Mutant};
@@ -49,6 +50,8 @@ pub struct ShardLog {
     unsubmitted: u64,
     pub(crate) upkeep: Upkeep,
     placed: Vec<Placed>,
+    /// Whoever submits goes on to sync.
+    syncs_inline: bool,
 }
 
 /// The piece being filled.
@@ -170,6 +173,7 @@ impl ShardLog {
             unsubmitted: 0,
             upkeep: Upkeep::default(),
             placed: Vec::new(),
+            syncs_inline: false,
             lane,
         }
     }
@@ -575,6 +579,7 @@ impl ShardLog {
         let position = &mut self.position;
         self.lane.submit(
             self.slot,
+            self.syncs_inline,
             pieces.map(|(turn, piece)| (turn, &piece.bytes[..], piece.tally)),
             |lsn, offset| {
                 *position = Position {
@@ -585,6 +590,19 @@ impl ShardLog {
         )?;
         self.unsubmitted = self.tail.next();
         Ok(Some(self.position.lsn))
+    }
+
+    /// From now on, [`ShardLog::sync_inline`] follows whenever a batch was submitted, on the same thread: nobody else may be
+    /// woken for it.
+    pub fn begin_inline_syncs(&mut self) {
+        self.syncs_inline = true;
+    }
+
+    /// Writes and syncs the oldest batch that waits in the lane, on this thread, if about half of the syncs lately took `limit` at
+    /// most and no other thread is at it. In all other cases, such as when the log needs another segment or the disk is full, the
+    /// flusher does. What becomes of the batch is told to the observer in either case.
+    pub fn sync_inline(&self, limit: Duration) {
+        self.lane.sync_inline(limit);
     }
 
     /// Takes note of what became durable. Costs time in the number of groups in those turns.

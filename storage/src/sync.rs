@@ -2,12 +2,12 @@
 //! scheduler decides at each use who goes on. Must never offer more than both have.
 
 #[cfg(not(polyraft_shuttle))]
-pub(crate) use parking_lot::{Condvar, Mutex, RwLock};
+pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 #[cfg(not(polyraft_shuttle))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 #[cfg(polyraft_shuttle)]
-pub(crate) use modelled::{Condvar, Mutex, RwLock};
+pub(crate) use modelled::{Condvar, Mutex, MutexGuard, RwLock};
 #[cfg(polyraft_shuttle)]
 pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -41,6 +41,13 @@ mod modelled {
                 mutex: &self.0,
                 held: Some(self.0.lock().expect(NOT_POISONED)),
             }
+        }
+
+        pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            Some(MutexGuard {
+                mutex: &self.0,
+                held: Some(self.0.try_lock().ok()?),
+            })
         }
     }
 

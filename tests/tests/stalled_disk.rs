@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use polyraft::Config;
 use polyraft_storage::sim::StallDisk;
 use polyraft_tests::{Cluster, small_config, until};
 
@@ -28,6 +29,19 @@ async fn write(cluster: &Cluster, asked: u64, group: u64, number: u64) {
 async fn groups_of_a_stalled_disk_are_led_and_written_elsewhere_until_it_goes_on() {
     let mut config = small_config();
     config.wal.stall_timeout = Duration::from_millis(400);
+    groups_go_on_without_a_disk(config).await;
+}
+
+/// The shard stands still with its disk, so others elect leaders.
+#[tokio::test]
+async fn groups_of_a_shard_that_syncs_inline_are_led_and_written_elsewhere_too() {
+    let mut config = small_config();
+    config.wal.inline_sync = Duration::from_millis(10);
+    groups_go_on_without_a_disk(config).await;
+}
+
+async fn groups_go_on_without_a_disk(mut config: Config) {
+    let stands_still = !config.wal.inline_sync.is_zero();
     config.shards.proposal_timeout = Duration::from_secs(2);
     let mut cluster = Cluster::start(3, config).await;
     cluster.stop(1).await;
@@ -68,11 +82,13 @@ async fn groups_of_a_stalled_disk_are_led_and_written_elsewhere_until_it_goes_on
         write(&cluster, 2, group, 1).await;
     }
     assert!(disk.is_stalled());
-    until("node 1 leads nothing", async || {
-        cluster.node(1).status().led == 0
-    })
-    .await;
-    cluster.led(0..GROUPS).await;
+    if !stands_still {
+        until("node 1 leads nothing", async || {
+            cluster.node(1).status().led == 0
+        })
+        .await;
+        cluster.led(0..GROUPS).await;
+    }
     assert!((0..GROUPS).all(|group| cluster.leader(2, group) != 1));
 
     disk.stall(Duration::ZERO);

@@ -43,6 +43,8 @@ pub enum Mutant {
     SegmentEndIsLogEnd,
     /// The flusher looks for work, lets go of the queue, and only then goes to sleep.
     WakeUpLost,
+    /// A shard that can't sync inline, because somebody else is at the log, leaves its batch to nobody.
+    InlineSyncGivenUp,
     /// A log that is stopped does not look once more whether a turn was handed in.
     StopForgetsTurn,
     /// A segment is used again while somebody reads it.

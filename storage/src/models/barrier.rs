@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use polyraft_raft::{Configuration, GroupId, HardState, Index, NodeId, Term, shard_of};
 use shuttle::sync::{Condvar, Mutex};
@@ -101,8 +102,11 @@ fn state(turn: u64) -> HardState {
 }
 
 /// Hands turns in, waiting for some of them. Returns the number of the last turn that the log took, and its batch.
-fn hand_in(log: &mut ShardLog, shard: usize, watch: &Watch) -> (u64, Option<Lsn>) {
+fn hand_in(log: &mut ShardLog, shard: usize, syncs: Syncs, watch: &Watch) -> (u64, Option<Lsn>) {
     let group = group_of(shard);
+    if matches!(syncs, Syncs::Inline) {
+        log.begin_inline_syncs();
+    }
     log.create(group, &Configuration::default()).unwrap();
     let mut taken = (0, None);
     for turn in 1..=TURNS {
@@ -113,11 +117,22 @@ fn hand_in(log: &mut ShardLog, shard: usize, watch: &Watch) -> (u64, Option<Lsn>
             Err(error) => panic!("{error}"),
         };
         taken = (turn, Some(lsn));
+        if matches!(syncs, Syncs::Inline) {
+            log.sync_inline(Duration::MAX);
+        }
         if shard == 0 && !watch.wait(lsn) {
             return taken;
         }
     }
     taken
+}
+
+/// Who syncs.
+#[derive(Clone, Copy)]
+enum Syncs {
+    ByFlusher,
+    /// The shards, and the flusher what they can't.
+    Inline,
 }
 
 /// How the run ends.
@@ -131,7 +146,7 @@ enum End {
     Failure,
 }
 
-fn run(end: End) {
+fn run(syncs: Syncs, end: End) {
     let disk = ModelDisk::new();
     let Opened { wals, logs, .. } = open_log(Arc::new(disk.clone()));
     let lane = Arc::clone(&logs[0].lane);
@@ -155,7 +170,7 @@ fn run(end: End) {
     let shards = logs.into_iter().enumerate().map(|(shard, mut log)| {
         let watch = Arc::clone(&watch);
         thread::spawn(move || {
-            let (turn, lsn) = hand_in(&mut log, shard, &watch);
+            let (turn, lsn) = hand_in(&mut log, shard, syncs, &watch);
             // Except when the sync failed, what was taken must become durable, whoever stops the lane meanwhile.
             if let Some(lsn) = lsn
                 && watch.wait(lsn)
@@ -198,15 +213,27 @@ fn run(end: End) {
 }
 
 fn turns_become_durable() {
-    run(End::Settled);
+    run(Syncs::ByFlusher, End::Settled);
 }
 
 fn stopping_writes_what_was_taken() {
-    run(End::Early);
+    run(Syncs::ByFlusher, End::Early);
 }
 
 fn a_failed_sync_ends_everything() {
-    run(End::Failure);
+    run(Syncs::ByFlusher, End::Failure);
+}
+
+fn turns_become_durable_inline() {
+    run(Syncs::Inline, End::Settled);
+}
+
+fn stopping_writes_what_was_to_be_synced_inline() {
+    run(Syncs::Inline, End::Early);
+}
+
+fn a_failed_inline_sync_ends_everything() {
+    run(Syncs::Inline, End::Failure);
 }
 
 #[test]
@@ -224,6 +251,21 @@ fn models_a_failed_sync_ends_everything_in_every_order() {
     in_many_orders(a_failed_sync_ends_everything);
 }
 
+#[test]
+fn models_turns_become_durable_inline_in_every_order() {
+    in_many_orders(turns_become_durable_inline);
+}
+
+#[test]
+fn models_stopping_writes_what_was_to_be_synced_inline_in_every_order() {
+    in_many_orders(stopping_writes_what_was_to_be_synced_inline);
+}
+
+#[test]
+fn models_a_failed_inline_sync_ends_everything_in_every_order() {
+    in_many_orders(a_failed_inline_sync_ends_everything);
+}
+
 #[cfg(polyraft_mutants)]
 mod mutants {
     use polyraft_raft::mutants::Mutant;
@@ -239,6 +281,11 @@ mod mutants {
     #[test]
     fn a_lost_wake_up_is_noticed() {
         notices(Mutant::WakeUpLost, turns_become_durable);
+    }
+
+    #[test]
+    fn an_inline_sync_that_is_left_to_nobody_is_noticed() {
+        notices(Mutant::InlineSyncGivenUp, turns_become_durable_inline);
     }
 
     #[test]

@@ -146,6 +146,7 @@ pub(super) const KEYS: &[Key] = &[
         "min_free_bytes",
         size(ByteSize::b(0), ByteSize::tib(1)),
     ),
+    Key::new("wal", "inline_sync", micros(0, 10_000)),
     Key::new("wal", "stall_timeout", micros(0, 3_600_000_000)),
     Key::new("wal", "repair", Allowed::Bool),
     Key::new("snapshot", "entries", Allowed::Count(0, 1 << 40)),

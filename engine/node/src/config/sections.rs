@@ -321,6 +321,14 @@ pub struct Wal {
     /// Default `64MiB`; allowed `0B` to `1TiB`; takes effect at restart.
     #[serde(with = "units::size")]
     pub min_free_bytes: ByteSize,
+    /// A shard syncs what it wrote by itself, in place of waking the flusher for it, as long as half of the syncs take no
+    /// longer than this. That saves CPU and calms tails where cores are few; but the shard does nothing else meanwhile: a
+    /// disk that stalls for longer than an election timeout then costs the groups that this node leads an election, and
+    /// `stall_timeout` does not help. `0us` leaves every sync to the flusher.
+    ///
+    /// Default `0us`; allowed `0us` to `10ms`; takes effect at restart.
+    #[serde(with = "units::duration")]
+    pub inline_sync: Duration,
     /// How long a write may be under way before the node hands the groups that it leads to others. Shorter
     /// brings their service back sooner when a disk stalls; below what the disk takes at its worst, leaders
     /// wander about. `0us` waits for the disk for ever.
@@ -348,6 +356,7 @@ impl Default for Wal {
             checkpoint_bytes: ByteSize::mib(256),
             tail_cache_bytes: ByteSize::mib(32),
             min_free_bytes: ByteSize::mib(64),
+            inline_sync: Duration::ZERO,
             stall_timeout: Duration::from_secs(2),
             repair: true,
         }

@@ -112,6 +112,7 @@ pub(crate) struct Limits {
     pub(crate) turn_events: usize,
     pub(crate) turn_wait: Duration,
     pub(crate) turn_interval: Duration,
+    pub(crate) inline_sync: Duration,
     pub(crate) proposal_bytes: usize,
     pub(crate) inbox_bytes: usize,
     pub(crate) group_bytes: usize,
@@ -471,18 +472,25 @@ impl Shard {
 
     /// The shard's thread: a turn for each burst of events, and one for each timer.
     ///
-    /// What comes while the last turn is not durable yet would wait for the same flusher: it is taken together, once the
-    /// barrier is there or after `batch.turn_wait`. After a busy turn the next begins no sooner than `batch.turn_interval` says.
+    /// What comes while the last turn is not durable yet would wait for the same barrier: it is taken together, once that is
+    /// there or after `batch.turn_wait`. With `wal.inline_sync` the shard may be busy with the barrier itself. After a busy turn the next begins no sooner than `batch.turn_interval` says.
     ///
     /// `ready` is dropped when the state machines of all recovered groups are open, or can't be.
     pub(crate) fn run(mut self, inbox: Mailbox<ShardEvent>, ready: mpsc::Sender<()>) {
         self.ready = (!self.opening.is_empty()).then_some(ready);
+        let syncs_inline = !self.limits.inline_sync.is_zero();
+        if syncs_inline {
+            self.log.begin_inline_syncs();
+        }
         let (mut begun, mut taken) = (self.now, None);
         while !self.is_stopping {
             if taken.is_some_and(|taken| taken >= BUSY_EVENTS) {
                 self.linger(begun);
             }
             if self.submitted > self.durable {
+                if syncs_inline {
+                    self.log.sync_inline(self.limits.inline_sync);
+                }
                 let due = self.until_deadline().unwrap_or(Duration::MAX);
                 inbox.rest(due.min(self.limits.turn_wait));
             }
