@@ -16,6 +16,7 @@ use crate::options::WalOptions;
 use crate::pool::{Segment, Segments};
 use crate::stats::Counters;
 use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, RwLock};
+use crate::usual::Usual;
 
 /// The watermark of a lane: every batch up to `lsn` is on stable storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,22 +74,7 @@ struct Writer {
     offset: u64,
     /// Since the last checkpoint was asked for.
     bytes_since_checkpoint: u64,
-    /// About what half of the syncs lately took at most; zero before the first.
-    usual_sync: Duration,
-}
-
-impl Writer {
-    /// Follows the median of the syncs: a sixteenth up for one that took longer, a sixteenth down for one that did not.
-    /// How long the few longest take, which wait for a processor or stall, does not matter.
-    fn note_sync(&mut self, took: Duration) {
-        let usual = self.usual_sync;
-        self.usual_sync = match usual.is_zero() {
-            true => took,
-            false if took > usual => usual + usual / 16,
-            false => usual - usual / 16,
-        }
-        .clamp(SHORTEST_SYNC, LONGEST_SYNC);
-    }
+    sync: Usual,
 }
 
 #[derive(Default)]
@@ -143,7 +129,7 @@ impl Lane {
                 active: tip.active,
                 offset: tip.offset,
                 bytes_since_checkpoint: tip.bytes_since_checkpoint,
-                usual_sync: Duration::ZERO,
+                sync: Usual::default(),
             }),
             placed: (0..shards).map(|_| Mutex::default()).collect(),
             observer: RwLock::new(None),
@@ -232,7 +218,7 @@ impl Lane {
     /// Whether the next batch needs no other segment and no space, and its sync should not take long.
     fn is_quick(&self, writer: &Writer, limit: Duration) -> bool {
         let end = writer.offset + self.queue.lock().padded_bytes();
-        writer.usual_sync <= limit
+        writer.sync.is_within(limit)
             && end <= writer.active.header.bytes
             && self.segments.shortage().is_none()
     }
@@ -397,7 +383,7 @@ impl Lane {
         }
         let took = started.elapsed();
         self.counters.barrier(took);
-        writer.note_sync(took);
+        writer.sync.note(took);
         Ok(writer.offset)
     }
 
@@ -631,10 +617,6 @@ impl Lane {
 /// How much of a log is loaded once it is open, the newest. State machines that begin anew read all of it, group by group; one page at a
 /// time from a cold device would take a minute a gigabyte.
 const LOADED_BYTES: u64 = 4 << 30;
-
-/// What the usual length of a sync is kept between, so that a few dozen syncs change it.
-const SHORTEST_SYNC: Duration = Duration::from_micros(1);
-const LONGEST_SYNC: Duration = Duration::from_millis(100);
 
 /// How often a full disk or a segment that readers still hold is looked at again.
 const RETRY: Duration = Duration::from_millis(50);

@@ -54,6 +54,7 @@ mod table;
 mod tail;
 mod tombstone;
 mod upkeep;
+mod usual;
 mod wal;
 
 pub use addresses::AddressChange;
@@ -79,4 +80,5 @@ pub use stats::WalStats;
 pub use survey::{MERGE_HEAD_BYTES, Survey, SurveyedReplica};
 pub use table::GroupTable;
 pub use tombstone::{Ending, Tombstone, name_of, parse_name_of};
+pub use usual::Usual;
 pub use wal::{Opened, Wal, WalThreads, open};

@@ -3,6 +3,7 @@
 
 mod merge;
 mod open;
+mod seat;
 mod split;
 
 use std::any::Any;
@@ -32,6 +33,7 @@ use crate::shard::PROPOSAL_OVERHEAD;
 use crate::split::{SplitEntry, SplitPlace};
 
 pub(crate) use self::merge::Gathered;
+pub(crate) use self::seat::{Perform, Seat};
 
 /// The directory of the state machines' directories.
 const MACHINES: &str = "machines";

@@ -269,6 +269,7 @@ fn limits(config: &Config) -> Limits {
         turn_wait: config.batch.turn_wait,
         turn_interval: config.batch.turn_interval,
         inline_sync: config.wal.inline_sync,
+        inline_apply: config.apply.inline,
         inbox_bytes: bytes(config.shards.inbox_bytes),
         proposal_bytes: bytes(config.batch.max_proposal_bytes),
         group_bytes: bytes(config.shards.group_bytes),

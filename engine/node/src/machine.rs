@@ -140,7 +140,7 @@ pub struct Merge<'a> {
 
 /// What a group replicates: a deterministic function of its log.
 ///
-/// Each group on each node has an instance of its own, used by one apply worker at a time. Entries come in log
+/// Each group on each node has an instance of its own, used by one thread at a time: an apply worker or, with `apply.inline`, a shard. Entries come in log
 /// order, each exactly once per opening, starting after the index that [`StateMachine::open`] returned. A panic
 /// or an error quarantines the group on this node; other groups go on.
 ///
@@ -214,7 +214,7 @@ pub trait StateMachine: Sized + Send + 'static {
 
     /// Freezes the state as it is: what the returned closure writes, [`StateMachine::restore`] rebuilds.
     ///
-    /// It runs between two calls of [`StateMachine::apply`] on the same thread and should take no longer than those: share
+    /// It runs between two calls of [`StateMachine::apply`] and should take no longer than those: share
     /// or copy in here, write in the closure, which runs on another thread. An error costs this snapshot and nothing else.
     ///
     /// That thread has a lower priority than the others of the node (on Linux), and threads that are started there inherit it.

@@ -86,6 +86,11 @@ impl<T> Sender<T> {
         self.queue.wake(&self.queue.is_asleep);
         self.queue.wake(&self.queue.is_resting);
     }
+
+    /// Whether the owner has taken everything. More may come at any moment.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.messages.is_empty()
+    }
 }
 
 impl<T> Queue<T> {
@@ -127,20 +132,32 @@ impl<T> Mailbox<T> {
             if let Some(message) = self.try_take() {
                 return Some(message);
             }
-            self.queue.is_asleep.store(true, Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-            if self.queue.messages.is_empty() {
-                match timeout {
-                    Some(timeout) => self.parker.park_timeout(timeout),
-                    None => self.parker.park(),
-                }
-            }
-            self.queue.is_asleep.store(false, Ordering::Relaxed);
+            self.sleep(timeout);
             // A wake-up may be left over from an earlier message; without a timeout it only costs another look.
             if timeout.is_some() {
                 return self.try_take();
             }
         }
+    }
+
+    /// Sleeps until there is a message, and leaves it where it is.
+    pub(crate) fn wait(&self) {
+        while self.queue.messages.is_empty() {
+            self.sleep(None);
+        }
+    }
+
+    /// Sleeps if there is no message. A wake-up that is left over from an earlier one ends it early.
+    fn sleep(&self, timeout: Option<Duration>) {
+        self.queue.is_asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if self.queue.messages.is_empty() {
+            match timeout {
+                Some(timeout) => self.parker.park_timeout(timeout),
+                None => self.parker.park(),
+            }
+        }
+        self.queue.is_asleep.store(false, Ordering::Relaxed);
     }
 
     /// Sleeps until a pressing message has come since the last rest, for `limit` at most; whatever else comes, waits. A

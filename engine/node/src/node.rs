@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -22,7 +22,7 @@ use polyraft_transport::{Identity, Network, Options, QuicListener, Tls};
 #[cfg(feature = "sim")]
 pub(crate) use self::peers::{Asked, Change};
 pub(crate) use self::peers::{Peers, forget_outdated};
-use crate::apply::{OnIdle, Task, remove_leftovers};
+use crate::apply::{OnIdle, Perform, Seat, Task, remove_leftovers};
 use crate::assembly::{self, Assembly, Place, bytes};
 use crate::clock::{Clock, micros};
 use crate::completion::SlotPool;
@@ -268,8 +268,18 @@ impl<M: StateMachine> NodeBuilder<M> {
         for (shard, _) in &mut parts.shards {
             shard.open_recovered();
         }
+        let seats: Vec<Arc<Seat<M>>> = (shared.workers.iter())
+            .map(|queue| Seat::new(assembly::applier(&path, &shared), queue.clone()))
+            .map(Arc::new)
+            .collect();
+        for (shard, _) in &mut parts.shards {
+            let seats = seats
+                .iter()
+                .map(|seat| Arc::clone(seat) as Arc<dyn Perform>);
+            shard.apply_inline_at(seats.collect());
+        }
         let started = running
-            .start_workers::<M>(&shared, &path, parts.tasks)
+            .start_workers(&shared, seats, parts.tasks)
             .and_then(|()| running.start_keepers::<M>(&shared, &parts.store, parts.jobs))
             .and_then(|()| running.start_log(&parts.wals, &observer))
             .and_then(|()| running.start_shards(&shared, parts.shards));
@@ -295,17 +305,16 @@ impl Running {
     fn start_workers<M: StateMachine>(
         &mut self,
         shared: &Arc<Shared>,
-        path: &Path,
+        seats: Vec<Arc<Seat<M>>>,
         queues: Vec<Mailbox<Task>>,
     ) -> Result<(), OpenError> {
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let openers = cores.div_ceil(queues.len()).max(FEWEST_OPENERS);
-        for (worker, tasks) in queues.into_iter().enumerate() {
-            let applier = assembly::applier::<M>(path, shared);
+        for (worker, (seat, tasks)) in seats.into_iter().zip(queues).enumerate() {
             let name = format!("{}-apply-{worker}", shared.node);
             let shared = Arc::clone(shared);
             let run = move || {
-                stopping_the_node(&shared, "an apply worker", || applier.run(tasks, openers));
+                stopping_the_node(&shared, "an apply worker", || seat.serve(&tasks, openers));
             };
             self.workers.push(spawn(name, run)?);
         }

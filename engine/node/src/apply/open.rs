@@ -20,12 +20,13 @@ const AT_A_TIME: usize = 256;
 type Opened<M> = Result<(M, Index), String>;
 
 impl<M: StateMachine> Applier<M> {
-    /// Serves tasks until told to stop. State machines whose openings wait one behind the other are opened by so many threads.
-    pub(crate) fn run(mut self, tasks: Mailbox<Task>, openers: usize) {
+    /// Does the tasks that wait. State machines whose openings wait one behind the other are opened by so many threads.
+    /// Returns whether it was told to stop.
+    pub(super) fn serve(&mut self, tasks: &Mailbox<Task>, openers: usize) -> bool {
         let mut next = None;
-        while let Some(task) = next.take().or_else(|| tasks.take(None)) {
+        while let Some(task) = next.take().or_else(|| tasks.try_take()) {
             match task {
-                Task::Stop => break,
+                Task::Stop => return true,
                 Task::Open { group, life } => {
                     let mut groups = vec![(group, life)];
                     while groups.len() < AT_A_TIME {
@@ -42,7 +43,11 @@ impl<M: StateMachine> Applier<M> {
                 task => self.perform(task),
             }
         }
-        // One that panics now must take neither the others with it nor the node.
+        false
+    }
+
+    /// Drops the state machines. One that panics now must take neither the others with it nor the node.
+    pub(super) fn close(&mut self) {
         for group in self.machines.keys().collect::<Vec<_>>() {
             drop_guarded(self.machines.remove(group));
         }

@@ -126,6 +126,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     Key::new("shards", "proposal_timeout", millis(10, 3_600_000)),
     Key::new("apply", "workers", Allowed::Count(1, 64)),
+    Key::new("apply", "inline", micros(0, 10_000)),
     Key::new("apply", "queue_bytes", size(MIB, ByteSize::gib(16))),
     Key::new("apply", "max_sessions", Allowed::Count(1, 1 << 16)),
     Key::new("wal", "mode", Allowed::OneOf(&["direct", "mapped"])),

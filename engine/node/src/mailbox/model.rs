@@ -72,6 +72,20 @@ fn a_wait_that_times_out_loses_nothing() {
 }
 
 #[test]
+fn a_wait_lasts_until_a_message_is_there_and_leaves_it() {
+    explore(|| {
+        let (sender, mailbox) = mailbox();
+        let thread = sends(&sender, 0, 2);
+        mailbox.wait();
+        assert_eq!(mailbox.try_take(), Some((0, 0)));
+        mailbox.wait();
+        assert!(!sender.is_empty());
+        assert_eq!(mailbox.try_take(), Some((0, 1)));
+        thread.join().unwrap();
+    });
+}
+
+#[test]
 fn a_rest_lasts_until_a_pressing_message_is_there() {
     explore(|| {
         let (sender, mailbox) = mailbox();

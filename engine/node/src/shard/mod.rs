@@ -12,6 +12,7 @@ mod events;
 mod fetch;
 mod gauge;
 mod home;
+mod inline;
 mod leadership;
 mod lives;
 #[cfg(feature = "sim")]
@@ -29,7 +30,7 @@ mod snapshots;
 mod split;
 mod stall;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod told;
 mod transfer;
 mod trim;
@@ -65,6 +66,7 @@ use self::ends::Ends;
 pub(crate) use self::gauge::InboxGauge;
 use self::home::Home;
 pub(crate) use self::home::HomeOptions;
+use self::inline::InlineApplies;
 use self::leadership::Leadership;
 #[cfg(feature = "sim")]
 pub use self::looks::LoggedEntry;
@@ -86,7 +88,7 @@ use self::told::Told;
 use self::transfer::Transfers;
 pub(crate) use self::transfer::{ChunkTrouble, TransferGauges, TransferLimits, Wanted};
 use self::trim::Trim;
-use crate::apply::{ApplyBacklog, ApplyBatch, OnIdle, Task};
+use crate::apply::{ApplyBacklog, ApplyBatch, OnIdle, Perform, Task};
 use crate::clock::Clock;
 use crate::directory::{Directory, Shown};
 use crate::error::Error;
@@ -113,6 +115,7 @@ pub(crate) struct Limits {
     pub(crate) turn_wait: Duration,
     pub(crate) turn_interval: Duration,
     pub(crate) inline_sync: Duration,
+    pub(crate) inline_apply: Duration,
     pub(crate) proposal_bytes: usize,
     pub(crate) inbox_bytes: usize,
     pub(crate) group_bytes: usize,
@@ -255,6 +258,7 @@ pub(crate) struct Shard {
     /// What this turn committed, by apply worker, and batches to fill again.
     applies: Vec<ApplyBatch>,
     spare_batches: Vec<ApplyBatch>,
+    inline_applies: InlineApplies,
     /// What refuses new proposals in this turn, if anything does.
     overload: Option<Error>,
     forwards: Forwards,
@@ -424,6 +428,7 @@ impl Shard {
                 .map(|_| ApplyBatch::default())
                 .collect(),
             spare_batches: Vec::new(),
+            inline_applies: InlineApplies::default(),
             overload: None,
             forwards: Forwards::new(shared.incarnation),
             leadership: Leadership::default(),
@@ -468,6 +473,13 @@ impl Shard {
             Err(error) => shard.fail(error.to_string()),
         }
         shard
+    }
+
+    /// With `apply.inline`, what this shard commits may be applied here from now on. To be called before the first turn.
+    pub(crate) fn apply_inline_at(&mut self, seats: Vec<Arc<dyn Perform>>) {
+        if !self.limits.inline_apply.is_zero() {
+            self.inline_applies = InlineApplies::at(seats);
+        }
     }
 
     /// The shard's thread: a turn for each burst of events, and one for each timer.

@@ -239,7 +239,7 @@ fn the_bound_of_waiting_reads_holds_for_other_nodes_and_counts_nothing_that_was_
 }
 
 /// A state machine that keeps nothing.
-struct Nothing;
+pub(crate) struct Nothing;
 
 impl StateMachine for Nothing {
     fn open(_: GroupId, _: &Path) -> Result<(Self, Index), MachineError> {

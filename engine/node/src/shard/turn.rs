@@ -485,7 +485,18 @@ impl Shard {
                 full.sent = self.now;
                 self.shared.backlog.add(full.bytes());
                 self.applying.push_back(self.now);
-                self.shared.workers[worker].send(Task::Apply(full));
+                let mut task = Some(Task::Apply(full));
+                if self.inline_applies.are_possible() {
+                    // Nobody waits for a state machine but its callers.
+                    self.outgoing
+                        .send_all(self.shared.counters.shard(self.index));
+                    let (limit, applies) = (self.limits.inline_apply, &mut self.inline_applies);
+                    let now = || self.shared.clock.now();
+                    task = task.and_then(|task| applies.perform(worker, task, limit, now));
+                }
+                if let Some(task) = task {
+                    self.shared.workers[worker].send(task);
+                }
             }
         }
         // What was committed before is applied, and its callers are answered.
