@@ -95,6 +95,11 @@ impl Blocks {
         !self.unread.is_empty() && self.unread.binary_search_by_key(&at, |(at, _)| *at).is_ok()
     }
 
+    /// Whether any of them is.
+    pub fn have_unread(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
     /// Reads the blocks with these numbers that are unread, and checks that they are what was written. Waits for the disk.
     ///
     /// # Errors

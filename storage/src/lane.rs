@@ -74,6 +74,7 @@ struct Writer {
     offset: u64,
     /// Since the last checkpoint was asked for.
     bytes_since_checkpoint: u64,
+    /// How long a batch's write and sync take.
     sync: Usual,
 }
 
@@ -208,7 +209,9 @@ impl Lane {
             && self.is_quick(&writer, limit)
         {
             // The observer has heard of a failure.
-            let _ = self.write_oldest(&mut writer);
+            if let Ok(true) = self.write_oldest(&mut writer) {
+                self.counters.inline_sync();
+            }
         }
         if !mutants::is_active(Mutant::InlineSyncGivenUp) {
             self.call_flusher(self.queue.lock());
@@ -374,6 +377,7 @@ impl Lane {
                 .map_err(fail("writing a batch"))?;
             return Ok(writer.offset);
         }
+        let begun = Instant::now();
         file.write(writer.offset, &batch.buffer[..bytes as usize])
             .map_err(fail("writing a batch"))?;
         let started = Instant::now();
@@ -381,9 +385,8 @@ impl Lane {
         if !mutants::is_active(Mutant::SyncErrorIgnored) {
             synced.map_err(fail("syncing a batch"))?;
         }
-        let took = started.elapsed();
-        self.counters.barrier(took);
-        writer.sync.note(took);
+        self.counters.barrier(started.elapsed());
+        writer.sync.note(begun.elapsed());
         Ok(writer.offset)
     }
 

@@ -52,6 +52,7 @@ pub struct ShardLog {
     placed: Vec<Placed>,
     /// Whoever submits goes on to sync.
     syncs_inline: bool,
+    is_left_to_sync: bool,
 }
 
 /// The piece being filled.
@@ -174,6 +175,7 @@ impl ShardLog {
             upkeep: Upkeep::default(),
             placed: Vec::new(),
             syncs_inline: false,
+            is_left_to_sync: false,
             lane,
         }
     }
@@ -567,6 +569,17 @@ impl ShardLog {
     /// After an error the turn is kept: on [`StorageError::DiskFull`] it may be submitted again later, alone or with more
     /// records behind it. [`StorageError::Poisoned`] and [`StorageError::Stopped`] are final.
     pub fn submit(&mut self) -> Result<Option<Lsn>, StorageError> {
+        let submitted = self.submit_for(self.syncs_inline)?;
+        self.is_left_to_sync |= self.syncs_inline && submitted.is_some();
+        Ok(submitted)
+    }
+
+    /// The same for what nobody waits for: the flusher syncs it in any case.
+    pub(crate) fn submit_to_flusher(&mut self) -> Result<Option<Lsn>, StorageError> {
+        self.submit_for(false)
+    }
+
+    fn submit_for(&mut self, syncs_inline: bool) -> Result<Option<Lsn>, StorageError> {
         if !self.turn.is_empty() {
             let piece = self.turn.close();
             self.tail.push(piece);
@@ -579,7 +592,7 @@ impl ShardLog {
         let position = &mut self.position;
         self.lane.submit(
             self.slot,
-            self.syncs_inline,
+            syncs_inline,
             pieces.map(|(turn, piece)| (turn, &piece.bytes[..], piece.tally)),
             |lsn, offset| {
                 *position = Position {
@@ -592,17 +605,21 @@ impl ShardLog {
         Ok(Some(self.position.lsn))
     }
 
-    /// From now on, [`ShardLog::sync_inline`] follows whenever a batch was submitted, on the same thread: nobody else may be
-    /// woken for it.
+    /// From now on, [`ShardLog::sync_inline`] follows each [`ShardLog::submit`] on the same thread: nobody else is woken for what
+    /// that takes.
     pub fn begin_inline_syncs(&mut self) {
         self.syncs_inline = true;
     }
 
-    /// Writes and syncs the oldest batch that waits in the lane, on this thread, if about half of the syncs lately took `limit` at
-    /// most and no other thread is at it. In all other cases, such as when the log needs another segment or the disk is full, the
-    /// flusher does. What becomes of the batch is told to the observer in either case.
-    pub fn sync_inline(&self, limit: Duration) {
-        self.lane.sync_inline(limit);
+    /// Writes and syncs the oldest batch that waits in the lane, on this thread, if about half of the writes with their syncs lately
+    /// took `limit` at most and no other thread is at it. In all other cases, such as when the log needs another segment or the disk
+    /// is full, the flusher does. What becomes of the batch is told to the observer in either case.
+    ///
+    /// Does nothing if nothing was submitted since the last call.
+    pub fn sync_inline(&mut self, limit: Duration) {
+        if std::mem::take(&mut self.is_left_to_sync) {
+            self.lane.sync_inline(limit);
+        }
     }
 
     /// Takes note of what became durable. Costs time in the number of groups in those turns.

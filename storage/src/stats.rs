@@ -12,6 +12,8 @@ use crate::histogram::{Histogram, Recorder};
 pub struct WalStats {
     /// Syncs of batches (`fdatasync` or `msync`), one per batch.
     pub barriers: u64,
+    /// Those of them that a shard did by itself.
+    pub inline_syncs: u64,
     /// Batches made durable.
     pub batches: u64,
     /// Records in them.
@@ -50,6 +52,7 @@ impl WalStats {
     /// Adds another lane's.
     pub fn merge(&mut self, other: &Self) {
         self.barriers += other.barriers;
+        self.inline_syncs += other.inline_syncs;
         self.batches += other.batches;
         self.records += other.records;
         self.blocks += other.blocks;
@@ -72,6 +75,7 @@ impl WalStats {
 #[derive(Default)]
 pub(crate) struct Counters {
     barriers: AtomicU64,
+    inline_syncs: AtomicU64,
     batches: AtomicU64,
     records: AtomicU64,
     blocks: AtomicU64,
@@ -97,6 +101,10 @@ impl Counters {
         self.barrier_us.record(micros);
     }
 
+    pub(crate) fn inline_sync(&self) {
+        self.inline_syncs.fetch_add(1, Relaxed);
+    }
+
     pub(crate) fn batch(&self, tally: &Tally, bytes: u64, active_offset: u64) {
         self.batches.fetch_add(1, Relaxed);
         self.records.fetch_add(u64::from(tally.records), Relaxed);
@@ -115,6 +123,7 @@ impl Counters {
     pub(crate) fn snapshot(&self) -> WalStats {
         WalStats {
             barriers: self.barriers.load(Relaxed),
+            inline_syncs: self.inline_syncs.load(Relaxed),
             batches: self.batches.load(Relaxed),
             records: self.records.load(Relaxed),
             blocks: self.blocks.load(Relaxed),

@@ -175,7 +175,7 @@ impl ShardLog {
         let mut looked_at = 0;
         while looked_at < SLICE_GROUPS && self.turn_bytes() < SLICE_BYTES {
             let Some(group) = work.left.pop() else {
-                self.submit()?;
+                self.submit_to_flusher()?;
                 return Ok(false);
             };
             looked_at += 1;
@@ -184,7 +184,7 @@ impl ShardLog {
             }
         }
         self.upkeep.relocation = Some(work);
-        self.submit()?;
+        self.submit_to_flusher()?;
         Ok(true)
     }
 

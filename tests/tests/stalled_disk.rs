@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use polyraft::Config;
+use polyraft::{Config, NodeId};
 use polyraft_storage::sim::StallDisk;
 use polyraft_tests::{Cluster, small_config, until};
 
@@ -89,7 +89,11 @@ async fn groups_go_on_without_a_disk(mut config: Config) {
         .await;
         cluster.led(0..GROUPS).await;
     }
-    assert!((0..GROUPS).all(|group| cluster.leader(2, group) != 1));
+    until("others lead", async || {
+        let leader = |group| cluster.node(2).group(group).leader();
+        (0..GROUPS).all(|group| leader(group).is_some_and(|(node, _)| node != NodeId(1)))
+    })
+    .await;
 
     disk.stall(Duration::ZERO);
     for group in 0..GROUPS {

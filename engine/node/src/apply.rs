@@ -1,4 +1,4 @@
-//! Apply workers: threads that own the state machines and feed them committed entries in order.
+//! Apply workers: they own the state machines and feed them committed entries in order, on threads of their own or on a shard's.
 //! A worker must never touch the log or the network; what it did goes back to the shard's inbox.
 
 mod merge;
@@ -180,6 +180,8 @@ pub(crate) struct ApplyBatch {
     /// When the shard handed it over.
     pub(crate) sent: Tick,
     pub(crate) groups: Vec<Committed>,
+    /// The shard applied it, not the worker.
+    pub(crate) is_inline: bool,
     blocks: Blocks,
     waiting: Vec<WaitingReply>,
     bytes: usize,
@@ -218,6 +220,11 @@ impl ApplyBatch {
     /// Bytes of log that the batch keeps in memory.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Whether some of it has to be read from the disk.
+    pub(crate) fn has_unread(&self) -> bool {
+        self.blocks.have_unread()
     }
 
     /// Adds a group's entries: `read` adds the blocks that cover them up to the end it returns, `waiting` then gives the

@@ -206,7 +206,8 @@ pub trait StateMachine: Sized + Send + 'static {
 
     /// Applies committed entries in order and pushes exactly one reply for each.
     ///
-    /// Must depend on nothing but the state and the entries, or replicas drift apart.
+    /// Must depend on nothing but the state and the entries, or replicas drift apart. Must not wait for the node that it is part of:
+    /// other groups of its apply worker wait meanwhile and, with `apply.inline`, all of a shard, so that it may wait for ever.
     fn apply(&mut self, entries: &[Entry<'_>], replies: &mut Replies) -> Result<(), MachineError>;
 
     /// Answers a query from the current state, without changing it.
@@ -219,7 +220,7 @@ pub trait StateMachine: Sized + Send + 'static {
     ///
     /// That thread has a lower priority than the others of the node (on Linux), and threads that are started there inherit it.
     /// Where processors are scarce, the closure may thus hold a lock that it shares with [`StateMachine::apply`] for long, and
-    /// every group of that apply worker waits: hold it for moments only, or share what needs none.
+    /// every group of that apply worker waits, or of a shard with `apply.inline`: hold it for moments only, or share what needs none.
     fn snapshot(&self) -> Result<FrozenState, MachineError>;
 
     /// Replaces the state by that of a snapshot, which covers the log through `last`. `from` ends with the last byte that

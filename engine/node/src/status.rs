@@ -210,6 +210,8 @@ counters! {
     refused_appends,
     /// Damaged or impossible messages dropped.
     rejected_messages,
+    /// Batches of committed entries that shards applied by themselves.
+    inline_applies,
     /// Snapshots taken.
     snapshots,
     /// Snapshots that could not be taken.
@@ -264,7 +266,8 @@ histograms! {
     /// From a proposal's append to its commit, by samples: one at a time in each shard. One that takes more than 10 s is given up
     /// and counts with its age then.
     commit_us,
-    /// From handing a batch of committed entries to an apply worker to the news that it is applied.
+    /// From handing a batch of committed entries out to the news that it is applied. A shard that applies and syncs by itself hears
+    /// of it after the sync.
     apply_us,
     /// By how much more than their interval apart two beats of a peer came. Up to a quarter of it is their sender's choice.
     beat_late_us,

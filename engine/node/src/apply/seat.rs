@@ -1,7 +1,7 @@
 //! Who sits at an apply worker's state machines: the worker's thread, or a shard that has something to apply while nothing waits.
-//! A task must never be done before one that came earlier.
+//! A task must never be done before one that came earlier, nor by anybody after one whose thread panicked half-way.
 
-use parking_lot::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use super::{Applier, Task};
 use crate::machine::StateMachine;
@@ -23,7 +23,7 @@ impl<M: StateMachine> Perform for Seat<M> {
     fn try_perform(&self, task: Task) -> Option<Task> {
         match self.applier.try_lock() {
             // Whoever takes from the queue is at the seat, so what is not in it is done.
-            Some(mut applier) if self.queue.is_empty() => {
+            Ok(mut applier) if self.queue.is_empty() => {
                 applier.perform(task);
                 None
             }
@@ -44,9 +44,14 @@ impl<M: StateMachine> Seat<M> {
     pub(crate) fn serve(&self, tasks: &Mailbox<Task>, openers: usize) {
         loop {
             tasks.wait();
-            let mut applier = self.applier.lock();
-            if applier.serve(tasks, openers) {
-                return applier.close();
+            match self.applier.lock() {
+                Ok(mut applier) => {
+                    if applier.serve(tasks, openers) {
+                        return applier.close();
+                    }
+                }
+                // The node stops.
+                Err(error) => return PoisonError::into_inner(error).close(),
             }
         }
     }
@@ -54,6 +59,7 @@ impl<M: StateMachine> Seat<M> {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::path::Path;
     use std::sync::Arc;
 
@@ -66,7 +72,7 @@ mod tests {
         seat: Seat<Nothing>,
         queue: Sender<Task>,
         tasks: Mailbox<Task>,
-        done: Arc<Mutex<Vec<u8>>>,
+        done: Arc<parking_lot::Mutex<Vec<u8>>>,
     }
 
     fn case() -> Case {
@@ -110,7 +116,10 @@ mod tests {
     #[test]
     fn a_task_comes_back_while_the_worker_is_busy() {
         let case = case();
-        let (seat, came_back) = (Arc::new(case.seat), Arc::new(Mutex::new(false)));
+        let (seat, came_back) = (
+            Arc::new(case.seat),
+            Arc::new(parking_lot::Mutex::new(false)),
+        );
         let (other, told) = (Arc::clone(&seat), Arc::clone(&came_back));
         // While it is done, nothing is in the queue.
         let busy: Task = Task::Rest(Arc::new(move || {
@@ -121,5 +130,18 @@ mod tests {
         case.queue.send(Task::Stop);
         seat.serve(&case.tasks, 1);
         assert!(*came_back.lock());
+    }
+
+    #[test]
+    fn a_seat_that_somebody_left_in_a_panic_is_nobodys() {
+        let case = case();
+        let fails = Task::Rest(Arc::new(|| panic!("half-way")));
+        let failed = catch_unwind(AssertUnwindSafe(|| case.seat.try_perform(fails)));
+        assert!(failed.is_err());
+        assert!(case.seat.try_perform(case.task(1)).is_some());
+        case.queue.send(case.task(2));
+        // It returns, without having been told to.
+        case.seat.serve(&case.tasks, 1);
+        assert_eq!(*case.done.lock(), []);
     }
 }

@@ -148,7 +148,7 @@ pub struct Batch {
     /// Default `4096`; allowed `1` to `1048576`; takes effect at restart.
     pub turn_events: u32,
     /// How long a shard lets events gather while its last turn is not durable yet. What comes in that time would wait
-    /// for the same flusher, and costs less together; the barrier ends the wait. A shard without a turn under way
+    /// for the same barrier, and costs less together; the barrier ends the wait. A shard without a turn under way
     /// never waits. Longer saves CPU where syncs are slow, shorter lets a turn's work overlap with a sync.
     ///
     /// Default `200us`; allowed `0us` to `10ms`; takes effect at restart.
@@ -234,10 +234,11 @@ pub struct Apply {
     ///
     /// Default `1`; allowed `1` to `64`; takes effect at restart.
     pub workers: u32,
-    /// A shard applies what it committed by itself, in place of waking a worker for it, as long as the worker has nothing else to
-    /// do and half of the turns take no longer to be applied than this. That saves CPU and calms tails where cores are few; but the
-    /// shard does nothing else meanwhile: a state machine that blocks for longer than an election timeout then costs the groups that
-    /// this node leads an election. `0us` leaves everything to the workers.
+    /// A shard applies what it committed by itself, in place of waking a worker for it, as long as the worker has nothing
+    /// else to do and about half of the last hundred or so turns took no longer to be applied than this. That saves CPU and
+    /// calms tails where cores are few; but the shard does nothing else meanwhile: a state machine that blocks for longer
+    /// than an election timeout then costs the groups that this node leads an election, and one that waits for its own node
+    /// waits for ever. `0us` leaves everything to the workers.
     ///
     /// Default `0us`; allowed `0us` to `10ms`; takes effect at restart.
     #[serde(with = "units::duration")]
@@ -330,10 +331,10 @@ pub struct Wal {
     /// Default `64MiB`; allowed `0B` to `1TiB`; takes effect at restart.
     #[serde(with = "units::size")]
     pub min_free_bytes: ByteSize,
-    /// A shard syncs what it wrote by itself, in place of waking the flusher for it, as long as half of the syncs take no
-    /// longer than this. That saves CPU and calms tails where cores are few; but the shard does nothing else meanwhile: a
-    /// disk that stalls for longer than an election timeout then costs the groups that this node leads an election, and
-    /// `stall_timeout` does not help. `0us` leaves every sync to the flusher.
+    /// A shard writes and syncs its turn by itself, in place of waking the flusher for it, as long as about half of the last
+    /// hundred or so took no longer than this. That saves CPU and calms tails where cores are few; but the shard does nothing
+    /// else meanwhile: a disk that stalls for longer than an election timeout then costs the groups that this node leads an
+    /// election, and `stall_timeout` does not help. `0us` leaves every sync to the flusher.
     ///
     /// Default `0us`; allowed `0us` to `10ms`; takes effect at restart.
     #[serde(with = "units::duration")]

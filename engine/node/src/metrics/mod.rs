@@ -359,6 +359,11 @@ fn put_network(text: &mut Text, status: &NodeStatus) {
             counters.rejected_messages,
         ),
         (
+            "polyraft_inline_applies_total",
+            "Batches of committed entries that shards applied by themselves.",
+            counters.inline_applies,
+        ),
+        (
             "polyraft_network_sent_frames_total",
             "Frames handed to a connection.",
             network.frames_sent,
@@ -497,6 +502,11 @@ fn put_wal(text: &mut Text, wal: &WalStats) {
             "polyraft_wal_relocated_blocks_total",
             "Entry blocks moved out of sparse segments.",
             wal.relocated,
+        ),
+        (
+            "polyraft_wal_inline_syncs_total",
+            "Syncs of batches that shards did by themselves.",
+            wal.inline_syncs,
         ),
         (
             "polyraft_wal_recycled_segments_total",

@@ -1,5 +1,6 @@
 //! A shard: one thread, the groups that it owns, and their turn. Drain what has arrived, step all, dispatch once.
-//! It must never wait for a disk, a socket or a state machine; they answer through the inbox.
+//! It must never wait for a disk, a socket or a state machine; they answer through the inbox. Only where the configuration says so it
+//! syncs and applies by itself, between two turns or at the end of one.
 
 mod balance;
 mod beats;
@@ -496,13 +497,13 @@ impl Shard {
         }
         let (mut begun, mut taken) = (self.now, None);
         while !self.is_stopping {
+            if syncs_inline {
+                self.log.sync_inline(self.limits.inline_sync);
+            }
             if taken.is_some_and(|taken| taken >= BUSY_EVENTS) {
                 self.linger(begun);
             }
             if self.submitted > self.durable {
-                if syncs_inline {
-                    self.log.sync_inline(self.limits.inline_sync);
-                }
                 let due = self.until_deadline().unwrap_or(Duration::MAX);
                 inbox.rest(due.min(self.limits.turn_wait));
             }

@@ -304,9 +304,14 @@ impl Shard {
                 }
             }
         }
-        self.histograms()
-            .apply_us
-            .record(self.now.since(batch.sent));
+        let took = self.now.since(batch.sent);
+        self.histograms().apply_us.record(took);
+        if !batch.is_inline
+            && let Some(first) = batch.groups.first()
+        {
+            let worker = polyraft_raft::shard_of(first.group, self.applies.len());
+            self.inline_applies.note(worker, took);
+        }
         // Workers need not end in the order in which they began.
         let sent = self.applying.iter().position(|sent| *sent == batch.sent);
         sent.and_then(|at| self.applying.remove(at));
@@ -477,32 +482,46 @@ impl Shard {
         }
         applies.clear();
         self.outbox.applies = applies;
-        for (worker, batch) in self.applies.iter_mut().enumerate() {
-            if !batch.is_empty() {
-                let spare = self.spare_batches.pop().unwrap_or_default();
-                let mut full = std::mem::replace(batch, spare);
-                full.shard = self.index;
-                full.sent = self.now;
-                self.shared.backlog.add(full.bytes());
-                self.applying.push_back(self.now);
-                let mut task = Some(Task::Apply(full));
-                if self.inline_applies.are_possible() {
-                    // Nobody waits for a state machine but its callers.
-                    self.outgoing
-                        .send_all(self.shared.counters.shard(self.index));
-                    let (limit, applies) = (self.limits.inline_apply, &mut self.inline_applies);
-                    let now = || self.shared.clock.now();
-                    task = task.and_then(|task| applies.perform(worker, task, limit, now));
-                }
-                if let Some(task) = task {
-                    self.shared.workers[worker].send(task);
-                }
+        for worker in 0..self.applies.len() {
+            if !self.applies[worker].is_empty() {
+                self.hand_out(worker);
             }
         }
         // What was committed before is applied, and its callers are answered.
         for (group, reason) in self.quarantined.drain(..) {
             let task = Task::Quarantine { group, reason };
             self.shared.worker_of(group).send(task);
+        }
+    }
+
+    /// Has a worker's batch applied: by the worker or, with `apply.inline`, here.
+    fn hand_out(&mut self, worker: usize) {
+        let limit = self.limits.inline_apply;
+        let is_inline =
+            !limit.is_zero() && self.inline_applies.is_for(worker, &self.applies, limit);
+        let spare = self.spare_batches.pop().unwrap_or_default();
+        let mut full = std::mem::replace(&mut self.applies[worker], spare);
+        full.shard = self.index;
+        full.sent = self.now;
+        full.is_inline = is_inline;
+        self.shared.backlog.add(full.bytes());
+        self.applying.push_back(self.now);
+        let mut task = Some(Task::Apply(full));
+        if is_inline {
+            // Nobody waits for a state machine but its callers, and whoever looks whether it hangs.
+            let counters = self.shared.counters.shard(self.index);
+            self.outgoing.send_all(counters);
+            self.show_waiting();
+            let (applies, now) = (&mut self.inline_applies, || self.shared.clock.now());
+            task = task.and_then(|task| applies.perform(worker, task, now));
+            self.beat_in_turn();
+        }
+        match task {
+            Some(Task::Apply(mut batch)) => {
+                batch.is_inline = false;
+                self.shared.workers[worker].send(Task::Apply(batch));
+            }
+            _ => self.counters().inline_applies.add(1),
         }
     }
 
