@@ -574,9 +574,11 @@ impl ShardLog {
         Ok(submitted)
     }
 
-    /// The same for what nobody waits for: the flusher syncs it in any case.
+    /// The same for what nobody waits for: the flusher syncs it in any case, and what was submitted before with it.
     pub(crate) fn submit_to_flusher(&mut self) -> Result<Option<Lsn>, StorageError> {
-        self.submit_for(false)
+        let submitted = self.submit_for(false)?;
+        self.is_left_to_sync &= submitted.is_none();
+        Ok(submitted)
     }
 
     fn submit_for(&mut self, syncs_inline: bool) -> Result<Option<Lsn>, StorageError> {

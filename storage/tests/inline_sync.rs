@@ -42,7 +42,6 @@ fn log() -> Log {
     let data = DataDir::open(Arc::new(disk.clone()), &path, "inline", NodeId(1), 1).unwrap();
     let mut opened = open(&data, &options, 1).unwrap();
     let mut log = opened.logs.remove(0);
-    log.begin_inline_syncs();
     log.create(GROUP, &Configuration::default()).unwrap();
     Log {
         wal: opened.wals.remove(0),
@@ -51,6 +50,13 @@ fn log() -> Log {
         term: 0,
         _dir: dir,
     }
+}
+
+/// The same with a shard that syncs inline.
+fn inline() -> Log {
+    let mut log = log();
+    log.log.begin_inline_syncs();
+    log
 }
 
 impl Log {
@@ -85,7 +91,7 @@ impl Log {
 
 #[test]
 fn a_turn_is_durable_once_it_was_synced_inline() {
-    let mut log = log();
+    let mut log = inline();
     let lsn = log.submit();
     assert!(log.wal.durable() < lsn, "nobody synced yet");
     log.log.sync_inline(Duration::MAX);
@@ -101,7 +107,7 @@ fn a_turn_is_durable_once_it_was_synced_inline() {
 fn slow_syncs_are_left_to_the_flusher_until_they_are_quick_again() {
     // This thread may come too late for the stall; then the sync was quick.
     let mut log = loop {
-        let mut log = log();
+        let mut log = inline();
         log.disk.stall(5 * QUICK);
         assert!(log.turn(), "nothing is known of the disk");
         if log.wal.stats().barrier_us_max > QUICK.as_micros() as u64 {
@@ -115,7 +121,7 @@ fn slow_syncs_are_left_to_the_flusher_until_they_are_quick_again() {
 
 #[test]
 fn the_flusher_changes_segments() {
-    let mut log = log();
+    let mut log = inline();
     let segments = log.wal.stats().segments;
     let mut left = Vec::new();
     for turn in 0..ENOUGH {
@@ -176,9 +182,15 @@ fn the_flusher_syncs_what_is_moved_out_of_sparse_segments() {
         log.wal.tend().unwrap();
     }
 
-    // From here on there is a flusher, which sleeps when it finds nothing.
+    // From here on there is a flusher. Once it has done something, it goes to sleep.
     let threads = log.wal.start(Arc::new(Deaf)).unwrap();
     let begun = Instant::now();
+    let lsn = log.submit();
+    while log.wal.durable() < lsn {
+        assert!(begun.elapsed() < DEADLINE, "there is no flusher");
+        std::thread::yield_now();
+    }
+    log.log.begin_inline_syncs();
     while log.log.maintain().unwrap() || log.wal.pending_bytes() > 0 {
         assert!(begun.elapsed() < DEADLINE, "nobody syncs it");
         std::thread::yield_now();

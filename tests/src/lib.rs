@@ -309,12 +309,12 @@ impl<M: StateMachine> Cluster<M> {
     /// Waits until every running node has applied `count` entries of `group`, and checks that they are the same.
     pub async fn agree(&self, group: u64, count: usize) -> BTreeMap<Index, Bytes> {
         until("every replica has applied everything", async || {
+            let mut lengths = Vec::new();
             for id in self.running() {
-                if self.applied(id, group).await.len() < count {
-                    return false;
-                }
+                lengths.push(self.applied(id, group).await.len());
             }
-            true
+            lengths.dedup();
+            lengths.len() == 1 && lengths[0] >= count
         })
         .await;
         let first = self.applied(self.running()[0], group).await;

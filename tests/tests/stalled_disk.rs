@@ -77,6 +77,8 @@ async fn groups_go_on_without_a_disk(mut config: Config) {
     until("node 1 leads", async || cluster.node(1).status().led >= 2).await;
     cluster.led(0..GROUPS).await;
 
+    let inline_syncs = cluster.node(1).status().wal.inline_syncs;
+    assert_eq!(inline_syncs > 0, stands_still);
     disk.stall(LONG);
     for group in 0..GROUPS {
         write(&cluster, 2, group, 1).await;

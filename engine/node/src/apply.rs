@@ -21,6 +21,7 @@ use polyraft_storage::{
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::clock::Clock;
 use crate::completion::{self, Outcome, ReplyTo, Together};
 use crate::error::Error;
 use crate::event::ShardEvent;
@@ -182,6 +183,8 @@ pub(crate) struct ApplyBatch {
     pub(crate) groups: Vec<Committed>,
     /// The shard applied it, not the worker.
     pub(crate) is_inline: bool,
+    /// How long that took, in microseconds.
+    pub(crate) took: u64,
     blocks: Blocks,
     waiting: Vec<WaitingReply>,
     bytes: usize,
@@ -298,6 +301,7 @@ pub(crate) struct Applier<M> {
     inboxes: Arc<[Sender<ShardEvent>]>,
     keepers: Arc<[Sender<Job>]>,
     backlog: Arc<ApplyBacklog>,
+    clock: Clock,
     /// Empty between batches: only its memory is kept.
     entries: Vec<Entry<'static>>,
     replies: Replies,
@@ -330,6 +334,7 @@ impl<M: StateMachine> Applier<M> {
         inboxes: Arc<[Sender<ShardEvent>]>,
         keepers: Arc<[Sender<Job>]>,
         backlog: Arc<ApplyBacklog>,
+        clock: Clock,
     ) -> Self {
         Applier {
             machines: GroupTable::default(),
@@ -338,6 +343,7 @@ impl<M: StateMachine> Applier<M> {
             inboxes,
             keepers,
             backlog,
+            clock,
             entries: Vec::new(),
             replies: Replies::default(),
             sessions: FxHashMap::default(),
@@ -566,6 +572,7 @@ impl<M: StateMachine> Applier<M> {
     }
 
     fn apply(&mut self, mut batch: ApplyBatch) {
+        let begun = self.clock.now();
         let together = Together::begin();
         let mut waiting = batch.waiting.drain(..);
         let mut next = 0;
@@ -628,6 +635,7 @@ impl<M: StateMachine> Applier<M> {
         }
         self.entries = reuse(entries);
         drop(waiting);
+        batch.took = self.clock.now().since(begun);
         self.backlog.0.fetch_sub(batch.bytes, Ordering::Relaxed);
         self.tell(batch.shard, ShardEvent::Applied(batch));
     }

@@ -208,6 +208,7 @@ pub(crate) fn applier<M: StateMachine>(path: &Path, shared: &Shared) -> Applier<
         Arc::clone(&shared.inboxes),
         Arc::clone(&shared.keepers),
         Arc::clone(&shared.backlog),
+        shared.clock.clone(),
     )
 }
 

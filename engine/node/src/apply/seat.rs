@@ -64,6 +64,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::clock::Clock;
     use crate::mailbox::mailbox;
     use crate::shard::tests::Nothing;
 
@@ -77,8 +78,8 @@ mod tests {
 
     fn case() -> Case {
         let (queue, tasks) = mailbox();
-        let backlog = Arc::default();
-        let applier = Applier::new(Path::new("/n"), Arc::new([]), Arc::new([]), backlog);
+        let (backlog, clock) = (Arc::default(), Clock::start());
+        let applier = Applier::new(Path::new("/n"), Arc::new([]), Arc::new([]), backlog, clock);
         Case {
             seat: Seat::new(applier, queue.clone()),
             queue,

@@ -257,6 +257,19 @@ fn wal(config: &Config) -> Result<(), ConfigError> {
                 .to_owned()
         },
     )?;
+    for (key, limit) in [
+        ("wal.inline_sync", wal.inline_sync),
+        ("apply.inline", config.apply.inline),
+    ] {
+        require(
+            limit.is_zero() || config.shards.count == 1,
+            key,
+            "shards.count",
+            || {
+                "while one of several shards waits, the others would keep its groups from electing leaders".to_owned()
+            },
+        )?;
+    }
     let (shards, lanes) = (config.shards.count, wal.lanes);
     require(shards % lanes == 0, "wal.lanes", "shards.count", || {
         format!(

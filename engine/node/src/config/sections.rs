@@ -238,7 +238,7 @@ pub struct Apply {
     /// else to do and about half of the last hundred or so turns took no longer to be applied than this. That saves CPU and
     /// calms tails where cores are few; but the shard does nothing else meanwhile: a state machine that blocks for longer
     /// than an election timeout then costs the groups that this node leads an election, and one that waits for its own node
-    /// waits for ever. `0us` leaves everything to the workers.
+    /// waits for ever. Only with one shard. `0us` leaves everything to the workers.
     ///
     /// Default `0us`; allowed `0us` to `10ms`; takes effect at restart.
     #[serde(with = "units::duration")]
@@ -334,7 +334,7 @@ pub struct Wal {
     /// A shard writes and syncs its turn by itself, in place of waking the flusher for it, as long as about half of the last
     /// hundred or so took no longer than this. That saves CPU and calms tails where cores are few; but the shard does nothing
     /// else meanwhile: a disk that stalls for longer than an election timeout then costs the groups that this node leads an
-    /// election, and `stall_timeout` does not help. `0us` leaves every sync to the flusher.
+    /// election, and `stall_timeout` does not help. Only with one shard. `0us` leaves every sync to the flusher.
     ///
     /// Default `0us`; allowed `0us` to `10ms`; takes effect at restart.
     #[serde(with = "units::duration")]

@@ -236,6 +236,14 @@ fn keys_that_contradict_each_other_are_refused_with_the_reason() {
         ("[wal]\ncheckpoint_bytes = '32MiB'", "wal.checkpoint_bytes"),
         ("[wal]\nmode = 'mapped'\ndirect_io = true", "wal.direct_io"),
         (
+            "[wal]\ninline_sync = '1us'\n[shards]\ncount = 2",
+            "wal.inline_sync",
+        ),
+        (
+            "[apply]\ninline = '1us'\n[shards]\ncount = 0",
+            "apply.inline",
+        ),
+        (
             "[wal]\nmax_batch_bytes = '2MiB'\n[replication]\nmax_append_bytes = '2MiB'",
             "wal.max_batch_bytes",
         ),

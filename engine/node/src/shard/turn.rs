@@ -304,17 +304,19 @@ impl Shard {
                 }
             }
         }
-        let took = self.now.since(batch.sent);
-        self.histograms().apply_us.record(took);
-        if !batch.is_inline
-            && let Some(first) = batch.groups.first()
-        {
+        if let Some(first) = batch.groups.first() {
             let worker = polyraft_raft::shard_of(first.group, self.applies.len());
-            self.inline_applies.note(worker, took);
+            self.inline_applies.note(worker, &batch);
         }
-        // Workers need not end in the order in which they began.
-        let sent = self.applying.iter().position(|sent| *sent == batch.sent);
-        sent.and_then(|at| self.applying.remove(at));
+        if batch.is_inline {
+            self.histograms().apply_us.record(batch.took);
+        } else {
+            let took = self.now.since(batch.sent);
+            self.histograms().apply_us.record(took);
+            // Workers need not end in the order in which they began.
+            let sent = self.applying.iter().position(|sent| *sent == batch.sent);
+            sent.and_then(|at| self.applying.remove(at));
+        }
         batch.clear();
         self.spare_batches.push(batch);
     }
@@ -482,9 +484,11 @@ impl Shard {
         }
         applies.clear();
         self.outbox.applies = applies;
+        let batches = self.applies.iter().filter(|batch| !batch.is_empty());
+        let is_alone = batches.count() == 1;
         for worker in 0..self.applies.len() {
             if !self.applies[worker].is_empty() {
-                self.hand_out(worker);
+                self.hand_out(worker, is_alone);
             }
         }
         // What was committed before is applied, and its callers are answered.
@@ -494,11 +498,11 @@ impl Shard {
         }
     }
 
-    /// Has a worker's batch applied: by the worker or, with `apply.inline`, here.
-    fn hand_out(&mut self, worker: usize) {
+    /// Has a worker's batch applied: by the worker or, with `apply.inline`, here, if it is all that the turn hands out.
+    fn hand_out(&mut self, worker: usize, is_alone: bool) {
         let limit = self.limits.inline_apply;
-        let is_inline =
-            !limit.is_zero() && self.inline_applies.is_for(worker, &self.applies, limit);
+        let batch = &self.applies[worker];
+        let is_inline = is_alone && self.inline_applies.are_for(worker, batch, limit);
         let spare = self.spare_batches.pop().unwrap_or_default();
         let mut full = std::mem::replace(&mut self.applies[worker], spare);
         full.shard = self.index;
@@ -506,22 +510,27 @@ impl Shard {
         full.is_inline = is_inline;
         self.shared.backlog.add(full.bytes());
         self.applying.push_back(self.now);
-        let mut task = Some(Task::Apply(full));
-        if is_inline {
+        let task = Task::Apply(full);
+        let left = if is_inline {
             // Nobody waits for a state machine but its callers, and whoever looks whether it hangs.
             let counters = self.shared.counters.shard(self.index);
             self.outgoing.send_all(counters);
             self.show_waiting();
-            let (applies, now) = (&mut self.inline_applies, || self.shared.clock.now());
-            task = task.and_then(|task| applies.perform(worker, task, now));
+            let left = self.inline_applies.perform(worker, task);
             self.beat_in_turn();
-        }
-        match task {
+            left
+        } else {
+            Some(task)
+        };
+        match left {
             Some(Task::Apply(mut batch)) => {
                 batch.is_inline = false;
                 self.shared.workers[worker].send(Task::Apply(batch));
             }
-            _ => self.counters().inline_applies.add(1),
+            _ => {
+                self.applying.pop_back();
+                self.counters().inline_applies.add(1);
+            }
         }
     }
 
