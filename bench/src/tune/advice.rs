@@ -60,8 +60,8 @@ pub fn of_sweep(space: &Space, outcome: &Outcome, goal: Goal) -> Vec<Advice> {
                 || "no value that was tried came out ahead of the one that it has.".to_owned(),
                 |check| of_check(space, check, goal),
             );
-            if chosen.is_some() && param.key == "wal.lanes" {
-                reason += " Only new data directories can have it: the number of lanes is fixed when one is made.";
+            if chosen.is_some() {
+                reason += caution(&param.key);
             }
             Advice {
                 key: param.key.clone(),
@@ -71,6 +71,22 @@ pub fn of_sweep(space: &Space, outcome: &Outcome, goal: Goal) -> Vec<Advice> {
             }
         })
         .collect()
+}
+
+/// What to know of a key before it is pasted, because no run shows it.
+fn caution(key: &str) -> &'static str {
+    match key {
+        "wal.lanes" => {
+            " Only new data directories can have it: the number of lanes is fixed when one is made."
+        }
+        "wal.inline_sync" => {
+            " Only where the disk never stalls for as long as an election timeout: the node's groups would elect other leaders then."
+        }
+        "apply.inline" => {
+            " Only if the state machine never blocks for as long as an election timeout, nor waits for its own node."
+        }
+        _ => "",
+    }
 }
 
 /// What the runs of a check say.
@@ -445,6 +461,15 @@ mod tests {
                 .reason
                 .contains("no time to compare 2048 with 4096")
         );
+    }
+
+    #[test]
+    fn what_no_run_shows_of_a_key_is_told_with_it() {
+        let texts = ["wal.inline_sync=1ms,2ms", "apply.inline=1ms,2ms"];
+        let better = check(0, &[(1.0, 2.0), (1.0, 2.0)]);
+        let advice = swept(texts, [Some(0), None], vec![better]);
+        assert!(advice[0].reason.contains("the disk never stalls"));
+        assert!(!advice[1].reason.contains("never blocks"));
     }
 
     #[test]
