@@ -56,6 +56,18 @@ pub fn resident() -> Resident {
         .unwrap_or_default()
 }
 
+/// Memory in bytes that could be taken without that anything else is pushed out (`MemAvailable` of proc_pid_meminfo(5)).
+pub fn available_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    parse_available(&text).unwrap_or_default()
+}
+
+fn parse_available(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kibibytes << 10)
+}
+
 /// Fields of `statm`: size, resident, shared, ...; all in pages (proc_pid_statm(5)).
 fn parse_statm(text: &str, page: u64) -> Option<Resident> {
     let mut pages = text
@@ -73,6 +85,14 @@ fn parse_statm(text: &str, page: u64) -> Option<Resident> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn available_memory_is_read_in_kibibytes() {
+        let text = "MemTotal:       24684444 kB\nMemAvailable:   12 kB\nBuffers: 5 kB\n";
+        assert_eq!(parse_available(text), Some(12 << 10));
+        assert_eq!(parse_available("MemTotal: 1 kB\n"), None);
+        assert!(available_memory() > 0);
+    }
 
     #[test]
     fn statm_is_read_in_pages() {

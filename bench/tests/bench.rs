@@ -38,14 +38,15 @@ fn a_closed_loop_leaves_its_results_and_compares_with_itself() {
     let (code, said) = run(
         dir.path(),
         "bench --nodes 3 --groups 8 --inflight 16 --reads 0.2 --payload 16..64 --keys zipfian:0.9 --warmup 1 --seconds 2 \
-         --stages 8 --noise-rounds 2 --json a.json --csv a.csv --hlog a.hlog --html a.html",
+         --stages 8 --noise-rounds 2 --populate 16MiB --json a.json --csv a.csv --hlog a.hlog --html a.html",
     );
     assert_eq!(code, Some(0), "{said}");
     let result = json(dir.path(), "a.json");
     assert_eq!(
         (&result["kind"], &result["format"], &result["valid"]),
-        (&"bench".into(), &2.into(), &true.into())
+        (&"bench".into(), &3.into(), &true.into())
     );
+    assert_eq!(result["setup"]["populated_bytes"], 16 << 20, "{said}");
     for place in [
         "/setup/machine/kernel",
         "/setup/config/wal/mode",
@@ -132,7 +133,7 @@ fn a_killed_and_a_paused_process_show_as_outages() {
     let dir = tempfile::tempdir().unwrap();
     let (code, said) = run(
         dir.path(),
-        "bench --processes --groups 6 --rate 300 --max-lag 10s --warmup 1 --seconds 4 --noise-rounds 0 \
+        "bench --populate 24MiB --processes --groups 6 --rate 300 --max-lag 10s --warmup 1 --seconds 4 --noise-rounds 0 \
          --fault pause@500ms:300ms --fault stall-disk@1s:200ms --fault kill-leader@2s --json a.json",
     );
     assert_eq!(code, Some(0), "{said}");
@@ -164,7 +165,7 @@ fn a_rate_beyond_every_generator_is_void() {
     // After a warm-up, nothing that was due in the window is ever sent.
     for warmup in [0, 1] {
         let line = format!(
-            "bench --nodes 1 --groups 1 --rate 50000000 --max-lag 1ms --warmup {warmup} --seconds 1 --noise-rounds 0 \
+            "bench --populate 0 --nodes 1 --groups 1 --rate 50000000 --max-lag 1ms --warmup {warmup} --seconds 1 --noise-rounds 0 \
              --json a.json"
         );
         let (code, said) = run(dir.path(), &line);
@@ -179,7 +180,7 @@ fn a_file_that_cannot_be_written_costs_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let (code, said) = run(
         dir.path(),
-        "bench --nodes 1 --groups 1 --inflight 1 --warmup 0 --seconds 1 --noise-rounds 0 --json /dev/full --csv a.csv",
+        "bench --populate 0 --nodes 1 --groups 1 --inflight 1 --warmup 0 --seconds 1 --noise-rounds 0 --json /dev/full --csv a.csv",
     );
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("cannot write to /dev/full"), "{said}");
@@ -193,7 +194,7 @@ fn a_search_for_the_highest_rate_ends_with_one() {
     let dir = tempfile::tempdir().unwrap();
     let (code, said) = run(
         dir.path(),
-        "bench find-max --p99 10s --max-lag 10s --nodes 1 --groups 2 --from 200 --precision 50 --confirm 1 --warmup 0 \
+        "bench find-max --populate 0 --p99 10s --max-lag 10s --nodes 1 --groups 2 --from 200 --precision 50 --confirm 1 --warmup 0 \
          --seconds 1 --json a.json",
     );
     // The bound is so wide that only the nodes or the generator can fail.
@@ -221,6 +222,7 @@ fn refusals_come_before_anything_starts() {
         ("bench --fault stall-disk@9s:1h", "lasts beyond the end"),
         ("bench --fault kill-leader@1s --reads 1", "--read-mode"),
         ("bench --payload 99999999", "max_proposal_bytes"),
+        ("bench --populate 900TiB", "are available; give less"),
         ("bench --csv a.csv --json missing/a.json", "missing/a.json"),
         ("bench --csv a --json a", "cannot write to a"),
         (
@@ -239,7 +241,7 @@ fn refusals_come_before_anything_starts() {
 fn long_run(dir: &Path) -> (Child, Vec<u32>) {
     let mut bench = polyraft(
         dir,
-        "bench --processes --groups 4 --inflight 4 --noise-rounds 0 --seconds 600",
+        "bench --populate 0 --processes --groups 4 --inflight 4 --noise-rounds 0 --seconds 600",
     )
     .stdout(Stdio::piped())
     .stderr(Stdio::piped())
@@ -340,7 +342,7 @@ fn reads_of_each_mode_are_answered_under_load() {
     let dir = tempfile::tempdir().unwrap();
     for mode in ["lease", "linearizable"] {
         let line = format!(
-            "bench --groups 8 --inflight 16 --reads 0.5 --read-mode {mode} --warmup 1 --seconds 1 --noise-rounds 0 --json a.json"
+            "bench --populate 0 --groups 8 --inflight 16 --reads 0.5 --read-mode {mode} --warmup 1 --seconds 1 --noise-rounds 0 --json a.json"
         );
         let (code, said) = run(dir.path(), &line);
         assert_eq!(code, Some(0), "{said}");

@@ -23,7 +23,7 @@ fn a_short_sweep_ends_with_toml_that_a_node_takes() {
     let dir = tempfile::tempdir().unwrap();
     let (code, said) = run(
         dir.path(),
-        "tune --nodes 1 --groups 2 --inflight 8 --p99 10s --seconds 1 --warmup 0 --rounds 1 --budget 10m \
+        "tune --populate 0 --nodes 1 --groups 2 --inflight 8 --p99 10s --seconds 1 --warmup 0 --rounds 1 --budget 10m \
          --param shards.count=1,2 --param wal.lanes=1,2 --toml t.toml --json t.json --html t.html",
     );
     assert_eq!(code, Some(0), "{said}");
@@ -62,7 +62,7 @@ fn a_short_sweep_ends_with_toml_that_a_node_takes() {
     );
     let (code, said) = run(
         dir.path(),
-        "bench --config t.toml --nodes 1 --groups 2 --inflight 8 --warmup 0 --seconds 1 --noise-rounds 0",
+        "bench --populate 0 --config t.toml --nodes 1 --groups 2 --inflight 8 --warmup 0 --seconds 1 --noise-rounds 0",
     );
     assert_eq!(code, Some(0), "{said}");
 }

@@ -1,6 +1,9 @@
 //! Runs the same work on Polyraft, on raft-rs with raft-engine and on openraft, in turn, and prints how they compare.
 //! It must never let one engine's round touch the next: each runs in a process and a directory of its own.
 
+#[path = "../../src/allocator.rs"]
+#[allow(dead_code, reason = "the command polyraft calls more of it")]
+mod allocator;
 mod digest;
 mod host;
 mod load;
@@ -21,11 +24,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// The allocator's option for how long freed memory is kept before it goes back to the system.
-const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+/// Memory that is backed before an engine starts; docs/how-to/bench.md says why.
+const POPULATED: u64 = 1 << 30;
 
 /// Polyraft, raft-rs with raft-engine, and openraft on the same work.
 #[derive(Parser)]
@@ -96,8 +96,7 @@ struct Round {
 }
 
 fn main() -> Result<()> {
-    // SAFETY: changing an option is not thread-safe, and no other thread runs yet.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 10_000) };
+    allocator::keep_freed_memory_for_a_while();
     let line = CommandLine::parse();
     match line.task {
         Some(Task::Round(round)) => {
@@ -119,6 +118,7 @@ impl Round {
             "a payload has at least {} bytes",
             payloads::MIN_BYTES
         );
+        allocator::populate(POPULATED).context("no memory can be backed beforehand")?;
         let workload = Workload {
             groups: self.groups,
             inflight: self.inflight,

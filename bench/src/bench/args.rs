@@ -6,10 +6,12 @@ use super::in_flight::SnapshotArgs;
 use super::rolling::RollingArgs;
 use super::scale::{failover::FailoverArgs, idle::IdleArgs, restart::RestartArgs};
 use crate::load::default_threads;
+use crate::screen;
 use crate::workload::{Arrivals, Keys, Pace, ReadMode, Sizes, Workload};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use polyraft::Config;
+use polyraft::config::ByteSize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -104,6 +106,16 @@ pub struct WorkArgs {
     pub seed: u64,
 }
 
+/// What is done to the process before the load.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Measurement")]
+pub struct MemoryArgs {
+    /// Have the system back SIZE of memory before the load, as it has for a process that runs for long; with --processes, as
+    /// much for all nodes together; 0: none [default: 1GiB, or a quarter of what is available]
+    #[arg(long, value_name = "SIZE")]
+    pub populate: Option<ByteSize>,
+}
+
 /// How operations come.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Pace")]
@@ -148,6 +160,8 @@ pub struct RunArgs {
     pub pace: PaceArgs,
     #[command(flatten)]
     pub time: TimeArgs,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
 
     /// Run this very set-up 2 N times beforehand, each a quarter as long, 5 s at most: what equal runs differ by is noise
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(0..=100), help_heading = "Measurement")]
@@ -250,6 +264,8 @@ pub struct FindMaxArgs {
     pub work: WorkArgs,
     #[command(flatten)]
     pub time: TimeArgs,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
 
     /// Write the result to FILE as JSON
     #[arg(long, value_name = "FILE", help_heading = "Results")]
@@ -282,6 +298,23 @@ impl ClusterArgs {
         }
     }
 }
+
+impl MemoryArgs {
+    /// Bytes to populate where `available` could be taken.
+    pub fn bytes(self, available: u64) -> Result<u64> {
+        match self.populate {
+            None => Ok(USUAL_MEMORY.min(available / 4)),
+            Some(size) if size.as_u64() <= available => Ok(size.as_u64()),
+            Some(size) => bail!(
+                "--populate {size} is more than the {} that are available; give less",
+                screen::bytes(available)
+            ),
+        }
+    }
+}
+
+/// What three nodes and some seconds of load take, and then some.
+const USUAL_MEMORY: u64 = 1 << 30;
 
 impl PaceArgs {
     /// The pace asked for.

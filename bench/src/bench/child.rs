@@ -4,6 +4,7 @@
 use super::protocol::{
     Operation, Reply, Request, UNKNOWN, address, put_answer, take_operation, trace_to_nanos,
 };
+use crate::allocator;
 use crate::cluster::place;
 use crate::load::{Answer, Answered, Elsewhere, Reads, judge_proposal, judge_read};
 use crate::process;
@@ -49,6 +50,9 @@ pub struct ChildArgs {
     /// Its configuration
     #[arg(long)]
     pub config: PathBuf,
+    /// Bytes of memory to populate
+    #[arg(long)]
+    pub populate: u64,
     /// The name of its socket
     #[arg(long)]
     pub socket: String,
@@ -63,6 +67,7 @@ pub fn run(args: &ChildArgs) -> Result<()> {
         parent == Some(args.parent),
         "the process that started this node is gone"
     );
+    allocator::populate(args.populate).context("memory can't be populated")?;
     let disk = StallDisk::default();
     let peers: Vec<(u64, SocketAddr)> = (1..).zip(args.addresses.iter().copied()).collect();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -77,7 +82,7 @@ pub fn run(args: &ChildArgs) -> Result<()> {
         .tls(Tls::dev(&args.ca))
         .disk(Arc::new(disk.clone()))
         .config(Config::load(&args.config)?)
-        .on_idle(crate::allocator::give_back);
+        .on_idle(allocator::give_back);
     let node = match runtime.block_on(builder.open()) {
         Ok(node) => node,
         Err(error) => return tell(&Reply::Failed(format!("{error:#}"))),

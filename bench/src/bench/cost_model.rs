@@ -1,7 +1,7 @@
 //! `polyraft bench cost-model`: what a commit costs, as a sum of what comes once for each commit, each entry block, each
 //! barrier and each byte. Loads that differ in these are measured in turn; the weights are fitted to what they took.
 
-use super::args::ClusterArgs;
+use super::args::{ClusterArgs, MemoryArgs};
 use super::device::device_of;
 use super::measure::{Plan, measure};
 use super::nodes::{Nodes, Shape};
@@ -29,6 +29,9 @@ pub struct CostModelArgs {
 
     #[command(flatten)]
     pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
+
     /// How long to drive each load before it is measured
     #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(0..=3_600), help_heading = "Measurement")]
     pub warmup: u64,
@@ -186,6 +189,7 @@ struct Found {
     nodes: u64,
     groups: u64,
     processes: bool,
+    populated_bytes: u64,
     seconds: u64,
     warmup_seconds: u64,
     model: Model,
@@ -197,7 +201,7 @@ struct Found {
 pub fn run(args: &CostModelArgs) -> Result<Ending> {
     let config = args.cluster.load_config()?;
     let json = Json::open(args.json.as_deref())?;
-    let mut setting = Setting::new(&args.cluster)?;
+    let mut setting = Setting::new(&args.cluster)?.with_memory(args.memory, &args.cluster)?;
     until_interrupted(fit(args, json, &mut setting, config), Ending::Interrupted)
 }
 
@@ -212,6 +216,7 @@ async fn fit(
         groups: args.cluster.groups,
         config: config.clone(),
         processes: args.cluster.processes,
+        populate: setting.populated,
     };
     let nodes = setting.start_nodes(&shape, "cluster").await?;
     let mut costs = Vec::new();
@@ -239,6 +244,7 @@ async fn fit(
         nodes: shape.nodes,
         groups: shape.groups,
         processes: shape.processes,
+        populated_bytes: shape.populate,
         seconds: args.seconds,
         warmup_seconds: args.warmup,
         model,

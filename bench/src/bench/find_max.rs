@@ -153,6 +153,7 @@ struct Found {
     nodes: u64,
     groups: u64,
     processes: bool,
+    populated_bytes: u64,
     /// The load, at the answer; at the first rate if there is none.
     workload: Workload,
     seconds: u64,
@@ -179,7 +180,7 @@ pub fn run(args: &FindMaxArgs) -> Result<Ending> {
     };
     let workload = args.work.workload(pace, &args.cluster, &config)?;
     let json = args.json.as_deref().map(Output::open).transpose()?;
-    let mut setting = Setting::new(&args.cluster)?;
+    let mut setting = Setting::new(&args.cluster)?.with_memory(args.memory, &args.cluster)?;
     until_interrupted(
         search(args, json, &mut setting, &workload, config),
         Ending::Interrupted,
@@ -198,6 +199,7 @@ async fn search(
         groups: args.cluster.groups,
         config: config.clone(),
         processes: args.cluster.processes,
+        populate: setting.populated,
     };
     let nodes = setting.start_nodes(&shape, "cluster").await?;
     let from = match args.from {
@@ -263,6 +265,7 @@ async fn search(
             nodes: shape.nodes,
             groups: shape.groups,
             processes: shape.processes,
+            populated_bytes: shape.populate,
             workload: at_rate(workload, args, answer.unwrap_or(from)),
             seconds: args.time.seconds,
             warmup_seconds: args.time.warmup,

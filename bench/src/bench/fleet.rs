@@ -134,6 +134,7 @@ impl Fleet {
                     &id.to_string(),
                 ])
                 .args(["--addresses", &addresses.join(","), "--socket", &socket])
+                .args(["--populate", &(shape.populate / shape.nodes).to_string()])
                 .arg("--data")
                 .arg(dir.join(format!("node-{id}")))
                 .arg("--ca")

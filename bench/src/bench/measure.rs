@@ -409,6 +409,7 @@ mod tests {
             groups: 1,
             config,
             processes: false,
+            populate: 0,
         };
         let plan = |reads| Plan {
             workload: Workload {

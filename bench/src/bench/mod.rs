@@ -27,7 +27,7 @@ mod stages;
 mod table;
 mod workdir;
 
-pub use args::{BenchArgs, ClusterArgs, WorkArgs, parse_rate, parse_time};
+pub use args::{BenchArgs, ClusterArgs, MemoryArgs, WorkArgs, parse_rate, parse_time};
 pub use child::{ChildArgs, run as run_child};
 pub use judgement::{Judgement, kept};
 pub use measure::{Plan, measure};
@@ -38,7 +38,7 @@ pub use result::{BUILD, Engine, Hardware, Times, put_json};
 use crate::screen::Screen;
 use crate::signal::interruption;
 use crate::workload::{ReadMode, Workload};
-use crate::{html, preflight, screen};
+use crate::{allocator, html, preflight, process, screen};
 use anyhow::{Result, bail};
 use args::{BenchCommand, OutputArgs, RunArgs};
 use device::device_of;
@@ -52,7 +52,7 @@ use result::{BenchResult, Setup};
 use std::future::Future;
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use workdir::WorkDir;
 
 /// How a command ends when nothing went wrong on the way. The numbers are exit codes.
@@ -93,6 +93,8 @@ pub struct Setting {
     pub dir: WorkDir,
     /// What the machine can do.
     pub preflight: Preflight,
+    /// Bytes of memory that nodes under load have populated before they start.
+    pub populated: u64,
 }
 
 impl Setting {
@@ -130,7 +132,34 @@ impl Setting {
             screen,
             dir,
             preflight,
+            populated: 0,
         })
+    }
+
+    /// Decides how much memory is populated, and says so. Nodes with processes of their own populate theirs when they start.
+    pub fn with_memory(mut self, args: MemoryArgs, cluster: &ClusterArgs) -> Result<Self> {
+        let bytes = args.bytes(process::available_memory())?;
+        if bytes == 0 {
+            return Ok(self);
+        }
+        self.screen.live("backing memory ...".into(), false);
+        let (all, page) = (!cluster.processes, 1);
+        let begun = Instant::now();
+        match allocator::populate(if all { bytes } else { page }) {
+            Ok(done) => {
+                self.populated = if all { done } else { bytes };
+                let mut text = format!("{} backed before the load", screen::bytes(self.populated));
+                if all {
+                    text += &format!(", in {}", screen::time(begun.elapsed()));
+                }
+                self.screen.done("memory", &text);
+            }
+            Err(error) if args.populate.is_none() => self.screen.line(&format!(
+                "warning: the system can't back memory before the load ({error}): tails hold what first touches of it cost"
+            )),
+            Err(error) => bail!("--populate needs Linux 5.14 or newer, and as much memory: {error}"),
+        }
+        Ok(self)
     }
 
     /// Starts nodes in an empty directory of the setting, and says so.
@@ -171,7 +200,7 @@ fn bench(args: &RunArgs) -> Result<Ending> {
         .workload(args.pace.pace(), &args.cluster, &config)?;
     check_faults(args)?;
     let files = Files::open(&args.output)?;
-    let mut setting = Setting::new(&args.cluster)?;
+    let mut setting = Setting::new(&args.cluster)?.with_memory(args.memory, &args.cluster)?;
     until_interrupted(
         measure_all(args, files, &mut setting, &workload, config),
         Ending::Interrupted,
@@ -258,6 +287,7 @@ async fn measure_all(
         groups: args.cluster.groups,
         config: config.clone(),
         processes: args.cluster.processes,
+        populate: setting.populated,
     };
     let nodes = setting.start_nodes(&shape, "cluster").await?;
     setting.screen.done(
@@ -315,6 +345,7 @@ async fn measure_all(
         nodes: shape.nodes,
         groups: shape.groups,
         processes: args.cluster.processes,
+        populated_bytes: setting.populated,
         workload: workload.clone(),
         warmup_seconds: plan.warmup,
         seconds: plan.seconds,

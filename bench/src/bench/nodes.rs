@@ -4,9 +4,9 @@
 use super::fleet::Fleet;
 use crate::cluster::{Cluster, Site, place};
 use crate::load::{LocalPort, Port};
-use crate::process;
 use crate::tally::Tally;
 use crate::totals::Totals;
+use crate::{allocator, process};
 use anyhow::{Context, Result, bail};
 use polyraft::{Config, Node, ProposalTrace};
 use polyraft_storage::sim::StallDisk;
@@ -30,6 +30,8 @@ pub struct Shape {
     pub config: Config,
     /// Whether each node is a process of its own.
     pub processes: bool,
+    /// Bytes of memory that are populated beforehand, by all processes together.
+    pub populate: u64,
 }
 
 /// What the nodes have done so far.
@@ -67,6 +69,8 @@ impl Nodes {
             let (fleet, round_trip) = Fleet::start(shape, dir).await?;
             (Where::Apart(fleet), round_trip)
         } else {
+            // Again for each cluster: the allocator gives back what one has freed.
+            allocator::populate(shape.populate).context("memory can't be populated")?;
             start_here(shape, dir).await?
         };
         Ok(Self {

@@ -126,6 +126,7 @@ async fn measure(
         groups: args.cluster.groups,
         config,
         processes: false,
+        populate: 0,
     };
     let nodes = setting.start_nodes(&shape, "cluster").await?;
     let running = nodes.running();

@@ -15,7 +15,7 @@ use std::io::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// Version of the JSON.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// Everything that a run found.
 #[derive(Clone, Debug, Serialize)]
@@ -61,6 +61,8 @@ pub struct Setup {
     pub groups: u64,
     /// Whether each node was a process of its own.
     pub processes: bool,
+    /// Bytes of memory that were populated before the nodes started.
+    pub populated_bytes: u64,
     /// The load.
     pub workload: Workload,
     /// Seconds before the measurement.

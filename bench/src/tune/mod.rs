@@ -9,8 +9,9 @@ mod space;
 mod stats;
 
 use crate::bench::{
-    BUILD, ClusterArgs, Ending, Engine, Hardware, Judgement, Nodes, Output, Plan, Setting, Shape,
-    Times, WorkArgs, Writer, measure, parse_rate, parse_time, put_json, until_interrupted,
+    BUILD, ClusterArgs, Ending, Engine, Hardware, Judgement, MemoryArgs, Nodes, Output, Plan,
+    Setting, Shape, Times, WorkArgs, Writer, measure, parse_rate, parse_time, put_json,
+    until_interrupted,
 };
 use crate::screen::Screen;
 use crate::workload::{Arrivals, Pace, Workload};
@@ -83,6 +84,8 @@ pub struct TuneArgs {
     pub cluster: ClusterArgs,
     #[command(flatten)]
     pub work: WorkArgs,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
 
     /// Write the TOML to paste to FILE
     #[arg(long, value_name = "FILE", help_heading = "Results")]
@@ -164,6 +167,7 @@ struct Tuned<'a> {
     nodes: u64,
     groups: u64,
     processes: bool,
+    populated_bytes: u64,
     workload: &'a Workload,
     goal: Goal,
     warmup_seconds: u64,
@@ -197,7 +201,7 @@ pub fn run(args: &TuneArgs) -> Result<Ending> {
     let workload = args.work.workload(pace, &args.cluster, &config)?;
     let space = Space::new(&config, &args.params)?;
     let files = Files::open(args)?;
-    let mut setting = Setting::new(&args.cluster)?;
+    let mut setting = Setting::new(&args.cluster)?.with_memory(args.memory, &args.cluster)?;
     until_interrupted(
         tune(args, files, &mut setting, &space, goal, &workload),
         Ending::Interrupted,
@@ -277,7 +281,8 @@ impl Runner<'_> {
         let dir = self.setting.dir.fresh(&format!("run-{number}"))?;
         let args = self.args;
         let nothing = std::future::ready(Ok(()));
-        let seen = one_run(args, config, &workload, args.seconds, &dir, nothing).await;
+        let on = (dir.as_path(), self.setting.populated);
+        let seen = one_run(args, config, &workload, args.seconds, on, nothing).await;
         std::fs::remove_dir_all(&dir)
             .with_context(|| format!("cannot remove {}", dir.display()))?;
         let (seen, ()) = seen.with_context(|| what.to_owned())?;
@@ -441,7 +446,8 @@ async fn measure_machine(
         ))
     };
     let seconds = args.seconds.max(SYNC_TIME.as_secs());
-    let seen = one_run(args, config.clone(), workload, seconds, &dir, beside).await;
+    let on = (dir.as_path(), setting.populated);
+    let seen = one_run(args, config.clone(), workload, seconds, on, beside).await;
     let (_, (fsync, round_trip)) = seen.context("as it is")?;
     std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     let times = [Times::of(&fsync), Times::of(&round_trip)];
@@ -470,7 +476,7 @@ async fn one_run<T>(
     config: Config,
     workload: &Workload,
     seconds: u64,
-    dir: &Path,
+    (dir, populate): (&Path, u64),
     beside: impl Future<Output = Result<T>>,
 ) -> Result<(Seen, T)> {
     let shape = Shape {
@@ -478,6 +484,7 @@ async fn one_run<T>(
         groups: args.cluster.groups,
         config,
         processes: args.cluster.processes,
+        populate,
     };
     let plan = Plan {
         workload: workload.clone(),
@@ -625,6 +632,7 @@ fn conclude(
         nodes: args.cluster.nodes,
         groups: args.cluster.groups,
         processes: args.cluster.processes,
+        populated_bytes: setting.populated,
         workload,
         goal,
         warmup_seconds: args.warmup,
