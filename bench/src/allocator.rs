@@ -45,7 +45,7 @@ pub fn give_back() {
 /// that it takes from, or all of that area. Returns how many bytes are backed.
 ///
 /// Memory costs the most when it is touched for the first time, and that is in the middle of whatever a thread does: where a
-/// machine's host finds the page only then, 2 MiB take it up to 26 ms. A process that has run for long has that behind it.
+/// machine's host finds the page only then, 2 MiB take milliseconds. A process that has run for long has that behind it.
 ///
 /// # Errors
 /// When the system can't do that (Linux before 5.14), or has not so much memory.
