@@ -131,6 +131,8 @@ pub struct FileDisk;
 /// What a mapped segment is zeroed with: large writes would fill the page cache with large folios, and
 /// a later msync of one page would then write the whole folio.
 const SMALL_FILL: usize = PAGE_BYTES;
+/// Bytes of a large file between two syncs: one sync of all of it would hold up those of others.
+const SYNCED_AT_ONCE: usize = 1 << 20;
 /// What a segment is zeroed with past the page cache.
 const LARGE_FILL: usize = 1 << 20;
 
@@ -179,8 +181,14 @@ impl Disk for FileDisk {
 
     fn write_new(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
         let mut file = File::create(path)?;
-        for part in parts {
+        let mut unsynced = 0;
+        for part in parts.iter().flat_map(|part| part.chunks(SYNCED_AT_ONCE)) {
             file.write_all(part)?;
+            unsynced += part.len();
+            if unsynced >= SYNCED_AT_ONCE {
+                file.sync_data()?;
+                unsynced = 0;
+            }
         }
         file.sync_all()
     }

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use polyraft_raft::GroupId;
 use polyraft_raft::mutants::{self, Mutant};
+use polyraft_raft::{GroupId, Index};
 use rustc_hash::FxHashMap;
 
 use crate::blocks::Blocks;
@@ -18,6 +18,9 @@ use crate::shard::ShardLog;
 /// however many blocks it has: it could be truncated in between.
 const SLICE_GROUPS: usize = 512;
 const SLICE_BYTES: usize = 256 << 10;
+
+/// Blocks moved in one call. Each is read from where it lies, by itself: a few microseconds, while turns wait.
+const SLICE_BLOCKS: usize = 256;
 
 #[derive(Default)]
 pub(crate) struct Upkeep {
@@ -50,6 +53,8 @@ impl CheckpointWork {
 
 struct RelocationWork {
     left: Vec<GroupId>,
+    /// Where the search goes on in the last one of these.
+    from: Index,
     victims: Arc<[u64]>,
 }
 
@@ -112,6 +117,7 @@ impl ShardLog {
             let left = self.groups.keys().collect();
             self.upkeep.relocation = Some(RelocationWork {
                 left,
+                from: Index::ZERO,
                 victims: self.lane.maintenance.victims(),
             });
         }
@@ -172,38 +178,53 @@ impl ShardLog {
         if self.room_for_entries().is_some_and(|room| room < slice) {
             return Ok(false);
         }
-        let mut looked_at = 0;
-        while looked_at < SLICE_GROUPS && self.turn_bytes() < SLICE_BYTES {
+        let (mut looked_at, mut left) = (0, SLICE_BLOCKS);
+        while looked_at < SLICE_GROUPS && left > 0 && self.turn_bytes() < SLICE_BYTES {
             let Some(group) = work.left.pop() else {
                 self.submit_to_flusher()?;
                 return Ok(false);
             };
             looked_at += 1;
-            if !self.relocate_group(group, &work.victims)? {
-                work.left.push(group);
-            }
+            work.from = match self.relocate_group(group, work.from, &work.victims, &mut left)? {
+                None => Index::ZERO,
+                Some(from) => {
+                    work.left.push(group);
+                    from
+                }
+            };
         }
         self.upkeep.relocation = Some(work);
         self.submit_to_flusher()?;
         Ok(true)
     }
 
-    /// Moves blocks of one group; false when the slice is full before all are moved.
-    fn relocate_group(&mut self, group: GroupId, victims: &[u64]) -> Result<bool, StorageError> {
+    /// Moves blocks of one group that begin at `from` or later, `left` at most; where to go on if the slice is full before all
+    /// are moved.
+    fn relocate_group(
+        &mut self,
+        group: GroupId,
+        from: Index,
+        victims: &[u64],
+        left: &mut usize,
+    ) -> Result<Option<Index>, StorageError> {
         let Some(log) = self.groups.get(group) else {
-            return Ok(true);
+            return Ok(None);
         };
         let in_victim =
             |place| matches!(place, Where::Segment(segment) if victims.contains(&segment));
+        // The log may have been purged meanwhile.
+        let from = from.max(log.base.index.next());
         let moving: Vec<_> = log
             .blocks
-            .iter()
+            .from(from)
             .filter(|block| in_victim(block.place.get()))
+            .take(*left + 1)
             .collect();
         for block in moving {
-            if self.turn_bytes() >= SLICE_BYTES {
-                return Ok(false);
+            if *left == 0 || self.turn_bytes() >= SLICE_BYTES {
+                return Ok(Some(block.first));
             }
+            *left -= 1;
             let mut packed = Blocks::default();
             if let Err(error) = self.read_packed(group, &block, &mut packed) {
                 // Rot found early: the block stays where it is, and whoever reads it gets this error.
@@ -219,6 +240,6 @@ impl ShardLog {
                 Err(error) => return Err(error),
             }
         }
-        Ok(true)
+        Ok(None)
     }
 }

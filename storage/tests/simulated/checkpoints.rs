@@ -1,6 +1,6 @@
 //! Owns checkpoints of more groups than fit into a slice. A checkpoint must never miss what changed while it was made.
 
-use crate::driver::{Driver, options};
+use crate::driver::{Driver, options, read_all};
 use crate::lives::found_twice;
 use polyraft_raft::{EntryRange, GroupId, Index, Term};
 use polyraft_storage::sim::model::{Op, voters};
@@ -95,4 +95,61 @@ fn which_logs_ever_had_entries_of_sessions_is_remembered() {
     driver.settle().unwrap();
     check(&driver);
     found_twice(&disk, check);
+}
+
+#[test]
+fn the_blocks_of_one_group_are_moved_in_slices_while_it_is_purged() {
+    let disk = SimDisk::new(9);
+    let options = WalOptions {
+        segment_bytes: 1 << 20,
+        max_batch_bytes: 64 << 10,
+        checkpoint_bytes: 8 << 20,
+        ..options(WalMode::Direct)
+    };
+    let mut driver = Driver::open(&disk, &options).unwrap();
+    let (small, large) = (1, 2);
+    driver
+        .run(&[[small, large].map(Op::Create).to_vec()])
+        .unwrap();
+    let append = |group, unique, bytes| Op::Append {
+        group,
+        term: 1,
+        payloads: vec![payload(unique, bytes)],
+    };
+    for turn in 0..100 {
+        for at in 0..20 {
+            driver.apply(&append(small, 20 * turn + at, 20)).unwrap();
+        }
+        driver.apply(&append(large, turn, 30_000)).unwrap();
+        driver.submit().unwrap();
+        driver.flush().unwrap();
+    }
+    let purge = |group, through| Op::Purge { group, through };
+    driver.apply(&purge(large, 100)).unwrap();
+    driver.submit().unwrap();
+    assert!(driver.wal.request_checkpoint());
+    let (mut moved, mut slices, mut is_purged) = (0, 0, false);
+    loop {
+        let has_flushed = driver.flush().unwrap();
+        let more = driver.log.maintain().unwrap();
+        let now = driver.stats().relocated;
+        assert!(now - moved <= 256, "{} blocks in one slice", now - moved);
+        slices += u64::from(now > moved);
+        moved = now;
+        // What the next slices would have moved first is gone.
+        if slices == 2 && !is_purged {
+            is_purged = true;
+            driver.apply(&purge(small, 700)).unwrap();
+            driver.submit().unwrap();
+        }
+        if !more && !has_flushed && !driver.wal.tend().unwrap() {
+            break;
+        }
+    }
+    assert!(slices > 3, "{moved} blocks in {slices} slices");
+    let live = driver.log.last(GroupId(small)).unwrap().0 - 700;
+    assert!(moved > live && moved < live + 700, "{moved} of {live}");
+    assert_eq!(read_all(&driver.log), driver.model);
+    let again = Driver::open(&disk.after_power_cut(Keep::Nothing), &options).unwrap();
+    assert_eq!(again.model, driver.model);
 }

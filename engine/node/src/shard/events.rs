@@ -135,7 +135,9 @@ impl Shard {
             ShardEvent::PeerAdded { node } => self.peer_added(node),
             ShardEvent::PeerRemoved { node } => self.peer_removed(node),
             ShardEvent::PeerNeeded { node, reply } => self.peer_needed(node, reply),
-            ShardEvent::Maintain => self.maintenance_is_due = true,
+            ShardEvent::Maintain => {
+                self.maintenance.get_or_insert(self.now);
+            }
             ShardEvent::WalFailed(reason) => self.fail(reason),
             ShardEvent::Shutdown => self.is_stopping = true,
         }

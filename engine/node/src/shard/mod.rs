@@ -278,8 +278,8 @@ pub(crate) struct Shard {
     claim_batches: u64,
     creations: Creations,
     ends: Ends,
-    /// The WAL has asked for a checkpoint or relocation work.
-    maintenance_is_due: bool,
+    /// While the WAL wants work for a checkpoint or a relocation: when its next slice is due.
+    maintenance: Option<Tick>,
     traces: OpenTraces,
     /// Buffers that turns reuse.
     soon: VecDeque<ShardEvent>,
@@ -444,7 +444,7 @@ impl Shard {
             claim_batches: 0,
             creations: Creations::default(),
             ends: Ends::default(),
-            maintenance_is_due: false,
+            maintenance: None,
             traces: OpenTraces::default(),
             soon: VecDeque::new(),
             proposals: Vec::new(),

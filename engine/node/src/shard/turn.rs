@@ -28,6 +28,10 @@ const APPLY_PIECE_BYTES: u64 = 1 << 20;
 /// What is wrong when that cannot be done.
 const UNREADABLE: &str = "a committed entry can't be read";
 
+/// After each slice of the WAL's work a shard has so many times as long for other things, and at most so many microseconds.
+const MAINTENANCE_RESTS: u64 = 9;
+const MAINTENANCE_REST_LIMIT: u64 = 50_000;
+
 /// How often a full disk is tried again, in microseconds.
 const DISK_RETRY: u64 = 100_000;
 
@@ -37,9 +41,8 @@ impl Shard {
         if self.fault.is_some() {
             return None;
         }
-        let may_maintain = self.maintenance_is_due && self.disk_full.is_none();
         let is_due = !self.touched.is_empty() || !self.claims.is_empty();
-        if may_maintain || is_due || self.members.are_leaving() || self.campaigns.are_due() {
+        if is_due || self.members.are_leaving() || self.campaigns.are_due() {
             return Some(self.now);
         }
         let disk = self.disk_full.as_ref().map(|full| full.retry_at);
@@ -48,6 +51,7 @@ impl Shard {
         let home = self.home.as_ref().and_then(|home| home.deadline());
         let handover = self.handover_deadline();
         [
+            self.maintenance_due(),
             timers,
             deferred,
             home,
@@ -685,19 +689,32 @@ impl Shard {
         self.retouch = retouch;
     }
 
-    /// Gives the WAL a slice of the work that it asked for, after everything urgent has left.
+    /// Gives the WAL a slice of the work that it asked for, after everything urgent has left. Nobody waits for that work unless
+    /// the disk is full, so it gets a small share of the shard's time.
     fn maintain(&mut self) {
-        while self.maintenance_is_due && self.disk_full.is_none() {
-            match self.log.maintain() {
-                Ok(more) => self.maintenance_is_due = more,
-                Err(StorageError::DiskFull { needed, .. }) => self.wait_for_disk(needed),
+        while let Some(due) = self.maintenance_due()
+            && due <= self.now
+        {
+            let begun = self.shared.clock.now();
+            let more = match self.log.maintain() {
+                Ok(more) => more,
+                Err(StorageError::DiskFull { needed, .. }) => return self.wait_for_disk(needed),
                 Err(error) => return self.fail(error.to_string()),
-            }
+            };
+            let ended = self.shared.clock.now();
+            let rest = MAINTENANCE_RESTS * ended.since(begun);
+            self.maintenance = more.then(|| ended.after(rest.min(MAINTENANCE_REST_LIMIT)));
             if !self.log.is_urgent() {
-                break;
+                return;
             }
             self.beat_in_turn();
         }
+    }
+
+    /// When the WAL's next slice of work is due, if it wants any and can have it.
+    fn maintenance_due(&self) -> Option<Tick> {
+        let at = self.maintenance.filter(|_| self.disk_full.is_none())?;
+        Some(if self.log.is_urgent() { self.now } else { at })
     }
 
     /// The home shard judges another node alive or silent.
