@@ -28,6 +28,7 @@ mod workload;
 use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Thousands of Raft groups on one write-ahead log and one QUIC transport.
 #[derive(Debug, Parser)]
@@ -53,14 +54,25 @@ enum Command {
     Recover(recover::RecoverCommand),
 }
 
+impl Command {
+    /// How long the process keeps freed memory.
+    fn kept(&self) -> Duration {
+        match self {
+            Command::Bench(args) if args.measures_a_load() => allocator::KEPT_UNDER_LOAD,
+            Command::Tune(_) | Command::BenchNode(_) => allocator::KEPT_UNDER_LOAD,
+            _ => allocator::KEPT,
+        }
+    }
+}
+
 /// Something failed, or did not hold.
 const FAILED: u8 = 1;
 /// Ctrl-C: what a shell reports for a process that SIGINT ended.
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    allocator::keep_freed_memory_for_a_while();
     let line = CommandLine::parse();
+    allocator::keep_freed_memory(line.command.kept());
     let level = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
     tracing_subscriber::fmt()

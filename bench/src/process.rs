@@ -2,6 +2,7 @@
 //! cannot be read is reported as zero.
 
 use rustix::time::{ClockId, clock_gettime};
+use std::path::Path;
 use std::time::Duration;
 
 /// CPU time, user and system, that all threads of this process have used so far.
@@ -56,16 +57,48 @@ pub fn resident() -> Resident {
         .unwrap_or_default()
 }
 
-/// Memory in bytes that could be taken without that anything else is pushed out (`MemAvailable` of proc_pid_meminfo(5)).
-pub fn available_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    parse_available(&text).unwrap_or_default()
+/// Memory in bytes that this process can take without that the system swaps or ends one: the kernel's estimate (`MemAvailable` of
+/// proc_pid_meminfo(5)), or what control groups of the unified hierarchy leave if that is less, cached files not counted. `None` if
+/// the kernel does not say.
+pub fn available_memory() -> Option<u64> {
+    let read = |path: &Path| std::fs::read_to_string(path).ok();
+    let system = parse_available(&read(Path::new("/proc/meminfo"))?)?;
+    let own = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+    let own = parse_control_group(&own).unwrap_or_default();
+    let mounted = Path::new("/sys/fs/cgroup");
+    let place = mounted.join(own.trim_start_matches('/'));
+    let groups = place
+        .ancestors()
+        .take_while(|group| group.starts_with(mounted));
+    let left = |group: &Path| {
+        let number = |name| read(&group.join(name))?.trim().parse::<u64>().ok();
+        let taken = number("memory.current")?;
+        let cached = parse_cached(&read(&group.join("memory.stat")).unwrap_or_default());
+        Some(number("memory.max")?.saturating_sub(taken.saturating_sub(cached)))
+    };
+    Some(groups.filter_map(left).fold(system, u64::min))
+}
+
+/// Bytes of files that a group has cached, in its `memory.stat`.
+fn parse_cached(text: &str) -> u64 {
+    let files = text.lines().filter_map(|line| {
+        let (name, bytes) = line.split_once(' ')?;
+        ["active_file", "inactive_file"]
+            .contains(&name)
+            .then(|| bytes.parse::<u64>().ok())?
+    });
+    files.sum()
 }
 
 fn parse_available(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
     let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kibibytes << 10)
+}
+
+/// The path of a process's group in the unified hierarchy (cgroups(7)).
+fn parse_control_group(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.strip_prefix("0::"))
 }
 
 /// Fields of `statm`: size, resident, shared, ...; all in pages (proc_pid_statm(5)).
@@ -91,7 +124,11 @@ mod tests {
         let text = "MemTotal:       24684444 kB\nMemAvailable:   12 kB\nBuffers: 5 kB\n";
         assert_eq!(parse_available(text), Some(12 << 10));
         assert_eq!(parse_available("MemTotal: 1 kB\n"), None);
-        assert!(available_memory() > 0);
+        assert!(available_memory().unwrap() > 0);
+        let text = "1:cpu:/old\n0::/user.slice/a\n";
+        assert_eq!(parse_control_group(text), Some("/user.slice/a"));
+        let text = "anon 9\ninactive_file 30\nactive_file 4\nslab 1\n";
+        assert_eq!(parse_cached(text), 34);
     }
 
     #[test]

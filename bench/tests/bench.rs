@@ -38,7 +38,7 @@ fn a_closed_loop_leaves_its_results_and_compares_with_itself() {
     let (code, said) = run(
         dir.path(),
         "bench --nodes 3 --groups 8 --inflight 16 --reads 0.2 --payload 16..64 --keys zipfian:0.9 --warmup 1 --seconds 2 \
-         --stages 8 --noise-rounds 2 --populate 16MiB --json a.json --csv a.csv --hlog a.hlog --html a.html",
+         --stages 8 --noise-rounds 2 --populate 128MiB --json a.json --csv a.csv --hlog a.hlog --html a.html",
     );
     assert_eq!(code, Some(0), "{said}");
     let result = json(dir.path(), "a.json");
@@ -46,7 +46,10 @@ fn a_closed_loop_leaves_its_results_and_compares_with_itself() {
         (&result["kind"], &result["format"], &result["valid"]),
         (&"bench".into(), &3.into(), &true.into())
     );
-    assert_eq!(result["setup"]["populated_bytes"], 16 << 20, "{said}");
+    assert_eq!(result["setup"]["populated_bytes"], 128 << 20, "{said}");
+    // Three nodes with 8 groups would take a third of it.
+    let resident = result["result"]["rss_bytes"].as_u64();
+    assert!(resident >= Some(128 << 20), "{resident:?}");
     for place in [
         "/setup/machine/kernel",
         "/setup/config/wal/mode",
@@ -222,7 +225,7 @@ fn refusals_come_before_anything_starts() {
         ("bench --fault stall-disk@9s:1h", "lasts beyond the end"),
         ("bench --fault kill-leader@1s --reads 1", "--read-mode"),
         ("bench --payload 99999999", "max_proposal_bytes"),
-        ("bench --populate 900TiB", "are available; give less"),
+        ("bench --populate 900TiB", "at most for each process"),
         ("bench --csv a.csv --json missing/a.json", "missing/a.json"),
         ("bench --csv a --json a", "cannot write to a"),
         (

@@ -19,8 +19,10 @@ use crate::shard::ShardLog;
 const SLICE_GROUPS: usize = 512;
 const SLICE_BYTES: usize = 256 << 10;
 
-/// Blocks moved in one call. Each is read from where it lies, by itself: a few microseconds, while turns wait.
-const SLICE_BLOCKS: usize = 256;
+/// Blocks moved in one call, and looked at to find them. Each that is moved is read from where it lies, by itself: a few microseconds
+/// if that is cached, while turns wait.
+const SLICE_MOVES: usize = 256;
+const SLICE_LOOKS: usize = 64 << 10;
 
 #[derive(Default)]
 pub(crate) struct Upkeep {
@@ -52,10 +54,33 @@ impl CheckpointWork {
 }
 
 struct RelocationWork {
+    /// Number of the newest checkpoint that was wanted when it began.
+    checkpoint: u64,
     left: Vec<GroupId>,
     /// Where the search goes on in the last one of these.
     from: Index,
     victims: Arc<[u64]>,
+}
+
+/// What a slice of a relocation may still do.
+struct Slice {
+    moves: usize,
+    looks: usize,
+}
+
+impl Default for Slice {
+    fn default() -> Self {
+        Slice {
+            moves: SLICE_MOVES,
+            looks: SLICE_LOOKS,
+        }
+    }
+}
+
+impl Slice {
+    fn is_over(&self) -> bool {
+        self.moves == 0 || self.looks == 0
+    }
 }
 
 impl Upkeep {
@@ -94,6 +119,18 @@ impl ShardLog {
             && self.lane.segments.shortage().is_some()
     }
 
+    /// Whether what [`ShardLog::maintain`] would do next has time: moving blocks, as long as no newer checkpoint is wanted, which
+    /// means that there has been much log since, and the disk has room for more segments.
+    pub fn is_patient(&self) -> bool {
+        let wanted = self.lane.maintenance.checkpoint();
+        let section = self.upkeep.checkpoint.as_ref();
+        let work = self.upkeep.relocation.as_ref();
+        wanted == self.upkeep.checkpoint_seen
+            && section.is_none_or(|work| work.through.is_some())
+            && work.is_some_and(|work| work.checkpoint == wanted)
+            && self.lane.segments.shortage().is_none()
+    }
+
     fn begin_wanted(&mut self) {
         let wanted = self.lane.maintenance.checkpoint();
         if wanted != self.upkeep.checkpoint_seen && self.upkeep.checkpoint.is_none() {
@@ -111,11 +148,12 @@ impl ShardLog {
                 through: None,
             });
         }
-        let wanted = self.lane.maintenance.relocation();
-        if wanted != self.upkeep.relocation_seen {
-            self.upkeep.relocation_seen = wanted;
+        // One that is under way ends first, or groups that come late in it would never have their turn.
+        if self.wants_relocation() && self.upkeep.relocation.is_none() {
+            self.upkeep.relocation_seen = self.lane.maintenance.relocation();
             let left = self.groups.keys().collect();
             self.upkeep.relocation = Some(RelocationWork {
+                checkpoint: self.upkeep.checkpoint_seen,
                 left,
                 from: Index::ZERO,
                 victims: self.lane.maintenance.victims(),
@@ -176,13 +214,13 @@ impl ShardLog {
         // Moved blocks take the room of new entries, never that of votes. The next checkpoint chooses again.
         let slice = (SLICE_BYTES + self.max_block_bytes()) as u64;
         if self.room_for_entries().is_some_and(|room| room < slice) {
-            return Ok(false);
+            return Ok(self.wants_relocation());
         }
-        let (mut looked_at, mut left) = (0, SLICE_BLOCKS);
-        while looked_at < SLICE_GROUPS && left > 0 && self.turn_bytes() < SLICE_BYTES {
+        let (mut looked_at, mut left) = (0, Slice::default());
+        while looked_at < SLICE_GROUPS && !left.is_over() && self.turn_bytes() < SLICE_BYTES {
             let Some(group) = work.left.pop() else {
                 self.submit_to_flusher()?;
-                return Ok(false);
+                return Ok(self.wants_relocation());
             };
             looked_at += 1;
             work.from = match self.relocate_group(group, work.from, &work.victims, &mut left)? {
@@ -198,14 +236,18 @@ impl ShardLog {
         Ok(true)
     }
 
-    /// Moves blocks of one group that begin at `from` or later, `left` at most; where to go on if the slice is full before all
-    /// are moved.
+    /// Whether another relocation is wanted than the newest that was begun.
+    fn wants_relocation(&self) -> bool {
+        self.lane.maintenance.relocation() != self.upkeep.relocation_seen
+    }
+
+    /// Moves blocks of one group that begin at `from` or later; where to go on if the slice is over before all are moved.
     fn relocate_group(
         &mut self,
         group: GroupId,
         from: Index,
         victims: &[u64],
-        left: &mut usize,
+        left: &mut Slice,
     ) -> Result<Option<Index>, StorageError> {
         let Some(log) = self.groups.get(group) else {
             return Ok(None);
@@ -214,17 +256,22 @@ impl ShardLog {
             |place| matches!(place, Where::Segment(segment) if victims.contains(&segment));
         // The log may have been purged meanwhile.
         let from = from.max(log.base.index.next());
-        let moving: Vec<_> = log
-            .blocks
-            .from(from)
-            .filter(|block| in_victim(block.place.get()))
-            .take(*left + 1)
-            .collect();
+        let (mut moving, mut rest) = (Vec::new(), None);
+        for block in log.blocks.from(from) {
+            if left.is_over() {
+                rest = Some(block.first);
+                break;
+            }
+            left.looks -= 1;
+            if in_victim(block.place.get()) {
+                left.moves -= 1;
+                moving.push(block);
+            }
+        }
         for block in moving {
-            if *left == 0 || self.turn_bytes() >= SLICE_BYTES {
+            if self.turn_bytes() >= SLICE_BYTES {
                 return Ok(Some(block.first));
             }
-            *left -= 1;
             let mut packed = Blocks::default();
             if let Err(error) = self.read_packed(group, &block, &mut packed) {
                 // Rot found early: the block stays where it is, and whoever reads it gets this error.
@@ -240,6 +287,6 @@ impl ShardLog {
                 Err(error) => return Err(error),
             }
         }
-        Ok(None)
+        Ok(rest)
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -426,18 +427,24 @@ pub fn small_config() -> Config {
     .expect("a valid configuration")
 }
 
-/// Ports that were free a moment ago. Nodes have to know each other's before the first one starts.
+/// Ports that are free, and that nobody else is given while a node does not hold its own: they lie below those that the system gives
+/// out by itself (from 32,768), and this process takes each once. Nodes have to know each other's before the first one starts.
 fn free_addresses(nodes: u64) -> Vec<(u64, SocketAddr)> {
-    let sockets: Vec<(u64, UdpSocket)> = (1..=nodes)
-        .map(|id| {
-            (
-                id,
-                UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free UDP port"),
-            )
-        })
-        .collect();
-    sockets
-        .iter()
-        .map(|(id, socket)| (*id, socket.local_addr().expect("a bound socket")))
-        .collect()
+    (1..=nodes).map(|id| (id, free_address())).collect()
+}
+
+fn free_address() -> SocketAddr {
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 22_000;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    // Processes side by side begin far from each other.
+    let begin = std::process::id().wrapping_mul(1_009) % COUNT;
+    let next = || {
+        let place = (begin + TAKEN.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        let port = u16::try_from(FIRST + place).expect("a port has 16 bits");
+        SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+    };
+    let mut candidates = std::iter::repeat_with(next).take(COUNT as usize);
+    let free = candidates.find(|address| UdpSocket::bind(address).is_ok());
+    free.expect("a free UDP port")
 }

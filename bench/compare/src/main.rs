@@ -24,9 +24,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Memory that is backed before an engine starts; docs/how-to/bench.md says why.
-const POPULATED: u64 = 1 << 30;
-
 /// Polyraft, raft-rs with raft-engine, and openraft on the same work.
 #[derive(Parser)]
 #[command(name = "polyraft-compare", version)]
@@ -96,7 +93,7 @@ struct Round {
 }
 
 fn main() -> Result<()> {
-    allocator::keep_freed_memory_for_a_while();
+    allocator::keep_freed_memory(allocator::KEPT_UNDER_LOAD);
     let line = CommandLine::parse();
     match line.task {
         Some(Task::Round(round)) => {
@@ -118,7 +115,7 @@ impl Round {
             "a payload has at least {} bytes",
             payloads::MIN_BYTES
         );
-        allocator::populate(POPULATED).context("no memory can be backed beforehand")?;
+        allocator::populate(allocator::MOST).context("memory can't be populated")?;
         let workload = Workload {
             groups: self.groups,
             inflight: self.inflight,

@@ -5,9 +5,10 @@ use super::faults::Fault;
 use super::in_flight::SnapshotArgs;
 use super::rolling::RollingArgs;
 use super::scale::{failover::FailoverArgs, idle::IdleArgs, restart::RestartArgs};
+use crate::allocator::MOST;
 use crate::load::default_threads;
-use crate::screen;
 use crate::workload::{Arrivals, Keys, Pace, ReadMode, Sizes, Workload};
+use crate::{process, screen};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use polyraft::Config;
@@ -29,6 +30,14 @@ pub struct BenchArgs {
     pub command: Option<BenchCommand>,
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+impl BenchArgs {
+    /// Whether it is about what a load costs, and not about what groups take.
+    pub fn measures_a_load(&self) -> bool {
+        let command = self.command.as_ref();
+        command.is_none_or(|c| matches!(c, BenchCommand::FindMax(_) | BenchCommand::CostModel(_)))
+    }
 }
 
 const AFTER_HELP: &str =
@@ -111,7 +120,7 @@ pub struct WorkArgs {
 #[command(next_help_heading = "Measurement")]
 pub struct MemoryArgs {
     /// Have the system back SIZE of memory before the load, as it has for a process that runs for long; with --processes, as
-    /// much for all nodes together; 0: none [default: 1GiB, or a quarter of what is available]
+    /// much for all nodes together; 0: none [default: 1GiB, or less where less than 4 GiB are available]
     #[arg(long, value_name = "SIZE")]
     pub populate: Option<ByteSize>,
 }
@@ -300,21 +309,29 @@ impl ClusterArgs {
 }
 
 impl MemoryArgs {
-    /// Bytes to populate where `available` could be taken.
-    pub fn bytes(self, available: u64) -> Result<u64> {
-        match self.populate {
-            None => Ok(USUAL_MEMORY.min(available / 4)),
-            Some(size) if size.as_u64() <= available => Ok(size.as_u64()),
-            Some(size) => bail!(
-                "--populate {size} is more than the {} that are available; give less",
-                screen::bytes(available)
+    /// Bytes to populate, by all processes together.
+    pub fn bytes(self, cluster: &ClusterArgs) -> Result<u64> {
+        let processes = if cluster.processes { cluster.nodes } else { 1 };
+        // Half of it stays for everybody else.
+        let available = process::available_memory().map(|bytes| bytes / 2);
+        match self.populate.map(|size| size.as_u64()) {
+            // A power of two, so that results of the same machine are about the same set-up.
+            None => Ok(match (available.unwrap_or_default() / 2).checked_ilog2() {
+                Some(power) => MOST.min(1 << power),
+                None => 0,
+            }),
+            Some(bytes) if bytes > MOST * processes => bail!(
+                "--populate takes {} at most for each process, which is what the allocator reserves at once",
+                screen::bytes(MOST)
             ),
+            Some(bytes) if available.is_some_and(|available| bytes > available) => bail!(
+                "--populate {} is more than half of the memory that is available; give less",
+                screen::bytes(bytes)
+            ),
+            Some(bytes) => Ok(bytes),
         }
     }
 }
-
-/// What three nodes and some seconds of load take, and then some.
-const USUAL_MEMORY: u64 = 1 << 30;
 
 impl PaceArgs {
     /// The pace asked for.

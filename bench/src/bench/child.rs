@@ -67,7 +67,8 @@ pub fn run(args: &ChildArgs) -> Result<()> {
         parent == Some(args.parent),
         "the process that started this node is gone"
     );
-    allocator::populate(args.populate).context("memory can't be populated")?;
+    allocator::populate(args.populate)
+        .context("memory can't be populated; --populate 0 goes without")?;
     let disk = StallDisk::default();
     let peers: Vec<(u64, SocketAddr)> = (1..).zip(args.addresses.iter().copied()).collect();
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -201,7 +201,7 @@ struct Found {
 pub fn run(args: &CostModelArgs) -> Result<Ending> {
     let config = args.cluster.load_config()?;
     let json = Json::open(args.json.as_deref())?;
-    let mut setting = Setting::new(&args.cluster)?.with_memory(args.memory, &args.cluster)?;
+    let mut setting = Setting::under_load(&args.cluster, args.memory)?;
     until_interrupted(fit(args, json, &mut setting, config), Ending::Interrupted)
 }
 

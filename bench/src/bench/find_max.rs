@@ -180,7 +180,7 @@ pub fn run(args: &FindMaxArgs) -> Result<Ending> {
     };
     let workload = args.work.workload(pace, &args.cluster, &config)?;
     let json = args.json.as_deref().map(Output::open).transpose()?;
-    let mut setting = Setting::new(&args.cluster)?.with_memory(args.memory, &args.cluster)?;
+    let mut setting = Setting::under_load(&args.cluster, args.memory)?;
     until_interrupted(
         search(args, json, &mut setting, &workload, config),
         Ending::Interrupted,

@@ -38,7 +38,7 @@ pub use result::{BUILD, Engine, Hardware, Times, put_json};
 use crate::screen::Screen;
 use crate::signal::interruption;
 use crate::workload::{ReadMode, Workload};
-use crate::{allocator, html, preflight, process, screen};
+use crate::{allocator, html, preflight, screen};
 use anyhow::{Result, bail};
 use args::{BenchCommand, OutputArgs, RunArgs};
 use device::device_of;
@@ -136,30 +136,37 @@ impl Setting {
         })
     }
 
-    /// Decides how much memory is populated, and says so. Nodes with processes of their own populate theirs when they start.
-    pub fn with_memory(mut self, args: MemoryArgs, cluster: &ClusterArgs) -> Result<Self> {
-        let bytes = args.bytes(process::available_memory())?;
-        if bytes == 0 {
-            return Ok(self);
+    /// The same for nodes that get a load: their memory is populated. Nodes with processes of their own do that when they start.
+    pub fn under_load(cluster: &ClusterArgs, memory: MemoryArgs) -> Result<Self> {
+        let bytes = memory.bytes(cluster)?;
+        let mut setting = Self::new(cluster)?;
+        if bytes > 0 {
+            setting.populate(bytes, cluster.processes, memory.populate.is_some())?;
         }
+        Ok(setting)
+    }
+
+    /// `is_asked_for`: by the user, who wants an error if it can't be done.
+    fn populate(&mut self, bytes: u64, apart: bool, is_asked_for: bool) -> Result<()> {
         self.screen.live("backing memory ...".into(), false);
-        let (all, page) = (!cluster.processes, 1);
         let begun = Instant::now();
-        match allocator::populate(if all { bytes } else { page }) {
-            Ok(done) => {
-                self.populated = if all { done } else { bytes };
-                let mut text = format!("{} backed before the load", screen::bytes(self.populated));
-                if all {
-                    text += &format!(", in {}", screen::time(begun.elapsed()));
-                }
+        // Whether the system can do it at all, one byte shows.
+        match allocator::populate(if apart { 1 } else { bytes }) {
+            Ok(()) if apart => self.populated = bytes,
+            Ok(()) => {
+                self.populated = bytes;
+                let (size, time) = (screen::bytes(bytes), screen::time(begun.elapsed()));
+                let text = format!("{size} backed before the load, in {time}");
                 self.screen.done("memory", &text);
             }
-            Err(error) if args.populate.is_none() => self.screen.line(&format!(
-                "warning: the system can't back memory before the load ({error}): tails hold what first touches of it cost"
+            Err(error) if is_asked_for => {
+                bail!("memory can't be populated: {error}; --populate 0 goes without")
+            }
+            Err(error) => self.screen.line(&format!(
+                "warning: memory can't be populated ({error}): tails hold what first touches of it cost"
             )),
-            Err(error) => bail!("--populate needs Linux 5.14 or newer, and as much memory: {error}"),
         }
-        Ok(self)
+        Ok(())
     }
 
     /// Starts nodes in an empty directory of the setting, and says so.
@@ -200,7 +207,7 @@ fn bench(args: &RunArgs) -> Result<Ending> {
         .workload(args.pace.pace(), &args.cluster, &config)?;
     check_faults(args)?;
     let files = Files::open(&args.output)?;
-    let mut setting = Setting::new(&args.cluster)?.with_memory(args.memory, &args.cluster)?;
+    let mut setting = Setting::under_load(&args.cluster, args.memory)?;
     until_interrupted(
         measure_all(args, files, &mut setting, &workload, config),
         Ending::Interrupted,

@@ -70,7 +70,8 @@ impl Nodes {
             (Where::Apart(fleet), round_trip)
         } else {
             // Again for each cluster: the allocator gives back what one has freed.
-            allocator::populate(shape.populate).context("memory can't be populated")?;
+            allocator::populate(shape.populate)
+                .context("memory can't be populated; --populate 0 goes without")?;
             start_here(shape, dir).await?
         };
         Ok(Self {

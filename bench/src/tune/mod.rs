@@ -201,7 +201,7 @@ pub fn run(args: &TuneArgs) -> Result<Ending> {
     let workload = args.work.workload(pace, &args.cluster, &config)?;
     let space = Space::new(&config, &args.params)?;
     let files = Files::open(args)?;
-    let mut setting = Setting::new(&args.cluster)?.with_memory(args.memory, &args.cluster)?;
+    let mut setting = Setting::under_load(&args.cluster, args.memory)?;
     until_interrupted(
         tune(args, files, &mut setting, &space, goal, &workload),
         Ending::Interrupted,

@@ -128,14 +128,23 @@ fn the_blocks_of_one_group_are_moved_in_slices_while_it_is_purged() {
     driver.apply(&purge(large, 100)).unwrap();
     driver.submit().unwrap();
     assert!(driver.wal.request_checkpoint());
-    let (mut moved, mut slices, mut is_purged) = (0, 0, false);
+    let (mut moved, mut slices) = (0, 0);
+    let (mut is_purged, mut is_overtaken) = (false, false);
     loop {
         let has_flushed = driver.flush().unwrap();
         let more = driver.log.maintain().unwrap();
         let now = driver.stats().relocated;
         assert!(now - moved <= 256, "{} blocks in one slice", now - moved);
         slices += u64::from(now > moved);
+        if !is_overtaken {
+            assert_eq!(driver.log.is_patient(), now > 0 && more, "{now} moved");
+        }
         moved = now;
+        // There has been much log since: from here on the moving has no time.
+        if slices == 4 && !is_overtaken {
+            is_overtaken = driver.wal.request_checkpoint();
+            assert!(is_overtaken && !driver.log.is_patient());
+        }
         // What the next slices would have moved first is gone.
         if slices == 2 && !is_purged {
             is_purged = true;

@@ -28,7 +28,8 @@ const APPLY_PIECE_BYTES: u64 = 1 << 20;
 /// What is wrong when that cannot be done.
 const UNREADABLE: &str = "a committed entry can't be read";
 
-/// After each slice of the WAL's work a shard has so many times as long for other things, and at most so many microseconds.
+/// After a slice of the WAL's work, and if the next one has time, a shard has so many times as long for other things, and at most so
+/// many microseconds.
 const MAINTENANCE_RESTS: u64 = 9;
 const MAINTENANCE_REST_LIMIT: u64 = 50_000;
 
@@ -689,8 +690,8 @@ impl Shard {
         self.retouch = retouch;
     }
 
-    /// Gives the WAL a slice of the work that it asked for, after everything urgent has left. Nobody waits for that work unless
-    /// the disk is full, so it gets a small share of the shard's time.
+    /// Gives the WAL a slice of the work that it asked for, after everything urgent has left. What has time gets a small share of
+    /// the shard's.
     fn maintain(&mut self) {
         while let Some(due) = self.maintenance_due()
             && due <= self.now
@@ -713,8 +714,11 @@ impl Shard {
 
     /// When the WAL's next slice of work is due, if it wants any and can have it.
     fn maintenance_due(&self) -> Option<Tick> {
-        let at = self.maintenance.filter(|_| self.disk_full.is_none())?;
-        Some(if self.log.is_urgent() { self.now } else { at })
+        let rested = self.maintenance.filter(|_| self.disk_full.is_none())?;
+        Some(match self.log.is_patient() {
+            true => rested,
+            false => self.now,
+        })
     }
 
     /// The home shard judges another node alive or silent.
