@@ -1,6 +1,7 @@
 //! What this machine can do, measured before a run, so that its numbers can be read against something. Leaves no
 //! file behind.
 
+use crate::process;
 use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -55,7 +56,7 @@ pub fn run(dir: &Path) -> Result<Preflight> {
     Ok(Preflight {
         cpu: named_in("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".into()),
         cores: std::thread::available_parallelism().map_or(1, |cores| cores.get()),
-        memory_bytes: named_in("/proc/meminfo", "MemTotal").map_or(0, |text| kibibytes(&text)),
+        memory_bytes: process::system_memory("MemTotal").unwrap_or(0),
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
             .map_or_else(|_| "unknown".into(), |text| text.trim().into()),
         filesystem: filesystem(dir),
@@ -92,15 +93,6 @@ fn named_in(path: &str, name: &str) -> Option<String> {
     let mut lines = text.lines().filter_map(|line| line.split_once(':'));
     let (_, value) = lines.find(|(key, _)| key.trim() == name)?;
     Some(value.trim().to_owned())
-}
-
-/// Bytes in a text like `1024 kB`.
-fn kibibytes(text: &str) -> u64 {
-    let number = text.split_ascii_whitespace().next();
-    number
-        .and_then(|number| number.parse::<u64>().ok())
-        .unwrap_or(0)
-        << 10
 }
 
 fn filesystem(dir: &Path) -> String {

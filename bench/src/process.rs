@@ -62,7 +62,7 @@ pub fn resident() -> Resident {
 /// the kernel does not say.
 pub fn available_memory() -> Option<u64> {
     let read = |path: &Path| std::fs::read_to_string(path).ok();
-    let system = parse_available(&read(Path::new("/proc/meminfo"))?)?;
+    let system = system_memory("MemAvailable")?;
     let own = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
     let own = parse_control_group(&own).unwrap_or_default();
     let mounted = Path::new("/sys/fs/cgroup");
@@ -90,9 +90,15 @@ fn parse_cached(text: &str) -> u64 {
     files.sum()
 }
 
-fn parse_available(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+/// What `/proc/meminfo` says under this name, in bytes (proc_pid_meminfo(5)).
+pub fn system_memory(name: &str) -> Option<u64> {
+    parse_memory(&std::fs::read_to_string("/proc/meminfo").ok()?, name)
+}
+
+fn parse_memory(text: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+    let (_, value) = lines.find(|(key, _)| *key == name)?;
+    let kibibytes: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kibibytes << 10)
 }
 
@@ -122,8 +128,8 @@ mod tests {
     #[test]
     fn available_memory_is_read_in_kibibytes() {
         let text = "MemTotal:       24684444 kB\nMemAvailable:   12 kB\nBuffers: 5 kB\n";
-        assert_eq!(parse_available(text), Some(12 << 10));
-        assert_eq!(parse_available("MemTotal: 1 kB\n"), None);
+        assert_eq!(parse_memory(text, "MemAvailable"), Some(12 << 10));
+        assert_eq!(parse_memory("MemTotal: 1 kB\n", "MemAvailable"), None);
         assert!(available_memory().unwrap() > 0);
         let text = "1:cpu:/old\n0::/user.slice/a\n";
         assert_eq!(parse_control_group(text), Some("/user.slice/a"));
