@@ -13,9 +13,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// The allocator's option for how long freed memory is kept before it goes back to the system.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
-/// How long freed memory is kept.
-pub const KEPT: Duration = Duration::from_secs(10);
-/// How long it is kept by a process that measures a load: what one checkpoint has freed is there for the next one.
+/// How long freed memory is kept by a process that measures a load: what one checkpoint has freed is there for the next one.
 pub const KEPT_UNDER_LOAD: Duration = Duration::from_secs(60);
 
 /// A load frees and takes megabytes thousands of times a second; by default the allocator gives them back to the
@@ -34,13 +32,6 @@ pub fn keep_freed_memory(time: Duration) {
     let thread = std::thread::Builder::new().name("allocator".to_owned());
     // Without it memory is kept for longer, and nothing else is different.
     let _ = thread.spawn(look);
-}
-
-/// Takes in what other threads freed of this thread's memory, which an idle thread never does by itself, and gives back to the
-/// system what nobody uses.
-pub fn give_back() {
-    // SAFETY: may be called at any time, by any thread.
-    unsafe { libmimalloc_sys::mi_collect(true) };
 }
 
 /// The most that can be populated: what the allocator reserves at once.

@@ -179,7 +179,7 @@ impl<M: StateMachine> Cluster<M> {
             .peers(peers)
             .tls(Tls::dev(&self.site.ca))
             .config(self.config.clone())
-            .on_idle(crate::allocator::give_back);
+            .on_idle(crate::process::give_back);
         if let Some(disk) = self.disks.get(place(id)) {
             builder = builder.disk(Arc::clone(disk));
         }

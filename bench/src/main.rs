@@ -54,13 +54,16 @@ enum Command {
     Recover(recover::RecoverCommand),
 }
 
+/// How long freed memory is kept by a process that measures no load.
+const KEPT: Duration = Duration::from_secs(10);
+
 impl Command {
     /// How long the process keeps freed memory.
     fn kept(&self) -> Duration {
         match self {
             Command::Bench(args) if args.measures_a_load() => allocator::KEPT_UNDER_LOAD,
             Command::Tune(_) | Command::BenchNode(_) => allocator::KEPT_UNDER_LOAD,
-            _ => allocator::KEPT,
+            _ => KEPT,
         }
     }
 }

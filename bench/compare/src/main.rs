@@ -2,7 +2,6 @@
 //! It must never let one engine's round touch the next: each runs in a process and a directory of its own.
 
 #[path = "../../src/allocator.rs"]
-#[allow(dead_code, reason = "the command polyraft calls more of it")]
 mod allocator;
 mod digest;
 mod host;

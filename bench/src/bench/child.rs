@@ -83,7 +83,7 @@ pub fn run(args: &ChildArgs) -> Result<()> {
         .tls(Tls::dev(&args.ca))
         .disk(Arc::new(disk.clone()))
         .config(Config::load(&args.config)?)
-        .on_idle(allocator::give_back);
+        .on_idle(process::give_back);
     let node = match runtime.block_on(builder.open()) {
         Ok(node) => node,
         Err(error) => return tell(&Reply::Failed(format!("{error:#}"))),

@@ -2,7 +2,6 @@
 
 use super::super::args::ClusterArgs;
 use super::{Bound, Ending, LED_LIMIT, create, link, until_led};
-use crate::allocator;
 use crate::cluster::Cluster;
 use crate::idle::{self, Idle};
 use crate::screen::{self, Screen};
@@ -124,7 +123,7 @@ async fn settle(args: &IdleArgs, cluster: &Cluster<Tally>, screen: &Screen) {
     screen.live("letting the nodes settle ...".into(), false);
     tokio::time::sleep(Duration::from_secs(args.settle)).await;
     // The requests that this thread made are not the nodes'.
-    allocator::give_back();
+    process::give_back();
 }
 
 fn bounds(few: &Idle, all: &Idle) -> Vec<Bound> {
